@@ -1,0 +1,3 @@
+"""grpo_pl: reinforcement learning on language models, with every part swappable."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,176 @@
+"""The vocabulary of the RL loop, in the order in which data flows through it.
+
+Dimensions, used in every shape of the project:
+
+    P   prompts of one iteration on this data-parallel rank
+    G   responses sampled for each prompt (the group)
+    N   sequences, N = P * G, the G responses of one prompt side by side
+    B   sequences of one micro-batch, B <= N
+    T   padded sequence length: prompt, then response, then padding on the right
+    V   vocabulary
+
+Every per-token tensor is `[N, T]` and aligned with `token_ids`: entry `[n, t]` speaks about token `t` given the
+tokens before it. Padding stands on the right, so under causal attention no token ever sees it and no attention mask
+is needed.
+
+Example, one prompt `[5, 6]` with the two responses `[7, 2]` and `[8]`:
+
+    token_ids   [[5, 6, 7, 2], [5, 6, 8, 0]]
+    loss_mask   [[0, 0, 1, 1], [0, 0, 1, 0]]
+    group_ids   [0, 0]
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+@dataclass(kw_only=True)
+class Prompt:
+    """One question, as the engine reads it. Life cycle: made by the DataModule, kept by the rollout, read by rewards.
+
+    Example: `Prompt(token_ids=[5, 6], text="What is 2 + 3?", answer="5", seed=17)`.
+    """
+
+    token_ids: list[int]
+    text: str
+    """The question in words, for rewards and for people; the chat template is not part of it."""
+    answer: str
+    """The gold answer, as the data set spells it. Empty where the task has none."""
+    metadata: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    """Response `g` is sampled with `functional.derive_seed(seed, g)`; unique to the visit (run, iteration, position)."""
+
+
+@dataclass(kw_only=True)
+class Sample:
+    """One response to one prompt: all that a reward may look at."""
+
+    prompt: Prompt
+    response: str
+    response_tokens: int
+    truncated: bool
+    """True if the response was cut at the token limit, False if the model ended it."""
+
+
+@dataclass(kw_only=True)
+class Rollout:
+    """What an engine returns: `G` responses to each of `P` prompts. Life cycle: sampled once, never changed."""
+
+    token_ids: Int[Tensor, "N T"]
+    loss_mask: Bool[Tensor, "N T"]
+    """True on the tokens that the policy sampled, the end-of-sequence token included; column 0 is always False."""
+    sampling_logprobs: Float[Tensor, "N T"]
+    """The engine's log-probability of each sampled token in nats, at `temperature`; 0 elsewhere."""
+    group_ids: Int[Tensor, "N"]
+    prompts: list[Prompt]
+    """The prompt of each sequence: length `N`, each prompt `G` times."""
+    responses: list[str]
+    truncated: Bool[Tensor, "N"]
+    policy_version: int
+    """How many optimizer steps the sampling policy had behind it."""
+    temperature: float
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each sequence, prompt and response together."""
+        steps = torch.arange(1, self.loss_mask.shape[1] + 1)
+        return (self.loss_mask * steps).amax(-1).tolist()
+
+    @property
+    def samples(self) -> list[Sample]:
+        """The `N` responses as rewards see them."""
+        lengths = self.loss_mask.sum(-1).tolist()
+        rows = zip(self.prompts, self.responses, lengths, self.truncated.tolist(), strict=True)
+        return [Sample(prompt=p, response=r, response_tokens=n, truncated=t) for p, r, n, t in rows]
+
+
+@dataclass(kw_only=True)
+class TokenScores:
+    """What the models say about a batch of sequences; zero where `loss_mask` is False."""
+
+    logprobs: Float[Tensor, "B T"]
+    entropy: Float[Tensor, "B T"]
+    """Entropy in nats of the distribution that token `t` was drawn from."""
+    ref_logprobs: Float[Tensor, "B T"] | None = None
+    values: Float[Tensor, "B T"] | None = None
+    """The critic's estimate before token `t` is chosen."""
+
+    @classmethod
+    def assemble(
+        cls, parts: Sequence["TokenScores"], rows: Sequence[Sequence[int]], shape: torch.Size
+    ) -> "TokenScores":
+        """The scores of all `[N, T]` tokens from those of micro-batches, each about the given rows; in float32."""
+
+        def whole(pieces: list[Tensor]) -> Tensor:
+            out = torch.zeros(shape, device=pieces[0].device)
+            for piece, where in zip(pieces, rows, strict=True):
+                out[torch.tensor(where, device=out.device), : piece.shape[1]] = piece.float()
+            return out
+
+        pieces = {f.name: [getattr(part, f.name) for part in parts] for f in fields(cls)}
+        return cls(**{name: None if some[0] is None else whole(some) for name, some in pieces.items()})
+
+
+@dataclass(kw_only=True)
+class SampleRecord:
+    """One response with its rewards, for tables and files that people read."""
+
+    prompt: str
+    answer: str
+    response: str
+    response_tokens: int
+    truncated: bool
+    rewards: dict[str, float | None]
+    reward: float | None
+    advantage: float
+
+
+@dataclass(kw_only=True)
+class Experience:
+    """A rollout with everything the update needs. A minibatch and a micro-batch are the same type.
+
+    Life cycle: made by the learner from a rollout, cut into minibatches by the loop, consumed by `training_step`.
+    """
+
+    token_ids: Int[Tensor, "B T"]
+    loss_mask: Bool[Tensor, "B T"]
+    sampling_logprobs: Float[Tensor, "B T"]
+    old_logprobs: Float[Tensor, "B T"]
+    """The trainer's log-probabilities before the first update on this rollout."""
+    advantages: Float[Tensor, "B T"]
+    temperature: float
+    ref_logprobs: Float[Tensor, "B T"] | None = None
+    returns: Float[Tensor, "B T"] | None = None
+    old_values: Float[Tensor, "B T"] | None = None
+    num_tokens: int = 0
+    """Response tokens of the whole optimizer step, over all micro-batches and ranks; 0 before the minibatches are cut."""
+    num_sequences: int = 0
+    """Sequences of the whole optimizer step, over all micro-batches and ranks; 0 before the minibatches are cut."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """The iteration's metrics; only its first micro-batch carries them."""
+    records: list[SampleRecord] = field(default_factory=list)
+    """The iteration's responses; only its first micro-batch carries them."""
+
+    def select(self, rows: Sequence[int], *, num_tokens: int, num_sequences: int) -> "Experience":
+        """The given rows, without the columns of padding that none of them needs."""
+        index = torch.as_tensor(rows, device=self.token_ids.device)
+        width = 1 + int(self.loss_mask[index].any(0).nonzero().max())
+
+        def cut(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor[index, :width]
+
+        def must(tensor: Tensor) -> Tensor:
+            return tensor[index, :width]
+
+        return Experience(
+            token_ids=must(self.token_ids), loss_mask=must(self.loss_mask),
+            sampling_logprobs=must(self.sampling_logprobs), old_logprobs=must(self.old_logprobs),
+            advantages=must(self.advantages), temperature=self.temperature,
+            ref_logprobs=cut(self.ref_logprobs), returns=cut(self.returns), old_values=cut(self.old_values),
+            num_tokens=num_tokens, num_sequences=num_sequences,
+        )
