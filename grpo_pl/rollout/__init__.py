@@ -1,0 +1,1 @@
+"""Rollout engines: prompts -> responses with the log-probabilities they were sampled with."""

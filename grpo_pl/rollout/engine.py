@@ -1,0 +1,112 @@
+"""What a rollout engine is: anything that can take weights and answer prompts."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from grpo_pl.functional import pad_rows
+from grpo_pl.types import Prompt, Rollout
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How responses are drawn.
+
+    There is no top-p and no top-k: they would draw from another distribution than the one whose log-probabilities the
+    trainer computes, and every importance ratio would be off by the kept mass.
+
+    Args:
+        max_tokens: The longest response, in tokens; one that reaches it without ending is truncated.
+        temperature: Divides the logits; 0 takes the most likely token.
+    """
+
+    max_tokens: int = 256
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 1:
+            raise ValueError(f"max_tokens={self.max_tokens} in the sampling settings: expected 1 or more")
+        if self.temperature < 0:
+            raise ValueError(f"temperature={self.temperature} in the sampling settings: expected 0 (greedy) or more")
+
+
+@dataclass(kw_only=True)
+class Response:
+    """One response as an engine returns it. Example: `Response(token_ids=[7, 2], logprobs=[-0.3, -0.1], ...)`."""
+
+    token_ids: list[int]
+    """The sampled tokens, the end-of-sequence token included."""
+    logprobs: Float[Tensor, "_"] | list[float]
+    text: str
+    truncated: bool
+
+
+class RolloutEngine(ABC):
+    """Samples responses from the policy's current weights. Life cycle: `start`, then `load_weights` and `generate` in turns.
+
+    Args:
+        pretrained: Model folder or hub name; where empty, the one of `--pretrained`.
+    """
+
+    pretrained: str
+
+    @abstractmethod
+    def start(self, *, max_sequence_tokens: int, max_sequences: int, device: torch.device) -> None:
+        """Acquire memory and load the model; called once, after everything cheap has been checked.
+
+        Raises:
+            ValueError: If the machine cannot hold it, naming the key to change.
+        """
+
+    @abstractmethod
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
+        """Replace all weights, and forget everything computed with the old ones. Exhausts the iterable."""
+
+    @abstractmethod
+    def generate(self, prompts: Sequence[Prompt], group_size: int, sampling: SamplingConfig) -> Rollout:
+        """`group_size` responses to each prompt, response g drawn with `derive_seed(prompt.seed, g)`."""
+
+    @abstractmethod
+    def shutdown(self) -> None:
+        """Give everything back; the engine may be started again."""
+
+
+def assemble_rollout(
+    prompts: Sequence[Prompt],
+    responses: Sequence[Sequence[Response]],
+    *,
+    policy_version: int,
+    temperature: float,
+) -> Rollout:
+    """Lay out the G responses to each of P prompts as one padded `[N, T]` batch."""
+    owners = [prompt for prompt, group in zip(prompts, responses, strict=True) for _ in group]
+    flat = [response for group in responses for response in group]
+    starts = [len(prompt.token_ids) for prompt in owners]
+    width = max(start + len(response.token_ids) for start, response in zip(starts, flat, strict=True))
+
+    def lay_out(values: Sequence[Sequence[float] | Tensor], before: Sequence[list[int]], dtype: torch.dtype) -> Tensor:
+        rows = [
+            torch.cat([torch.tensor(head, dtype=dtype), torch.as_tensor(tail, dtype=dtype)])
+            for head, tail in zip(before, values, strict=True)
+        ]
+        return pad_rows(rows, width)
+
+    blank = [[0] * start for start in starts]
+    token_ids: Int[Tensor, "N T"] = lay_out(
+        [r.token_ids for r in flat], [p.token_ids for p in owners], torch.long
+    )
+    return Rollout(
+        token_ids=token_ids,
+        loss_mask=lay_out([[1] * len(r.token_ids) for r in flat], blank, torch.bool),
+        sampling_logprobs=lay_out([r.logprobs for r in flat], blank, torch.float32),
+        group_ids=torch.tensor([i for i, group in enumerate(responses) for _ in group]),
+        prompts=owners,
+        responses=[r.text for r in flat],
+        truncated=torch.tensor([r.truncated for r in flat]),
+        policy_version=policy_version,
+        temperature=temperature,
+    )

