@@ -1,0 +1,250 @@
+"""RolloutDataModule: prompts in, micro-batches of experience out."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from itertools import count, islice
+from typing import Generic, Literal, TypeVar, cast
+
+import lightning.pytorch as pl
+from torch.utils.data import DataLoader, IterableDataset
+from typing_extensions import override
+
+from grpo_pl.functional import derive_seed
+from grpo_pl.loop import Learner, UpdateSchedule, experience_stream
+from grpo_pl.models import context_length, load_tokenizer
+from grpo_pl.prompts.chat import ChatFormat
+from grpo_pl.prompts.prompt_set import PromptSet, iteration_prompts
+from grpo_pl.prompts.sources import PromptSource
+from grpo_pl.rollout.engine import RolloutEngine, SamplingConfig
+from grpo_pl.types import Experience, Prompt, Rollout
+
+
+T = TypeVar("T", covariant=True)
+
+
+class Stream(IterableDataset[T], Generic[T]):
+    """A data set that is a generator."""
+
+    def __init__(self, generate: Callable[[], Iterator[T]]) -> None:
+        self.generate = generate
+
+    @override
+    def __iter__(self) -> Iterator[T]:
+        return self.generate()
+
+
+class RolloutDataModule(pl.LightningDataModule):
+    """Prompts, the engine that answers them, and how often a rollout is learned from.
+
+    One Lightning epoch is one iteration: a rollout of `prompts_per_iteration * group_size` responses, then
+    `update_epochs * minibatches` optimizer steps, each over `trainer.accumulate_grad_batches` micro-batches. So
+    `trainer.max_epochs`, `check_val_every_n_epoch` and a checkpoint's `every_n_epochs` all count iterations.
+
+    Args:
+        train: Where training prompts come from.
+        engine: What samples the responses.
+        val: Where validation prompts come from; null for no validation.
+        pretrained: Model folder or hub name of the tokenizer; where empty, the one of `--pretrained`.
+        format: How a question becomes a prompt.
+        prompts_per_iteration: Prompts of one iteration, over all ranks.
+        group_size: Responses to each prompt.
+        minibatches: Optimizer steps in one pass over a rollout.
+        update_epochs: Passes over a rollout.
+        sampling: How training responses are drawn.
+        max_prompt_tokens: The longest prompt, in tokens.
+        long_prompts: What to do with longer ones: refuse the data, drop them (counted), or keep their end.
+        val_max_tokens: The longest validation response, in tokens; where null, that of `sampling`.
+        val_samples: Responses to each validation prompt for pass@k and majority@k, drawn as `sampling` says; 0 for
+            greedy accuracy alone.
+        val_prompts_per_batch: Validation prompts that the engine gets at once.
+        seed: Of the order of prompts, of every response, and of the minibatches.
+    """
+
+    def __init__(
+        self,
+        train: PromptSource,
+        engine: RolloutEngine,
+        val: PromptSource | None = None,
+        pretrained: str = "",
+        format: ChatFormat = ChatFormat(),  # noqa: A002, B008
+        prompts_per_iteration: int = 8,
+        group_size: int = 8,
+        minibatches: int = 1,
+        update_epochs: int = 1,
+        sampling: SamplingConfig = SamplingConfig(),  # noqa: B008
+        max_prompt_tokens: int = 512,
+        long_prompts: Literal["error", "drop", "truncate"] = "error",
+        val_max_tokens: int | None = None,
+        val_samples: int = 0,
+        val_prompts_per_batch: int = 256,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        for key in ("prompts_per_iteration", "group_size", "minibatches", "update_epochs", "val_prompts_per_batch"):
+            if locals()[key] < 1:
+                raise ValueError(f"data.{key}={locals()[key]}: expected 1 or more")
+        if sampling.temperature == 0:
+            raise ValueError("data.sampling.temperature=0 gives every response of a group alike: set it above 0")
+        self.train, self.val, self.engine, self.pretrained, self.format = train, val, engine, pretrained, format
+        self.prompts_per_iteration, self.group_size = prompts_per_iteration, group_size
+        self.minibatches, self.update_epochs, self.sampling = minibatches, update_epochs, sampling
+        self.max_prompt_tokens, self.long_prompts = max_prompt_tokens, long_prompts
+        self.val_sampling = SamplingConfig(max_tokens=val_max_tokens or sampling.max_tokens, temperature=0.0)
+        self.val_samples, self.val_prompts_per_batch, self.seed = val_samples, val_prompts_per_batch, seed
+        self.on_stage: Callable[[str], None] = lambda stage: None
+        self._started = False
+
+    # ------------------------------------------------------------------------------------------------------------- set-up
+
+    @property
+    def learner(self) -> Learner:
+        """The LightningModule, as the loop sees it."""
+        assert self.trainer is not None, "the trainer attaches itself before setup"
+        return cast(Learner, self.trainer.lightning_module)
+
+    @override
+    def setup(self, stage: str) -> None:
+        """Check everything that is cheap to check, read the prompts, then start the engine."""
+        assert self.trainer is not None, "the trainer attaches itself before setup"
+        if self._started:
+            return
+        if stage == "fit":
+            self._check_batches()
+        self._check_context()
+        tokenizer = load_tokenizer(self.pretrained)
+        self.prompts: dict[str, PromptSet] = {}
+        for name, source in (("train", self.train), ("val", self.val)):
+            if source is None or (name == "train" and stage != "fit"):
+                continue
+            self.on_stage(f"read {name} prompts")
+            self.prompts[name] = PromptSet(
+                source,
+                self.format,
+                tokenizer,
+                max_prompt_tokens=self.max_prompt_tokens,
+                long_prompts=self.long_prompts,
+                key=f"data.{name}",
+            )
+            self.learner.check_prompts(f"data.{name}", [self.prompts[name][row] for row in range(len(self.prompts[name]))])
+        self.on_stage("start the engine")
+        batches = [self.prompts_per_iteration * self.group_size // self.trainer.world_size, self.val_prompts_per_batch]
+        self.engine.start(
+            max_sequence_tokens=self.max_prompt_tokens + self._longest_response,
+            max_sequences=max(batches),
+            device=self.trainer.strategy.root_device,
+        )
+        self._started = True
+
+    @property
+    def _longest_response(self) -> int:
+        return max(self.sampling.max_tokens, self.val_sampling.max_tokens)
+
+    def _check_batches(self) -> None:
+        assert self.trainer is not None, "the trainer attaches itself before setup"
+        ranks, micro_batches = self.trainer.world_size, self.trainer.accumulate_grad_batches
+        if self.group_size < self.learner.min_group_size:
+            raise ValueError(
+                f"data.group_size={self.group_size}: model.advantage compares the responses to one prompt; set "
+                f"data.group_size to {self.learner.min_group_size} or more, or choose another model.advantage"
+            )
+        if self.prompts_per_iteration % ranks:
+            raise ValueError(
+                f"data.prompts_per_iteration={self.prompts_per_iteration} cannot be shared out among {ranks} ranks: "
+                f"set it to a multiple of {ranks}"
+            )
+        sequences = self.prompts_per_iteration // ranks * self.group_size
+        if sequences % self.minibatches:
+            raise ValueError(
+                f"data.minibatches={self.minibatches} does not divide the {sequences} responses that a rank has: set it "
+                "to a divisor"
+            )
+        if sequences // self.minibatches < micro_batches:
+            raise ValueError(
+                f"trainer.accumulate_grad_batches={micro_batches} is more than the {sequences // self.minibatches} "
+                f"responses of a minibatch: set it to at most that, or data.minibatches lower"
+            )
+        if self.trainer.limit_train_batches != 1.0:
+            raise ValueError(
+                f"trainer.limit_train_batches={self.trainer.limit_train_batches} would use half a rollout: an epoch is "
+                "one iteration; set trainer.max_epochs instead"
+            )
+        if self.trainer.val_check_interval not in (1.0, None):
+            raise ValueError(
+                f"trainer.val_check_interval={self.trainer.val_check_interval} would validate inside an iteration: set "
+                "trainer.check_val_every_n_epoch, which counts iterations"
+            )
+        steps = self.update_epochs * self.minibatches
+        if self.trainer.max_steps > 0 and self.trainer.max_steps % steps:
+            right = -(-self.trainer.max_steps // steps) * steps
+            raise ValueError(
+                f"trainer.max_steps={self.trainer.max_steps} ends inside an iteration of {steps} optimizer steps: set "
+                f"it to {right}, or trainer.max_epochs to {right // steps} iterations"
+            )
+
+    def _check_context(self) -> None:
+        context = context_length(self.pretrained)
+        if self.max_prompt_tokens + self._longest_response > context:
+            raise ValueError(
+                f"data.max_prompt_tokens={self.max_prompt_tokens} plus responses of {self._longest_response} tokens "
+                f"do not fit the model's context of {context}: set data.max_prompt_tokens to at most "
+                f"{context - self._longest_response}, or data.sampling.max_tokens lower"
+            )
+
+    # ------------------------------------------------------------------------------------------------------------ streams
+
+    @override
+    def train_dataloader(self) -> Iterable[Experience]:
+        """Each pass over it is one iteration; the loop behind it is one generator for the whole run."""
+        assert self.trainer is not None, "the trainer attaches itself before setup"
+        schedule = UpdateSchedule(
+            minibatches=self.minibatches,
+            update_epochs=self.update_epochs,
+            micro_batches=self.trainer.accumulate_grad_batches,
+            seed=self.seed,
+        )
+        loop = experience_stream(
+            self.learner,
+            self.engine,
+            self._prompt_batches(self.trainer.current_epoch),
+            group_size=self.group_size,
+            sampling=self.sampling,
+            schedule=schedule,
+            on_stage=self.on_stage,
+        )
+        return DataLoader(Stream(lambda: islice(loop, schedule.batches_per_iteration)), batch_size=None)
+
+    def _prompt_batches(self, first: int) -> Iterator[tuple[int, list[Prompt]]]:
+        assert self.trainer is not None, "the trainer attaches itself before setup"
+        for iteration in count(first):
+            yield iteration, iteration_prompts(
+                self.prompts["train"],
+                iteration=iteration,
+                prompts_per_iteration=self.prompts_per_iteration,
+                seed=self.seed,
+                rank=self.trainer.global_rank,
+                world_size=self.trainer.world_size,
+            )
+
+    @override
+    def val_dataloader(self) -> Iterable[Rollout]:
+        """Each pass over it syncs the weights and answers all validation prompts."""
+        return DataLoader(Stream(self._val_rollouts), batch_size=None) if self.val is not None else []
+
+    def _val_rollouts(self) -> Iterator[Rollout]:
+        assert self.trainer is not None, "the trainer attaches itself before setup"
+        mine = [
+            replace(self.prompts["val"][row], seed=derive_seed(self.seed, "val", row))
+            for row in range(self.trainer.global_rank, len(self.prompts["val"]), self.trainer.world_size)
+        ]
+        self.on_stage("validate")
+        self.engine.load_weights(self.learner.policy_weights(), version=self.learner.version)
+        for start in range(0, len(mine), self.val_prompts_per_batch):
+            prompts = mine[start : start + self.val_prompts_per_batch]
+            yield self.engine.generate(prompts, 1, self.val_sampling)
+            if self.val_samples:
+                yield self.engine.generate(prompts, self.val_samples, self.sampling)
+
+    @override
+    def teardown(self, stage: str) -> None:
+        self.engine.shutdown()
+        self._started = False

@@ -1,0 +1,96 @@
+"""Validation: rollouts and verifiers -> accuracies with confidence intervals, independent of the training reward."""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from grpo_pl.functional import majority_at_k, pass_at_k, wilson_interval
+from grpo_pl.rewards.base import Verifier
+from grpo_pl.types import Rollout
+
+
+class MeanWithInterval(Metric):
+    """The mean of numbers in [0, 1] over all ranks, with its 95 % confidence interval.
+
+    Wilson's interval where every number is 0 or 1, else the normal approximation.
+    """
+
+    total: Tensor
+    squares: Tensor
+    count: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        for state in ("total", "squares", "count"):
+            self.add_state(state, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, value: float) -> None:
+        """Add one problem's score."""
+        self.total += value
+        self.squares += value * value
+        self.count += 1
+
+    def compute(self) -> tuple[float, float, float]:
+        """Mean, and the lower and upper end of its interval."""
+        total, squares, count = self.total.item(), self.squares.item(), int(self.count.item())
+        mean = total / max(count, 1)
+        if total == squares:
+            return mean, *wilson_interval(total, count)
+        half = 1.96 * math.sqrt(max(squares / count - mean * mean, 0.0) / max(count - 1, 1))
+        return mean, max(mean - half, 0.0), min(mean + half, 1.0)
+
+
+def powers_of_two(limit: int) -> list[int]:
+    """1, 2, 4, ... up to the limit."""
+    return [1 << i for i in range(limit.bit_length())]
+
+
+class Evaluation:
+    """Collects the verdicts of one validation.
+
+    Greedy rollouts (temperature 0) give `val/<name>`; rollouts with n responses a problem give
+    `val/<name>_pass@k` and `val/<name>_majority@k` for k = 1, 2, 4, ... <= n. Each comes with `_low` and `_high`. A
+    problem on which the verifier abstains counts as wrong.
+    """
+
+    def __init__(self, verifiers: Mapping[str, Verifier], device: torch.device) -> None:
+        self.verifiers, self.device = verifiers, device
+        self.means: dict[str, MeanWithInterval] = {}
+
+    def _add(self, name: str, value: float) -> None:
+        self.means.setdefault(name, MeanWithInterval().to(self.device)).update(value)
+
+    def update(self, rollout: Rollout) -> None:
+        """Verify the responses of a rollout."""
+        greedy, samples = rollout.temperature == 0, rollout.samples
+        for name, verifier in self.verifiers.items():
+            correct = [score == 1.0 for score in verifier.score(samples)]
+            if greedy:
+                for verdict in correct:
+                    self._add(f"val/{name}", float(verdict))
+                continue
+            for group in rollout.group_ids.unique().tolist():
+                rows = (rollout.group_ids == group).nonzero()[:, 0].tolist()
+                verdicts = [correct[row] for row in rows]
+                answers = [verifier.extract(rollout.responses[row]) for row in rows]
+                for k in powers_of_two(len(rows)):
+                    self._add(f"val/{name}_pass@{k}", pass_at_k(verdicts, k))
+                    if k > 1:
+                        self._add(f"val/{name}_majority@{k}", majority_at_k(answers, verdicts, k))
+        which = "val" if greedy else "val_sampled"
+        for tokens, truncated in zip(rollout.loss_mask.sum(-1).tolist(), rollout.truncated.tolist(), strict=True):
+            self._add(f"{which}/truncated", float(truncated))
+            self._add(f"{which}/response_tokens", float(tokens))
+
+    def compute(self) -> dict[str, float]:
+        """All metrics of this validation; collective."""
+        values: dict[str, float] = {}
+        for name, metric in self.means.items():
+            mean, low, high = metric.compute()
+            values[name] = mean
+            if name.split("/")[1].split("_")[0] in self.verifiers or name.split("/")[1] in self.verifiers:
+                values |= {f"{name}_low": low, f"{name}_high": high}
+        return values

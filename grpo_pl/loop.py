@@ -1,0 +1,127 @@
+"""The RL loop."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from grpo_pl.functional import balanced_partition, derive_seed, permutation
+from grpo_pl.rollout.engine import RolloutEngine, SamplingConfig
+from grpo_pl.types import Experience, Prompt, Rollout
+
+Step = list[list[int]]
+"""The rows of one optimizer step: K micro-batches."""
+
+
+class Learner(Protocol):
+    """What the loop and the DataModule need of the LightningModule."""
+
+    min_group_size: int
+    """Fewer responses to a prompt give this learner no signal."""
+
+    @property
+    def version(self) -> int:
+        """Optimizer steps taken so far."""
+        ...
+
+    def check_prompts(self, key: str, prompts: Sequence[Prompt]) -> None:
+        """Refuse prompts (of config key `key`) whose answers no reward could ever check."""
+        ...
+
+    def policy_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """The policy's parameters, whole, one at a time."""
+        ...
+
+    def make_experience(self, rollout: Rollout, micro_batches: Sequence[Sequence[int]]) -> Experience:
+        """Rewards, scores and advantages of a rollout, scored in the very micro-batches of the first update epoch."""
+        ...
+
+    def sum_over_ranks(self, values: Tensor) -> Tensor:
+        """The sum of a tensor over all ranks; collective."""
+        ...
+
+
+@dataclass(frozen=True)
+class UpdateSchedule:
+    """How a rollout becomes optimizer steps: `update_epochs` passes, each in `minibatches` of `micro_batches`."""
+
+    minibatches: int
+    update_epochs: int
+    micro_batches: int
+    seed: int
+
+    @property
+    def batches_per_iteration(self) -> int:
+        """Micro-batches that one rollout gives."""
+        return self.update_epochs * self.minibatches * self.micro_batches
+
+    def epoch(self, lengths: Sequence[int], iteration: int, epoch: int) -> list[Step]:
+        """One pass over all rows in a new random order: minibatches of equal size, cut into micro-batches by length."""
+        order = permutation(len(lengths), derive_seed(self.seed, "update", iteration, epoch))
+        size = len(order) // self.minibatches
+        steps = [order[i * size : (i + 1) * size] for i in range(self.minibatches)]
+        return [
+            [[rows[i] for i in part] for part in balanced_partition([lengths[r] for r in rows], self.micro_batches)]
+            for rows in steps
+        ]
+
+
+@dataclass
+class Stopwatch:
+    """Seconds spent in each stage of an iteration; tells whoever listens which one is under way."""
+
+    on_stage: Callable[[str], None]
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        """Time the body under the metric `time/{stage}_s`."""
+        self.on_stage(stage)
+        start = time.perf_counter()
+        yield
+        self.seconds[f"time/{stage}_s"] = time.perf_counter() - start
+
+
+def experience_stream(
+    learner: Learner,
+    engine: RolloutEngine,
+    prompt_batches: Iterable[tuple[int, list[Prompt]]],
+    *,
+    group_size: int,
+    sampling: SamplingConfig,
+    schedule: UpdateSchedule,
+    on_stage: Callable[[str], None],
+) -> Iterator[Experience]:
+    """The whole of reinforcement learning here: between two `yield`s the Trainer takes its optimizer step."""
+    for iteration, prompts in prompt_batches:
+        clock = Stopwatch(on_stage)
+        with clock("sync"):
+            engine.load_weights(learner.policy_weights(), version=learner.version)
+        with clock("generate"):
+            rollout = engine.generate(prompts, group_size, sampling)
+        epochs = [schedule.epoch(rollout.lengths, iteration, e) for e in range(schedule.update_epochs)]
+        with clock("score"):
+            experience = learner.make_experience(rollout, [rows for step in epochs[0] for rows in step])
+        experience.metrics |= clock.seconds
+        on_stage("update")
+        yield from micro_batches(experience, [step for epoch in epochs for step in epoch], learner.sum_over_ranks)
+
+
+def micro_batches(
+    experience: Experience, steps: Sequence[Step], sum_over_ranks: Callable[[Tensor], Tensor]
+) -> Iterator[Experience]:
+    """Cut the experience; each piece knows the size of its whole optimizer step. The first one carries the metrics."""
+    tokens = experience.loss_mask.sum(-1).cpu()
+    local = torch.tensor([[int(tokens[sum(step, [])].sum()), len(sum(step, []))] for step in steps])
+    totals = sum_over_ranks(local).tolist()
+    first = True
+    for step, (num_tokens, num_sequences) in zip(steps, totals, strict=True):
+        for rows in step:
+            piece = experience.select(rows, num_tokens=num_tokens, num_sequences=num_sequences)
+            if first:
+                piece.metrics, piece.records, first = experience.metrics, experience.records, False
+            yield piece

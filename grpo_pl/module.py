@@ -1,0 +1,290 @@
+"""PolicyOptimization: holds the components and states the objective."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from typing_extensions import override
+
+from grpo_pl.advantages import AdvantageEstimator
+from grpo_pl.evaluation import Evaluation
+from grpo_pl.functional import masked_mean, outcome_rewards
+from grpo_pl.losses import Aggregation, ClippedValueLoss, PolicyLoss
+from grpo_pl.models import LanguageModel, ModelBuilder
+from grpo_pl.regularizers import KLPenalty
+from grpo_pl.rewards.base import RewardFunction, ScoredSamples, Verifier, score_samples
+from grpo_pl.types import Experience, Prompt, Rollout, SampleRecord, TokenScores
+from grpo_pl.weight_sync import full_weights
+
+
+class PolicyOptimization(pl.LightningModule):
+    """Policy gradient on a language model; which algorithm it is, the components say.
+
+    Args:
+        policy: The model that is trained.
+        rewards: What a response is worth, by name: the weighted sum is maximised, each one is logged.
+        advantage: How rewards become advantages of tokens.
+        loss: The surrogate of each token.
+        aggregation: How the losses of tokens become the loss of an optimizer step.
+        kl: Penalty on leaving the reference; null for none.
+        reference: The frozen model that `kl` compares with; built only if `kl` is set.
+        critic: The value model; only for advantages that need one.
+        value_loss: The critic's loss.
+        verifiers: What validation measures, by name: `val/<name>` is the share of problems solved.
+        optimizer: Of all trained parameters.
+        lr_scheduler: Stepped after each optimizer step; null for a constant learning rate.
+    """
+
+    def __init__(
+        self,
+        policy: ModelBuilder,
+        rewards: dict[str, RewardFunction],
+        advantage: AdvantageEstimator,
+        loss: PolicyLoss,
+        aggregation: Aggregation,
+        kl: KLPenalty | None = None,
+        reference: ModelBuilder | None = None,
+        critic: ModelBuilder | None = None,
+        value_loss: ClippedValueLoss | None = None,
+        verifiers: dict[str, Verifier] | None = None,
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] = lambda p: torch.optim.AdamW(p, lr=1e-6),
+        lr_scheduler: Callable[[Optimizer], LRScheduler] | None = None,
+    ) -> None:
+        super().__init__()
+        check_components(rewards, advantage, kl, reference, critic)
+        self.builders = {"policy": policy, "reference": reference if kl else None, "critic": critic}
+        self.rewards, self.verifiers = rewards, verifiers or {}
+        self.advantage, self.loss, self.aggregation, self.kl = advantage, loss, aggregation, kl
+        self.value_loss = value_loss or ClippedValueLoss()
+        self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
+        self.min_group_size = advantage.min_group_size
+        self.policy: LanguageModel | None = None
+        self.critic: nn.Module | None = None
+
+    # ------------------------------------------------------------------------------------------------------------ models
+
+    @override
+    def configure_model(self) -> None:
+        if self.policy is not None:
+            return
+        built = {name: builder.build() for name, builder in self.builders.items() if builder is not None}
+        policy = built["policy"]
+        if not isinstance(policy, LanguageModel):
+            raise ValueError("model.policy builds no language model: set it to CausalLM")
+        self.policy, self.critic = policy, built.get("critic")
+        reference = built.get("reference")
+        if reference is not None:
+            reference.requires_grad_(False).eval().to(self.trainer.strategy.root_device)
+        object.__setattr__(self, "reference", reference)  # unregistered: in no checkpoint, in no optimizer
+
+    @override
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])
+        if self.lr_scheduler is None:
+            return optimizer
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": self.lr_scheduler(optimizer), "interval": "step"},
+        }
+
+    @override
+    def forward(self, batch: Experience) -> TokenScores:
+        """What the trained models say of a micro-batch."""
+        assert self.policy is not None, "configure_model comes first"
+        said = self.policy(batch.token_ids, batch.loss_mask, batch.temperature)
+        values = None if self.critic is None else self.critic(batch.token_ids, batch.loss_mask)
+        return TokenScores(logprobs=said.logprobs, entropy=said.entropy, values=values)
+
+    # --------------------------------------------------------------------------------------------- rollout -> experience
+
+    @property
+    def version(self) -> int:
+        """Optimizer steps taken so far."""
+        return self.trainer.global_step
+
+    def policy_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """The policy's parameters, whole, one at a time, under their Hugging Face names."""
+        assert self.policy is not None, "configure_model comes first"
+        return full_weights(self.policy.language_model)
+
+    def sum_over_ranks(self, values: Tensor) -> Tensor:
+        """The sum of a tensor over all ranks; collective."""
+        total = self.trainer.strategy.reduce(values.to(self.device), reduce_op="sum")
+        assert isinstance(total, Tensor)
+        return total
+
+    def check_prompts(self, key: str, prompts: Sequence[Prompt]) -> None:
+        """Refuse prompts of which no answer can be checked; up to 256 of them are looked at.
+
+        Raises:
+            ValueError: If some reward or verifier can score none of them.
+        """
+        some = prompts[:: max(len(prompts) // 256, 1)]
+        for kind, functions in (("rewards", self.rewards), ("verifiers", self.verifiers)):
+            for name, function in functions.items():
+                if not any(function.can_score(prompt) for prompt in some):
+                    raise ValueError(
+                        f"model.{kind}.{name}: {type(function).__name__} can read none of the answers of {key} (for "
+                        f"instance {some[0].answer!r}): check the answer column of {key}, or choose another function"
+                    )
+
+    @torch.no_grad()
+    def make_experience(self, rollout: Rollout, micro_batches: Sequence[Sequence[int]]) -> Experience:
+        """Rewards, scores and advantages of a rollout.
+
+        It is scored in the very micro-batches of the first update epoch, through the strategy's wrapper and in
+        `training_step`'s precision: so the first ratio is exactly 1, whatever the precision.
+        """
+        scored = score_samples(self.rewards, rollout.samples)
+        mask = rollout.loss_mask.to(self.device)
+        blank = torch.zeros(mask.shape, device=self.device)
+        experience = Experience(
+            token_ids=rollout.token_ids.to(self.device),
+            loss_mask=mask,
+            sampling_logprobs=rollout.sampling_logprobs.to(self.device),
+            old_logprobs=blank,
+            advantages=blank,
+            temperature=rollout.temperature,
+        )
+        scores = self._score(experience, micro_batches)
+        rewards = outcome_rewards(scored.total.to(self.device), mask)
+        credit = self.advantage(
+            rewards, scored.scored.to(self.device), scores.values, mask, rollout.group_ids.to(self.device)
+        )
+        experience.old_logprobs, experience.ref_logprobs = scores.logprobs, scores.ref_logprobs
+        experience.advantages, experience.returns = credit.advantages, credit.returns
+        experience.old_values = scores.values
+        experience.metrics = rollout_metrics(rollout, experience) | scored.metrics()
+        experience.records = sample_records(rollout, experience, scored)
+        return experience
+
+    def _score(self, experience: Experience, micro_batches: Sequence[Sequence[int]]) -> TokenScores:
+        parts = []
+        for rows in micro_batches:
+            batch = experience.select(rows, num_tokens=0, num_sequences=0)
+            with self.trainer.precision_plugin.forward_context():
+                part: TokenScores = self.trainer.model(batch)  # type: ignore[misc]
+                if self.reference is not None:
+                    part.ref_logprobs = self.reference(batch.token_ids, batch.loss_mask, batch.temperature).logprobs
+            parts.append(part)
+        return TokenScores.assemble(parts, micro_batches, experience.token_ids.shape)
+
+    # ------------------------------------------------------------------------------------------------ experience -> loss
+
+    @override
+    def training_step(self, batch: Experience, batch_idx: int) -> Tensor:
+        self.log_dict(batch.metrics, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
+        scores = self(batch)
+        loss, metrics = self.loss(scores.logprobs, batch)
+        if self.kl is not None and batch.ref_logprobs is not None:
+            penalty, divergence = self.kl.loss(scores.logprobs, batch.ref_logprobs)
+            loss, metrics = loss + penalty, metrics | {"train/kl": divergence}
+        objective = self.aggregation(loss, batch)
+        if scores.values is not None:
+            value_loss, value_metrics = self.value_loss(scores.values, batch)
+            objective, metrics = objective + self.aggregation(value_loss, batch), metrics | value_metrics
+        metrics |= {"train/loss": loss.detach(), "train/entropy": scores.entropy}
+        self._log_tokens(metrics, batch)
+        # Lightning divides by the micro-batches and the strategies average over ranks; the objective is a sum of shares.
+        return objective * self.trainer.accumulate_grad_batches * self.trainer.world_size
+
+    def _log_tokens(self, metrics: dict[str, Tensor], batch: Experience) -> None:
+        means = {name: masked_mean(value, batch.loss_mask) for name, value in metrics.items()}
+        tokens = int(batch.loss_mask.sum())
+        self.log_dict(means, on_step=False, on_epoch=True, batch_size=tokens, sync_dist=True)
+
+    @override
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        gradients = [p.grad for p in self.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        self.log("train/grad_norm", norm, on_step=False, on_epoch=True, batch_size=1)
+
+    # -------------------------------------------------------------------------------------------------------- validation
+
+    @override
+    def on_validation_epoch_start(self) -> None:
+        self.evaluation = Evaluation(self.verifiers, self.device)
+
+    @override
+    def validation_step(self, batch: Rollout, batch_idx: int) -> None:
+        self.evaluation.update(batch)
+
+    @override
+    def on_validation_epoch_end(self) -> None:
+        self.log_dict(self.evaluation.compute(), batch_size=1)
+
+
+# ------------------------------------------------------------------------------------------------------------ the plain parts
+
+
+def check_components(
+    rewards: dict[str, RewardFunction],
+    advantage: AdvantageEstimator,
+    kl: KLPenalty | None,
+    reference: ModelBuilder | None,
+    critic: ModelBuilder | None,
+) -> None:
+    """Refuse combinations that cannot be meant.
+
+    Raises:
+        ValueError: In one sentence, with the key to change.
+    """
+    name = type(advantage).__name__
+    if not any(reward.weight for reward in rewards.values()):
+        raise ValueError("model.rewards has no reward with a weight other than 0: add one, for instance LastNumber")
+    if advantage.needs_critic and critic is None:
+        raise ValueError(f"model.advantage {name} needs a critic: set model.critic, for instance to ValueHead")
+    if critic is not None and not advantage.needs_critic:
+        raise ValueError(
+            f"model.critic is set and model.advantage {name} does not use it: set model.critic to null, or "
+            "model.advantage to GAE"
+        )
+    if kl is not None and reference is None:
+        raise ValueError(
+            "model.kl needs a reference: set model.reference, for instance to CausalLM, or model.kl to null"
+        )
+
+
+def rollout_metrics(rollout: Rollout, experience: Experience) -> dict[str, float]:
+    """What one looks at first: lengths, truncation, groups without signal, and whether the engine's weights are ours."""
+    mask = experience.loss_mask
+    gap = (experience.sampling_logprobs - experience.old_logprobs).abs()
+    silent = experience.advantages.abs().sum(-1) == 0
+    groups = rollout.group_ids.unique()
+    without_signal = sum(bool(silent[(rollout.group_ids == group).to(silent.device)].all()) for group in groups)
+    metrics = {
+        "rollout/response_tokens": float(mask.sum(-1).float().mean()),
+        "rollout/tokens": float(mask.sum()),
+        "rollout/truncated": float(rollout.truncated.float().mean()),
+        "rollout/groups_without_signal": without_signal / len(groups),
+        "sync/logprob_mismatch": float(masked_mean(gap, mask)),
+        "sync/logprob_mismatch_max": float(torch.where(mask, gap, 0.0).max()),
+    }
+    if experience.returns is not None and experience.old_values is not None:
+        error = (experience.returns - experience.old_values)[mask].var(correction=0)
+        total = experience.returns[mask].var(correction=0)
+        metrics["train/explained_variance"] = float(1 - error / total.clamp(min=1e-12))
+    return metrics
+
+
+def sample_records(rollout: Rollout, experience: Experience, scored: ScoredSamples) -> list[SampleRecord]:
+    """Every response with its rewards, for people to read; the advantage is the mean over its tokens."""
+    tokens = experience.loss_mask.sum(-1).clamp(min=1)
+    advantages = (experience.advantages.sum(-1) / tokens).tolist()
+    return [
+        SampleRecord(
+            prompt=sample.prompt.text,
+            answer=sample.prompt.answer,
+            response=sample.response,
+            response_tokens=sample.response_tokens,
+            truncated=sample.truncated,
+            rewards={name: scores[row] for name, scores in scored.by_name.items()},
+            reward=float(scored.total[row]) if scored.scored[row] else None,
+            advantage=advantages[row],
+        )
+        for row, sample in enumerate(rollout.samples)
+    ]
