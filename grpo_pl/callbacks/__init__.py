@@ -1,0 +1,1 @@
+"""What one looks at while a run goes on, and what it leaves behind."""

@@ -1,0 +1,109 @@
+"""`curves.png`: what became of reward, accuracy, KL, length and time."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import lightning.pytorch as pl
+from typing_extensions import override
+
+from grpo_pl.callbacks.records import METRICS_FILE, read_metrics
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+CURVES_FILE = "curves.png"
+BLUE, ORANGE, GREEN, VERMILION, PURPLE = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7"
+"""Okabe and Ito's colours, told apart by colour-blind readers too."""
+
+Rows = list[dict[str, float]]
+
+
+class Curves(pl.Callback):
+    """Draws `curves.png` into the run's folder when the run ends, also when it was interrupted."""
+
+    @override
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._draw(trainer)
+
+    @override
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._draw(trainer)
+
+    def _draw(self, trainer: pl.Trainer) -> None:
+        metrics = Path(trainer.default_root_dir) / METRICS_FILE
+        if trainer.is_global_zero and metrics.exists():
+            draw_curves(read_metrics(metrics), metrics.with_name(CURVES_FILE))
+
+
+def draw_curves(rows: Rows, path: Path) -> None:
+    """Draw the rows of a `metrics.csv`, one panel a question."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 6.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    (reward, accuracy, kl), (length, entropy, seconds) = figure.subplots(2, 3)
+    for axes, title in (
+        (reward, "training reward"), (accuracy, "validation accuracy"), (kl, "KL to the reference (nats a token)"),
+        (length, "response length (tokens)"), (entropy, "entropy (nats a token)"), (seconds, "seconds an iteration"),
+    ):
+        axes.set_title(title, loc="left", fontsize=11)
+        axes.set_xlabel("iteration")
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    _line(reward, rows, "rollout/reward", BLUE, band="rollout/reward_std")
+    _accuracy(accuracy, rows)
+    _line(kl, rows, "train/kl", VERMILION)
+    _line(length, rows, "rollout/response_tokens", GREEN)
+    _line(entropy, rows, "train/entropy", PURPLE)
+    _stages(seconds, rows)
+    figure.savefig(path, dpi=110)
+
+
+def _points(rows: Rows, *keys: str) -> list[list[float]]:
+    measured = [row for row in rows if all(key in row for key in keys)]
+    return [[row["iteration"] for row in measured], *([row[key] for row in measured] for key in keys)]
+
+
+def _nothing(axes: "Axes") -> None:
+    axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", va="center", color="grey")
+
+
+def _line(axes: "Axes", rows: Rows, key: str, color: str, band: str | None = None) -> None:
+    x, y = _points(rows, key)
+    if not x:
+        return _nothing(axes)
+    axes.plot(x, y, color=color, marker="o", markersize=3)
+    if band is not None:
+        x, y, spread = _points(rows, key, band)
+        low, high = ([a + sign * b for a, b in zip(y, spread, strict=True)] for sign in (-1, 1))
+        axes.fill_between(x, low, high, color=color, alpha=0.12, linewidth=0, label="one std over responses")
+        axes.legend(frameon=False, fontsize=8)
+    return None
+
+
+def _accuracy(axes: "Axes", rows: Rows) -> None:
+    names = sorted({k for row in rows for k in row if f"{k}_low" in row and "@" not in k})
+    if not names:
+        return _nothing(axes)
+    for name, color in zip(names, (BLUE, ORANGE, GREEN, VERMILION, PURPLE), strict=False):
+        x, y, low, high = _points(rows, name, f"{name}_low", f"{name}_high")
+        axes.plot(x, y, color=color, marker="o", markersize=4, label=name)
+        axes.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0, label="95 % interval")
+    axes.set_ylim(0, 1)
+    axes.legend(frameon=False, fontsize=8)
+    return None
+
+
+def _stages(axes: "Axes", rows: Rows) -> None:
+    stages = ("generate", "score", "update", "sync")
+    x, *heights = _points(rows, *(f"time/{stage}_s" for stage in stages))
+    if not x:
+        return _nothing(axes)
+    bottom = [0.0] * len(x)
+    for stage, color, height in zip(stages, (BLUE, ORANGE, GREEN, VERMILION), heights, strict=True):
+        axes.bar(x, height, bottom=bottom, color=color, label=stage, width=0.8)
+        bottom = [a + b for a, b in zip(bottom, height, strict=True)]
+    axes.legend(frameon=False, fontsize=8)
+    return None

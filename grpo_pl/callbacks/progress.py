@@ -1,0 +1,105 @@
+"""The progress bar: where the run stands, what it is doing now, and one line for each iteration."""
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import ProgressBar
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+from typing_extensions import override
+
+from grpo_pl.callbacks.records import MetricsTable
+
+SHOWN = {
+    "reward": ("rollout/reward", "{:.3f}"),
+    "accuracy": ("val/accuracy", "{:.3f}"),
+    "kl": ("train/kl", "{:.4f}"),
+    "tokens": ("rollout/response_tokens", "{:.1f}"),
+    "truncated": ("rollout/truncated", "{:.0%}"),
+    "tokens/s": ("time/tokens_per_s", "{:.0f}"),
+}
+"""Column of the iteration's line -> metric and format."""
+
+STAGES = ("sync", "generate", "score", "update", "validate")
+
+
+class Progress(ProgressBar):
+    """A bar over the iterations with the stage under way, and a line of numbers for each iteration.
+
+    Where the output is no terminal, only the lines are written.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.console = Console()
+        self._enabled = True
+        self._bar: RichProgress | None = None
+
+    @override
+    def disable(self) -> None:
+        self._enabled = False
+
+    @override
+    def enable(self) -> None:
+        self._enabled = True
+
+    @override
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if not trainer.is_global_zero:
+            self.disable()
+        datamodule = getattr(trainer, "datamodule", None)
+        if self._enabled and datamodule is not None:
+            datamodule.on_stage = self.show_stage
+
+    def show_stage(self, stage: str) -> None:
+        """Name what is under way beside the bar."""
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], stage=stage)
+
+    @override
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not self._enabled:
+            return
+        columns = (
+            TextColumn("iteration"), MofNCompleteColumn(), BarColumn(), TimeElapsedColumn(),
+            TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[stage]}"),
+        )
+        total = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else None
+        self._bar = RichProgress(*columns, console=self.console, transient=True)
+        self._bar.add_task("iteration", total=total, completed=trainer.current_epoch, stage="")
+        if self.console.is_terminal:
+            self._bar.start()
+        self.print_row(trainer)
+
+    @override
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=trainer.current_epoch + 1)
+        self.print_row(trainer)
+
+    def print_row(self, trainer: pl.Trainer) -> None:
+        """Write the newest row of the metrics as one line."""
+        table = next((c for c in trainer.callbacks if isinstance(c, MetricsTable)), None)
+        if not self._enabled or table is None or not table.rows:
+            return
+        self.console.print(line(table.rows[-1]), highlight=False, soft_wrap=True)
+
+    @override
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._stop()
+
+    @override
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+def line(row: dict[str, float]) -> str:
+    """One iteration in one line: what was measured, then seconds by stage."""
+    numbers = [f"{name} {form.format(row[key])}" for name, (key, form) in SHOWN.items() if key in row]
+    times = [f"{stage} {row[f'time/{stage}_s']:.1f}" for stage in STAGES if f"time/{stage}_s" in row]
+    return f"iteration {row['iteration']:3.0f}  " + "  ".join(numbers) + f"  [dim]({', '.join(times)} s)[/dim]"

@@ -1,0 +1,127 @@
+"""The files of a run: `metrics.csv`, one row an iteration, and how files are written so that a kill never tears them."""
+
+import csv
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from typing_extensions import override
+
+from grpo_pl.types import Experience
+
+METRICS_FILE = "metrics.csv"
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a file's content in one step: a reader, or a run that was killed, finds the old text or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+def move_aside(folder: Path) -> Path | None:
+    """Rename a folder that holds a run to the first free `<folder>.<n>`, and say where it went."""
+    if not (folder / METRICS_FILE).exists():
+        return None
+    n = 1
+    while (kept := folder.with_name(f"{folder.name}.{n}")).exists():
+        n += 1
+    folder.rename(kept)
+    print(f"The earlier run of {folder} is kept in {kept}; --ckpt_path last would have continued it.")
+    return kept
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """The rows of a `metrics.csv`; a number that was not measured in an iteration is missing from its row."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return [{k: float(v) for k, v in row.items() if v not in ("", None)} for row in csv.DictReader(file)]
+
+
+def write_metrics(path: Path, rows: list[dict[str, float]]) -> None:
+    """Write rows with the union of their columns, `iteration` first and the others in alphabetical order."""
+    columns = ["iteration", *sorted({key for row in rows for key in row} - {"iteration"})]
+    lines = [",".join(columns)]
+    lines += [",".join(_number(row[c]) if c in row else "" for c in columns) for row in rows]
+    write_atomically(path, "\n".join(lines) + "\n")
+
+
+def _number(value: float) -> str:
+    return str(int(value)) if value == int(value) and abs(value) < 1e15 else f"{value:.8g}"
+
+
+class MetricsTable(pl.Callback):
+    """Writes `metrics.csv` into the run's folder, one row an iteration; row 0 is the validation before training.
+
+    Row i > 0 holds iteration i: its rollout, its updates, and the validation after them where there was one. Also runs
+    that first validation, and measures the time of updates and validations.
+    """
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, float]] = []
+        self._validation: dict[str, float] = {}
+        self._first_batch = self._last_batch = self._validation_start = 0.0
+
+    @override
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        path = Path(trainer.default_root_dir) / METRICS_FILE
+        if trainer.current_epoch > 0:
+            rows = read_metrics(path) if path.exists() else []
+            self.rows = [row for row in rows if row["iteration"] <= trainer.current_epoch]
+            return
+        validate_now(trainer)
+        self._write_row(trainer, {"iteration": 0.0})
+
+    @override
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._validation_start = time.perf_counter()
+
+    @override
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        measured = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val")}
+        self._validation = measured | {"time/validate_s": time.perf_counter() - self._validation_start}
+
+    @override
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Experience, batch_idx: int
+    ) -> None:
+        if batch_idx == 0:
+            self._first_batch = time.perf_counter()
+
+    @override
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Experience, batch_idx: int
+    ) -> None:
+        self._last_batch = time.perf_counter()
+
+    @override
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        iteration = float(trainer.current_epoch + 1)
+        pl_module.log("time/update_s", self._last_batch - self._first_batch)
+        pl_module.log_dict({"iteration": iteration, "step": iteration})  # loggers take `step` as their x axis
+        row = {k: float(v) for k, v in trainer.callback_metrics.items() if not k.startswith("val")}
+        row["optimizer_steps"] = float(trainer.global_step)
+        row["lr"] = float(trainer.optimizers[0].param_groups[0]["lr"])
+        stages = ("time/sync_s", "time/generate_s", "time/score_s", "time/update_s")
+        row["time/iteration_s"] = sum(row[stage] for stage in stages)
+        row["time/tokens_per_s"] = row["rollout/tokens"] / row["time/iteration_s"]
+        del row["step"]
+        self._write_row(trainer, row)
+
+    def _write_row(self, trainer: pl.Trainer, row: dict[str, float]) -> None:
+        self.rows.append(row | self._validation)
+        self._validation = {}
+        if trainer.is_global_zero:
+            write_metrics(Path(trainer.default_root_dir) / METRICS_FILE, self.rows)
+
+
+def validate_now(trainer: pl.Trainer) -> None:
+    """Run the validation loop in the middle of `fit`, as Lightning does between two batches."""
+    if not trainer.enable_validation:
+        return
+    loop = trainer.fit_loop.epoch_loop.val_loop
+    trainer.validating = True
+    loop.run()
+    trainer.training = True

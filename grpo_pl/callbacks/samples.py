@@ -1,0 +1,92 @@
+"""Responses that people read: `samples.jsonl`, and a table now and then."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import ProgressBar
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from typing_extensions import override
+
+from grpo_pl.callbacks.records import write_atomically
+from grpo_pl.types import Experience, SampleRecord
+
+SAMPLES_FILE = "samples.jsonl"
+
+
+class Samples(pl.Callback):
+    """Appends each iteration's responses to `samples.jsonl`, and prints some as a table.
+
+    Args:
+        keep: Responses written for each iteration, the first ones of the rollout; 0 for none.
+        every: Iterations from one printed table to the next; 0 for none.
+        rows: Responses in a printed table.
+    """
+
+    def __init__(self, keep: int = 64, every: int = 5, rows: int = 4) -> None:
+        for key, value in (("keep", keep), ("every", every), ("rows", rows)):
+            if value < 0:
+                raise ValueError(f"samples.{key}={value}: expected 0 or more")
+        self.keep, self.every, self.rows = keep, every, rows
+
+    @override
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Drop what a run that is being continued had written after its checkpoint."""
+        path = Path(trainer.default_root_dir) / SAMPLES_FILE
+        if not trainer.is_global_zero or not path.exists():
+            return
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+        kept = [line for line in lines if json.loads(line)["iteration"] <= trainer.current_epoch]
+        write_atomically(path, "".join(kept))
+
+    @override
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Experience, batch_idx: int
+    ) -> None:
+        if not batch.records or not trainer.is_global_zero:
+            return
+        iteration = trainer.current_epoch + 1
+        lines = [json.dumps({"iteration": iteration, **asdict(record)}) + "\n" for record in batch.records[: self.keep]]
+        path = Path(trainer.default_root_dir) / SAMPLES_FILE
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write("".join(lines))
+        if self.every and (iteration - 1) % self.every == 0 and self.rows:
+            bar = next((c for c in trainer.callbacks if isinstance(c, ProgressBar)), None)
+            console: Console = getattr(bar, "console", None) or Console()
+            console.print(table(spread(batch.records, self.rows), f"iteration {iteration}"))
+
+
+def spread(records: list[SampleRecord], count: int) -> list[SampleRecord]:
+    """Some of the records, from best to worst reward, as far apart as can be."""
+    ranked = sorted(records, key=lambda r: -(r.reward if r.reward is not None else float("-inf")))
+    if len(ranked) <= count:
+        return ranked
+    return [ranked[round(i * (len(ranked) - 1) / max(count - 1, 1))] for i in range(count)]
+
+
+def table(records: list[SampleRecord], title: str) -> Table:
+    """Prompt, response, reward by component, and advantage, side by side."""
+    out = Table(title=title, title_justify="left", show_lines=True)
+    for column in ("prompt", "response"):
+        out.add_column(column, ratio=3, overflow="fold")
+    out.add_column("answer", overflow="fold")
+    for column in (*records[0].rewards, "reward", "advantage"):
+        out.add_column(column, justify="right")
+    for record in records:
+        numbers = [*record.rewards.values(), record.reward, record.advantage]
+        cut = " [dim](cut)[/dim]" if record.truncated else ""
+        out.add_row(
+            escape(shorten(record.prompt)), escape(shorten(record.response)) + cut, escape(shorten(record.answer, 40)),
+            *("-" if number is None else f"{number:.2f}" for number in numbers),
+        )
+    return out
+
+
+def shorten(text: str, limit: int = 240) -> str:
+    """The text's two ends, if it is longer than the limit."""
+    text = text.strip()
+    return text if len(text) <= limit else f"{text[: limit // 2]} ... {text[-limit // 2 :]}"
