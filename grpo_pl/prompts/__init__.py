@@ -1,0 +1,24 @@
+"""Where prompts come from: sources of questions, the chat format, the encoded set and the order of visits.
+
+`PromptSource` (rows of text) -> `ChatFormat` (messages, token ids) -> `PromptSet` (length policy) ->
+`iteration_prompts` (which rank sees which prompt in which iteration).
+"""
+
+from grpo_pl.prompts.chat import ChatFormat, Example, Tokenizer
+from grpo_pl.prompts.procedural import Arithmetic, ReasoningGym
+from grpo_pl.prompts.prompt_set import PromptSet, iteration_prompts
+from grpo_pl.prompts.sources import JSONL, HuggingFaceDataset, PromptSource, Question
+
+__all__ = [
+    "JSONL",
+    "Arithmetic",
+    "ChatFormat",
+    "Example",
+    "HuggingFaceDataset",
+    "PromptSet",
+    "PromptSource",
+    "Question",
+    "ReasoningGym",
+    "Tokenizer",
+    "iteration_prompts",
+]

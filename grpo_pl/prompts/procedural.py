@@ -1,0 +1,166 @@
+"""Questions that are generated, not read."""
+
+import math
+import random
+from difflib import get_close_matches
+from functools import partial
+from typing import Any, Literal, final
+
+from typing_extensions import override
+
+from grpo_pl.functional import derive_seed
+from grpo_pl.prompts.sources import PromptSource, Question
+
+_MAX_TRAIN_ROWS = 10_000
+
+
+@final
+class Arithmetic(PromptSource):
+    """Problems `a + b` over all pairs of `digits`-digit numbers, none twice; needs no files.
+
+    The splits are disjoint by construction: of one seeded permutation of all problems, `val` takes the first
+    `held_out` and `train` the others. Of `a + b` and `b + a` only one, drawn by lot, is a problem: so no
+    held-out sum is seen in training the other way round.
+
+    Args:
+        digits: Digits of each operand: 1 to 9 for one digit, 10 to 99 for two (4,095 sums), ...
+        operators: The operators to use, each of `+`, `-` and `*` at most once, such as `+-`.
+        split: Which of the two disjoint parts.
+        size: Rows of the split, null is all, for `train` at most 10,000; a larger size only adds rows.
+        held_out: Problems set aside for `val`; the same number in both splits keeps them disjoint.
+        seed: Seed of the permutation; the same number in both splits keeps them disjoint.
+        template: The question, with `{a}`, `{operator}` and `{b}`.
+    """
+
+    def __init__(
+        self,
+        digits: int = 2,
+        operators: str = "+",
+        split: Literal["train", "val"] = "train",
+        size: int | None = None,
+        held_out: int = 200,
+        seed: int = 0,
+        template: str = "What is {a} {operator} {b}? Reply with just the number.",
+    ) -> None:
+        if not 1 <= digits <= 18:
+            raise ValueError(f"Arithmetic: expected 1 to 18 digits, got {digits}; set `digits`")
+        if not operators or not set(operators) <= set("+-*") or len(set(operators)) < len(operators):
+            raise ValueError(
+                f"Arithmetic: expected some of + - * and each once, got {operators!r}; set `operators`"
+            )
+        if missing := [name for name in ("{a}", "{operator}", "{b}") if name not in template]:
+            raise ValueError(
+                f"Arithmetic: expected {{a}}, {{operator}} and {{b}}, got {template!r} without "
+                f"{', '.join(missing)}; set `template`"
+            )
+        self._lowest, self._operators, self._template = 10 ** (digits - 1), operators, template
+        self._span = 9 * self._lowest
+        problems = len(operators) * self._span * (self._span + 1) // 2
+        if not 0 < held_out < problems:
+            raise ValueError(
+                f"Arithmetic: expected 0 < held_out < {problems} (the number of problems), got {held_out}; "
+                "set `held_out`"
+            )
+        rows = held_out if split == "val" else problems - held_out
+        if size is not None and not 0 < size <= rows:
+            raise ValueError(
+                f"Arithmetic: expected 0 < size <= {rows} (all of split {split!r}), got {size}; set `size`"
+            )
+        if size is None:
+            size = rows if split == "val" else min(rows, _MAX_TRAIN_ROWS)
+        first = 0 if split == "val" else held_out
+        permutation_seed = derive_seed(seed, "arithmetic", digits, operators)
+        self._seed = seed
+        self._problems = _first_of_permutation(problems, first + size, permutation_seed)[first:]
+
+    @override
+    def __len__(self) -> int:
+        return len(self._problems)
+
+    @override
+    def __getitem__(self, index: int) -> Question:
+        pair, operator_index = divmod(self._problems[index], len(self._operators))
+        larger = (math.isqrt(8 * pair + 1) - 1) // 2  # pairs counted along the rows of a triangle
+        a, b = self._lowest + pair - larger * (larger + 1) // 2, self._lowest + larger
+        if derive_seed(self._seed, "order", pair) % 2:
+            a, b = b, a
+        operator = self._operators[operator_index]
+        answer = {"+": a + b, "-": a - b, "*": a * b}[operator]
+        text = self._template.replace("{a}", str(a)).replace("{operator}", operator).replace("{b}", str(b))
+        return Question(text=text, answer=str(answer))
+
+
+@final
+class ReasoningGym(PromptSource):
+    """A procedural task of the reasoning-gym library, by name, such as `leg_counting` or `chain_sum`.
+
+    Metadata holds `task`, `config`, `entry` and `score`, the task's own verifier: the reward `TaskScore`
+    asks it. An entry survives pickling but not JSON: some verifiers tell tuples from lists. Where a task has
+    no single gold answer, `answer` is empty.
+
+    The library seeds row `i` with `seed + i`, so that seeds 0 and 1 would share all rows but one; here `seed`
+    is hashed first, and different seeds give different rows. Small tasks may still repeat a question.
+
+    Args:
+        task: The task's name in reasoning-gym.
+        size: How many rows to generate.
+        seed: Give `data.train` and `data.val` different ones.
+        config: The task's own options, such as `{min_animals: 2, max_animals: 4}`.
+    """
+
+    def __init__(
+        self, task: str, size: int = 1000, seed: int = 0, config: dict[str, Any] | None = None
+    ) -> None:
+        try:
+            import reasoning_gym
+            from reasoning_gym.factory import DATASETS
+        except ImportError as error:
+            raise ImportError(
+                "ReasoningGym needs the package `reasoning-gym`: pip install 'grpo_pl[tasks]'"
+            ) from error
+        where = f"ReasoningGym task={task}"
+        if task not in DATASETS:
+            close = ", ".join(get_close_matches(task, DATASETS, cutoff=0.4)) or "leg_counting, chain_sum"
+            raise ValueError(
+                f"{where}: reasoning-gym has no such task; set `task`, perhaps to one of: {close}"
+            )
+        if size < 1:
+            raise ValueError(f"{where}: expected size >= 1, got {size}; set `size`")
+        self._task, self._config = task, dict(config or {})
+        if taken := sorted({"size", "seed"} & set(self._config)):
+            raise ValueError(f"{where}: got {taken} in `config`; set `size` and `seed` next to `task`")
+        try:
+            self._dataset = reasoning_gym.create_dataset(
+                task, size=size, seed=derive_seed(seed, "reasoning_gym", task) % 2**31, **self._config
+            )
+        except (TypeError, ValueError, AssertionError) as error:
+            raise ValueError(f"{where}: {error}, got {self._config}; set `config`") from error
+        self._size = size
+
+    @override
+    def __len__(self) -> int:
+        return self._size
+
+    @override
+    def __getitem__(self, index: int) -> Question:
+        entry = self._dataset[range(self._size)[index]]
+        answer = "" if entry["answer"] is None else str(entry["answer"])
+        score = partial(self._dataset.score_answer, entry=entry)
+        metadata = {"task": self._task, "config": self._config, "entry": entry, "score": score}
+        return Question(text=entry["question"], answer=answer, metadata=metadata)
+
+
+def _first_of_permutation(total: int, count: int, seed: int) -> list[int]:
+    """The first `count` items of a seeded permutation of `range(total)`, in O(count) memory.
+
+    Fisher and Yates' shuffle with the untouched items left implicit. `random.sample` does not serve: its
+    first items depend on `count`, and the splits would overlap.
+    """
+    generator = random.Random(seed)
+    moved: dict[int, int] = {}
+    picked = []
+    for position in range(count):
+        other = generator.randrange(position, total)
+        picked.append(moved.get(other, other))
+        moved[other] = moved.get(position, position)
+    return picked

@@ -1,0 +1,127 @@
+"""The encoded prompts of a source, and the order in which training visits them."""
+
+from dataclasses import replace
+from functools import lru_cache
+from typing import Literal
+
+from rich.progress import track
+
+from grpo_pl.functional import derive_seed, permutation
+from grpo_pl.prompts.chat import ChatFormat, Tokenizer
+from grpo_pl.prompts.sources import PromptSource
+from grpo_pl.types import Prompt
+
+_BATCH = 500
+_ROWS_WORTH_A_PROGRESS_BAR = 5000
+
+
+class PromptSet:
+    """All prompts of a source, encoded once, in the source's order and with seed 0.
+
+    Args:
+        source: Where the questions come from.
+        format: How a question is put to the model.
+        tokenizer: The policy's tokenizer.
+        max_prompt_tokens: The longest prompt in tokens, chat template included.
+        long_prompts: What to do with a longer one: refuse to start, leave the row out, or keep its last
+            tokens (which cuts off the beginning, and with it that of the chat template).
+        key: The config key of the source, such as `data.train`, for messages.
+    """
+
+    num_long: int
+    """How many rows were longer than `max_prompt_tokens`, whatever became of them."""
+
+    def __init__(
+        self,
+        source: PromptSource,
+        format: ChatFormat,
+        tokenizer: Tokenizer,
+        *,
+        max_prompt_tokens: int,
+        long_prompts: Literal["error", "drop", "truncate"],
+        key: str,
+    ) -> None:
+        if max_prompt_tokens < 1:
+            raise ValueError(f"expected data.max_prompt_tokens >= 1, got {max_prompt_tokens}")
+        self._prompts: list[Prompt] = []
+        self.num_long = 0
+        total = len(source)
+        batches = range(0, total, _BATCH)
+        hidden = total <= _ROWS_WORTH_A_PROGRESS_BAR
+        for start in track(batches, description=f"Encoding {key}", transient=True, disable=hidden):
+            questions = [source[row] for row in range(start, min(start + _BATCH, total))]
+            encoded = format.encode_batch([question.text for question in questions], tokenizer)
+            for row, (question, ids) in enumerate(zip(questions, encoded, strict=True), start=start):
+                if not ids:
+                    raise ValueError(
+                        f"{key}: row {row} encodes to no token at all (text {question.text!r:.80}); "
+                        f"set {key} or data.format"
+                    )
+                is_long = len(ids) > max_prompt_tokens
+                self.num_long += is_long
+                if is_long and long_prompts == "error":
+                    raise ValueError(
+                        f"{key}: row {row} has {len(ids)} tokens, more than {max_prompt_tokens}; "
+                        "raise data.max_prompt_tokens or set data.long_prompts to drop or truncate"
+                    )
+                if is_long and long_prompts == "drop":
+                    continue
+                self._prompts.append(
+                    Prompt(
+                        token_ids=ids[-max_prompt_tokens:],
+                        text=question.text,
+                        answer=question.answer,
+                        metadata=question.metadata,
+                    )
+                )
+        if not self._prompts:
+            raise ValueError(
+                f"{key}: all {total} rows are longer than {max_prompt_tokens} tokens and were dropped; "
+                "raise data.max_prompt_tokens"
+            )
+
+    def __len__(self) -> int:
+        """How many prompts are left."""
+        return len(self._prompts)
+
+    def __getitem__(self, index: int) -> Prompt:
+        """Prompt `index`, shared by all visits: do not change it."""
+        return self._prompts[index]
+
+
+def iteration_prompts(
+    prompt_set: PromptSet,
+    *,
+    iteration: int,
+    prompts_per_iteration: int,
+    seed: int,
+    rank: int = 0,
+    world_size: int = 1,
+) -> list[Prompt]:
+    """The prompts of one iteration on one rank, a pure function of its arguments.
+
+    Visits are an infinite stream: one seeded permutation of the set after the other. Iteration `i` takes the
+    positions from `i * P` to `(i + 1) * P`, for `P = prompts_per_iteration` over all ranks, and rank `r` the
+    `r`-th of `world_size` equal parts. So the ranks together visit the same prompts, with the same seeds,
+    whatever their number, and resuming needs nothing but the iteration's number. A set smaller than `P` is
+    visited repeatedly.
+    """
+    if prompts_per_iteration < 1 or prompts_per_iteration % world_size:
+        raise ValueError(
+            f"expected data.prompts_per_iteration to be a positive multiple of {world_size}, the number of "
+            f"data-parallel ranks, got {prompts_per_iteration}"
+        )
+    assert iteration >= 0
+    assert 0 <= rank < world_size
+    share = prompts_per_iteration // world_size
+    prompts = []
+    for position in range(rank * share, (rank + 1) * share):
+        epoch, visit = divmod(iteration * prompts_per_iteration + position, len(prompt_set))
+        row = _permutation(len(prompt_set), derive_seed(seed, "prompts", epoch))[visit]
+        prompts.append(replace(prompt_set[row], seed=derive_seed(seed, "rollout", iteration, position)))
+    return prompts
+
+
+@lru_cache(maxsize=4)
+def _permutation(size: int, seed: int) -> list[int]:
+    return permutation(size, seed)

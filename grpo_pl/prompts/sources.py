@@ -1,0 +1,206 @@
+"""Questions and answers as a file or a data set spells them."""
+
+import codecs
+import json
+import math
+import os
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, final
+
+from typing_extensions import override
+
+
+@dataclass(kw_only=True)
+class Question:
+    """One row of a source. Example: `Question(text="What is 2 + 3?", answer="5")`."""
+
+    text: str
+    answer: str
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+class PromptSource(ABC):
+    """A finite, ordered collection of questions: row `i` is the same in every process and in every run."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """How many rows there are, at least one."""
+
+    @abstractmethod
+    def __getitem__(self, index: int) -> Question:
+        """Row `index`; `IndexError` past the end."""
+
+
+@final
+class JSONL(PromptSource):
+    """The rows of a JSON Lines file; empty lines do not count.
+
+    Args:
+        path: The file, relative to the working directory.
+        question: The column that holds the question.
+        answer: The column that holds the gold answer; null for a task without one.
+        rows: Which rows to use, as `"start:stop"`, counted from 0; null is all of them.
+    """
+
+    def __init__(
+        self, path: str, question: str = "question", answer: str | None = "answer", rows: str | None = None
+    ) -> None:
+        where = f"JSONL path={path}"
+        try:
+            content = Path(os.path.expanduser(path)).read_bytes()
+        except FileNotFoundError as error:
+            raise ValueError(f"{where}: there is no such file; set `path` to a JSON Lines file") from error
+        except OSError as error:
+            raise ValueError(
+                f"{where}: cannot be read ({error.strerror}); set `path` to a JSON Lines file"
+            ) from error
+        numbered = enumerate(content.removeprefix(codecs.BOM_UTF8).split(b"\n"), start=1)
+        lines = [(number, line) for number, line in numbered if line.strip()]
+        if not lines:
+            raise ValueError(f"{where}: expected one JSON object per line, got an empty file; set `path`")
+        self._questions: list[Question] = []
+        for index in _select_rows(rows, len(lines), where):
+            number, line = lines[index]
+            row = _parse_line(line, f"{where}: line {number}")
+            _require_columns(row, question, answer, f"{where}: line {number}")
+            self._questions.append(_to_question(row, question, answer, f"{where}: line {number}"))
+
+    @override
+    def __len__(self) -> int:
+        return len(self._questions)
+
+    @override
+    def __getitem__(self, index: int) -> Question:
+        return self._questions[index]
+
+
+@final
+class HuggingFaceDataset(PromptSource):
+    """The rows of a data set that the `datasets` library can read; a local path needs no network.
+
+    Args:
+        path: A name on the hub, a local .jsonl, .json, .parquet, .csv or .arrow file, or a local folder, also
+            one made by `save_to_disk`.
+        split: The split. A single file has only `train`; a folder saved from one `Dataset` has only itself.
+        name: The configuration on the hub, such as `main` of `openai/gsm8k`.
+        question: The column that holds the question.
+        answer: The column that holds the gold answer; null for a task without one.
+        rows: Which rows to use, as `"start:stop"`, counted from 0; null is all of them.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        split: str = "train",
+        name: str | None = None,
+        question: str = "question",
+        answer: str | None = "answer",
+        rows: str | None = None,
+    ) -> None:
+        self._where = f"HuggingFaceDataset path={path} split={split}"
+        self._question, self._answer = question, answer
+        self._table = _load_table(path, split, name, self._where)
+        _require_columns(self._table.column_names, question, answer, self._where)
+        self._rows = _select_rows(rows, len(self._table), self._where)
+
+    @override
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @override
+    def __getitem__(self, index: int) -> Question:
+        row = self._rows[index]
+        return _to_question(self._table[row], self._question, self._answer, f"{self._where}: row {row}")
+
+
+_LOCAL_FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv", ".arrow": "arrow"}
+
+
+def _load_table(path: str, split: str, name: str | None, where: str) -> Any:
+    """The `datasets.Dataset` at `path`."""
+    import datasets  # here, because it takes more than a second
+
+    local = Path(os.path.expanduser(path))
+    if local.is_file() and local.suffix not in _LOCAL_FORMATS:
+        endings = ", ".join(_LOCAL_FORMATS)
+        raise ValueError(
+            f"{where}: expected a file ending in one of {endings}, got {local.suffix!r}; set `path`"
+        )
+    saved = any((local / marker).is_file() for marker in ("state.json", "dataset_dict.json"))
+    try:
+        if saved:
+            loaded = datasets.load_from_disk(str(local))
+        elif local.is_file():
+            loaded = datasets.load_dataset(_LOCAL_FORMATS[local.suffix], data_files=str(local), split=split)
+        else:
+            loaded = datasets.load_dataset(path, name, split=split)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise ValueError(f"{where}: cannot be loaded ({reason}); set `path`, `name` or `split`") from error
+    if isinstance(loaded, datasets.DatasetDict):
+        if split not in loaded:
+            raise ValueError(f"{where}: there is no such split; set `split` to one of {sorted(loaded)}")
+        return loaded[split]
+    return loaded
+
+
+def _select_rows(rows: str | None, total: int, where: str) -> range:
+    """The rows that `"start:stop"` names, either side optional; one past the end is refused, not cut."""
+    match = re.fullmatch(r"([0-9]{0,18}):([0-9]{0,18})", ":" if rows is None else rows)
+    start, stop = (int(match[1] or 0), int(match[2] or total)) if match else (0, 0)
+    if not start < stop <= total:
+        raise ValueError(
+            f'{where}: expected rows="start:stop" with 0 <= start < stop <= {total}, got {rows!r}; '
+            "set `rows`, in quotes"
+        )
+    return range(start, stop)
+
+
+def _parse_line(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{where} is not UTF-8 at its byte {error.start}; convert the file") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where} is not JSON ({error}); write one JSON object per line") from error
+    if not isinstance(row, dict):
+        raise ValueError(f"{where}: expected a JSON object, got {type(row).__name__}; write one per line")
+    return row
+
+
+def _require_columns(columns: Collection[str], question: str, answer: str | None, where: str) -> None:
+    for key, column in (("question", question), ("answer", answer)):
+        if column is not None and column not in columns:
+            has = ", ".join(repr(name) for name in columns) or "none"
+            raise ValueError(f"{where} has no column {column!r}; set `{key}` to one of its columns: {has}")
+
+
+def _to_question(row: Mapping[str, Any], question: str, answer: str | None, where: str) -> Question:
+    text, gold = row[question], "" if answer is None else row[answer]
+    if not isinstance(text, str):
+        raise ValueError(
+            f"{where}: expected a string in column {question!r}, got {_short(text)}; set `question`"
+        )
+    is_number = isinstance(gold, int | float) and not isinstance(gold, bool)
+    if not isinstance(gold, str) and not (is_number and math.isfinite(gold)):
+        raise ValueError(
+            f"{where}: expected a string or a number in column {answer!r}, got {_short(gold)}; set `answer`"
+        )
+    gold = str(gold)
+    for column, value in ((question, text), (answer, gold)):
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"{where}: column {column!r} holds half of a surrogate pair; repair the row"
+            ) from error
+    metadata = {column: value for column, value in row.items() if column not in (question, answer)}
+    return Question(text=text, answer=gold, metadata=metadata)
+
+
+def _short(value: object) -> str:
+    return f"{value!r:.60}"
