@@ -1,0 +1,1 @@
+"""What a response is worth: the contract and the weighted sum (`base`), rules (`rules`, `math_answer`)."""

@@ -1,0 +1,245 @@
+"""Rewards that are rules: a comparison, a pattern, a length, or any function of the user."""
+
+import re
+from collections.abc import Callable, Sequence
+from numbers import Real
+from typing import Any, final
+
+from typing_extensions import override
+
+from grpo_pl.rewards.base import RewardFunction, Verifier
+from grpo_pl.types import Prompt, Sample
+
+# A hyphen after a letter, digit or bracket joins two terms or words; it is not the sign of the number.
+_NUMBER = re.compile(
+    r"(?P<minus>(?<![\w)\]}])-[$€£]?|[$€£]-)?"
+    r"(?:(?P<whole>[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.(?P<decimals>[0-9]+))?"
+    r"|(?<![\w.])\.(?P<bare_decimals>[0-9]+))"
+)
+_LATEX_THOUSANDS = re.compile(r"(?<=[0-9])(?:\{,\}|,?\\[,!])(?=[0-9]{3}(?![0-9]))")
+_ANSWER_TAGS = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+_UNIT_WORDS = re.compile(r"(?:\s+[A-Za-z]{4,})*")
+
+
+def ascii_numbers(text: str) -> str:
+    r"""The text without `\$`, a hyphen for a Unicode minus, `1,234` for `1{,}234`, `1\,234` and `1,\!234`."""
+    return _LATEX_THOUSANDS.sub(",", text.replace("\N{MINUS SIGN}", "-").replace(r"\$", ""))
+
+
+def last_number(text: str) -> str | None:
+    """The last decimal number in a text, spelled so that equal numbers are equal strings (`-1234.5`, `0`).
+
+    Numbers stay strings, so that a million digits are as exact and nearly as fast as one.
+    """
+    last = None
+    for match in _NUMBER.finditer(ascii_numbers(text)):
+        last = match
+    return None if last is None else _spell(last)
+
+
+def plain_number(text: str) -> str | None:
+    """The spelling of `last_number` if the text is one number, bare or with a unit in words or `$`."""
+    text = ascii_numbers(text).strip(" \n\t*").rstrip(" .*").lstrip("$€£").rstrip("$")
+    match = _NUMBER.match(text)
+    return _spell(match) if match and _UNIT_WORDS.fullmatch(text, match.end()) else None
+
+
+def _spell(match: re.Match[str]) -> str:
+    whole = (match["whole"] or "").replace(",", "").lstrip("0") or "0"
+    decimals = (match["decimals"] or match["bare_decimals"] or "").rstrip("0")
+    number = f"{whole}.{decimals}" if decimals else whole
+    return f"-{number}" if match["minus"] and number != "0" else number
+
+
+@final
+class LastNumber(Verifier):
+    """1 if the last number of the response equals the gold answer, else 0.
+
+    Made for GSM8K (arXiv 2110.14168). The gold answer is the last number after `####`, or of the whole text.
+    `$1,234.00`, `1234.` and `1234` are equal; a unit is ignored, so `50%` is 50; fractions and `1e3` are not
+    read as one number (see `MathAnswer`).
+    """
+
+    @override
+    def score(self, samples: Sequence[Sample]) -> list[float | None]:
+        golds = [self._gold(sample.prompt) for sample in samples]
+        return [
+            None if gold is None else float(self.extract(sample.response) == gold)
+            for gold, sample in zip(golds, samples, strict=True)
+        ]
+
+    @override
+    def can_score(self, prompt: Prompt) -> bool:
+        return self._gold(prompt) is not None
+
+    @override
+    def extract(self, response: str) -> str | None:
+        return last_number(response)
+
+    def _gold(self, prompt: Prompt) -> str | None:
+        return last_number(prompt.answer.rpartition("####")[2])
+
+
+@final
+class ExactMatch(Verifier):
+    """1 if the response, stripped, is the gold answer, else 0. It abstains where the gold answer is empty.
+
+    Args:
+        fold_case: compare without regard to case.
+        fold_whitespace: compare with each run of white space as one space.
+    """
+
+    def __init__(self, *, fold_case: bool = False, fold_whitespace: bool = False, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.fold_case = fold_case
+        self.fold_whitespace = fold_whitespace
+
+    @override
+    def score(self, samples: Sequence[Sample]) -> list[float | None]:
+        golds = [self.extract(sample.prompt.answer) for sample in samples]
+        return [
+            None if gold is None else float(self.extract(sample.response) == gold)
+            for gold, sample in zip(golds, samples, strict=True)
+        ]
+
+    @override
+    def can_score(self, prompt: Prompt) -> bool:
+        return self.extract(prompt.answer) is not None
+
+    @override
+    def extract(self, response: str) -> str | None:
+        text = " ".join(response.split()) if self.fold_whitespace else response.strip()
+        return (text.casefold() if self.fold_case else text) or None
+
+
+@final
+class Format(RewardFunction):
+    r"""1 if the response matches a regular expression, else 0; `.` matches line ends too.
+
+    Example: `<think>.*?</think>\s*<answer>.*?</answer>`, a format reward like that of DeepSeek-R1 (arXiv
+    2501.12948, section 2.2.2).
+
+    Args:
+        pattern: the regular expression. Nested repeats such as `(a+)*` can take exponential time.
+        full_match: the whole response must match, not a part of it.
+    """
+
+    def __init__(self, pattern: str, *, full_match: bool = True, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        try:
+            compiled = re.compile(pattern, re.DOTALL)
+        except re.error as error:
+            raise ValueError(f"pattern {pattern!r} is not a regular expression: {error}.") from error
+        self._match = compiled.fullmatch if full_match else compiled.search
+
+    @override
+    def score(self, samples: Sequence[Sample]) -> list[float]:
+        return [float(self._match(sample.response) is not None) for sample in samples]
+
+
+@final
+class LengthPenalty(RewardFunction):
+    """`-min(1, tokens / max_tokens)`: short responses are better; in [-1, 0].
+
+    Kimi k1.5 (arXiv 2501.12599, section 2.3.3) scales by the shortest and the longest response of the group
+    instead; here the reward of a response does not depend on the others.
+
+    Args:
+        max_tokens: the response length, in tokens, that costs 1.
+    """
+
+    def __init__(self, max_tokens: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if max_tokens < 1:
+            raise ValueError(f"max_tokens is {max_tokens}; it must be at least 1.")
+        self.max_tokens = max_tokens
+
+    @override
+    def score(self, samples: Sequence[Sample]) -> list[float]:
+        return [-min(1.0, sample.response_tokens / self.max_tokens) for sample in samples]
+
+
+@final
+class SoftOverlong(RewardFunction):
+    """The soft overlong punishment of DAPO (arXiv 2503.14476, eq. 13), in [-1, 0].
+
+    0 up to `max_tokens - buffer_tokens`, then `(max_tokens - buffer_tokens - tokens) / buffer_tokens`, and -1
+    from `max_tokens` on.
+
+    Args:
+        max_tokens: `L_max` in tokens, usually the token limit of the engine (20,480 in the paper).
+        buffer_tokens: `L_cache` in tokens, the stretch in which the punishment grows (4,096 in the paper).
+    """
+
+    def __init__(self, max_tokens: int, buffer_tokens: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if not 1 <= buffer_tokens <= max_tokens:
+            raise ValueError(
+                f"buffer_tokens is {buffer_tokens}; it must be in 1 ... {max_tokens} (max_tokens)."
+            )
+        self.max_tokens = max_tokens
+        self.buffer_tokens = buffer_tokens
+
+    @override
+    def score(self, samples: Sequence[Sample]) -> list[float]:
+        free = self.max_tokens - self.buffer_tokens
+        slopes = [(free - sample.response_tokens) / self.buffer_tokens for sample in samples]
+        return [max(-1.0, min(0.0, slope)) for slope in slopes]
+
+
+@final
+class Function(RewardFunction):
+    """A function of the user, called once for each sample with texts by keyword.
+
+    Example: `def shout(*, prompt, response, answer, metadata): return float(response.isupper())`; in YAML,
+    `function: my_rewards.shout`.
+
+    Args:
+        function: import path of `f(*, prompt, response, answer, metadata)`, a number or None to abstain.
+    """
+
+    def __init__(self, function: Callable[..., float | None], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.function = function
+
+    @override
+    def score(self, samples: Sequence[Sample]) -> list[float | None]:
+        return [self._call(sample) for sample in samples]
+
+    def _call(self, sample: Sample) -> float | None:
+        prompt = sample.prompt
+        score = self.function(
+            prompt=prompt.text, response=sample.response, answer=prompt.answer, metadata=prompt.metadata
+        )
+        if score is None:
+            return None
+        if not isinstance(score, Real):
+            raise TypeError(f"the function returned {score!r}, a {type(score).__name__} and not a number")
+        return float(score)
+
+
+@final
+class TaskScore(Verifier):
+    """The score that a generated task's own verifier gives, in [0, 1]; for prompts of `ReasoningGym`.
+
+    The answer is what stands in the last `<answer>...</answer>` of the response, else the whole response.
+    """
+
+    @override
+    def score(self, samples: Sequence[Sample]) -> list[float | None]:
+        return [
+            float(sample.prompt.metadata["score"](self.extract(sample.response)))
+            if self.can_score(sample.prompt)
+            else None
+            for sample in samples
+        ]
+
+    @override
+    def can_score(self, prompt: Prompt) -> bool:
+        return "score" in prompt.metadata
+
+    @override
+    def extract(self, response: str) -> str:
+        return (
+            _ANSWER_TAGS.findall(response)[-1].strip() if _ANSWER_TAGS.search(response) else response.strip()
+        )

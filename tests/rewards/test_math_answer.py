@@ -1,0 +1,212 @@
+import logging
+import pickle
+import sys
+import threading
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+pytest.importorskip("math_verify")
+
+from grpo_pl.rewards import math_answer
+from grpo_pl.rewards.base import score_samples
+from grpo_pl.rewards.math_answer import MathAnswer
+from grpo_pl.types import Prompt, Sample
+
+REWARD = MathAnswer()
+
+
+def sample(response: str, answer: str) -> Sample:
+    prompt = Prompt(token_ids=[1], text="question", answer=answer)
+    return Sample(prompt=prompt, response=response, response_tokens=1, truncated=False)
+
+
+def score(response: str, answer: str, reward: MathAnswer = REWARD) -> float | None:
+    return reward.score([sample(response, answer)])[0]
+
+
+@pytest.mark.parametrize(
+    ("answer", "response"),
+    [
+        (r"\frac{1}{2}", r"\boxed{0.5}"),
+        (r"\frac{1}{2}", r"\boxed{\dfrac12}"),
+        (r"\frac{1}{2}", "so it is 1/2"),
+        (r"$\frac{1}{2}$", "#### 1/2"),
+        (r"We get $\boxed{\frac{1}{2}}$.", r"$$\boxed{\frac{2}{4}}$$"),
+        ("0.5", r"\boxed{50\%}"),
+        ("2x + 1", r"\boxed{1 + 2x}"),
+        ("x^2 - 1", "#### $(x-1)(x+1)$"),
+        ("5", r"\boxed{x = 5}"),
+        (r"\{1, 2\}", r"\boxed{2, 1}"),
+        (r"x \le 3", r"\boxed{(-\infty, 3]}"),
+        (r"\text{Monday}", r"\boxed{Monday}"),
+        ("3 + 4 = <<3+4=7>>7\n#### 7", r"\boxed{7}"),
+        ("1,234", r"\boxed{1{,}234}"),
+        ("10000", r"\boxed{10\,000}"),
+        ("1234", "#### $1,234.00."),
+        ("18", r"\boxed{18 dollars}"),
+        ("18", r"\boxed{\$18}"),
+        ("18", r"The answer is \$18."),
+        ("18", "She spent $5 on pens and $13 on books, so $18 in total."),
+        ("18", "Therefore, **18** apples remain."),
+        ("-5", "\N{MINUS SIGN}5"),
+    ],
+)
+def test_equal_answers_score_one(answer, response):
+    assert score(response, answer) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("answer", "response"),
+    [
+        (r"\frac{1}{2}", r"\boxed{\frac{1}{3}}"),
+        ("5", r"\boxed{-5}"),
+        ("2x + 1", r"\boxed{2}"),
+        ("5", r"\boxed{5, 6}"),
+        ("5", r"It is 5, so \boxed{}"),
+        ("18", r"\boxed{18x}"),
+        ("5", "no idea"),
+        ("5", ""),
+    ],
+)
+def test_other_answers_score_zero(answer, response):
+    assert score(response, answer) == 0.0
+
+
+def test_the_last_closed_box_is_the_answer_before_hashes_and_other_numbers():
+    assert REWARD.extract(r"\boxed{1} \boxed{2} #### 3 and 4") == "2"
+    assert REWARD.extract(r"\boxed{1} and \boxed{2 #### 3") == "1"
+    assert REWARD.extract(r"\boxed{\text{not } \boxed{7}}") == "7"
+    assert REWARD.extract(r"\boxed{\sqrt{\frac{x}{y}}}") == "sqrt(x/y)"
+    assert REWARD.extract("#### 3 \n in 4 days") == "3"
+    assert REWARD.extract("#### 1\n#### 2") == "2"
+    assert REWARD.extract("after 3 days there are 4") == "4"
+
+
+def test_equal_extracts_for_equal_numbers_make_votes_add_up():
+    spellings = [r"\boxed{\frac{1}{2}}", r"\boxed{0.5}", "#### .50", "it is 1/2", r"\boxed{x = \frac24}"]
+    assert {REWARD.extract(response) for response in spellings} == {"1/2"}
+    assert {REWARD.extract(response) for response in ("#### 1,234", r"\boxed{\$1234.0}")} == {"1234"}
+    assert REWARD.extract("no idea") is None
+
+
+@pytest.mark.parametrize("answer", ["", " \n", "####", r"\boxed{}", r"\frac{1", "x**2"])
+def test_an_unreadable_gold_answer_makes_it_abstain(answer):
+    assert score(r"\boxed{5}", answer) is None
+    assert not REWARD.can_score(sample("", answer).prompt)
+
+
+def test_only_the_end_of_a_response_is_read():
+    reward = MathAnswer(max_chars=50)
+    assert score(r"\boxed{5}" + " " * 30, "5", reward) == 1.0
+    assert score(r"\boxed{5}" + " " * 50, "5", reward) == 0.0
+
+
+@pytest.mark.parametrize(
+    "answer",
+    ["10^{10^{10}}", "7^{100000000}", "9^{9^{9^9}}", "100000000!", r"\binom{10^9}{10^8}", "(x+1)^{100000}",
+     "(" * 1500 + "1" + ")" * 1500, r"\frac{1}{" * 300 + "1" + "}" * 300, r"\sum_{i=1}^{10^9} \frac{1}{i}"],
+    ids=lambda text: text[:12],
+)  # fmt: skip
+def test_an_explosive_answer_costs_two_time_limits_and_scores_zero(answer, caplog):
+    reward = MathAnswer(timeout_s=1)
+    start = time.perf_counter()
+    with caplog.at_level(logging.WARNING):
+        assert score(rf"\boxed{{{answer}}}", "42", reward) == 0.0
+        reward.extract(rf"\boxed{{{answer}}}")
+    assert time.perf_counter() - start < 4
+    assert "math-verify could not" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "response",
+    ["9" * 1_000_000, "\\boxed{" * 150_000, "{" * 1_000_000, "$" * 1_000_000, "1 " * 500_000,
+     "answer: " * 125_000,
+     "".join(map(chr, range(32))) * 30_000, "\\" * 1_000_000, "#" * 1_000_000, "\N{MINUS SIGN}" * 1_000_000,
+     "\\boxed{" + "9" * 3_900 + "}", "\ud800" * 1000, "\\boxed{\x00\x1b[2J\ud800}"],
+    ids=lambda text: ascii(text[:6]),
+)  # fmt: skip
+def test_a_megabyte_of_anything_scores_zero_quickly(response):
+    start = time.perf_counter()
+    assert score(response, "42") == 0.0
+    REWARD.extract(response)
+    assert time.perf_counter() - start < 5
+
+
+LATEX = r"""
+\boxed{ \frac{ \sqrt{ { } } } ( ) [ ] \{ \} 1 2 10 0 x \pi i = < \le \in \cup + - * / ^ _ , . : ! % $ \$ |
+\left( \right) & \\ \text{ \infty \log \binom{3}{2} \cdot \pm \neq \lfloor #### \0 answer is 1,234 0.5
+"""
+
+
+@given(st.lists(st.sampled_from(LATEX.split()), max_size=10))
+@settings(deadline=10_000, max_examples=150)
+def test_any_latex_gets_a_score_and_the_same_one_again(tokens):
+    response = " ".join(tokens)
+    first = (score(response, "42"), REWARD.extract(response), score("5", response))
+    math_answer._parse.cache_clear()
+    math_answer._equal.cache_clear()
+    assert first == (score(response, "42"), REWARD.extract(response), score("5", response))
+    assert first[0] in (0.0, 1.0)
+
+
+@given(st.text(max_size=200))
+@settings(deadline=10_000, max_examples=100)
+def test_any_text_gets_a_score(text):
+    assert score(text, "42") in (0.0, 1.0)
+
+
+def test_it_scores_off_the_main_thread_where_signals_do_not_work():
+    results: list[float | None] = []
+    samples = [sample(r"\boxed{\frac{34}{2}}", "17"), sample(r"\boxed{\frac{35}{2}}", "17")]
+    thread = threading.Thread(target=lambda: results.extend(MathAnswer().score(samples)))
+    thread.start()
+    thread.join()
+    assert results == [1.0, 0.0]
+
+
+def test_an_error_inside_math_verify_abstains_and_is_not_a_silent_zero(monkeypatch, caplog):
+    import math_verify.grader
+
+    def broken(*_args, **_kwargs):
+        raise AttributeError("internal")
+
+    monkeypatch.setattr(math_verify.grader, "sympy_expr_eq", broken)
+    math_answer._equal.cache_clear()
+    scored = score_samples({"correct": REWARD}, [sample(r"\boxed{19}", "23")])
+    assert scored.by_name == {"correct": [None]}
+    assert "AttributeError: internal" in caplog.text
+    with pytest.raises(AttributeError, match="internal"):
+        MathAnswer(on_error="raise").score([sample(r"\boxed{19}", "23")])
+
+
+def test_a_math_verify_that_cannot_compare_is_refused_at_construction(monkeypatch):
+    import math_verify
+
+    monkeypatch.setattr(math_verify, "parse", lambda *_args, **_kwargs: [])
+    math_answer._parse.cache_clear()
+    math_answer._equal.cache_clear()
+    with pytest.raises(RuntimeError, match=r"finds 1/2 unequal to 0\.5"):
+        MathAnswer()
+    math_answer._parse.cache_clear()
+    math_answer._equal.cache_clear()
+
+
+def test_without_math_verify_the_message_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "math_verify", None)
+    with pytest.raises(
+        ModuleNotFoundError, match=r"^MathAnswer needs math-verify: pip install grpo_pl\[math\]$"
+    ):
+        MathAnswer()
+
+
+@pytest.mark.parametrize("limits", [{"max_chars": 0}, {"timeout_s": 0}])
+def test_limits_below_one_are_refused(limits):
+    with pytest.raises(ValueError, match="both must be at least 1"):
+        MathAnswer(**limits)
+
+
+def test_it_survives_pickle():
+    assert score("#### 5", "5", pickle.loads(pickle.dumps(REWARD))) == 1.0
