@@ -14,7 +14,7 @@ SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 
 
 def make_tiny_model(folder: Path, *, tied: bool = True, seed: int = 0, vocab_size: int = 320) -> Path:
-    """Write a Llama of about 0.2 M parameters with tokenizer and chat template; the same bytes for the same seed."""
+    """Write a Llama of about 0.1 M parameters with tokenizer and chat template, from the seed alone."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -26,7 +26,10 @@ def make_tiny_model(folder: Path, *, tied: bool = True, seed: int = 0, vocab_siz
     trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=SPECIAL, initial_alphabet=alphabet)
     tokenizer.train_from_iterator(["What is the number? Reply with just the answer."], trainer)
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", chat_template=CHAT_TEMPLATE
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        chat_template=CHAT_TEMPLATE,
     )
     torch.manual_seed(seed)
     config = LlamaConfig(
