@@ -8,7 +8,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from typing_extensions import override
 
-from grpo_pl.functional import generalized_advantages, group_is_constant, group_mean, group_size, group_std, whiten
+from grpo_pl.functional import (
+    generalized_advantages,
+    group_is_constant,
+    group_mean,
+    group_size,
+    group_std,
+    whiten,
+)
 
 
 class Credit(NamedTuple):
@@ -36,8 +43,8 @@ class AdvantageEstimator(ABC):
     ) -> Credit:
         """Advantages of all tokens of one iteration.
 
-        `rewards[n, t]` is earned at token t; an outcome reward stands on the last response token. Where `scored[n]` is
-        False the reward is unknown: the sequence enters no statistic and its advantage is 0.
+        `rewards[n, t]` is earned at token t; an outcome reward stands on the last response token. Where
+        `scored[n]` is False the reward is unknown: the sequence enters no statistic and its advantage is 0.
         """
 
 
@@ -45,21 +52,23 @@ class AdvantageEstimator(ABC):
 class GroupRelative(AdvantageEstimator):
     """A response's reward relative to the other responses to the same prompt, the same for all of its tokens.
 
-    A_n = (r_n - mean_g) / (std_g + eps), DeepSeekMath, arXiv:2402.03300, section 4.1.2. With `scale="none"` it is
-    Dr. GRPO's r_n - mean_g (arXiv:2503.20783, eq. 3). The paper leaves the degrees of freedom and eps open; the defaults
-    are TRL's. Degenerate cases, by definition and not by rounding: a group whose rewards are all equal and a group with
-    one scored response have advantage 0.
+    A_n = (r_n - mean_g) / (std_g + eps), DeepSeekMath, arXiv:2402.03300, section 4.1.2. With `scale="none"`
+    it is Dr. GRPO's r_n - mean_g (arXiv:2503.20783, eq. 3). The paper leaves the degrees of freedom and eps
+    open; the defaults are TRL's. Degenerate cases, by definition and not by rounding: a group whose rewards
+    are all equal and a group with one scored response have advantage 0.
 
     Args:
-        scale: What divides the centred reward: the standard deviation of its group, that of all scored rewards of the
-            iteration on this rank, or nothing.
+        scale: What divides the centred reward: the standard deviation of its group, that of all scored
+            rewards of the iteration on this rank, or nothing.
         ddof: Degrees of freedom taken off in the standard deviation: 1 divides by G - 1 (TRL, verl), 0 by G.
         eps: Added to the standard deviation.
     """
 
     min_group_size = 2
 
-    def __init__(self, scale: Literal["group", "batch", "none"] = "group", ddof: int = 1, eps: float = 1e-4) -> None:
+    def __init__(
+        self, scale: Literal["group", "batch", "none"] = "group", ddof: int = 1, eps: float = 1e-4
+    ) -> None:
         if ddof not in (0, 1):
             raise ValueError(f"model.advantage.ddof={ddof}: expected 0 (divide by G) or 1 (divide by G - 1)")
         if eps < 0:
@@ -82,7 +91,9 @@ class GroupRelative(AdvantageEstimator):
         elif self.scale == "batch":
             everyone = torch.zeros_like(group_ids)
             centred = centred / (group_std(outcome, everyone, scored, self.ddof) + self.eps)
-        has_signal = scored & (group_size(group_ids, scored) > 1) & ~group_is_constant(outcome, group_ids, scored)
+        has_signal = (
+            scored & (group_size(group_ids, scored) > 1) & ~group_is_constant(outcome, group_ids, scored)
+        )
         return Credit(torch.where(loss_mask & has_signal[:, None], centred[:, None], 0.0), None)
 
 
@@ -90,8 +101,9 @@ class GroupRelative(AdvantageEstimator):
 class LeaveOneOut(AdvantageEstimator):
     """RLOO: a response's reward minus the mean reward of the *other* responses to the same prompt.
 
-    A_n = r_n - mean_{m != n} r_m = G / (G - 1) * (r_n - mean_g) (Ahmadian et al. 2024, arXiv:2402.14740, eq. 6). The
-    baseline does not depend on the response, so it adds no bias. A group with one scored response has advantage 0.
+    A_n = r_n - mean_{m != n} r_m = G / (G - 1) * (r_n - mean_g) (Ahmadian et al. 2024, arXiv:2402.14740, eq.
+    6). The baseline does not depend on the response, so it adds no bias. A group with one scored response has
+    advantage 0.
     """
 
     min_group_size = 2
@@ -115,10 +127,10 @@ class LeaveOneOut(AdvantageEstimator):
 
 @final
 class GAE(AdvantageEstimator):
-    """Generalised advantage estimation from a critic (Schulman et al. 2016, arXiv:1506.02438, eq. 16): PPO's choice.
+    """Generalised advantage estimation from a critic (Schulman et al. 2016, eq. 16): PPO's choice.
 
-    Returns are A + V *before* whitening; then the advantages are whitened over the scored tokens of the iteration on
-    this rank. A group of one is legal: the baseline is the critic.
+    Returns are A + V *before* whitening; then the advantages are whitened over the scored tokens of the
+    iteration on this rank. A group of one is legal: the baseline is the critic.
 
     Args:
         gamma: Discount per token, in [0, 1].

@@ -1,33 +1,37 @@
 """The command line: `python -m grpo_pl {fit,validate} --config ...`."""
 
 import difflib
+import inspect
 import os
 import re
 import sys
 import traceback
+from argparse import ArgumentParser
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NoReturn
+from pydoc import locate
+from typing import Any, NoReturn, get_args
 
 import lightning.pytorch as pl
-from jsonargparse import Namespace
+from jsonargparse import ActionConfigFile, Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from typing_extensions import override
 
 from grpo_pl import __version__
 from grpo_pl.advantages import AdvantageEstimator
 from grpo_pl.callbacks import curves, progress, records, samples
 from grpo_pl.datamodule import RolloutDataModule
-from grpo_pl.module import PolicyOptimization
 from grpo_pl.losses import Aggregation, PolicyLoss
 from grpo_pl.models import ModelBuilder
+from grpo_pl.module import PolicyOptimization
 from grpo_pl.prompts import procedural, sources
 from grpo_pl.prompts.sources import PromptSource
 from grpo_pl.quiet import tame_logs
 from grpo_pl.regularizers import KLPenalty
 from grpo_pl.rewards import math_answer, rules
-from grpo_pl.rewards.base import RewardError, RewardFunction
+from grpo_pl.rewards.base import RewardError, RewardFunction, Verifier
 from grpo_pl.rollout import in_process, vllm
 from grpo_pl.rollout.engine import RolloutEngine
 
@@ -55,28 +59,92 @@ class Parser(LightningArgumentParser):
 
     @override
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        names = {action.dest for action in self._actions} | {o.lstrip("-") for a in self._actions for o in a.option_strings}
-        fail(explain(message, names))
+        if not self.exit_on_error:  # the parser of a component inside: the outer one will name the whole key
+            super().error(message, ex)
+        fail(explain(message, known_options(self)))
 
 
-def explain(message: str, names: set[str]) -> str:
-    """The parser's message in one line, with the nearest of the known names to those it quotes."""
-    lines = [line.strip(" -") for line in message.splitlines() if line.strip(" -")]
-    sentence = re.sub(r"\s+", " ", ": ".join(line.rstrip(":.") for line in lines[:4]))
-    names = names | class_names()
-    for wrong in re.findall(r"[\"'`]?-{0,2}([A-Za-z_][\w.]+)[\"'`]?", sentence):
-        near = difflib.get_close_matches(wrong, names, n=1, cutoff=0.8)
-        if near and wrong not in names and len(wrong) > 3:
-            return f"{sentence}. Did you mean {near[0]}?"
-    return sentence
+def known_options(parser: ArgumentParser) -> dict[str, Any]:
+    """The options of a parser and of its subcommands: dotted name -> the type it takes."""
+    options: dict[str, Any] = {}
+    for action in parser._actions:
+        for subcommand in action.choices.values() if isinstance(action.choices, dict) else ():
+            options |= known_options(subcommand)
+        names = [name[2:] for name in action.option_strings if name.startswith("--")]
+        options |= dict.fromkeys(names, getattr(action, "_typehint", None))
+    return options
 
 
-def class_names() -> set[str]:
-    """The short names of all components."""
-    found: list[type] = list(COMPONENTS)
+def explain(message: str, options: dict[str, Any]) -> str:
+    """The parser's message as one sentence: the key, what was expected, what was got, the nearest name."""
+    key = ".".join(re.findall(r'Parser key "([^"]+)"', message))
+    if unknown := re.search(r"unrecognized arguments: -*([^\s=]+)|does not accept option '(.+?)'", message):
+        return no_such_option(unknown[1] or unknown[2], options)
+    if unknown := re.search(r"Option '(.+?)' is not accepted", message):
+        cls = locate(re.findall(r"class_path[ =]'([\w.]+)'", message)[-1])
+        return no_such_option(f"{key}.{unknown[1]}", [f"{key}.{name}" for name in parameters(cls)])
+    if missing := re.search(r"arguments are required: (.+)", message):
+        names = [".".join(filter(None, (key, name.removeprefix("fit.")))) for name in missing[1].split(", ")]
+        return f"{', '.join(names)}: no value is given; set it in a --config file or on the command line"
+    if file := re.search(r"File does not exist: '(.+)'", message):
+        return (
+            f"{key}: there is no file {file[1]}{nearest(file[1], map(str, Path(file[1]).parent.glob('*')))}"
+        )
+    got = re.search(r"(?:Got value|Given value): (.*?)(?=\. Got value|$)", message, re.MULTILINE)
+    components = sorted(implementations(options.get(key)))
+    name = re.search(r"Expected a dot import path string: (.+)", message)
+    if name and components:
+        return f"{key}: expected one of {', '.join(components)}, got {name[1]}{nearest(name[1], components)}"
+    types = re.findall(
+        r"Expected a (?:<class '(.+?)'>|typing\.Literal\[(.+?)\])", message[: got and got.start()]
+    )
+    if got and types:
+        expected = " or ".join(dict.fromkeys(plain or f"one of {choices}" for plain, choices in types))
+        near = nearest(got[1], re.findall(r"'(.+?)'", expected))
+        return f"{key}: expected {expected.replace('NoneType', 'null')}, got {got[1]}{near}"
+    if name:
+        return f"{key}: expected an import path such as torch.optim.AdamW, got {name[1]}"
+    noise = "Expected a path|Does not validate|Subtypes:|Errors:|Given value|Problem with given class"
+    text = re.sub(r'Parser key ".+?":|Type \S.* expects a function or a callable class:', "\n", message)
+    lines = [line.strip(" -") for line in text.splitlines()]
+    reason = " ".join(line for line in lines if line and not re.match(noise, line))
+    return f"{key}: {reason}" if key else reason
+
+
+def no_such_option(wrong: str, options: Iterable[str]) -> str:
+    """Names the nearest option in the same group, else anywhere, else all of the group."""
+    group, _, leaf = wrong.rpartition(".")
+    beside = {name.rpartition(".")[2]: name for name in options if name.rpartition(".")[0] == group}
+    if near := difflib.get_close_matches(leaf, beside, n=1):
+        return f"there is no option {wrong}. Did you mean {beside[near[0]]}?"
+    has = f"; {group} has {', '.join(sorted(beside))}" if group and beside else nearest(wrong, options)
+    return f"there is no option {wrong}{has}"
+
+
+def nearest(wrong: str, names: Iterable[str]) -> str:
+    """A question, if there is a name much like the wrong one."""
+    near = difflib.get_close_matches(wrong, list(names), n=1, cutoff=0.7)
+    return f". Did you mean {near[0]}?" if near else ""
+
+
+def parameters(cls: Any) -> set[str]:
+    """What the constructor of a class takes, with what it hands on to those above it."""
+    names: set[str] = set()
+    for base in cls.__mro__:
+        found = inspect.signature(base.__init__).parameters.values()
+        names |= {parameter.name for parameter in found if parameter.kind is not parameter.VAR_KEYWORD}
+        if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in found):
+            break
+    return names - {"self"}
+
+
+def implementations(typehint: Any) -> set[str]:
+    """The short names of the components that a parameter of this type takes."""
+    found = [typehint] if typehint in COMPONENTS or typehint is Verifier else []
     for cls in found:
         found += cls.__subclasses__()
-    return {cls.__name__ for cls in found}
+    names = {cls.__name__ for cls in found if not inspect.isabstract(cls)}
+    return names.union(*(implementations(part) for part in get_args(typehint)))
 
 
 def fail(sentence: str) -> NoReturn:
@@ -100,15 +168,26 @@ class SaveConfig(SaveConfigCallback):
 
 
 class CLI(LightningCLI):
-    """LightningCLI whose `--pretrained` reaches every model, and whose run folder is `trainer.default_root_dir`."""
+    """LightningCLI whose `--pretrained` reaches every model; its run folder is `trainer.default_root_dir`."""
 
-    parser_class = Parser
+    @staticmethod
+    @override
+    def subcommands() -> dict[str, set[str]]:
+        return {name: LightningCLI.subcommands()[name] for name in ("fit", "validate")}
+
+    @override
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        parser = Parser(**kwargs, allow_abbrev=False, dump_header=[f"grpo_pl=={__version__}"])
+        parser.add_argument("-c", "--config", action=ActionConfigFile, help="A YAML file; later ones win.")
+        return parser
 
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument(
-            "--pretrained", type=str, default="",
-            help="Model folder or hub name of every model, the engine and the tokenizer that name none of their own.",
+            "--pretrained",
+            type=str,
+            default="",
+            help="Model folder or hub name, for every model, engine and tokenizer that names none itself.",
         )
         parser.add_lightning_class_args(records.MetricsTable, "metrics")
         parser.add_lightning_class_args(samples.Samples, "samples")
@@ -168,6 +247,10 @@ def main(args: list[str] | None = None) -> None:
         )
     except (RewardError, MisconfigurationException) as error:
         refuse(error)
+    except FileNotFoundError as error:
+        if "Checkpoint" in str(error):
+            fail(f"ckpt_path: {error}")
+        raise
     except ValueError as error:
         if raised_by_grpo_pl(error):
             refuse(error)
@@ -175,7 +258,7 @@ def main(args: list[str] | None = None) -> None:
 
 
 def raised_by_grpo_pl(error: BaseException) -> bool:
-    """Whether our own code raised it: then it is about the user's input, and the traceback says nothing more."""
+    """Whether our own code raised it: then it is about the user's input, and a traceback adds nothing."""
     *_, last = traceback.walk_tb(error.__traceback__)
     return str(last[0].f_globals.get("__name__", "")).startswith("grpo_pl.")
 
@@ -185,5 +268,3 @@ def refuse(error: Exception) -> NoReturn:
     if os.environ.get("GRPO_PL_TRACEBACK"):
         raise error
     fail(str(error))
-
-

@@ -18,7 +18,6 @@ from grpo_pl.prompts.sources import PromptSource
 from grpo_pl.rollout.engine import RolloutEngine, SamplingConfig
 from grpo_pl.types import Experience, Prompt, Rollout
 
-
 T = TypeVar("T", covariant=True)
 
 
@@ -37,8 +36,9 @@ class RolloutDataModule(pl.LightningDataModule):
     """Prompts, the engine that answers them, and how often a rollout is learned from.
 
     One Lightning epoch is one iteration: a rollout of `prompts_per_iteration * group_size` responses, then
-    `update_epochs * minibatches` optimizer steps, each over `trainer.accumulate_grad_batches` micro-batches. So
-    `trainer.max_epochs`, `check_val_every_n_epoch` and a checkpoint's `every_n_epochs` all count iterations.
+    `update_epochs * minibatches` optimizer steps, each over `trainer.accumulate_grad_batches` micro-batches.
+    So `trainer.max_epochs`, `check_val_every_n_epoch` and a checkpoint's `every_n_epochs` all count
+    iterations.
 
     Args:
         train: Where training prompts come from.
@@ -54,8 +54,8 @@ class RolloutDataModule(pl.LightningDataModule):
         max_prompt_tokens: The longest prompt, in tokens.
         long_prompts: What to do with longer ones: refuse the data, drop them (counted), or keep their end.
         val_max_tokens: The longest validation response, in tokens; where null, that of `sampling`.
-        val_samples: Responses to each validation prompt for pass@k and majority@k, drawn as `sampling` says; 0 for
-            greedy accuracy alone.
+        val_samples: Responses to each validation prompt for pass@k and majority@k, drawn as `sampling` says;
+            0 for greedy accuracy alone.
         val_prompts_per_batch: Validation prompts that the engine gets at once.
         seed: Of the order of prompts, of every response, and of the minibatches.
     """
@@ -66,12 +66,12 @@ class RolloutDataModule(pl.LightningDataModule):
         engine: RolloutEngine,
         val: PromptSource | None = None,
         pretrained: str = "",
-        format: ChatFormat = ChatFormat(),  # noqa: A002, B008
+        format: ChatFormat = ChatFormat(),
         prompts_per_iteration: int = 8,
         group_size: int = 8,
         minibatches: int = 1,
         update_epochs: int = 1,
-        sampling: SamplingConfig = SamplingConfig(),  # noqa: B008
+        sampling: SamplingConfig = SamplingConfig(),
         max_prompt_tokens: int = 512,
         long_prompts: Literal["error", "drop", "truncate"] = "error",
         val_max_tokens: int | None = None,
@@ -80,21 +80,35 @@ class RolloutDataModule(pl.LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        for key in ("prompts_per_iteration", "group_size", "minibatches", "update_epochs", "val_prompts_per_batch"):
+        for key in (
+            "prompts_per_iteration",
+            "group_size",
+            "minibatches",
+            "update_epochs",
+            "val_prompts_per_batch",
+        ):
             if locals()[key] < 1:
                 raise ValueError(f"data.{key}={locals()[key]}: expected 1 or more")
         if sampling.temperature == 0:
-            raise ValueError("data.sampling.temperature=0 gives every response of a group alike: set it above 0")
-        self.train, self.val, self.engine, self.pretrained, self.format = train, val, engine, pretrained, format
+            raise ValueError(
+                "data.sampling.temperature=0 gives every response of a group alike: set it above 0"
+            )
+        self.train, self.val, self.engine, self.pretrained, self.format = (
+            train,
+            val,
+            engine,
+            pretrained,
+            format,
+        )
         self.prompts_per_iteration, self.group_size = prompts_per_iteration, group_size
         self.minibatches, self.update_epochs, self.sampling = minibatches, update_epochs, sampling
         self.max_prompt_tokens, self.long_prompts = max_prompt_tokens, long_prompts
         self.val_sampling = SamplingConfig(max_tokens=val_max_tokens or sampling.max_tokens, temperature=0.0)
         self.val_samples, self.val_prompts_per_batch, self.seed = val_samples, val_prompts_per_batch, seed
-        self.on_stage: Callable[[str], None] = lambda stage: None
+        self.on_stage: Callable[[str], None] = lambda _: None
         self._started = False
 
-    # ------------------------------------------------------------------------------------------------------------- set-up
+    # ------------------------------------------------------------------------------------------------- set-up
 
     @property
     def learner(self) -> Learner:
@@ -125,9 +139,14 @@ class RolloutDataModule(pl.LightningDataModule):
                 long_prompts=self.long_prompts,
                 key=f"data.{name}",
             )
-            self.learner.check_prompts(f"data.{name}", [self.prompts[name][row] for row in range(len(self.prompts[name]))])
+            self.learner.check_prompts(
+                f"data.{name}", [self.prompts[name][row] for row in range(len(self.prompts[name]))]
+            )
         self.on_stage("start the engine")
-        batches = [self.prompts_per_iteration * self.group_size // self.trainer.world_size, self.val_prompts_per_batch]
+        batches = [
+            self.prompts_per_iteration * self.group_size // self.trainer.world_size,
+            self.val_prompts_per_batch,
+        ]
         self.engine.start(
             max_sequence_tokens=self.max_prompt_tokens + self._longest_response,
             max_sequences=max(batches),
@@ -144,40 +163,47 @@ class RolloutDataModule(pl.LightningDataModule):
         ranks, micro_batches = self.trainer.world_size, self.trainer.accumulate_grad_batches
         if self.group_size < self.learner.min_group_size:
             raise ValueError(
-                f"data.group_size={self.group_size}: model.advantage compares the responses to one prompt; set "
+                f"data.group_size={self.group_size}: model.advantage compares the responses to one "
+                f"prompt; set "
                 f"data.group_size to {self.learner.min_group_size} or more, or choose another model.advantage"
             )
         if self.prompts_per_iteration % ranks:
             raise ValueError(
-                f"data.prompts_per_iteration={self.prompts_per_iteration} cannot be shared out among {ranks} ranks: "
+                f"data.prompts_per_iteration={self.prompts_per_iteration} cannot be shared out among "
+                f"{ranks} ranks: "
                 f"set it to a multiple of {ranks}"
             )
         sequences = self.prompts_per_iteration // ranks * self.group_size
         if sequences % self.minibatches:
             raise ValueError(
-                f"data.minibatches={self.minibatches} does not divide the {sequences} responses that a rank has: set it "
+                f"data.minibatches={self.minibatches} does not divide the {sequences} responses that "
+                f"a rank has: set it "
                 "to a divisor"
             )
         if sequences // self.minibatches < micro_batches:
             raise ValueError(
-                f"trainer.accumulate_grad_batches={micro_batches} is more than the {sequences // self.minibatches} "
-                f"responses of a minibatch: set it to at most that, or data.minibatches lower"
+                f"trainer.accumulate_grad_batches={micro_batches} is more than the "
+                f"{sequences // self.minibatches} responses of a minibatch: set it to at most that, or "
+                "data.minibatches lower"
             )
         if self.trainer.limit_train_batches != 1.0:
             raise ValueError(
-                f"trainer.limit_train_batches={self.trainer.limit_train_batches} would use half a rollout: an epoch is "
+                f"trainer.limit_train_batches={self.trainer.limit_train_batches} would use half a "
+                f"rollout: an epoch is "
                 "one iteration; set trainer.max_epochs instead"
             )
         if self.trainer.val_check_interval not in (1.0, None):
             raise ValueError(
-                f"trainer.val_check_interval={self.trainer.val_check_interval} would validate inside an iteration: set "
+                f"trainer.val_check_interval={self.trainer.val_check_interval} would validate inside "
+                f"an iteration: set "
                 "trainer.check_val_every_n_epoch, which counts iterations"
             )
         steps = self.update_epochs * self.minibatches
         if self.trainer.max_steps > 0 and self.trainer.max_steps % steps:
             right = -(-self.trainer.max_steps // steps) * steps
             raise ValueError(
-                f"trainer.max_steps={self.trainer.max_steps} ends inside an iteration of {steps} optimizer steps: set "
+                f"trainer.max_steps={self.trainer.max_steps} ends inside an iteration of {steps} "
+                f"optimizer steps: set "
                 f"it to {right}, or trainer.max_epochs to {right // steps} iterations"
             )
 
@@ -185,12 +211,13 @@ class RolloutDataModule(pl.LightningDataModule):
         context = context_length(self.pretrained)
         if self.max_prompt_tokens + self._longest_response > context:
             raise ValueError(
-                f"data.max_prompt_tokens={self.max_prompt_tokens} plus responses of {self._longest_response} tokens "
+                f"data.max_prompt_tokens={self.max_prompt_tokens} plus responses of "
+                f"{self._longest_response} tokens "
                 f"do not fit the model's context of {context}: set data.max_prompt_tokens to at most "
                 f"{context - self._longest_response}, or data.sampling.max_tokens lower"
             )
 
-    # ------------------------------------------------------------------------------------------------------------ streams
+    # ------------------------------------------------------------------------------------------------ streams
 
     @override
     def train_dataloader(self) -> Iterable[Experience]:
@@ -216,13 +243,16 @@ class RolloutDataModule(pl.LightningDataModule):
     def _prompt_batches(self, first: int) -> Iterator[tuple[int, list[Prompt]]]:
         assert self.trainer is not None, "the trainer attaches itself before setup"
         for iteration in count(first):
-            yield iteration, iteration_prompts(
-                self.prompts["train"],
-                iteration=iteration,
-                prompts_per_iteration=self.prompts_per_iteration,
-                seed=self.seed,
-                rank=self.trainer.global_rank,
-                world_size=self.trainer.world_size,
+            yield (
+                iteration,
+                iteration_prompts(
+                    self.prompts["train"],
+                    iteration=iteration,
+                    prompts_per_iteration=self.prompts_per_iteration,
+                    seed=self.seed,
+                    rank=self.trainer.global_rank,
+                    world_size=self.trainer.world_size,
+                ),
             )
 
     @override

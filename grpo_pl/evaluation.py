@@ -1,4 +1,4 @@
-"""Validation: rollouts and verifiers -> accuracies with confidence intervals, independent of the training reward."""
+"""Validation: rollouts and verifiers -> accuracies with intervals, independent of the training reward."""
 
 import math
 from collections.abc import Mapping
@@ -52,8 +52,8 @@ class Evaluation:
     """Collects the verdicts of one validation.
 
     Greedy rollouts (temperature 0) give `val/<name>`; rollouts with n responses a problem give
-    `val/<name>_pass@k` and `val/<name>_majority@k` for k = 1, 2, 4, ... <= n. Each comes with `_low` and `_high`. A
-    problem on which the verifier abstains counts as wrong.
+    `val/<name>_pass@k` and `val/<name>_majority@k` for k = 1, 2, 4, ... <= n. Each comes with `_low` and
+    `_high`. A problem on which the verifier abstains counts as wrong.
     """
 
     def __init__(self, verifiers: Mapping[str, Verifier], device: torch.device) -> None:
@@ -72,7 +72,7 @@ class Evaluation:
                 for verdict in correct:
                     self._add(f"val/{name}", float(verdict))
                 continue
-            for group in rollout.group_ids.unique().tolist():
+            for group in sorted(set(rollout.group_ids.tolist())):
                 rows = (rollout.group_ids == group).nonzero()[:, 0].tolist()
                 verdicts = [correct[row] for row in rows]
                 answers = [verifier.extract(rollout.responses[row]) for row in rows]
@@ -81,7 +81,9 @@ class Evaluation:
                     if k > 1:
                         self._add(f"val/{name}_majority@{k}", majority_at_k(answers, verdicts, k))
         which = "val" if greedy else "val_sampled"
-        for tokens, truncated in zip(rollout.loss_mask.sum(-1).tolist(), rollout.truncated.tolist(), strict=True):
+        for tokens, truncated in zip(
+            rollout.loss_mask.sum(-1).tolist(), rollout.truncated.tolist(), strict=True
+        ):
             self._add(f"{which}/truncated", float(truncated))
             self._add(f"{which}/response_tokens", float(tokens))
 

@@ -1,4 +1,4 @@
-"""The mathematics of the loop as pure functions of tensors; nothing here knows of models, engines or Lightning."""
+"""The mathematics of the loop as pure functions of tensors, knowing nothing of models and engines."""
 
 import hashlib
 import math
@@ -8,13 +8,14 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-# ---------------------------------------------------------------------------------------------------------- randomness
+# ------------------------------------------------------------------------------------------------- randomness
 
 
 def derive_seed(*parts: int | str) -> int:
-    """A seed in [0, 2^63) that depends on every part and their order: randomness as a counter, not as a state.
+    """A seed in [0, 2^63) that depends on every part: randomness as a counter, not as a state.
 
-    Everything random in iteration i draws from `derive_seed(run_seed, what, i, ...)`, so resuming needs no saved state.
+    Everything random in iteration i draws from `derive_seed(run_seed, what, i, ...)`, so resuming needs no
+    saved state.
     """
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
@@ -25,7 +26,7 @@ def permutation(size: int, seed: int) -> list[int]:
     return torch.randperm(size, generator=torch.Generator().manual_seed(seed)).tolist()
 
 
-# ------------------------------------------------------------------------------------------------------------ reductions
+# ------------------------------------------------------------------------------------------------- reductions
 
 
 def masked_mean(x: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"]) -> Float[Tensor, ""]:
@@ -33,14 +34,18 @@ def masked_mean(x: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"]) -> Flo
     return torch.where(mask, x, 0.0).sum() / mask.sum().clamp(min=1)
 
 
-def whiten(x: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"], eps: float = 1e-8) -> Float[Tensor, "*shape"]:
-    """Shift and scale `x` to mean 0 and variance 1 over the masked entries (unbiased variance); 0 elsewhere."""
+def whiten(
+    x: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"], eps: float = 1e-8
+) -> Float[Tensor, "*shape"]:
+    """Shift and scale `x` to mean 0 and variance 1 (unbiased) over the masked entries; 0 elsewhere."""
     mean = masked_mean(x, mask)
     variance = torch.where(mask, (x - mean) ** 2, 0.0).sum() / (mask.sum() - 1).clamp(min=1)
     return torch.where(mask, (x - mean) * torch.rsqrt(variance + eps), 0.0)
 
 
-def group_mean(x: Float[Tensor, "N"], group_ids: Int[Tensor, "N"], valid: Bool[Tensor, "N"]) -> Float[Tensor, "N"]:
+def group_mean(
+    x: Float[Tensor, "N"], group_ids: Int[Tensor, "N"], valid: Bool[Tensor, "N"]
+) -> Float[Tensor, "N"]:
     """For each row the mean of `x` over the valid rows of its group; 0 for a group without valid rows."""
     group = torch.unique(group_ids, return_inverse=True)[1]
     zeros = x.new_zeros(len(x))
@@ -52,7 +57,7 @@ def group_mean(x: Float[Tensor, "N"], group_ids: Int[Tensor, "N"], valid: Bool[T
 def group_std(
     x: Float[Tensor, "N"], group_ids: Int[Tensor, "N"], valid: Bool[Tensor, "N"], ddof: int
 ) -> Float[Tensor, "N"]:
-    """For each row the standard deviation over the valid rows of its group, divided by `count - ddof` (at least 1)."""
+    """For each row the standard deviation over its group's valid rows; the divisor is `count - ddof`."""
     count = group_size(group_ids, valid).to(x.dtype)
     variance = group_mean((x - group_mean(x, group_ids, valid)) ** 2, group_ids, valid)
     return (variance * count / (count - ddof).clamp(min=1)).sqrt()
@@ -67,14 +72,14 @@ def group_size(group_ids: Int[Tensor, "N"], valid: Bool[Tensor, "N"]) -> Int[Ten
 def group_is_constant(
     x: Float[Tensor, "N"], group_ids: Int[Tensor, "N"], valid: Bool[Tensor, "N"]
 ) -> Bool[Tensor, "N"]:
-    """For each row whether all valid entries of its group are the very same number: no signal, whatever rounding says."""
+    """For each row whether all valid entries of its group are the very same number: no signal."""
     group = torch.unique(group_ids, return_inverse=True)[1]
     low = x.new_full((len(x),), math.inf).scatter_reduce(0, group, torch.where(valid, x, math.inf), "amin")
     high = x.new_full((len(x),), -math.inf).scatter_reduce(0, group, torch.where(valid, x, -math.inf), "amax")
     return (low >= high)[group]
 
 
-# ---------------------------------------------------------------------------------------------------- returns, divergences
+# --------------------------------------------------------------------------------------- returns, divergences
 
 
 def outcome_rewards(rewards: Float[Tensor, "N"], mask: Bool[Tensor, "N T"]) -> Float[Tensor, "N T"]:
@@ -85,13 +90,18 @@ def outcome_rewards(rewards: Float[Tensor, "N"], mask: Bool[Tensor, "N T"]) -> F
 
 
 def generalized_advantages(
-    rewards: Float[Tensor, "N T"], values: Float[Tensor, "N T"], mask: Bool[Tensor, "N T"], gamma: float, lam: float
+    rewards: Float[Tensor, "N T"],
+    values: Float[Tensor, "N T"],
+    mask: Bool[Tensor, "N T"],
+    gamma: float,
+    lam: float,
 ) -> Float[Tensor, "N T"]:
     """Generalised advantage estimation over the masked tokens.
 
     A_t = delta_t + gamma lam A_{t+1} with delta_t = r_t + gamma V_{t+1} - V_t (Schulman et al. 2016,
-    arXiv:1506.02438, eq. 16), where t + 1 is the next *masked* token: tokens that the policy did not choose are
-    stepped over. The value after the last token is 0, for truncated responses too (the token limit is part of the task).
+    arXiv:1506.02438, eq. 16), where t + 1 is the next *masked* token: tokens that the policy did not choose
+    are stepped over. The value after the last token is 0, for truncated responses too (the token limit is
+    part of the task).
     """
     advantages = torch.zeros_like(rewards)
     next_value = next_advantage = torch.zeros_like(rewards[:, 0])
@@ -104,18 +114,20 @@ def generalized_advantages(
     return advantages
 
 
-def kl_k3(logprobs: Float[Tensor, "*shape"], ref_logprobs: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """Per-token estimate of KL(policy || reference): exp(d) - d - 1 with d = ref_logprobs - logprobs, never negative.
+def kl_k3(
+    logprobs: Float[Tensor, "*shape"], ref_logprobs: Float[Tensor, "*shape"]
+) -> Float[Tensor, "*shape"]:
+    """Per-token estimate of KL(policy || reference): exp(d) - d - 1 with d = ref_logprobs - logprobs.
 
-    Schulman 2020 ("Approximating KL divergence", k3); DeepSeekMath, arXiv:2402.03300, eq. 4. Its *value* is unbiased
-    under samples of the policy. Its *gradient* is not the gradient of KL(policy || reference): it is
+    Schulman 2020 ("Approximating KL divergence", k3); DeepSeekMath, arXiv:2402.03300, eq. 4. Its *value* is
+    unbiased under samples of the policy. Its *gradient* is not the gradient of KL(policy || reference): it is
     (1 - exp(d)) grad log pi, whose expectation is grad KL(reference || policy), the forward KL.
     """
     difference = ref_logprobs - logprobs
     return torch.expm1(difference) - difference
 
 
-# ------------------------------------------------------------------------------------------------------------- evaluation
+# ------------------------------------------------------------------------------------------------- evaluation
 
 
 def pass_at_k(correct: Sequence[bool], k: int) -> float:
@@ -130,9 +142,9 @@ def pass_at_k(correct: Sequence[bool], k: int) -> float:
 def majority_at_k(answers: Sequence[str | None], correct: Sequence[bool], k: int) -> float:
     """Probability that the most frequent answer among k responses is correct, a tie being drawn by lot.
 
-    The mean over all C(n, k) subsets of the n >= k responses (hence unbiased), summed exactly by counting instead of
-    enumeration. `None` (no answer found) does not vote; a subset without votes is wrong. Self-consistency: Wang et al.
-    2022, arXiv:2203.11171.
+    The mean over all C(n, k) subsets of the n >= k responses (hence unbiased), summed exactly by counting
+    instead of enumeration. `None` (no answer found) does not vote; a subset without votes is wrong.
+    Self-consistency: Wang et al. 2022, arXiv:2203.11171.
     """
     counts: dict[str, int] = {}
     right: set[str] = set()
@@ -145,7 +157,7 @@ def majority_at_k(answers: Sequence[str | None], correct: Sequence[bool], k: int
     for winner in right:
         others = [count for answer, count in counts.items() if answer != winner]
         for votes in range(1, min(counts[winner], k) + 1):
-            # ways[picked, tied]: subsets of the other answers, none of them with more than `votes`, `tied` with as many
+            # ways[picked, tied]: subsets of the others, none with more than `votes`, `tied` with as many
             ways = {(drawn, 0): math.comb(silent, drawn) for drawn in range(min(silent, k - votes) + 1)}
             for count in others:
                 longer: dict[tuple[int, int], int] = {}
@@ -154,7 +166,9 @@ def majority_at_k(answers: Sequence[str | None], correct: Sequence[bool], k: int
                         key = (picked + more, tied + (more == votes))
                         longer[key] = longer.get(key, 0) + number * math.comb(count, more)
                 ways = longer
-            chosen = sum(number / (tied + 1) for (picked, tied), number in ways.items() if picked == k - votes)
+            chosen = sum(
+                number / (tied + 1) for (picked, tied), number in ways.items() if picked == k - votes
+            )
             wins += math.comb(counts[winner], votes) * chosen
     return wins / math.comb(len(answers), k)
 
@@ -169,14 +183,15 @@ def wilson_interval(successes: float, trials: int, z: float = 1.96) -> tuple[flo
     return max(centre - half, 0.0), min(centre + half, 1.0)
 
 
-# ------------------------------------------------------------------------------------------------------------ partitioning
+# ----------------------------------------------------------------------------------------------- partitioning
 
 
 def balanced_partition(lengths: Sequence[int], parts: int) -> list[list[int]]:
-    """Cut rows into exactly `parts` non-empty lists, like lengths together, the dearest list as cheap as can be.
+    """Cut rows into exactly `parts` non-empty lists, like lengths together, the dearest as cheap as can be.
 
-    A list costs its padded tokens, rows * longest row. Rows are sorted by length and cut at the places that minimise the
-    greatest cost (bisection over the cost; greedy filling is optimal for a given bound). Needs `parts <= len(lengths)`.
+    A list costs its padded tokens, rows * longest row. Rows are sorted by length and cut at the places that
+    minimise the greatest cost (bisection over the cost; greedy filling is optimal for a given bound). Needs
+    `parts <= len(lengths)`.
     """
     assert 1 <= parts <= len(lengths), "a minibatch has at least one sequence for each micro-batch"
     order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))

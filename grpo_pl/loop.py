@@ -37,7 +37,7 @@ class Learner(Protocol):
         ...
 
     def make_experience(self, rollout: Rollout, micro_batches: Sequence[Sequence[int]]) -> Experience:
-        """Rewards, scores and advantages of a rollout, scored in the very micro-batches of the first update epoch."""
+        """Rewards, scores and advantages of a rollout, scored in the given micro-batches."""
         ...
 
     def sum_over_ranks(self, values: Tensor) -> Tensor:
@@ -47,7 +47,7 @@ class Learner(Protocol):
 
 @dataclass(frozen=True)
 class UpdateSchedule:
-    """How a rollout becomes optimizer steps: `update_epochs` passes, each in `minibatches` of `micro_batches`."""
+    """How a rollout becomes optimizer steps: passes of minibatches of micro-batches."""
 
     minibatches: int
     update_epochs: int
@@ -60,12 +60,15 @@ class UpdateSchedule:
         return self.update_epochs * self.minibatches * self.micro_batches
 
     def epoch(self, lengths: Sequence[int], iteration: int, epoch: int) -> list[Step]:
-        """One pass over all rows in a new random order: minibatches of equal size, cut into micro-batches by length."""
+        """One pass over all rows in random order: equal minibatches, cut into micro-batches by length."""
         order = permutation(len(lengths), derive_seed(self.seed, "update", iteration, epoch))
         size = len(order) // self.minibatches
         steps = [order[i * size : (i + 1) * size] for i in range(self.minibatches)]
         return [
-            [[rows[i] for i in part] for part in balanced_partition([lengths[r] for r in rows], self.micro_batches)]
+            [
+                [rows[i] for i in part]
+                for part in balanced_partition([lengths[r] for r in rows], self.micro_batches)
+            ]
             for rows in steps
         ]
 
@@ -108,15 +111,18 @@ def experience_stream(
             experience = learner.make_experience(rollout, [rows for step in epochs[0] for rows in step])
         experience.metrics |= clock.seconds
         on_stage("update")
-        yield from micro_batches(experience, [step for epoch in epochs for step in epoch], learner.sum_over_ranks)
+        yield from micro_batches(
+            experience, [step for epoch in epochs for step in epoch], learner.sum_over_ranks
+        )
 
 
 def micro_batches(
     experience: Experience, steps: Sequence[Step], sum_over_ranks: Callable[[Tensor], Tensor]
 ) -> Iterator[Experience]:
-    """Cut the experience; each piece knows the size of its whole optimizer step. The first one carries the metrics."""
+    """Cut the experience; each piece knows the size of its step, the first one carries the metrics."""
     tokens = experience.loss_mask.sum(-1).cpu()
-    local = torch.tensor([[int(tokens[sum(step, [])].sum()), len(sum(step, []))] for step in steps])
+    flat = [[row for rows in step for row in rows] for step in steps]
+    local = torch.tensor([[int(tokens[rows].sum()), len(rows)] for rows in flat])
     totals = sum_over_ranks(local).tolist()
     first = True
     for step, (num_tokens, num_sequences) in zip(steps, totals, strict=True):

@@ -12,7 +12,7 @@ from grpo_pl.types import Experience
 
 
 class TokenLoss(NamedTuple):
-    """A loss for every token, unmasked and unreduced, and what to log of it (averaged over response tokens)."""
+    """A loss for every token, unmasked and unreduced, and what to log of it (as token mean)."""
 
     loss: Float[Tensor, "B T"]
     metrics: dict[str, Float[Tensor, "B T"]]
@@ -28,14 +28,17 @@ class PolicyLoss(ABC):
 
 @final
 class ClippedSurrogate(PolicyLoss):
-    """PPO's clipped surrogate: -min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A), rho = exp(logprobs - old_logprobs).
+    """PPO's clipped surrogate: -min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A).
 
-    Schulman et al. 2017, arXiv:1707.06347, eq. 7, with separate bounds (clip-higher: DAPO, arXiv:2503.14476, eq. 10). In
-    the first minibatch of a rollout rho is exactly 1 and the gradient is REINFORCE's; the clip acts from the second on.
+    rho = exp(logprobs - old_logprobs). Schulman et al. 2017, arXiv:1707.06347, eq. 7, with separate bounds
+    (clip-higher: DAPO, arXiv:2503.14476, eq. 10). In the first minibatch of a rollout rho is exactly 1 and
+    the gradient is REINFORCE's; the clip acts from the second on.
 
     Args:
-        clip_low: How far the ratio may fall below 1 before a token with negative advantage stops pushing, in [0, 1].
-        clip_high: How far it may rise above 1 before a token with positive advantage stops pushing, 0 or more.
+        clip_low: How far the ratio may fall below 1 before a token with negative advantage stops pushing, in
+            [0, 1].
+        clip_high: How far it may rise above 1 before a token with positive advantage stops pushing, 0 or
+            more.
     """
 
     def __init__(self, clip_low: float = 0.2, clip_high: float = 0.2) -> None:
@@ -64,28 +67,36 @@ class ClippedValueLoss:
 
     Args:
         coefficient: Weight beside the policy's loss.
-        clip: How far the value may move from that at sampling time before its gradient stops, in units of reward.
+        clip: How far the value may move from that at sampling time before its gradient stops, in units of
+            reward.
     """
 
     def __init__(self, coefficient: float = 0.5, clip: float = 0.2) -> None:
         if coefficient < 0 or clip <= 0:
-            raise ValueError(f"model.value_loss: coefficient={coefficient}, clip={clip}: expected >= 0 and > 0")
+            raise ValueError(
+                f"model.value_loss: coefficient={coefficient}, clip={clip}: expected >= 0 and > 0"
+            )
         self.coefficient, self.clip = coefficient, clip
 
     def __call__(self, values: Float[Tensor, "B T"], batch: Experience) -> TokenLoss:
         """Loss of each token; the gradient flows through `values` alone."""
-        assert batch.returns is not None and batch.old_values is not None, "experience of a run with a critic"
+        assert batch.returns is not None, "experience of a run with a critic"
+        assert batch.old_values is not None, "experience of a run with a critic"
         clipped = values.clamp(batch.old_values - self.clip, batch.old_values + self.clip)
         error, clipped_error = (values - batch.returns) ** 2, (clipped - batch.returns) ** 2
-        metrics = {"train/value_loss": error.detach() / 2, "train/value_clip_fraction": (clipped_error > error).float()}
+        metrics = {
+            "train/value_loss": error.detach() / 2,
+            "train/value_clip_fraction": (clipped_error > error).float(),
+        }
         return TokenLoss(self.coefficient * torch.maximum(error, clipped_error) / 2, metrics)
 
 
 class Aggregation(ABC):
     """How the losses of tokens become the loss of an optimizer step.
 
-    Each micro-batch gives its *share*: the shares of all micro-batches and ranks add up to the objective of the whole
-    step. So cutting a batch into more micro-batches, or spreading it over more ranks, changes nothing.
+    Each micro-batch gives its *share*: the shares of all micro-batches and ranks add up to the objective of
+    the whole step. So cutting a batch into more micro-batches, or spreading it over more ranks, changes
+    nothing.
     """
 
     @abstractmethod
@@ -99,7 +110,7 @@ def _masked_sum(loss: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"]) -> Float[
 
 @final
 class TokenMean(Aggregation):
-    """The mean over all response tokens of the step: each token counts the same (DAPO, arXiv:2503.14476, eq. 8)."""
+    """The mean over all response tokens of the step: each counts the same (DAPO, arXiv:2503.14476, eq. 8)."""
 
     @override
     def __call__(self, loss: Float[Tensor, "B T"], batch: Experience) -> Float[Tensor, ""]:
@@ -108,7 +119,10 @@ class TokenMean(Aggregation):
 
 @final
 class SequenceMean(Aggregation):
-    """The mean over sequences of the mean over their tokens: each response counts the same (DeepSeekMath, eq. 3)."""
+    """The mean over sequences of the mean over their tokens: each response counts the same.
+
+    DeepSeekMath, arXiv:2402.03300, eq. 3.
+    """
 
     @override
     def __call__(self, loss: Float[Tensor, "B T"], batch: Experience) -> Float[Tensor, ""]:
@@ -118,7 +132,7 @@ class SequenceMean(Aggregation):
 
 @final
 class ConstantLength(Aggregation):
-    """The sum over tokens divided by a constant number of tokens a sequence (Dr. GRPO, arXiv:2503.20783, section 3).
+    """The sum over tokens divided by a constant number of tokens a sequence (Dr. GRPO, arXiv:2503.20783).
 
     Args:
         length: The constant, in tokens; the paper takes the token limit of a response.

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 DType = Literal["float32", "bfloat16", "float16"]
 
 
-# -------------------------------------------------------------------------------------------------- finding and loading
+# ---------------------------------------------------------------------------------------- finding and loading
 
 
 def cached_model_folder(name: str) -> Path:
@@ -30,7 +30,8 @@ def resolve_pretrained(pretrained: str) -> str:
     """The folder or hub name to load: a folder as it is, else grpo_pl's own model cache, else the hub's name.
 
     Raises:
-        ValueError: If it is a folder without `config.json`, or neither a folder nor something that the hub could know.
+        ValueError: If it is a folder without `config.json`, or neither a folder nor something that the hub
+            could know.
     """
     if not pretrained:
         raise ValueError("no model is named: say --pretrained FOLDER_OR_HUB_NAME")
@@ -44,14 +45,17 @@ def resolve_pretrained(pretrained: str) -> str:
     if (cached / "config.json").is_file():
         return str(cached)
     if pretrained.count("/") > 1 or pretrained.startswith((".", "/", "~")) or Path(pretrained).exists():
-        raise ValueError(f"pretrained={pretrained} is no folder: give a Hugging Face model folder or a hub name")
+        raise ValueError(
+            f"pretrained={pretrained} is no folder: give a Hugging Face model folder or a hub name"
+        )
     return pretrained
 
 
 def _unreachable(pretrained: str, error: Exception) -> ValueError:
     reason = str(error).strip().splitlines()[0][:200]
     return ValueError(
-        f"pretrained={pretrained} could not be loaded ({reason}): give a complete Hugging Face model folder, or a hub "
+        f"pretrained={pretrained} could not be loaded ({reason}): give a complete Hugging Face model "
+        f"folder, or a hub "
         "name while the hub can be reached (tools/fetch_model.py fetches the demo model)"
     )
 
@@ -83,7 +87,7 @@ def context_length(pretrained: str) -> int:
 
 
 def eos_token_ids(pretrained: str) -> set[int]:
-    """The tokens that end a response, as the model's generation settings (else its configuration) name them."""
+    """The tokens that end a response, by the model's generation settings, else its configuration."""
     from transformers import GenerationConfig
 
     try:
@@ -111,7 +115,7 @@ def load_language_model(pretrained: str, dtype: DType, attention: str | None = N
     return cast("PreTrainedModel", model)
 
 
-# --------------------------------------------------------------------------------------------------------- forward passes
+# --------------------------------------------------------------------------------------------- forward passes
 
 
 def chunked_logprobs(
@@ -123,10 +127,10 @@ def chunked_logprobs(
 ) -> tuple[Float[Tensor, "M"], Float[Tensor, "M"]]:
     """Log-probability of each target and entropy of the distribution it was drawn from, in nats, float32.
 
-    The LM head runs on `chunk_tokens` rows at a time and again in the backward, so at most `[chunk_tokens, V]` logits
-    exist at once. The entropy carries no gradient.
+    The LM head runs on `chunk_tokens` rows at a time and again in the backward, so at most `[chunk_tokens,
+    V]` logits exist at once. The entropy carries no gradient.
     """
-    head = language_model.get_output_embeddings()
+    head = cast(nn.Module, language_model.get_output_embeddings())
     config = language_model.config.get_text_config()
     scale = getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
     cap = getattr(config, "final_logit_softcapping", None)
@@ -143,8 +147,12 @@ def chunked_logprobs(
         return logprob, entropy
 
     chunks = [
-        checkpoint(one_chunk, h, target, use_reentrant=False) if torch.is_grad_enabled() else one_chunk(h, target)
-        for h, target in zip(hidden.split(chunk_tokens), targets.split(chunk_tokens), strict=True)
+        checkpoint(one_chunk, h, target, use_reentrant=False)
+        if torch.is_grad_enabled()
+        else one_chunk(h, target)
+        for h, target in zip(
+            torch.split(hidden, chunk_tokens), torch.split(targets, chunk_tokens), strict=True
+        )
     ]
     return torch.cat([c[0] for c in chunks]), torch.cat([c[1] for c in chunks])
 
@@ -201,13 +209,13 @@ class ValueModel(nn.Module):
 
     @override
     def forward(self, token_ids: Int[Tensor, "B T"], loss_mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B T"]:
-        """The value before each masked token, in units of reward; zero elsewhere and, untrained, everywhere."""
+        """The value before each masked token, in units of reward; zero elsewhere."""
         hidden = self.trunk(input_ids=token_ids, use_cache=False).last_hidden_state
         values = self.head(_before_each_token(hidden, loss_mask)).float()[:, 0]
         return _at_each_token(values, loss_mask)
 
 
-# --------------------------------------------------------------------------------------------------------------- builders
+# --------------------------------------------------------------------------------------------------- builders
 
 
 class ModelBuilder(ABC):
@@ -230,11 +238,11 @@ class CausalLM(ModelBuilder):
 
     Args:
         pretrained: Model folder or hub name; where empty, the one of `--pretrained`.
-        dtype: Of the weights. Keep float32 for a policy: bfloat16 loses small updates; `trainer.precision: bf16-mixed`
-            computes in bfloat16 all the same.
+        dtype: Of the weights. Keep float32 for a policy: bfloat16 loses small updates; `trainer.precision:
+            bf16-mixed` computes in bfloat16 all the same.
         gradient_checkpointing: Recompute activations in the backward: less memory, about a third more time.
-        chunk_tokens: Rows of logits that exist at once.
-        attention: transformers' attention implementation ("sdpa", "flash_attention_2", ...); where null, its choice.
+        chunk_tokens: Rows of logits that exist at once. attention: transformers' attention implementation
+            ("sdpa", "flash_attention_2", ...); where null, its choice.
     """
 
     def __init__(

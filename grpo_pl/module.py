@@ -64,8 +64,9 @@ class PolicyOptimization(pl.LightningModule):
         self.min_group_size = advantage.min_group_size
         self.policy: LanguageModel | None = None
         self.critic: nn.Module | None = None
+        self.reference: nn.Module | None
 
-    # ------------------------------------------------------------------------------------------------------------ models
+    # ------------------------------------------------------------------------------------------------- models
 
     @override
     def configure_model(self) -> None:
@@ -99,7 +100,7 @@ class PolicyOptimization(pl.LightningModule):
         values = None if self.critic is None else self.critic(batch.token_ids, batch.loss_mask)
         return TokenScores(logprobs=said.logprobs, entropy=said.entropy, values=values)
 
-    # --------------------------------------------------------------------------------------------- rollout -> experience
+    # ---------------------------------------------------------------------------------- rollout -> experience
 
     @property
     def version(self) -> int:
@@ -128,16 +129,18 @@ class PolicyOptimization(pl.LightningModule):
             for name, function in functions.items():
                 if not any(function.can_score(prompt) for prompt in some):
                     raise ValueError(
-                        f"model.{kind}.{name}: {type(function).__name__} can read none of the answers of {key} (for "
-                        f"instance {some[0].answer!r}): check the answer column of {key}, or choose another function"
+                        f"model.{kind}.{name}: {type(function).__name__} can read none of the answers "
+                        f"of {key} (for "
+                        f"instance {some[0].answer!r}): check the answer column of {key}, or choose "
+                        f"another function"
                     )
 
     @torch.no_grad()
     def make_experience(self, rollout: Rollout, micro_batches: Sequence[Sequence[int]]) -> Experience:
         """Rewards, scores and advantages of a rollout.
 
-        It is scored in the very micro-batches of the first update epoch, through the strategy's wrapper and in
-        `training_step`'s precision: so the first ratio is exactly 1, whatever the precision.
+        It is scored in the very micro-batches of the first update epoch, through the strategy's wrapper and
+        in `training_step`'s precision: so the first ratio is exactly 1, whatever the precision.
         """
         scored = score_samples(self.rewards, rollout.samples)
         mask = rollout.loss_mask.to(self.device)
@@ -169,11 +172,13 @@ class PolicyOptimization(pl.LightningModule):
             with self.trainer.precision_plugin.forward_context():
                 part: TokenScores = self.trainer.model(batch)  # type: ignore[misc]
                 if self.reference is not None:
-                    part.ref_logprobs = self.reference(batch.token_ids, batch.loss_mask, batch.temperature).logprobs
+                    part.ref_logprobs = self.reference(
+                        batch.token_ids, batch.loss_mask, batch.temperature
+                    ).logprobs
             parts.append(part)
         return TokenScores.assemble(parts, micro_batches, experience.token_ids.shape)
 
-    # ------------------------------------------------------------------------------------------------ experience -> loss
+    # ------------------------------------------------------------------------------------- experience -> loss
 
     @override
     def training_step(self, batch: Experience, batch_idx: int) -> Tensor:
@@ -189,7 +194,7 @@ class PolicyOptimization(pl.LightningModule):
             objective, metrics = objective + self.aggregation(value_loss, batch), metrics | value_metrics
         metrics |= {"train/loss": loss.detach(), "train/entropy": scores.entropy}
         self._log_tokens(metrics, batch)
-        # Lightning divides by the micro-batches and the strategies average over ranks; the objective is a sum of shares.
+        # Lightning divides by the micro-batches and strategies average over ranks: undo both, shares add up.
         return objective * self.trainer.accumulate_grad_batches * self.trainer.world_size
 
     def _log_tokens(self, metrics: dict[str, Tensor], batch: Experience) -> None:
@@ -203,7 +208,7 @@ class PolicyOptimization(pl.LightningModule):
         norm = torch.nn.utils.get_total_norm(gradients)
         self.log("train/grad_norm", norm, on_step=False, on_epoch=True, batch_size=1)
 
-    # -------------------------------------------------------------------------------------------------------- validation
+    # --------------------------------------------------------------------------------------------- validation
 
     @override
     def on_validation_epoch_start(self) -> None:
@@ -218,7 +223,7 @@ class PolicyOptimization(pl.LightningModule):
         self.log_dict(self.evaluation.compute(), batch_size=1)
 
 
-# ------------------------------------------------------------------------------------------------------------ the plain parts
+# -------------------------------------------------------------------------------------------- the plain parts
 
 
 def check_components(
@@ -235,9 +240,13 @@ def check_components(
     """
     name = type(advantage).__name__
     if not any(reward.weight for reward in rewards.values()):
-        raise ValueError("model.rewards has no reward with a weight other than 0: add one, for instance LastNumber")
+        raise ValueError(
+            "model.rewards has no reward with a weight other than 0: add one, for instance LastNumber"
+        )
     if advantage.needs_critic and critic is None:
-        raise ValueError(f"model.advantage {name} needs a critic: set model.critic, for instance to ValueHead")
+        raise ValueError(
+            f"model.advantage {name} needs a critic: set model.critic, for instance to ValueHead"
+        )
     if critic is not None and not advantage.needs_critic:
         raise ValueError(
             f"model.critic is set and model.advantage {name} does not use it: set model.critic to null, or "
@@ -250,12 +259,14 @@ def check_components(
 
 
 def rollout_metrics(rollout: Rollout, experience: Experience) -> dict[str, float]:
-    """What one looks at first: lengths, truncation, groups without signal, and whether the engine's weights are ours."""
+    """What one looks at first: lengths, truncation, signal, and whether the engine's weights are ours."""
     mask = experience.loss_mask
     gap = (experience.sampling_logprobs - experience.old_logprobs).abs()
     silent = experience.advantages.abs().sum(-1) == 0
-    groups = rollout.group_ids.unique()
-    without_signal = sum(bool(silent[(rollout.group_ids == group).to(silent.device)].all()) for group in groups)
+    groups = set(rollout.group_ids.tolist())
+    without_signal = sum(
+        bool(silent[(rollout.group_ids == group).to(silent.device)].all()) for group in groups
+    )
     metrics = {
         "rollout/response_tokens": float(mask.sum(-1).float().mean()),
         "rollout/tokens": float(mask.sum()),

@@ -24,8 +24,9 @@ class KLPenalty(ABC):
 class KLInLoss(KLPenalty):
     """coefficient * k3 added to the loss of each token (DeepSeekMath, arXiv:2402.03300, eq. 3 and 4).
 
-    `functional.kl_k3` says what its gradient is the gradient of. From the second minibatch of a rollout on the tokens are
-    no longer samples of the current policy; as in the paper, no importance weight makes up for that.
+    `functional.kl_k3` says what its gradient is the gradient of. From the second minibatch of a rollout on
+    the tokens are no longer samples of the current policy; as in the paper, no importance weight makes up for
+    that.
 
     Args:
         coefficient: Beta, in units of reward per nat; 0.04 in the paper.

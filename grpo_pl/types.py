@@ -9,9 +9,9 @@ Dimensions, used in every shape of the project:
     T   padded sequence length: prompt, then response, then padding on the right
     V   vocabulary
 
-Every per-token tensor is `[N, T]` and aligned with `token_ids`: entry `[n, t]` speaks about token `t` given the
-tokens before it. Padding stands on the right, so under causal attention no token ever sees it and no attention mask
-is needed.
+Every per-token tensor is `[N, T]` and aligned with `token_ids`: entry `[n, t]` speaks about token `t` given
+the tokens before it. Padding stands on the right, so under causal attention no token ever sees it and no
+attention mask is needed.
 
 Example, one prompt `[5, 6]` with the two responses `[7, 2]` and `[8]`:
 
@@ -31,7 +31,9 @@ from torch import Tensor
 
 @dataclass(kw_only=True)
 class Prompt:
-    """One question, as the engine reads it. Life cycle: made by the DataModule, kept by the rollout, read by rewards.
+    """One question, as the engine reads it.
+
+    Life cycle: made by the DataModule, kept by the rollout, read by rewards.
 
     Example: `Prompt(token_ids=[5, 6], text="What is 2 + 3?", answer="5", seed=17)`.
     """
@@ -43,7 +45,8 @@ class Prompt:
     """The gold answer, as the data set spells it. Empty where the task has none."""
     metadata: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
-    """Response `g` is sampled with `functional.derive_seed(seed, g)`; unique to the visit (run, iteration, position)."""
+    """Response `g` is sampled with `functional.derive_seed(seed, g)`; unique to the visit (run, iteration,
+    position)."""
 
 
 @dataclass(kw_only=True)
@@ -59,11 +62,12 @@ class Sample:
 
 @dataclass(kw_only=True)
 class Rollout:
-    """What an engine returns: `G` responses to each of `P` prompts. Life cycle: sampled once, never changed."""
+    """What an engine returns: `G` responses to each of `P` prompts. Never changed."""
 
     token_ids: Int[Tensor, "N T"]
     loss_mask: Bool[Tensor, "N T"]
-    """True on the tokens that the policy sampled, the end-of-sequence token included; column 0 is always False."""
+    """True on the tokens that the policy sampled, the end-of-sequence token included; column 0 is always
+    False."""
     sampling_logprobs: Float[Tensor, "N T"]
     """The engine's log-probability of each sampled token in nats, at `temperature`; 0 elsewhere."""
     group_ids: Int[Tensor, "N"]
@@ -104,16 +108,18 @@ class TokenScores:
     def assemble(
         cls, parts: Sequence["TokenScores"], rows: Sequence[Sequence[int]], shape: torch.Size
     ) -> "TokenScores":
-        """The scores of all `[N, T]` tokens from those of micro-batches, each about the given rows; in float32."""
+        """The scores of all `[N, T]` tokens from those of micro-batches of the given rows; float32."""
 
-        def whole(pieces: list[Tensor]) -> Tensor:
+        def whole(name: str) -> Any:
+            pieces = [getattr(part, name) for part in parts]
+            if pieces[0] is None:
+                return None
             out = torch.zeros(shape, device=pieces[0].device)
             for piece, where in zip(pieces, rows, strict=True):
                 out[torch.tensor(where, device=out.device), : piece.shape[1]] = piece.float()
             return out
 
-        pieces = {f.name: [getattr(part, f.name) for part in parts] for f in fields(cls)}
-        return cls(**{name: None if some[0] is None else whole(some) for name, some in pieces.items()})
+        return cls(**{field.name: whole(field.name) for field in fields(cls)})
 
 
 @dataclass(kw_only=True)
@@ -134,7 +140,8 @@ class SampleRecord:
 class Experience:
     """A rollout with everything the update needs. A minibatch and a micro-batch are the same type.
 
-    Life cycle: made by the learner from a rollout, cut into minibatches by the loop, consumed by `training_step`.
+    Life cycle: made by the learner from a rollout, cut into minibatches by the loop, consumed by
+    `training_step`.
     """
 
     token_ids: Int[Tensor, "B T"]
@@ -148,9 +155,11 @@ class Experience:
     returns: Float[Tensor, "B T"] | None = None
     old_values: Float[Tensor, "B T"] | None = None
     num_tokens: int = 0
-    """Response tokens of the whole optimizer step, over all micro-batches and ranks; 0 before the minibatches are cut."""
+    """Response tokens of the whole optimizer step, over all micro-batches and ranks; 0 before the minibatches
+    are cut."""
     num_sequences: int = 0
-    """Sequences of the whole optimizer step, over all micro-batches and ranks; 0 before the minibatches are cut."""
+    """Sequences of the whole optimizer step, over all micro-batches and ranks; 0 before the minibatches are
+    cut."""
     metrics: dict[str, float] = field(default_factory=dict)
     """The iteration's metrics; only its first micro-batch carries them."""
     records: list[SampleRecord] = field(default_factory=list)
@@ -168,9 +177,15 @@ class Experience:
             return tensor[index, :width]
 
         return Experience(
-            token_ids=must(self.token_ids), loss_mask=must(self.loss_mask),
-            sampling_logprobs=must(self.sampling_logprobs), old_logprobs=must(self.old_logprobs),
-            advantages=must(self.advantages), temperature=self.temperature,
-            ref_logprobs=cut(self.ref_logprobs), returns=cut(self.returns), old_values=cut(self.old_values),
-            num_tokens=num_tokens, num_sequences=num_sequences,
+            token_ids=must(self.token_ids),
+            loss_mask=must(self.loss_mask),
+            sampling_logprobs=must(self.sampling_logprobs),
+            old_logprobs=must(self.old_logprobs),
+            advantages=must(self.advantages),
+            temperature=self.temperature,
+            ref_logprobs=cut(self.ref_logprobs),
+            returns=cut(self.returns),
+            old_values=cut(self.old_values),
+            num_tokens=num_tokens,
+            num_sequences=num_sequences,
         )

@@ -26,7 +26,9 @@ class Curves(pl.Callback):
         self._draw(trainer)
 
     @override
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
         self._draw(trainer)
 
     def _draw(self, trainer: pl.Trainer) -> None:
@@ -42,16 +44,22 @@ def draw_curves(rows: Rows, path: Path) -> None:
 
     figure = Figure(figsize=(12, 6.5), layout="constrained")
     FigureCanvasAgg(figure)
-    (reward, accuracy, kl), (length, entropy, seconds) = figure.subplots(2, 3)
+    (reward, accuracy, kl), (length, entropy, seconds) = figure.subplots(2, 3, sharex=True)
     for axes, title in (
-        (reward, "training reward"), (accuracy, "validation accuracy"), (kl, "KL to the reference (nats a token)"),
-        (length, "response length (tokens)"), (entropy, "entropy (nats a token)"), (seconds, "seconds an iteration"),
+        (reward, "training reward"),
+        (accuracy, "validation accuracy"),
+        (kl, "KL to the reference (nats a token)"),
+        (length, "response length (tokens)"),
+        (entropy, "entropy (nats a token)"),
+        (seconds, "seconds an iteration"),
     ):
-        axes.set_title(title, loc="left", fontsize=11)
-        axes.set_xlabel("iteration")
+        axes.set_title(title, loc="left", fontsize=11, pad=20)
         axes.grid(alpha=0.25)
+        axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
         axes.xaxis.get_major_locator().set_params(integer=True)
+    for axes in (length, entropy, seconds):
+        axes.set_xlabel("iteration")
     _line(reward, rows, "rollout/reward", BLUE, band="rollout/reward_std")
     _accuracy(accuracy, rows)
     _line(kl, rows, "train/kl", VERMILION)
@@ -70,6 +78,14 @@ def _nothing(axes: "Axes") -> None:
     axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", va="center", color="grey")
 
 
+def _legend(axes: "Axes") -> None:
+    """Between the panel and its title, where it hides nothing."""
+    axes.legend(
+        loc="lower left", bbox_to_anchor=(-0.02, 1), borderaxespad=0, ncols=4, frameon=False, fontsize=8,
+        handlelength=1.2, columnspacing=1.0,
+    )  # fmt: skip
+
+
 def _line(axes: "Axes", rows: Rows, key: str, color: str, band: str | None = None) -> None:
     x, y = _points(rows, key)
     if not x:
@@ -79,7 +95,7 @@ def _line(axes: "Axes", rows: Rows, key: str, color: str, band: str | None = Non
         x, y, spread = _points(rows, key, band)
         low, high = ([a + sign * b for a, b in zip(y, spread, strict=True)] for sign in (-1, 1))
         axes.fill_between(x, low, high, color=color, alpha=0.12, linewidth=0, label="one std over responses")
-        axes.legend(frameon=False, fontsize=8)
+        _legend(axes)
     return None
 
 
@@ -89,10 +105,11 @@ def _accuracy(axes: "Axes", rows: Rows) -> None:
         return _nothing(axes)
     for name, color in zip(names, (BLUE, ORANGE, GREEN, VERMILION, PURPLE), strict=False):
         x, y, low, high = _points(rows, name, f"{name}_low", f"{name}_high")
-        axes.plot(x, y, color=color, marker="o", markersize=4, label=name)
-        axes.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0, label="95 % interval")
+        axes.plot(x, y, color=color, marker="o", markersize=4, label=name.removeprefix("val/"), clip_on=False)
+        label = "95 % interval" if name == names[-1] else None
+        axes.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0, label=label)
     axes.set_ylim(0, 1)
-    axes.legend(frameon=False, fontsize=8)
+    _legend(axes)
     return None
 
 
@@ -105,5 +122,5 @@ def _stages(axes: "Axes", rows: Rows) -> None:
     for stage, color, height in zip(stages, (BLUE, ORANGE, GREEN, VERMILION), heights, strict=True):
         axes.bar(x, height, bottom=bottom, color=color, label=stage, width=0.8)
         bottom = [a + b for a, b in zip(bottom, height, strict=True)]
-    axes.legend(frameon=False, fontsize=8)
+    _legend(axes)
     return None

@@ -7,7 +7,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as RichProgress
 from typing_extensions import override
 
-from grpo_pl.callbacks.records import MetricsTable
+from grpo_pl.callbacks.records import newest_row
 
 SHOWN = {
     "reward": ("rollout/reward", "{:.3f}"),
@@ -61,8 +61,13 @@ class Progress(ProgressBar):
         if not self._enabled:
             return
         columns = (
-            TextColumn("iteration"), MofNCompleteColumn(), BarColumn(), TimeElapsedColumn(),
-            TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[stage]}"),
+            TextColumn("iteration"),
+            MofNCompleteColumn(),
+            BarColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[stage]}"),
         )
         total = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else None
         self._bar = RichProgress(*columns, console=self.console, transient=True)
@@ -79,17 +84,18 @@ class Progress(ProgressBar):
 
     def print_row(self, trainer: pl.Trainer) -> None:
         """Write the newest row of the metrics as one line."""
-        table = next((c for c in trainer.callbacks if isinstance(c, MetricsTable)), None)
-        if not self._enabled or table is None or not table.rows:
-            return
-        self.console.print(line(table.rows[-1]), highlight=False, soft_wrap=True)
+        row = newest_row(trainer)
+        if self._enabled and row is not None:
+            self.console.print(line(row), highlight=False, soft_wrap=True)
 
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._stop()
 
     @override
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
         self._stop()
 
     def _stop(self) -> None:
@@ -102,4 +108,6 @@ def line(row: dict[str, float]) -> str:
     """One iteration in one line: what was measured, then seconds by stage."""
     numbers = [f"{name} {form.format(row[key])}" for name, (key, form) in SHOWN.items() if key in row]
     times = [f"{stage} {row[f'time/{stage}_s']:.1f}" for stage in STAGES if f"time/{stage}_s" in row]
-    return f"iteration {row['iteration']:3.0f}  " + "  ".join(numbers) + f"  [dim]({', '.join(times)} s)[/dim]"
+    return (
+        f"iteration {row['iteration']:3.0f}  " + "  ".join(numbers) + f"  [dim]({', '.join(times)} s)[/dim]"
+    )

@@ -1,4 +1,4 @@
-"""The files of a run: `metrics.csv`, one row an iteration, and how files are written so that a kill never tears them."""
+"""The files of a run: `metrics.csv`, one row an iteration; no kill tears a file."""
 
 import csv
 import os
@@ -15,7 +15,7 @@ METRICS_FILE = "metrics.csv"
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace a file's content in one step: a reader, or a run that was killed, finds the old text or the new one."""
+    """Replace a file's content in one step: a reader finds the old text or the new one, also after a kill."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     partial.write_text(text, encoding="utf-8")
@@ -49,20 +49,21 @@ def write_metrics(path: Path, rows: list[dict[str, float]]) -> None:
 
 
 def _number(value: float) -> str:
-    return str(int(value)) if value == int(value) and abs(value) < 1e15 else f"{value:.8g}"
+    return str(int(value)) if value.is_integer() and abs(value) < 1e15 else f"{value:.8g}"
 
 
 class MetricsTable(pl.Callback):
-    """Writes `metrics.csv` into the run's folder, one row an iteration; row 0 is the validation before training.
+    """Writes `metrics.csv` into the run's folder, one row an iteration.
 
-    Row i > 0 holds iteration i: its rollout, its updates, and the validation after them where there was one. Also runs
-    that first validation, and measures the time of updates and validations.
+    Row 0 holds the validation before training; row i > 0 holds iteration i: its rollout, its updates, and the
+    validation after them where there was one.
+    Also runs that first validation, and measures the time of updates and validations.
     """
 
     def __init__(self) -> None:
         self.rows: list[dict[str, float]] = []
         self._validation: dict[str, float] = {}
-        self._first_batch = self._last_batch = self._validation_start = 0.0
+        self._first_batch = self._last_batch = 0.0
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -70,18 +71,17 @@ class MetricsTable(pl.Callback):
         if trainer.current_epoch > 0:
             rows = read_metrics(path) if path.exists() else []
             self.rows = [row for row in rows if row["iteration"] <= trainer.current_epoch]
+            if trainer.is_global_zero:
+                write_metrics(path, self.rows)
             return
+        self._last_batch = time.perf_counter()
         validate_now(trainer)
         self._write_row(trainer, {"iteration": 0.0})
 
     @override
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._validation_start = time.perf_counter()
-
-    @override
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         measured = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val")}
-        self._validation = measured | {"time/validate_s": time.perf_counter() - self._validation_start}
+        self._validation = measured | {"time/validate_s": time.perf_counter() - self._last_batch}
 
     @override
     def on_train_batch_start(
@@ -92,7 +92,12 @@ class MetricsTable(pl.Callback):
 
     @override
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Experience, batch_idx: int
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Experience,
+        batch_idx: int,
     ) -> None:
         self._last_batch = time.perf_counter()
 
@@ -115,6 +120,12 @@ class MetricsTable(pl.Callback):
         self._validation = {}
         if trainer.is_global_zero:
             write_metrics(Path(trainer.default_root_dir) / METRICS_FILE, self.rows)
+
+
+def newest_row(trainer: pl.Trainer) -> dict[str, float] | None:
+    """The metrics of the last iteration, if a `MetricsTable` keeps them."""
+    tables = [c for c in trainer.callbacks if isinstance(c, MetricsTable)]  # type: ignore[attr-defined]
+    return tables[0].rows[-1] if tables and tables[0].rows else None
 
 
 def validate_now(trainer: pl.Trainer) -> None:

