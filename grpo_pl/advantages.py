@@ -69,6 +69,8 @@ class GroupRelative(AdvantageEstimator):
     def __init__(
         self, scale: Literal["group", "batch", "none"] = "group", ddof: int = 1, eps: float = 1e-4
     ) -> None:
+        if scale not in ("group", "batch", "none"):
+            raise ValueError(f"model.advantage.scale={scale}: expected group, batch or none")
         if ddof not in (0, 1):
             raise ValueError(f"model.advantage.ddof={ddof}: expected 0 (divide by G) or 1 (divide by G - 1)")
         if eps < 0:

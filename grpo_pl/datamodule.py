@@ -160,6 +160,11 @@ class RolloutDataModule(pl.LightningDataModule):
 
     def _check_batches(self) -> None:
         assert self.trainer is not None, "the trainer attaches itself before setup"
+        if self.trainer.precision in ("bf16-true", "16-true"):
+            raise ValueError(
+                f"trainer.precision={self.trainer.precision} rounds small updates and old log-probabilities away: "
+                "set it to bf16-mixed"
+            )
         ranks, micro_batches = self.trainer.world_size, self.trainer.accumulate_grad_batches
         if self.group_size < self.learner.min_group_size:
             raise ValueError(

@@ -18,6 +18,7 @@ class MeanWithInterval(Metric):
     Wilson's interval where every number is 0 or 1, else the normal approximation.
     """
 
+    full_state_update = False
     total: Tensor
     squares: Tensor
     count: Tensor
@@ -93,6 +94,6 @@ class Evaluation:
         for name, metric in self.means.items():
             mean, low, high = metric.compute()
             values[name] = mean
-            if name.split("/")[1].split("_")[0] in self.verifiers or name.split("/")[1] in self.verifiers:
+            if not name.endswith(("/truncated", "/response_tokens")):
                 values |= {f"{name}_low": low, f"{name}_high": high}
         return values

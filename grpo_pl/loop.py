@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ Step = list[list[int]]
 """The rows of one optimizer step: K micro-batches."""
 
 
+@runtime_checkable
 class Learner(Protocol):
     """What the loop and the DataModule need of the LightningModule."""
 

@@ -268,6 +268,7 @@ def rollout_metrics(rollout: Rollout, experience: Experience) -> dict[str, float
         bool(silent[(rollout.group_ids == group).to(silent.device)].all()) for group in groups
     )
     metrics = {
+        "rollout/policy_version": float(rollout.policy_version),
         "rollout/response_tokens": float(mask.sum(-1).float().mean()),
         "rollout/tokens": float(mask.sum()),
         "rollout/truncated": float(rollout.truncated.float().mean()),

@@ -99,9 +99,9 @@ class Progress(ProgressBar):
         self._stop()
 
     def _stop(self) -> None:
-        if self._bar is not None:
+        if self._bar is not None and self.console.is_terminal:  # elsewhere stopping would write an empty line
             self._bar.stop()
-            self._bar = None
+        self._bar = None
 
 
 def line(row: dict[str, float]) -> str:

@@ -3,9 +3,9 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
 from grpo_pl.functional import pad_rows
@@ -42,7 +42,7 @@ class Response:
 
     token_ids: list[int]
     """The sampled tokens, the end-of-sequence token included."""
-    logprobs: Float[Tensor, "_"] | list[float]
+    logprobs: list[float]
     text: str
     truncated: bool
 
@@ -93,18 +93,13 @@ def assemble_rollout(
     width = max(start + len(response.token_ids) for start, response in zip(starts, flat, strict=True))
 
     def lay_out(
-        values: Sequence[Sequence[float] | Tensor], before: Sequence[list[int]], dtype: torch.dtype
-    ) -> Tensor:
-        rows = [
-            torch.cat([torch.tensor(head, dtype=dtype), torch.as_tensor(tail, dtype=dtype)])
-            for head, tail in zip(before, values, strict=True)
-        ]
+        after: Sequence[Sequence[float | int]], before: Sequence[list[int]], dtype: torch.dtype
+    ) -> Any:
+        rows = [torch.tensor([*head, *tail], dtype=dtype) for head, tail in zip(before, after, strict=True)]
         return pad_rows(rows, width)
 
     blank = [[0] * start for start in starts]
-    token_ids: Int[Tensor, "N T"] = lay_out(
-        [r.token_ids for r in flat], [p.token_ids for p in owners], torch.long
-    )
+    token_ids = lay_out([r.token_ids for r in flat], [p.token_ids for p in owners], torch.long)
     return Rollout(
         token_ids=token_ids,
         loss_mask=lay_out([[1] * len(r.token_ids) for r in flat], blank, torch.bool),

@@ -1,0 +1,169 @@
+"""Engines against transformers: same weights, same log-probabilities, whatever was sampled beside."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from grpo_pl.models import CausalLM, LanguageModel, eos_token_ids, load_tokenizer
+from grpo_pl.rollout import vllm as vllm_module
+from grpo_pl.rollout.engine import RolloutEngine, SamplingConfig
+from grpo_pl.rollout.in_process import InProcessEngine
+from grpo_pl.rollout.vllm import VLLMEngine
+from grpo_pl.types import Prompt, Rollout
+from grpo_pl.weight_sync import full_weights
+
+SAMPLING = SamplingConfig(max_tokens=24, temperature=0.8)
+CASES = [("InProcessEngine", "tied"), ("InProcessEngine", "untied")] + [
+    pytest.param(("VLLMEngine", kind), marks=pytest.mark.vllm, id=f"VLLMEngine-{kind}")
+    for kind in ("tied", "untied")
+]
+
+
+def prompts(
+    folder: Path, questions: tuple[str, ...] = ("What is 2?", "Say a number.", "What is the answer, then?")
+) -> list[Prompt]:
+    tokenizer = load_tokenizer(str(folder))
+    encoded = [tokenizer(question)["input_ids"] for question in questions]
+    return [
+        Prompt(token_ids=list(ids), text=text, answer="", seed=100 + i)
+        for i, (ids, text) in enumerate(zip(encoded, questions, strict=True))
+    ]
+
+
+def perturbed(folder: Path, scale: float = 0.05) -> LanguageModel:
+    """The model with every parameter moved by noise of that share of its own size."""
+    model = CausalLM(str(folder)).build()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += scale * parameter.std() * torch.randn(parameter.shape, generator=generator)
+    return model
+
+
+def mismatch(model: LanguageModel, rollout: Rollout) -> torch.Tensor:
+    """|engine - transformers| of each sampled token, in nats."""
+    with torch.no_grad():
+        said = model(rollout.token_ids, rollout.loss_mask, rollout.temperature)
+    return (said.logprobs - rollout.sampling_logprobs)[rollout.loss_mask].abs()
+
+
+class Served:
+    """An engine on a model folder, with what it was told to serve."""
+
+    def __init__(self, engine: RolloutEngine, folder: Path) -> None:
+        self.engine, self.folder = engine, folder
+        engine.start(max_sequence_tokens=96, max_sequences=16, device=torch.device("cpu"))
+
+    def sync(self, model: LanguageModel, version: int = 1) -> None:
+        self.engine.load_weights(full_weights(model.language_model), version=version)
+
+
+@pytest.fixture(scope="module", params=CASES, ids=lambda case: "-".join(case))
+def served(request: pytest.FixtureRequest) -> Iterator[Served]:
+    name, kind = request.param
+    folder = request.getfixturevalue("tiny_model" if kind == "tied" else "tiny_untied_model")
+    engine = (
+        InProcessEngine(str(folder)) if name == "InProcessEngine" else VLLMEngine(str(folder), "float32", 0.1)
+    )
+    yield (one := Served(engine, folder))
+    one.engine.shutdown()
+
+
+def test_after_a_sync_the_logprobs_are_those_of_the_trainer(served: Served) -> None:
+    model = perturbed(served.folder)
+    served.sync(CausalLM(str(served.folder)).build())
+    stale = served.engine.generate(prompts(served.folder), 4, SAMPLING)
+    assert mismatch(model, stale).mean() > 0.01, "the perturbation is too small to show a stale engine"
+    served.sync(model)
+    assert mismatch(model, served.engine.generate(prompts(served.folder), 4, SAMPLING)).mean() < 1e-4
+
+
+def test_without_the_repack_a_tied_head_would_be_stale(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not isinstance(served.engine, VLLMEngine) or "untied" in served.folder.name:
+        return
+    served.sync(CausalLM(str(served.folder)).build())
+    monkeypatch.setattr(vllm_module, "repack_tied_head", lambda _: None)
+    model = perturbed(served.folder)
+    served.sync(model)
+    assert mismatch(model, served.engine.generate(prompts(served.folder), 4, SAMPLING)).mean() > 1e-3
+
+
+def test_a_response_depends_on_its_seed_and_not_on_its_batch(served: Served) -> None:
+    some = prompts(served.folder)
+    whole = served.engine.generate(some, 4, SAMPLING)
+    again = served.engine.generate(some, 4, SAMPLING)
+    half = served.engine.generate(some[:1], 2, SAMPLING)
+    assert torch.equal(whole.token_ids, again.token_ids)
+    assert torch.equal(whole.sampling_logprobs, again.sampling_logprobs)
+    width = half.token_ids.shape[1]
+    assert torch.equal(half.token_ids, whole.token_ids[:2, :width])
+    assert len({tuple(row) for row in whole.token_ids[:4].tolist()}) > 1
+
+
+def test_responses_stand_after_their_prompts_and_end_or_are_cut(served: Served) -> None:
+    some = prompts(served.folder)
+    rollout = served.engine.generate(some, 8, SAMPLING)
+    eos = eos_token_ids(str(served.folder))
+    assert rollout.group_ids.tolist() == [0] * 8 + [1] * 8 + [2] * 8
+    for n, sample in enumerate(rollout.samples):
+        start = len(sample.prompt.token_ids)
+        assert rollout.token_ids[n, :start].tolist() == sample.prompt.token_ids
+        assert rollout.loss_mask[n].nonzero()[:, 0].tolist() == list(
+            range(start, start + sample.response_tokens)
+        )
+        last = int(rollout.token_ids[n, start + sample.response_tokens - 1])
+        assert sample.truncated == (last not in eos)
+        assert sample.truncated == (sample.response_tokens == SAMPLING.max_tokens) or last in eos
+
+
+def test_greedy_takes_the_likeliest_token(served: Served) -> None:
+    model = CausalLM(str(served.folder)).build()
+    served.sync(model)
+    rollout = served.engine.generate(prompts(served.folder), 2, SamplingConfig(max_tokens=6, temperature=0.0))
+    assert rollout.responses[0] == rollout.responses[1]
+    with torch.no_grad():
+        logits = model.language_model(rollout.token_ids).logits
+    likeliest = logits.argmax(-1)[:, :-1]
+    assert torch.equal(
+        likeliest[rollout.loss_mask[:, 1:]], rollout.token_ids[:, 1:][rollout.loss_mask[:, 1:]]
+    )
+
+
+def test_the_engine_knows_which_weights_it_has(served: Served) -> None:
+    served.sync(CausalLM(str(served.folder)).build(), version=7)
+    assert served.engine.generate(prompts(served.folder), 1, SAMPLING).policy_version == 7
+
+
+@pytest.mark.vllm
+def test_the_real_model_agrees_after_a_sync_too(smollm: Path) -> None:
+    served = Served(VLLMEngine(str(smollm), "float32", 0.25), smollm)
+    model = perturbed(smollm, scale=0.02)
+    served.sync(model)
+    gaps = mismatch(model, served.engine.generate(prompts(smollm), 4, SAMPLING))
+    served.engine.shutdown()
+    assert gaps.mean() < 1e-4
+
+
+@pytest.mark.vllm
+def test_starting_vllm_leaves_the_process_as_it_was(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    threads = torch.get_num_threads()
+    served = Served(VLLMEngine(str(tiny_model), "float32", 0.1), tiny_model)
+    import os
+
+    assert torch.equal(torch.rand(3), expected)
+    assert os.environ["LOCAL_WORLD_SIZE"] == "3"
+    assert torch.get_num_threads() == threads
+    torch.set_num_threads(1)
+    assert torch.get_num_threads() == 1
+    torch.set_num_threads(threads)
+    served.engine.shutdown()

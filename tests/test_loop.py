@@ -1,0 +1,245 @@
+"""How a rollout becomes optimizer steps. What the whole stream does stands in test_fit.py."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import fields
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from grpo_pl.loop import Step, Stopwatch, UpdateSchedule, micro_batches
+from grpo_pl.types import Experience, Prompt, Rollout, SampleRecord, TokenScores
+
+few = settings(max_examples=30, deadline=None, derandomize=True)
+
+
+def flat(step: Step) -> list[int]:
+    return [row for rows in step for row in rows]
+
+
+# --------------------------------------------------------------------------------------------- UpdateSchedule
+
+
+@few
+@given(st.integers(1, 4), st.integers(1, 3), st.integers(0, 3), st.integers(0, 5), st.data())
+def test_an_epoch_has_every_row_once_in_equal_minibatches_of_exactly_k_micro_batches(
+    minibatches: int, micro: int, spare: int, iteration: int, data: st.DataObject
+) -> None:
+    size = micro + spare
+    lengths = data.draw(
+        st.lists(st.integers(1, 50), min_size=minibatches * size, max_size=minibatches * size)
+    )
+    schedule = UpdateSchedule(minibatches=minibatches, update_epochs=2, micro_batches=micro, seed=11)
+    for epoch in range(2):
+        steps = schedule.epoch(lengths, iteration, epoch)
+        assert len(steps) == minibatches
+        assert {len(step) for step in steps} == {micro}
+        assert {len(flat(step)) for step in steps} == {size}
+        assert all(rows for step in steps for rows in step)
+        assert sorted(row for step in steps for row in flat(step)) == list(range(len(lengths)))
+
+
+def composition(steps: Sequence[Step]) -> list[set[int]]:
+    return [set(flat(step)) for step in steps]
+
+
+def test_every_epoch_iteration_and_seed_has_minibatches_of_its_own_and_the_same_ones_again() -> None:
+    lengths = list(range(1, 33))
+
+    def steps(seed: int, iteration: int, epoch: int) -> list[set[int]]:
+        schedule = UpdateSchedule(minibatches=4, update_epochs=3, micro_batches=2, seed=seed)
+        return composition(schedule.epoch(lengths, iteration, epoch))
+
+    calls = [(0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0), (0, 1, 1)]
+    drawn = [steps(*call) for call in calls]
+    assert all(a != b for i, a in enumerate(drawn) for b in drawn[:i])
+    assert drawn == [steps(*call) for call in calls]
+
+
+def test_minibatches_are_random_and_only_micro_batches_are_sorted_by_length() -> None:
+    lengths = [1] * 8 + [100] * 8
+    schedule = UpdateSchedule(minibatches=2, update_epochs=1, micro_batches=2, seed=5)
+    for iteration in range(6):
+        for step in schedule.epoch(lengths, iteration, 0):
+            long = [row for row in flat(step) if row >= 8]
+            assert 0 < len(long) < 8  # neither minibatch has all the long rows
+            # with m long and 8 - m short rows, halving the long ones costs 100 * ceil(m / 2) or apart 100 m
+            costs = [len(rows) * max(lengths[row] for row in rows) for rows in step]
+            assert max(costs) <= 100 * len(long)
+
+
+def test_batches_per_iteration_counts_the_micro_batches_of_all_epochs() -> None:
+    schedule = UpdateSchedule(minibatches=2, update_epochs=3, micro_batches=5, seed=0)
+    assert schedule.batches_per_iteration == 30
+    lengths = [3] * 20
+    assert sum(len(step) for e in range(3) for step in schedule.epoch(lengths, 0, e)) == 30
+
+
+# ----------------------------------------------------------------------------------------- cutting experience
+
+LENGTHS = [3, 1, 5, 2, 4, 1]  # of the responses; prompts have two tokens
+
+
+def experience(**columns: Tensor | None) -> Experience:
+    """Six rows in which entry [n, t] of every column tells n and t."""
+    steps = torch.arange(9)
+    where = 10.0 * torch.arange(6)[:, None] + steps
+    mask = (steps >= 2) & (steps < 2 + torch.tensor(LENGTHS)[:, None])
+    record = SampleRecord(
+        prompt="?",
+        answer="5",
+        response="5",
+        response_tokens=1,
+        truncated=False,
+        rewards={},
+        reward=1.0,
+        advantage=0.5,
+    )
+    return Experience(
+        token_ids=where.long(), loss_mask=mask, sampling_logprobs=where + 0.1, old_logprobs=where + 0.2,
+        advantages=where + 0.3, temperature=0.7, metrics={"rollout/reward": 0.5}, records=[record], **columns,
+    )  # fmt: skip
+
+
+TENSORS = [f.name for f in fields(Experience) if f.name not in {"temperature", "metrics", "records"}][:8]
+
+
+def test_select_takes_the_rows_in_order_and_drops_the_columns_that_only_longer_rows_need() -> None:
+    where = 10.0 * torch.arange(6)[:, None] + torch.arange(9)
+    whole = experience(ref_logprobs=where + 0.4, returns=where + 0.5, old_values=where + 0.6)
+    piece = whole.select([3, 0], num_tokens=7, num_sequences=9)
+    assert piece.token_ids.tolist() == [
+        [30, 31, 32, 33, 34],
+        [0, 1, 2, 3, 4],
+    ]  # 2 + 3 columns, of which row 3 needs 4
+    for name in TENSORS:
+        column = getattr(whole, name)
+        if isinstance(column, Tensor):
+            assert torch.equal(getattr(piece, name), column[[3, 0], :5]), name
+    assert (piece.num_tokens, piece.num_sequences, piece.temperature) == (7, 9, 0.7)
+    assert (piece.metrics, piece.records) == ({}, [])
+
+
+def test_select_loses_no_response_token() -> None:
+    whole = experience()
+    for rows in ([2], [1, 5], [4, 1, 3]):
+        piece = whole.select(rows, num_tokens=1, num_sequences=1)
+        assert piece.loss_mask.sum(-1).tolist() == [LENGTHS[row] for row in rows]
+        assert piece.loss_mask.shape[1] == 2 + max(LENGTHS[row] for row in rows)
+
+
+def test_a_column_that_the_run_does_not_have_stays_absent() -> None:
+    piece = experience().select([0], num_tokens=1, num_sequences=1)
+    assert (piece.ref_logprobs, piece.returns, piece.old_values) == (None, None, None)
+
+
+STEPS = [[[2], [0, 1]], [[4, 3], [5]]]  # tokens 5 + 3 + 1 = 9 and 4 + 2 + 1 = 7
+
+
+def test_each_micro_batch_knows_the_size_of_its_whole_optimizer_step() -> None:
+    pieces = list(micro_batches(experience(), STEPS, lambda local: local))
+    assert [(piece.num_tokens, piece.num_sequences) for piece in pieces] == [(9, 3), (9, 3), (7, 3), (7, 3)]
+    assert [piece.token_ids[:, 0].tolist() for piece in pieces] == [[20], [0, 10], [40, 30], [50]]
+
+
+def test_the_size_of_a_step_is_summed_over_ranks_in_one_call() -> None:
+    asked = []
+
+    def three_ranks_with_other_data(local: Tensor) -> Tensor:
+        asked.append(local)
+        return local + torch.tensor([[100, 6], [200, 6]])
+
+    pieces = list(micro_batches(experience(), STEPS, three_ranks_with_other_data))
+    assert [(piece.num_tokens, piece.num_sequences) for piece in pieces] == [
+        (109, 9),
+        (109, 9),
+        (207, 9),
+        (207, 9),
+    ]
+    assert len(asked) == 1
+
+
+def test_only_the_first_micro_batch_of_an_iteration_carries_metrics_and_records() -> None:
+    whole = experience()
+    first, *others = micro_batches(whole, STEPS, lambda local: local)
+    assert (first.metrics, first.records) == (whole.metrics, whole.records)
+    assert all((piece.metrics, piece.records) == ({}, []) for piece in others)
+
+
+@few
+@given(st.integers(1, 3), st.integers(1, 2), st.integers(0, 99))
+def test_the_pieces_of_a_schedule_hold_every_response_token_once_per_epoch(
+    minibatches: int, micro: int, seed: int
+) -> None:
+    whole, epochs = experience(), 2
+    schedule = UpdateSchedule(minibatches=minibatches, update_epochs=epochs, micro_batches=micro, seed=seed)
+    steps = [step for e in range(epochs) for step in schedule.epoch([2 + n for n in LENGTHS], 0, e)]
+    pieces = list(micro_batches(whole, steps, lambda local: local))
+    assert len(pieces) == schedule.batches_per_iteration
+    seen = sorted(token for piece in pieces for token in piece.token_ids[piece.loss_mask].tolist())
+    assert seen == sorted(whole.token_ids[whole.loss_mask].tolist() * epochs)
+    for i, piece in enumerate(pieces):
+        step = pieces[i // micro * micro : (i // micro + 1) * micro]
+        assert piece.num_tokens == sum(int(part.loss_mask.sum()) for part in step)
+        assert piece.num_sequences == sum(len(part.loss_mask) for part in step) == 6 // minibatches
+
+
+# ------------------------------------------------------------------------------- what is cut and put together
+
+
+def test_the_scores_of_micro_batches_assemble_to_those_of_the_whole() -> None:
+    mask = experience().loss_mask
+    whole = torch.where(mask, 10.0 * torch.arange(6)[:, None] + torch.arange(9), 0.0)
+    rows = [[2, 4], [5, 0, 3], [1]]
+    widths = [7, 5, 3]
+    parts = [
+        TokenScores(
+            logprobs=whole[some, :width].double(),
+            entropy=2 * whole[some, :width],
+            values=-whole[some, :width],
+        )
+        for some, width in zip(rows, widths, strict=True)
+    ]
+    scores = TokenScores.assemble(parts, rows, mask.shape)
+    assert torch.equal(scores.logprobs, whole)
+    assert torch.equal(scores.entropy, 2 * whole)
+    assert torch.equal(scores.values, -whole)
+    assert scores.ref_logprobs is None
+    assert scores.logprobs.dtype == torch.float32
+
+
+def test_a_rollout_knows_the_lengths_of_its_sequences_and_shows_rewards_its_samples() -> None:
+    # the example of grpo_pl.types: prompt [5, 6], responses [7, 2] and [8]
+    prompt = Prompt(token_ids=[5, 6], text="What is 2 + 3?", answer="5")
+    rollout = Rollout(
+        token_ids=torch.tensor([[5, 6, 7, 2], [5, 6, 8, 0]]),
+        loss_mask=torch.tensor([[False, False, True, True], [False, False, True, False]]),
+        sampling_logprobs=torch.zeros(2, 4), group_ids=torch.tensor([0, 0]), prompts=[prompt, prompt],
+        responses=["five", "6"], truncated=torch.tensor([False, True]), policy_version=0, temperature=1.0,
+    )  # fmt: skip
+    assert rollout.lengths == [4, 3]
+    assert [(s.prompt, s.response, s.response_tokens, s.truncated) for s in rollout.samples] == [
+        (prompt, "five", 2, False),
+        (prompt, "6", 1, True),
+    ]
+
+
+def test_a_stopwatch_names_the_stage_before_it_and_counts_its_seconds_after_it() -> None:
+    stages: list[str] = []
+    clock = Stopwatch(stages.append)
+    with clock("sync"):
+        assert (stages, clock.seconds) == (["sync"], {})
+        time.sleep(0.02)
+    with clock("generate"):
+        assert stages == ["sync", "generate"]
+    assert clock.seconds.keys() == {"time/sync_s", "time/generate_s"}
+    assert clock.seconds["time/sync_s"] >= 0.02
+    assert clock.seconds["time/generate_s"] < clock.seconds["time/sync_s"]
+
+
+def test_micro_batches_of_no_steps_are_no_pieces() -> None:
+    with pytest.raises(StopIteration):
+        next(micro_batches(experience(), [], lambda local: local))
