@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from itertools import count, islice
+from itertools import islice
 from typing import Generic, Literal, TypeVar, cast
 
 import lightning.pytorch as pl
@@ -22,14 +22,18 @@ T = TypeVar("T", covariant=True)
 
 
 class Stream(IterableDataset[T], Generic[T]):
-    """A data set that is a generator."""
+    """A data set that is a generator of known length: without one, Lightning would sample a rollout ahead."""
 
-    def __init__(self, generate: Callable[[], Iterator[T]]) -> None:
-        self.generate = generate
+    def __init__(self, generate: Callable[[], Iterator[T]], length: int) -> None:
+        self.generate, self.length = generate, length
 
     @override
     def __iter__(self) -> Iterator[T]:
         return self.generate()
+
+    def __len__(self) -> int:
+        """Batches in one pass."""
+        return self.length
 
 
 class RolloutDataModule(pl.LightningDataModule):
@@ -237,40 +241,47 @@ class RolloutDataModule(pl.LightningDataModule):
         loop = experience_stream(
             self.learner,
             self.engine,
-            self._prompt_batches(self.trainer.current_epoch),
+            self._prompt_batches(),
             group_size=self.group_size,
             sampling=self.sampling,
             schedule=schedule,
             on_stage=self.on_stage,
         )
-        return DataLoader(Stream(lambda: islice(loop, schedule.batches_per_iteration)), batch_size=None)
+        batches = schedule.batches_per_iteration
+        return DataLoader(Stream(lambda: islice(loop, batches), batches), batch_size=None)
 
-    def _prompt_batches(self, first: int) -> Iterator[tuple[int, list[Prompt]]]:
+    def _prompt_batches(self) -> Iterator[tuple[int, list[Prompt]]]:
         assert self.trainer is not None, "the trainer attaches itself before setup"
-        for iteration in count(first):
-            yield (
-                iteration,
-                iteration_prompts(
-                    self.prompts["train"],
-                    iteration=iteration,
-                    prompts_per_iteration=self.prompts_per_iteration,
-                    seed=self.seed,
-                    rank=self.trainer.global_rank,
-                    world_size=self.trainer.world_size,
-                ),
+        while True:
+            iteration = self.trainer.current_epoch
+            prompts = iteration_prompts(
+                self.prompts["train"],
+                iteration=iteration,
+                prompts_per_iteration=self.prompts_per_iteration,
+                seed=self.seed,
+                rank=self.trainer.global_rank,
+                world_size=self.trainer.world_size,
             )
+            yield iteration, prompts
 
     @override
     def val_dataloader(self) -> Iterable[Rollout]:
         """Each pass over it syncs the weights and answers all validation prompts."""
-        return DataLoader(Stream(self._val_rollouts), batch_size=None) if self.val is not None else []
+        if self.val is None:
+            return []
+        chunks = -(-len(self._val_rows) // self.val_prompts_per_batch)
+        return DataLoader(
+            Stream(self._val_rollouts, chunks * (2 if self.val_samples else 1)), batch_size=None
+        )
+
+    @property
+    def _val_rows(self) -> range:
+        assert self.trainer is not None, "the trainer attaches itself before setup"
+        return range(self.trainer.global_rank, len(self.prompts["val"]), self.trainer.world_size)
 
     def _val_rollouts(self) -> Iterator[Rollout]:
-        assert self.trainer is not None, "the trainer attaches itself before setup"
-        mine = [
-            replace(self.prompts["val"][row], seed=derive_seed(self.seed, "val", row))
-            for row in range(self.trainer.global_rank, len(self.prompts["val"]), self.trainer.world_size)
-        ]
+        rows = self._val_rows
+        mine = [replace(self.prompts["val"][row], seed=derive_seed(self.seed, "val", row)) for row in rows]
         self.on_stage("validate")
         self.engine.load_weights(self.learner.policy_weights(), version=self.learner.version)
         for start in range(0, len(mine), self.val_prompts_per_batch):

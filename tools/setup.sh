@@ -105,6 +105,8 @@ setup_pip() {
 
 setup_install_gpu() {
     setup_say "installing vLLM, torch with CUDA and grpo_pl (several GB)"
+    # vLLM first, as pyproject.toml has it: its own pin chooses torch, instead of pip trying the newest torch before.
+    setup_pip -c tools/constraints.txt 'vllm>=0.24,<0.34'
     setup_pip -c tools/constraints.txt -e '.[vllm,math,tasks,tensorboard,demo,dev]'
 }
 

