@@ -114,7 +114,9 @@ def test_validate_gives_the_number_of_the_run(fit: Fit, capsys: pytest.CaptureFi
 
 
 def test_a_reward_that_can_be_learned_is_learned(fit: Fit) -> None:
-    folder = fit("--trainer.max_epochs", "15", "--model.optimizer.lr", "0.003", *NO_VALIDATION)
+    folder = fit(
+        "--trainer.max_epochs", "12", "--model.optimizer.lr", "0.003", "--data.group_size", "8", *NO_VALIDATION
+    )
     reward = column(folder, "rollout/reward")
     assert sum(reward[-3:]) / 3 > sum(reward[:3]) / 3 + 0.3
 

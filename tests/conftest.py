@@ -1,0 +1,85 @@
+"""What several test files need: tiny models, a run of the command line, and the demo model.
+
+Nothing of grpo_pl is imported before a fixture asks for it: the jaxtyping flag of pyproject.toml comes first.
+"""
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def load_tool(name: str) -> ModuleType:
+    """A script of tools/, which is no package, as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama of 0.2 M parameters with tied embeddings."""
+    return load_tool("make_tiny_model").make_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_untied_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with an LM head of its own."""
+    folder = tmp_path_factory.mktemp("models") / "tiny-untied"
+    return load_tool("make_tiny_model").make_tiny_model(folder, tied=False)
+
+
+@pytest.fixture(scope="session")
+def fit(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Runs `grpo_pl fit` on configs/tiny.yaml in this process and returns the run's folder.
+
+    Arguments are those of the command line. `root` is the run's folder, a new one where it is not given.
+    """
+    import torch
+
+    from grpo_pl.cli import main
+
+    def run(*arguments: object, root: Path | None = None, pretrained: Path = tiny_model) -> Path:
+        root = root or tmp_path_factory.mktemp("fit") / "run"
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # faster for a model this small, above all on a busy machine
+        try:
+            main(
+                [
+                    *(
+                        "fit",
+                        "--config",
+                        str(ROOT / "configs" / "tiny.yaml"),
+                        "--pretrained",
+                        str(pretrained),
+                    ),
+                    *("--trainer.default_root_dir", str(root), *map(str, arguments)),
+                ]
+            )
+        finally:
+            torch.set_num_threads(threads)
+        return root
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def smollm() -> Path:
+    """The real demo model, where tools/fetch_model.py has put it."""
+    from grpo_pl.models import cached_model_folder
+
+    folder = cached_model_folder("HuggingFaceTB/SmolLM2-135M-Instruct")
+    if not (folder / "config.json").is_file():
+        pytest.fail(
+            f"the demo model is not in {folder}: run python tools/fetch_model.py, as tools/test.sh does"
+        )
+    return folder

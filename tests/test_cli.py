@@ -1,0 +1,339 @@
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from grpo_pl.callbacks.records import read_metrics
+from grpo_pl.cli import explain, main
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = ROOT / "configs" / "tiny.yaml"
+NO_TRACES = ("Traceback", "usage:", "Union", "Parser key", "<class", "Namespace(", "typing.")
+
+
+def boom(**_):
+    raise KeyError("no such thing")
+
+
+def boom_on_digits(*, response, **_):
+    if any(character.isdigit() for character in response):
+        raise KeyError("no such thing")
+    return len(response)
+
+
+def reward(function, **settings):
+    inside = {"function": f"{__name__}.{function}", **settings}
+    return json.dumps({"mine": {"class_path": "Function", "init_args": inside}})
+
+
+def said(capsys):
+    """What a refused command wrote: one sentence and nothing else."""
+    lines = capsys.readouterr().err.splitlines()
+    text = "\n".join(line for line in lines if line and "Loading weights" not in line)
+    assert text.startswith("grpo_pl: error: "), text
+    assert "\n" not in text, text
+    assert not [trace for trace in NO_TRACES if trace in text], text
+    return text
+
+
+@pytest.fixture(scope="module")
+def files(tiny_model, tmp_path_factory):
+    """A folder with everything that one can get wrong."""
+    folder = tmp_path_factory.mktemp("files")
+    (folder / "empty").mkdir()
+    (folder / "file").write_text("no folder")
+    shutil.copytree(tiny_model, folder / "no_template")
+    (folder / "no_template" / "chat_template.jinja").unlink()
+    (folder / "column.jsonl").write_text('{"question": "What?", "result": "4"}\n')
+    (folder / "colours.jsonl").write_text('{"question": "Which colour?", "answer": "blue"}\n')
+    (folder / "trainer.yaml").write_text("trainer: {max_epoch: 3}")
+    (folder / "group.yaml").write_text("modle: {kl: null}")
+    (folder / "component.yaml").write_text(
+        "model: {advantage: {class_path: GroupRelative, init_args: {scal: none}}}"
+    )
+    (folder / "broken.yaml").write_text("model: {kl: null\ndata: [")
+    return folder
+
+
+# Each line: what is wrong, the arguments, and what the sentence has to name: the key, what was got, the fix.
+PARSED = {
+    "an option": ("--trainer.max_epoch 3", "trainer.max_epoch. Did you mean trainer.max_epochs?"),
+    "a top option": ("--pretraind x", "Did you mean pretrained?"),
+    "an option of a group": ("--data.sampling.top_p 0.9", "data.sampling has max_tokens, temperature"),
+    "an option of a component": ("--model.advantage.scal none", "Did you mean model.advantage.scale?"),
+    "an option of a reward": (
+        "--model.rewards.digit.init_args.patern x",
+        "Did you mean model.rewards.pattern?",
+    ),
+    "an option of a callback": ("--checkpoint.every_n_epoch 2", "Did you mean checkpoint.every_n_epochs?"),
+    "an option of the optimizer": (
+        "--model.optimizer.learning_rate 1",
+        "model.optimizer has amsgrad, .* lr,",
+    ),
+    "a class": ("--model.advantage GroupRelativ", "model.advantage: .*Did you mean GroupRelative?"),
+    "a class of another kind": (
+        "--model.advantage LastNumber",
+        "GAE, GroupRelative, LeaveOneOut, got LastNumber",
+    ),
+    "a class or null": ("--model.kl KLInLos", "model.kl: .*Did you mean KLInLoss?"),
+    "an engine": ("--data.engine VLLM", "data.engine: expected one of InProcessEngine, VLLMEngine, got VLLM"),
+    "a reward": ("--model.rewards.digit LastNumbr", "model.rewards: .*Did you mean LastNumber?"),
+    "rewards": (
+        "--model.rewards '{a: LastNumbr}'",
+        "model.rewards: .*Did you mean LastNumber?",
+    ),
+    "an optimizer": ("--model.optimizer AdamWW", "model.optimizer: .* torch.optim.AdamW, got AdamWW"),
+    "a key in YAML": ("--config {files}/trainer.yaml", "trainer.max_epoch. Did you mean trainer.max_epochs?"),
+    "a group in YAML": ("--config {files}/group.yaml", "modle.kl. Did you mean model.kl?"),
+    "a component's key in YAML": ("--config {files}/component.yaml", "Did you mean model.advantage.scale?"),
+    "a bracket in YAML": ("--config {files}/broken.yaml", "line 2, column 5"),
+    "a config file": (
+        f"--config {ROOT}/configs/tinny.yaml",
+        "no file .*tinny.yaml. Did you mean .*/tiny.yaml?",
+    ),
+    "a word for a number": ("--data.group_size four", "data.group_size: expected int, got four"),
+    "a fraction": ("--data.group_size 2.5", "data.group_size: expected int, got 2.5"),
+    "a word for a number or null": (
+        "--trainer.max_epochs three",
+        "max_epochs: expected int or null, got three",
+    ),
+    "a component's number": ("--model.kl.coefficient big", "model.kl.coefficient: expected float, got big"),
+    "the learning rate": ("--model.optimizer.lr fast", "model.optimizer.lr: expected float, got fast"),
+    "a choice": ("--data.long_prompts dropp", "data.long_prompts: expected one of .*Did you mean drop?"),
+    "a component's choice": (
+        "--model.advantage.scale x",
+        "scale: expected one of 'group', 'batch', 'none', got x",
+    ),
+    "the precision": ("--trainer.precision fp17", "trainer.precision: .*'bf16-mixed'.* got fp17"),
+    "a missing argument": ("--data.train JSONL", "data.train.path: no value is given"),
+    "a missing function": (
+        f"--model.rewards.digit Function --model.rewards.digit.init_args.function {__name__}.nope",
+        "model.rewards.function: module 'test_cli' has no attribute 'nope'",
+    ),
+}
+COMBINED = {
+    "a group of one": ("--data.group_size 1", "data.group_size=1: .* set data.group_size to 2"),
+    "minibatches": ("--data.minibatches 3", "data.minibatches=3 does not divide the 16 responses"),
+    "micro-batches": ("--trainer.accumulate_grad_batches 9", "accumulate_grad_batches=9 is more than the 8"),
+    "max_steps": ("--trainer.max_steps 3", "trainer.max_steps=3 ends inside .* set it to 4"),
+    "val_check_interval": ("--trainer.val_check_interval 0.5", "set trainer.check_val_every_n_epoch"),
+    "limit_train_batches": ("--trainer.limit_train_batches 2", "set trainer.max_epochs instead"),
+    "KL without reference": ("--model.reference null", "model.kl needs a reference: set model.reference"),
+    "GAE without critic": (
+        "--model.advantage GAE",
+        "needs a critic: set model.critic, for instance to ValueHead",
+    ),
+    "a critic without GAE": ("--model.critic ValueHead", "model.critic is set .* set model.critic to null"),
+    "rewards without weight": (
+        "--model.rewards.digit.init_args.weight 0",
+        "model.rewards has no .* weight .* add",
+    ),
+    "no rewards": ("--model.rewards {}", "model.rewards has no reward"),
+    "a missing column": (
+        "--data.train JSONL --data.train.path {files}/column.jsonl",
+        "column.jsonl: line 1 has no column 'answer'; set `answer` to one of .*'question', 'result'",
+    ),
+    "a missing file": (
+        "--data.train JSONL --data.train.path {files}/no.jsonl",
+        "no.jsonl: there is no such file",
+    ),
+    "answers that are no numbers": (
+        "--data.train JSONL --data.train.path {files}/colours.jsonl --model.rewards '{correct: LastNumber}'",
+        "model.rewards.correct: LastNumber can read none of the answers of data.train .*'blue'.* check",
+    ),
+    "long prompts": ("--data.max_prompt_tokens 8", "tokens, more than 8; raise data.max_prompt_tokens"),
+    "the context": (
+        "--data.max_prompt_tokens 250",
+        "context of 256: set data.max_prompt_tokens to at most 240",
+    ),
+    "temperature 0": ("--data.sampling.temperature 0", "data.sampling.temperature=0 .* set it above 0"),
+    "a policy that is none": ("--model.policy ValueHead", "model.policy builds no .* set it to CausalLM"),
+    "a checkpoint": ("--ckpt_path {files}/no.ckpt", "ckpt_path: .*no.ckpt"),
+}
+PRETRAINED = {
+    "no model": ("", "say --pretrained FOLDER_OR_HUB_NAME"),
+    "an empty folder": ("--pretrained {files}/empty", "empty is a folder without config.json: give"),
+    "a file": ("--pretrained {files}/file", "file is no folder: give a Hugging Face model folder"),
+    "a path to nothing": ("--pretrained /no/such/model", "/no/such/model is no folder: give"),
+    "no chat template": (
+        "--pretrained {files}/no_template",
+        "data.format.use_chat_template .* set it to false",
+    ),
+}
+TABLE = [
+    pytest.param(f"--pretrained TINY {arguments}", sentence, id=name)
+    for name, (arguments, sentence) in (PARSED | COMBINED).items()
+] + [pytest.param(arguments, sentence, id=name) for name, (arguments, sentence) in PRETRAINED.items()]
+
+
+@pytest.mark.parametrize(("arguments", "sentence"), TABLE)
+def test_a_mistake_is_answered_by_its_key_and_the_fix(
+    arguments, sentence, files, tiny_model, tmp_path, capsys
+):
+    words = shlex.split(arguments.replace("{files}", str(files)).replace("TINY", str(tiny_model)))
+    with pytest.raises(SystemExit) as end:
+        main(["fit", "--config", str(TINY), "--trainer.default_root_dir", str(tmp_path / "run"), *words])
+    assert end.value.code == 2
+    assert re.search(sentence.replace("?", r"\?"), said(capsys))
+    assert not (tmp_path / "run" / "metrics.csv").exists()
+
+
+def test_without_a_config_every_component_that_is_missing_is_named(capsys):
+    with pytest.raises(SystemExit):
+        main(["fit"])
+    text = said(capsys)
+    for key in ("policy", "rewards", "advantage", "loss", "aggregation"):
+        assert f"model.{key}" in text
+    assert "--config" in text
+
+
+def test_the_commands_are_fit_and_validate(capsys):
+    for arguments in ([], ["fti"]):
+        with pytest.raises(SystemExit):
+            main(arguments)
+        text = said(capsys)
+        assert "fit" in text
+        assert "validate" in text
+        assert "predict" not in text
+
+
+def test_a_message_that_is_not_understood_is_still_one_line():
+    assert explain("Something\n  - quite\n\nnew", {}) == "Something quite new"
+
+
+def test_a_reward_that_raises_shows_the_sample(fit, capsys):
+    with pytest.raises(SystemExit) as end:
+        fit("--model.rewards", reward("boom"))
+    assert end.value.code == 2
+    text = said(capsys)
+    for part in (
+        "'mine'",
+        "KeyError",
+        "no such thing",
+        "What is ",
+        "Reply with just the number",
+        "on_error: abstain",
+    ):
+        assert part in text
+
+
+def test_a_reward_that_abstains_where_it_fails_does_not_stop_the_run(fit):
+    run = fit("--model.rewards", reward("boom_on_digits", on_error="abstain"), "--samples.every", 0)
+    rows = read_metrics(run / "metrics.csv")
+    assert [row["iteration"] for row in rows] == [0, 1, 2, 3]
+    assert all(0 < row["rewards/mine_abstained"] < 1 for row in rows[1:])
+    samples = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
+    for sample in samples:
+        unscored = any(character.isdigit() for character in sample["response"])
+        assert (sample["reward"] is None) == unscored
+        assert not (unscored and sample["advantage"])
+
+
+def test_a_process_ends_with_code_2_and_one_sentence():
+    done = subprocess.run(
+        [sys.executable, "-m", "grpo_pl", "fit", "--config", TINY, "--trainer.epochs", "3"],
+        cwd=ROOT, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert re.fullmatch(
+        r"grpo_pl: error: there is no option trainer.epochs. Did you mean trainer.\w+_epochs\?\n", done.stderr
+    )
+
+
+def test_a_hub_name_that_cannot_be_reached_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(SystemExit) as end:
+        main(
+            [
+                "fit",
+                "--config",
+                str(TINY),
+                "--pretrained",
+                "nobody/none",
+                "--trainer.default_root_dir",
+                str(tmp_path),
+            ]
+        )
+    assert end.value.code == 2
+    assert re.search("pretrained=nobody/none could not be loaded .*: give a complete .* folder", said(capsys))
+
+
+def test_a_cache_beyond_the_memory_is_refused_before_vllm_is_imported(tiny_model, tmp_path):
+    code = """
+        import sys
+        from grpo_pl.cli import main
+        try:
+            main(sys.argv[1:])
+        finally:
+            print("vllm" in sys.modules)
+    """
+    arguments = ["--config", TINY, "--pretrained", tiny_model, "--trainer.default_root_dir", tmp_path]
+    engine = ["--data.engine", "VLLMEngine", "--data.engine.kv_cache_gib", 100000]
+    done = subprocess.run(
+        [sys.executable, "-c", re.sub("^ {8}", "", code, flags=re.M), "fit", *map(str, arguments + engine)],
+        cwd=ROOT, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert re.fullmatch(
+        r"grpo_pl: error: data.engine.kv_cache_gib=100000 is more than .*: set it lower\n", done.stderr
+    )
+    assert done.stdout == "False\n"
+
+
+# ------------------------------------------------------------------------------------------------ what works
+
+
+def printed_config(capsys, *arguments):
+    with pytest.raises(SystemExit) as end:
+        main(["fit", "--config", str(TINY), *map(str, arguments), "--print_config"])
+    assert end.value.code == 0
+    return yaml.safe_load(capsys.readouterr().out)
+
+
+def test_print_config_shows_the_whole_config(capsys):
+    config = printed_config(capsys, "--pretrained", "some/model")
+    assert config["pretrained"] == "some/model"
+    assert config["data"]["group_size"] == 4
+    assert config["data"]["update_epochs"] == 1
+    assert config["model"]["advantage"]["class_path"].endswith("GroupRelative")
+
+
+def test_later_configs_and_options_win(capsys, tmp_path):
+    (tmp_path / "one.yaml").write_text("data: {group_size: 8, minibatches: 4}\nmodel: {kl: null}")
+    (tmp_path / "two.yaml").write_text("data: {group_size: 16}")
+    overlays = ("--config", tmp_path / "one.yaml", "--config", tmp_path / "two.yaml")
+    config = printed_config(capsys, *overlays, "--data.minibatches", 1)
+    assert config["data"]["group_size"] == 16
+    assert config["data"]["minibatches"] == 1
+    assert config["data"]["prompts_per_iteration"] == 4
+    assert config["model"]["kl"] is None
+
+
+def test_components_go_by_their_short_names_and_their_arguments_by_theirs(capsys):
+    config = printed_config(capsys, "--model.advantage.scale", "none")
+    assert config["model"]["advantage"]["class_path"].endswith(".GroupRelative")
+    assert config["model"]["advantage"]["init_args"]["scale"] == "none"
+    config = printed_config(capsys, "--model.advantage", "GAE", "--model.advantage.lam", 0.9)
+    assert config["model"]["advantage"]["class_path"].endswith(".GAE")
+    assert config["model"]["advantage"]["init_args"]["lam"] == 0.9
+
+
+def test_a_runs_config_runs_again_to_the_same_config_and_the_same_metrics(fit):
+    run = fit("--samples.every", 0)
+    config, rows = (run / "config.yaml").read_bytes(), read_metrics(run / "metrics.csv")
+    main(["fit", "--config", str(run / "config.yaml")])
+    assert (run / "config.yaml").read_bytes() == config
+    again = read_metrics(run / "metrics.csv")
+    assert read_metrics(run.with_name("run.1") / "metrics.csv") == rows
+
+    def untimed(rows):
+        return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
+
+    assert untimed(again) == untimed(rows)
