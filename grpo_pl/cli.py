@@ -14,6 +14,7 @@ from typing import Any, NoReturn, get_args
 
 import lightning.pytorch as pl
 from jsonargparse import ActionConfigFile, Namespace  # type: ignore[attr-defined]
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -22,6 +23,7 @@ from typing_extensions import override
 from grpo_pl import __version__
 from grpo_pl.advantages import AdvantageEstimator
 from grpo_pl.callbacks import curves, progress, records, samples
+from grpo_pl.callbacks.checkpoint_io import AtomicCheckpointIO
 from grpo_pl.datamodule import RolloutDataModule
 from grpo_pl.losses import Aggregation, PolicyLoss
 from grpo_pl.models import ModelBuilder
@@ -154,17 +156,20 @@ def fail(sentence: str) -> NoReturn:
     raise SystemExit(2)
 
 
-class SaveConfig(SaveConfigCallback):
-    """Keeps `config.yaml` in the run's folder, whatever the logger does with its own."""
+class RunFolder(SaveConfigCallback):
+    """Prepares the run's folder when all is checked: an earlier run moves aside, `config.yaml` comes in."""
 
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if stage == "fit" and trainer.is_global_zero:
-            folder = Path(trainer.default_root_dir)
-            folder.mkdir(parents=True, exist_ok=True)
-            self.parser.save(
-                self.config, folder / "config.yaml", skip_none=False, overwrite=True, multifile=False
-            )
+        if stage != "fit" or not trainer.is_global_zero:
+            return
+        folder = Path(trainer.default_root_dir)
+        if self.config.get("ckpt_path") is None:
+            records.move_aside(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.parser.save(
+            self.config, folder / "config.yaml", skip_unset=False, overwrite=True, multifile=False
+        )
 
 
 class CLI(LightningCLI):
@@ -220,9 +225,9 @@ class CLI(LightningCLI):
         """A checkpoint restores a run's state; what its settings are, the config alone says."""
 
     def before_fit(self) -> None:
-        """Keep an earlier run: one that is not continued is moved aside."""
-        if self.config.fit.ckpt_path is None and self.trainer.is_global_zero:
-            records.move_aside(Path(self.trainer.default_root_dir))
+        """Save checkpoints without a copy in memory, wherever the strategy writes single files."""
+        if type(self.trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            self.trainer.strategy.checkpoint_io = AtomicCheckpointIO()
 
 
 def main(args: list[str] | None = None) -> None:
@@ -233,7 +238,7 @@ def main(args: list[str] | None = None) -> None:
             PolicyOptimization,
             RolloutDataModule,
             args=args,
-            save_config_callback=SaveConfig,
+            save_config_callback=RunFolder,
             auto_configure_optimizers=False,
             seed_everything_default=0,
             parser_kwargs={"prog": "grpo_pl", "version": __version__},

@@ -1,5 +1,6 @@
 """RolloutDataModule: prompts in, micro-batches of experience out."""
 
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import islice
@@ -18,6 +19,7 @@ from grpo_pl.prompts.sources import PromptSource
 from grpo_pl.rollout.engine import RolloutEngine, SamplingConfig
 from grpo_pl.types import Experience, Prompt, Rollout
 
+log = logging.getLogger(__name__)
 T = TypeVar("T", covariant=True)
 
 
@@ -134,8 +136,7 @@ class RolloutDataModule(pl.LightningDataModule):
         for name, source in (("train", self.train), ("val", self.val)):
             if source is None or (name == "train" and stage != "fit"):
                 continue
-            self.on_stage(f"read {name} prompts")
-            self.prompts[name] = PromptSet(
+            prompts = self.prompts[name] = PromptSet(
                 source,
                 self.format,
                 tokenizer,
@@ -146,7 +147,11 @@ class RolloutDataModule(pl.LightningDataModule):
             self.learner.check_prompts(
                 f"data.{name}", [self.prompts[name][row] for row in range(len(self.prompts[name]))]
             )
-        self.on_stage("start the engine")
+            log.info(
+                "data.%s: %d prompts, %d over %d tokens (data.long_prompts: %s)",
+                *(name, len(prompts), prompts.num_long, self.max_prompt_tokens, self.long_prompts),
+            )
+        log.info("starting %s", type(self.engine).__name__)
         batches = [
             self.prompts_per_iteration * self.group_size // self.trainer.world_size,
             self.val_prompts_per_batch,
@@ -166,8 +171,8 @@ class RolloutDataModule(pl.LightningDataModule):
         assert self.trainer is not None, "the trainer attaches itself before setup"
         if self.trainer.precision in ("bf16-true", "16-true"):
             raise ValueError(
-                f"trainer.precision={self.trainer.precision} rounds small updates and old log-probabilities away: "
-                "set it to bf16-mixed"
+                f"trainer.precision={self.trainer.precision} rounds small updates and old log-probabilities "
+                "away: set it to bf16-mixed"
             )
         ranks, micro_batches = self.trainer.world_size, self.trainer.accumulate_grad_batches
         if self.group_size < self.learner.min_group_size:
@@ -220,10 +225,9 @@ class RolloutDataModule(pl.LightningDataModule):
         context = context_length(self.pretrained)
         if self.max_prompt_tokens + self._longest_response > context:
             raise ValueError(
-                f"data.max_prompt_tokens={self.max_prompt_tokens} plus responses of "
-                f"{self._longest_response} tokens "
-                f"do not fit the model's context of {context}: set data.max_prompt_tokens to at most "
-                f"{context - self._longest_response}, or data.sampling.max_tokens lower"
+                f"data.max_prompt_tokens={self.max_prompt_tokens} plus responses of {self._longest_response} "
+                f"tokens do not fit the model's context of {context}: make data.max_prompt_tokens and "
+                f"data.sampling.max_tokens (or data.val_max_tokens) add up to at most {context}"
             )
 
     # ------------------------------------------------------------------------------------------------ streams

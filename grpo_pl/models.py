@@ -100,7 +100,9 @@ def eos_token_ids(pretrained: str) -> set[int]:
 def load_language_model(pretrained: str, dtype: DType, attention: str | None = None) -> "PreTrainedModel":
     """A causal language model without dropout: with it, no two passes would agree and no ratio would be 1."""
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     config = load_config(pretrained)
     for key, value in vars(config.get_text_config()).items():
         if ("dropout" in key or key.endswith("pdrop")) and isinstance(value, float):
@@ -124,44 +126,45 @@ def chunked_logprobs(
     language_model: "PreTrainedModel",
     temperature: float,
     chunk_tokens: int,
-) -> tuple[Float[Tensor, "M"], Float[Tensor, "M"]]:
+) -> tuple[Float[Tensor, "M"], Float[Tensor, "M"] | None]:
     """Log-probability of each target and entropy of the distribution it was drawn from, in nats, float32.
 
     The LM head runs on `chunk_tokens` rows at a time and again in the backward, so at most `[chunk_tokens,
-    V]` logits exist at once. The entropy carries no gradient.
+    V]` logits exist at once. The entropy is computed where no gradient is wanted, else it is None.
     """
     head = cast(nn.Module, language_model.get_output_embeddings())
     config = language_model.config.get_text_config()
     scale = getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
     cap = getattr(config, "final_logit_softcapping", None)
 
-    def one_chunk(h: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        logits = head(h).float() * scale
+    def distribution(h: Tensor) -> Tensor:
+        logits = head(h).float()
         if cap is not None:
-            logits = cap * torch.tanh(logits / cap)
-        logits = logits / temperature
-        log_normalizer = logits.logsumexp(-1)
-        logprob = logits.gather(-1, target[:, None])[:, 0] - log_normalizer
-        with torch.no_grad():
-            entropy = log_normalizer - ((logits - log_normalizer[:, None]).exp() * logits).sum(-1)
-        return logprob, entropy
+            logits = cap * torch.tanh(logits * scale / cap) / temperature
+        elif scale != temperature:
+            logits = logits * (scale / temperature)
+        return logits.log_softmax(-1)
 
-    chunks = [
-        checkpoint(one_chunk, h, target, use_reentrant=False)
-        if torch.is_grad_enabled()
-        else one_chunk(h, target)
-        for h, target in zip(
-            torch.split(hidden, chunk_tokens), torch.split(targets, chunk_tokens), strict=True
-        )
-    ]
-    return torch.cat([c[0] for c in chunks]), torch.cat([c[1] for c in chunks])
+    def chosen(h: Tensor, target: Tensor) -> Tensor:
+        return distribution(h).gather(-1, target[:, None])[:, 0]
+
+    pairs = zip(torch.split(hidden, chunk_tokens), torch.split(targets, chunk_tokens), strict=True)
+    if torch.is_grad_enabled():
+        return torch.cat([checkpoint(chosen, h, target, use_reentrant=False) for h, target in pairs]), None
+    logprobs, entropies = [], []
+    for h, target in pairs:
+        log_distribution = distribution(h)
+        logprobs.append(log_distribution.gather(-1, target[:, None])[:, 0])
+        entropies.append(-(log_distribution.exp() * log_distribution).sum(-1))
+    return torch.cat(logprobs), torch.cat(entropies)
 
 
 class TokenLogprobs(NamedTuple):
     """What a language model says of given sequences; zero where the mask is False."""
 
     logprobs: Float[Tensor, "B T"]
-    entropy: Float[Tensor, "B T"]
+    entropy: Float[Tensor, "B T"] | None
+    """None where a gradient is wanted."""
 
 
 def _before_each_token(hidden: Float[Tensor, "B T H"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "M H"]:
@@ -188,13 +191,16 @@ class LanguageModel(nn.Module):
     def forward(
         self, token_ids: Int[Tensor, "B T"], loss_mask: Bool[Tensor, "B T"], temperature: float
     ) -> TokenLogprobs:
-        """Log-probability and entropy of each masked token, at the temperature it was sampled with."""
+        """Log-probability (and entropy) of each masked token, at the temperature it was sampled with."""
         hidden = self.language_model.base_model(input_ids=token_ids, use_cache=False).last_hidden_state
         chosen = _before_each_token(hidden, loss_mask)
         logprobs, entropy = chunked_logprobs(
             chosen, token_ids[loss_mask], self.language_model, temperature, self.chunk_tokens
         )
-        return TokenLogprobs(_at_each_token(logprobs, loss_mask), _at_each_token(entropy, loss_mask))
+        return TokenLogprobs(
+            _at_each_token(logprobs, loss_mask),
+            None if entropy is None else _at_each_token(entropy, loss_mask),
+        )
 
 
 class ValueModel(nn.Module):

@@ -161,7 +161,7 @@ class PolicyOptimization(pl.LightningModule):
         experience.old_logprobs, experience.ref_logprobs = scores.logprobs, scores.ref_logprobs
         experience.advantages, experience.returns = credit.advantages, credit.returns
         experience.old_values = scores.values
-        experience.metrics = rollout_metrics(rollout, experience) | scored.metrics()
+        experience.metrics = rollout_metrics(rollout, experience, scores) | scored.metrics()
         experience.records = sample_records(rollout, experience, scored)
         return experience
 
@@ -192,8 +192,7 @@ class PolicyOptimization(pl.LightningModule):
         if scores.values is not None:
             value_loss, value_metrics = self.value_loss(scores.values, batch)
             objective, metrics = objective + self.aggregation(value_loss, batch), metrics | value_metrics
-        metrics |= {"train/loss": loss.detach(), "train/entropy": scores.entropy}
-        self._log_tokens(metrics, batch)
+        self._log_tokens(metrics | {"train/loss": loss.detach()}, batch)
         # Lightning divides by the micro-batches and strategies average over ranks: undo both, shares add up.
         return objective * self.trainer.accumulate_grad_batches * self.trainer.world_size
 
@@ -203,10 +202,20 @@ class PolicyOptimization(pl.LightningModule):
         self.log_dict(means, on_step=False, on_epoch=True, batch_size=tokens, sync_dist=True)
 
     @override
-    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        gradients = [p.grad for p in self.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Log the norm before clipping, and clip by it; Lightning's own refuses fused optimizers and FSDP."""
+        trained = [p for p in self.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
         self.log("train/grad_norm", norm, on_step=False, on_epoch=True, batch_size=1)
+        if gradient_clip_val and gradient_clip_algorithm == "value":
+            torch.nn.utils.clip_grad_value_(trained, gradient_clip_val)
+        elif gradient_clip_val:
+            torch.nn.utils.clip_grads_with_norm_(trained, gradient_clip_val, norm)
 
     # --------------------------------------------------------------------------------------------- validation
 
@@ -258,7 +267,7 @@ def check_components(
         )
 
 
-def rollout_metrics(rollout: Rollout, experience: Experience) -> dict[str, float]:
+def rollout_metrics(rollout: Rollout, experience: Experience, scores: TokenScores) -> dict[str, float]:
     """What one looks at first: lengths, truncation, signal, and whether the engine's weights are ours."""
     mask = experience.loss_mask
     gap = (experience.sampling_logprobs - experience.old_logprobs).abs()
@@ -276,6 +285,8 @@ def rollout_metrics(rollout: Rollout, experience: Experience) -> dict[str, float
         "sync/logprob_mismatch": float(masked_mean(gap, mask)),
         "sync/logprob_mismatch_max": float(torch.where(mask, gap, 0.0).max()),
     }
+    if scores.entropy is not None:
+        metrics["train/entropy"] = float(masked_mean(scores.entropy, mask))
     if experience.returns is not None and experience.old_values is not None:
         error = (experience.returns - experience.old_values)[mask].var(correction=0)
         total = experience.returns[mask].var(correction=0)

@@ -2,7 +2,11 @@
 
 import logging
 import os
+import sys
+import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "ERROR",
@@ -11,12 +15,62 @@ ENVIRONMENT = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
+VERBOSE = "GRPO_PL_VERBOSE"
+"""Set this environment variable to see everything that the libraries say."""
 
 
 def tame_logs() -> None:
-    """Quieten vLLM, transformers and Lightning, unless the user's environment says otherwise."""
+    """Show grpo_pl's own messages; quieten the libraries unless `GRPO_PL_VERBOSE` is set."""
+    own = logging.getLogger("grpo_pl")
+    if not own.handlers:
+        own.setLevel(logging.INFO if os.environ.get("LOCAL_RANK", "0") == "0" else logging.WARNING)
+        own.addHandler(StandardOutput())
+        own.propagate = False
+    if os.environ.get(VERBOSE):
+        return
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     for logger in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(logger).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module=r"lightning\..*", category=UserWarning)
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message=".*torch.distributed.reduce_op.*")
+
+
+class StandardOutput(logging.Handler):
+    """Writes messages as plain lines to whatever `sys.stdout` is at the time."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one message."""
+        print(self.format(record), flush=True)
+
+
+@contextmanager
+def captured_output() -> Iterator[None]:
+    """Keep what C++ and Python print in the body from the terminal, and show it if the body raises."""
+    if os.environ.get(VERBOSE):
+        yield
+        return
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = os.dup(1), os.dup(2)
+    with tempfile.TemporaryFile() as file:
+        try:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+            yield
+        except BaseException:
+            restore(kept)
+            file.seek(0)
+            sys.stderr.write(file.read().decode(errors="replace"))
+            raise
+        restore(kept)
+
+
+def restore(descriptors: tuple[int, int]) -> None:
+    """Make the saved descriptors standard output and standard error again."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    for number, kept in zip((1, 2), descriptors, strict=True):
+        os.dup2(kept, number)
+        os.close(kept)

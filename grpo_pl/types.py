@@ -98,8 +98,8 @@ class TokenScores:
     """What the models say about a batch of sequences; zero where `loss_mask` is False."""
 
     logprobs: Float[Tensor, "B T"]
-    entropy: Float[Tensor, "B T"]
-    """Entropy in nats of the distribution that token `t` was drawn from."""
+    entropy: Float[Tensor, "B T"] | None = None
+    """Entropy in nats of the distribution that token `t` was drawn from; None where a gradient is wanted."""
     ref_logprobs: Float[Tensor, "B T"] | None = None
     values: Float[Tensor, "B T"] | None = None
     """The critic's estimate before token `t` is chosen."""

@@ -1,5 +1,6 @@
 """Contracts of the assembled system, on a tiny model with the in-process engine."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -115,7 +116,13 @@ def test_validate_gives_the_number_of_the_run(fit: Fit, capsys: pytest.CaptureFi
 
 def test_a_reward_that_can_be_learned_is_learned(fit: Fit) -> None:
     folder = fit(
-        "--trainer.max_epochs", "12", "--model.optimizer.lr", "0.003", "--data.group_size", "8", *NO_VALIDATION
+        "--trainer.max_epochs",
+        "12",
+        "--model.optimizer.lr",
+        "0.003",
+        "--data.group_size",
+        "8",
+        *NO_VALIDATION,
     )
     reward = column(folder, "rollout/reward")
     assert sum(reward[-3:]) / 3 > sum(reward[:3]) / 3 + 0.3
@@ -131,8 +138,8 @@ def test_two_ranks_equal_one(fit: Fit, tiny_model: Path, tmp_path: Path) -> None
     one = fit("--trainer.accumulate_grad_batches", "2")
     command = [
         sys.executable, "-m", "grpo_pl", "fit", "--config", str(CONFIG), "--pretrained", str(tiny_model),
-        "--trainer.default_root_dir", str(tmp_path / "two"), "--trainer.strategy", "ddp", "--trainer.devices", "2",
-        "--trainer.accumulate_grad_batches", "1",
+        "--trainer.default_root_dir", str(tmp_path / "two"), "--trainer.strategy", "ddp",
+        "--trainer.devices", "2", "--trainer.accumulate_grad_batches", "1",
     ]  # fmt: skip
     subprocess.run(command, check=True, capture_output=True, timeout=300)
     two = tmp_path / "two"
@@ -148,3 +155,46 @@ def test_weights_in_half_precision_are_refused(
         fit("--trainer.precision", precision)
     assert refused.value.code == 2
     assert "bf16-mixed" in capsys.readouterr().err
+
+
+VLLM = (
+    *("--data.engine", "VLLMEngine", "--data.engine.dtype", "float32"),
+    *("--data.engine.kv_cache_gib", "0.1", *NO_VALIDATION),
+)
+
+
+@pytest.mark.vllm
+def test_with_learning_rate_0_the_mismatch_stays_flat_over_20_iterations(fit: Fit) -> None:
+    folder = fit("--trainer.max_epochs", "20", "--model.optimizer.lr", "0.0", *VLLM)
+    mismatch = column(folder, "sync/logprob_mismatch")
+    assert len(mismatch) == 20
+    assert max(mismatch) < 1e-5
+    assert max(mismatch[10:]) < 2 * max(mismatch[:10])
+
+
+@pytest.mark.vllm
+def test_while_learning_vllm_keeps_up_with_the_trainer(fit: Fit) -> None:
+    folder = fit("--trainer.max_epochs", "5", "--model.optimizer.lr", "0.01", *VLLM)
+    assert max(column(folder, "sync/logprob_mismatch")) < 1e-5
+    assert column(folder, "train/kl")[-1] > 0.1, "the weights have moved too little to show a stale engine"
+
+
+GSM8K = [
+    "Natalia sold clips to 48 of her friends in April, and then she sold half as many clips in May. "
+    "How many clips did Natalia sell altogether in April and May?",
+    "Weng earns $12 an hour for babysitting. Yesterday, she just did 50 minutes of babysitting. "
+    "How much did she earn?",
+]
+
+
+def test_word_problems_run_through_the_same_loop(fit: Fit, tmp_path: Path) -> None:
+    answers = ["48/2 = <<48/2=24>>24\n48+24 = <<48+24=72>>72\n#### 72", "0.2 x 50 = 10\n#### 10"]
+    rows_ = [{"question": q, "answer": a} for q, a in zip(GSM8K, answers, strict=True)]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows_ * 4))
+    folder = fit(
+        *("--config", str(CONFIG.parent / "task" / "gsm8k.yaml"), "--data.max_prompt_tokens", "230"),
+        *("--data.train.path", str(tmp_path / "train.jsonl"), "--data.train.rows", "0:6"),
+        *("--data.val.path", str(tmp_path / "train.jsonl"), "--data.val.rows", "6:8"),
+    )
+    assert column(folder, "rewards/correct") == [0.0, 0.0, 0.0]
+    assert "val/accuracy" in rows(folder)[0]

@@ -74,7 +74,8 @@ class Progress(ProgressBar):
         self._bar.add_task("iteration", total=total, completed=trainer.current_epoch, stage="")
         if self.console.is_terminal:
             self._bar.start()
-        self.print_row(trainer)
+        if trainer.current_epoch == 0:
+            self.print_row(trainer)
 
     @override
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -85,7 +86,7 @@ class Progress(ProgressBar):
     def print_row(self, trainer: pl.Trainer) -> None:
         """Write the newest row of the metrics as one line."""
         row = newest_row(trainer)
-        if self._enabled and row is not None:
+        if self._enabled and row is not None and len(row) > 1:
             self.console.print(line(row), highlight=False, soft_wrap=True)
 
     @override

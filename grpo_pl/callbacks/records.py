@@ -2,6 +2,7 @@
 
 import csv
 import os
+import resource
 import time
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,7 @@ class MetricsTable(pl.Callback):
         pl_module.log("time/update_s", self._last_batch - self._first_batch)
         pl_module.log_dict({"iteration": iteration, "step": iteration})  # loggers take `step` as their x axis
         row = {k: float(v) for k, v in trainer.callback_metrics.items() if not k.startswith("val")}
+        row["memory/peak_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         row["optimizer_steps"] = float(trainer.global_step)
         row["lr"] = float(trainer.optimizers[0].param_groups[0]["lr"])
         stages = ("time/sync_s", "time/generate_s", "time/score_s", "time/update_s")

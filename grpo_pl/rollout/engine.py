@@ -29,10 +29,10 @@ class SamplingConfig:
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
-            raise ValueError(f"max_tokens={self.max_tokens} in the sampling settings: expected 1 or more")
+            raise ValueError(f"data.sampling.max_tokens={self.max_tokens}: expected 1 or more")
         if self.temperature < 0:
             raise ValueError(
-                f"temperature={self.temperature} in the sampling settings: expected 0 (greedy) or more"
+                f"data.sampling.temperature={self.temperature}: expected more than 0 (0 is greedy)"
             )
 
 

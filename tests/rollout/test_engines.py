@@ -149,6 +149,17 @@ def test_the_real_model_agrees_after_a_sync_too(smollm: Path) -> None:
 
 
 @pytest.mark.vllm
+def test_more_prompts_than_vllm_reads_at_once_are_answered_with_their_seeds(tiny_model: Path) -> None:
+    """vLLM rewinds the generator of a prompt read in pieces, which a CPU's cannot: none may be cut."""
+    served = Served(
+        VLLMEngine(str(tiny_model), "float32", 0.1, engine_args={"max_num_batched_tokens": 100}), tiny_model
+    )
+    rollout = served.engine.generate(prompts(tiny_model), 12, SAMPLING)
+    served.engine.shutdown()
+    assert mismatch(CausalLM(str(tiny_model)).build(), rollout).mean() < 1e-4
+
+
+@pytest.mark.vllm
 def test_starting_vllm_leaves_the_process_as_it_was(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,131 @@
+"""Log-probabilities against transformers' own logits, and what must not change them."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+
+from grpo_pl.models import CausalLM, ValueHead, load_language_model, resolve_pretrained
+
+
+def batch(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Three sequences with prompts of 3, 5 and 4 tokens and responses of 7, 2 and 5."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(3, 300, (3, 10), generator=generator)
+    mask = torch.zeros(3, 10, dtype=torch.bool)
+    for row, (start, length) in enumerate(((3, 7), (5, 2), (4, 5))):
+        mask[row, start : start + length] = True
+        tokens[row, start + length :] = 0
+    return tokens, mask
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("chunk_tokens", [1, 4, 1000])
+def test_logprobs_and_entropy_are_those_of_the_full_logits(
+    tiny_model: Path, temperature: float, chunk_tokens: int
+) -> None:
+    tokens, mask = batch()
+    with torch.no_grad():
+        said = CausalLM(str(tiny_model), chunk_tokens=chunk_tokens).build()(tokens, mask, temperature)
+        logits = AutoModelForCausalLM.from_pretrained(tiny_model)(tokens).logits[:, :-1] / temperature
+    expected = logits.log_softmax(-1)
+    chosen = expected.gather(-1, tokens[:, 1:, None])[..., 0]
+    assert torch.allclose(said.logprobs[:, 1:][mask[:, 1:]], chosen[mask[:, 1:]], atol=1e-5)
+    entropy = -(expected.exp() * expected).sum(-1)
+    assert torch.allclose(said.entropy[:, 1:][mask[:, 1:]], entropy[mask[:, 1:]], atol=1e-5)
+    assert (said.logprobs[~mask] == 0).all()
+
+
+def test_the_gradient_is_that_of_the_full_logits(tiny_model: Path) -> None:
+    tokens, mask = batch()
+    ours, theirs = (
+        CausalLM(str(tiny_model), chunk_tokens=3).build(),
+        load_language_model(str(tiny_model), "float32"),
+    )
+    weights = torch.linspace(-1, 1, int(mask.sum()))
+    (ours(tokens, mask, 0.8).logprobs[mask] * weights).sum().backward()
+    chosen = (theirs(tokens).logits[:, :-1] / 0.8).log_softmax(-1).gather(-1, tokens[:, 1:, None])[..., 0]
+    (chosen[mask[:, 1:]] * weights).sum().backward()
+    for (name, a), b in zip(ours.language_model.named_parameters(), theirs.parameters(), strict=True):
+        assert torch.allclose(a.grad, b.grad, atol=1e-4 * float(b.grad.abs().max())), name
+
+
+def test_no_logits_of_a_whole_batch_ever_exist(tiny_model: Path) -> None:
+    model = CausalLM(str(tiny_model), chunk_tokens=4).build()
+    tokens, mask = batch()
+    largest = 0
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            nonlocal largest
+            out = func(*args, **(kwargs or {}))
+            if isinstance(out, torch.Tensor) and out.ndim and out.shape[-1] == 320:
+                largest = max(largest, math.prod(out.shape[:-1]))
+            return out
+
+    with Watch():
+        model(tokens, mask, 1.0).logprobs.sum().backward()
+    assert largest == 4
+
+
+def test_padding_and_neighbours_change_nothing(tiny_model: Path) -> None:
+    model = CausalLM(str(tiny_model)).build()
+    tokens, mask = batch()
+    with torch.no_grad():
+        together = model(tokens, mask, 1.0).logprobs
+        wider = model(
+            torch.nn.functional.pad(tokens, (0, 9), value=77), torch.nn.functional.pad(mask, (0, 9)), 1.0
+        ).logprobs
+        order = torch.tensor([2, 0, 1])
+        permuted = model(tokens[order], mask[order], 1.0).logprobs
+        alone = model(tokens[1:2, :7], mask[1:2, :7], 1.0).logprobs
+    assert torch.allclose(wider[:, :10], together, atol=1e-5)
+    assert torch.allclose(permuted, together[order], atol=1e-5)
+    assert torch.allclose(alone[0], together[1, :7], atol=1e-5)
+
+
+def test_a_model_with_dropout_gives_the_same_twice(tmp_path: Path) -> None:
+    config = GPT2Config(vocab_size=320, n_embd=32, n_layer=1, n_head=2, n_positions=64, resid_pdrop=0.5)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    model = CausalLM(str(tmp_path)).build()
+    tokens, mask = batch()
+    assert model.training
+    assert torch.equal(model(tokens, mask, 1.0).logprobs, model(tokens, mask, 1.0).logprobs)
+
+
+def test_gradient_checkpointing_changes_no_gradient(tiny_model: Path) -> None:
+    tokens, mask = batch()
+    gradients = []
+    for checkpointing in (False, True):
+        model = CausalLM(str(tiny_model), gradient_checkpointing=checkpointing).build()
+        model(tokens, mask, 1.0).logprobs.sum().backward()
+        gradients.append([p.grad for p in model.parameters()])
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*gradients, strict=True))
+
+
+def test_a_value_head_starts_at_zero_and_sees_only_what_comes_before(tiny_model: Path) -> None:
+    critic = ValueHead(str(tiny_model)).build()
+    tokens, mask = batch()
+    assert (critic(tokens, mask) == 0).all()
+    torch.nn.init.normal_(critic.head.weight)
+    values = critic(tokens, mask)
+    changed = tokens.clone()
+    changed[0, 5] += 1
+    moved = (critic(changed, mask) != values)[0]
+    assert not moved[:6].any(), "the value before token 5 must not know token 5"
+    assert moved[6:10].any()
+
+
+def test_a_folder_goes_before_the_cache_and_the_cache_before_the_hub(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert resolve_pretrained(str(tiny_model)) == str(tiny_model)
+    assert resolve_pretrained("some/model") == "some/model"
+    kept = tmp_path / "grpo_pl" / "models" / "some" / "model"
+    kept.mkdir(parents=True)
+    (kept / "config.json").write_text("{}")
+    assert resolve_pretrained("some/model") == str(kept)
