@@ -56,6 +56,8 @@ class RolloutDataModule(pl.LightningDataModule):
         group_size: Responses to each prompt.
         minibatches: Optimizer steps in one pass over a rollout.
         update_epochs: Passes over a rollout.
+        keep_groups: Keep the responses to a prompt in one micro-batch (for `share_prompts`) instead of
+            shuffling all responses.
         sampling: How training responses are drawn.
         max_prompt_tokens: The longest prompt, in tokens.
         long_prompts: What to do with longer ones: refuse the data, drop them (counted), or keep their end.
@@ -77,6 +79,7 @@ class RolloutDataModule(pl.LightningDataModule):
         group_size: int = 8,
         minibatches: int = 1,
         update_epochs: int = 1,
+        keep_groups: bool = False,
         sampling: SamplingConfig = SamplingConfig(),
         max_prompt_tokens: int = 512,
         long_prompts: Literal["error", "drop", "truncate"] = "error",
@@ -108,6 +111,7 @@ class RolloutDataModule(pl.LightningDataModule):
         )
         self.prompts_per_iteration, self.group_size = prompts_per_iteration, group_size
         self.minibatches, self.update_epochs, self.sampling = minibatches, update_epochs, sampling
+        self.keep_groups = keep_groups
         self.max_prompt_tokens, self.long_prompts = max_prompt_tokens, long_prompts
         self.val_sampling = SamplingConfig(max_tokens=val_max_tokens or sampling.max_tokens, temperature=0.0)
         self.val_samples, self.val_prompts_per_batch, self.seed = val_samples, val_prompts_per_batch, seed
@@ -187,17 +191,17 @@ class RolloutDataModule(pl.LightningDataModule):
                 f"{ranks} ranks: "
                 f"set it to a multiple of {ranks}"
             )
-        sequences = self.prompts_per_iteration // ranks * self.group_size
-        if sequences % self.minibatches:
+        prompts = self.prompts_per_iteration // ranks
+        units, what = (prompts, "groups") if self.keep_groups else (prompts * self.group_size, "responses")
+        if units % self.minibatches:
             raise ValueError(
-                f"data.minibatches={self.minibatches} does not divide the {sequences} responses that "
-                f"a rank has: set it "
+                f"data.minibatches={self.minibatches} does not divide the {units} {what} that a rank has: set it "
                 "to a divisor"
             )
-        if sequences // self.minibatches < micro_batches:
+        if units // self.minibatches < micro_batches:
             raise ValueError(
                 f"trainer.accumulate_grad_batches={micro_batches} is more than the "
-                f"{sequences // self.minibatches} responses of a minibatch: set it to at most that, or "
+                f"{units // self.minibatches} {what} of a minibatch: set it to at most that, or "
                 "data.minibatches lower"
             )
         if self.trainer.limit_train_batches != 1.0:
@@ -249,6 +253,7 @@ class RolloutDataModule(pl.LightningDataModule):
             group_size=self.group_size,
             sampling=self.sampling,
             schedule=schedule,
+            keep_groups=self.keep_groups,
             on_stage=self.on_stage,
         )
         batches = schedule.batches_per_iteration

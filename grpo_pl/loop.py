@@ -60,18 +60,25 @@ class UpdateSchedule:
         """Micro-batches that one rollout gives."""
         return self.update_epochs * self.minibatches * self.micro_batches
 
-    def epoch(self, lengths: Sequence[int], iteration: int, epoch: int) -> list[Step]:
-        """One pass over all rows in random order: equal minibatches, cut into micro-batches by length."""
-        order = permutation(len(lengths), derive_seed(self.seed, "update", iteration, epoch))
+    def epoch(
+        self, lengths: Sequence[int], iteration: int, epoch: int, group_ids: Sequence[int] | None = None
+    ) -> list[Step]:
+        """One pass over all rows in random order: equal minibatches, cut into micro-batches by length.
+
+        Rows of one group stay together where `group_ids` are given.
+        """
+        units: dict[int, list[int]] = {}
+        for row, unit in enumerate(range(len(lengths)) if group_ids is None else group_ids):
+            units.setdefault(unit, []).append(row)
+        shuffled = permutation(len(units), derive_seed(self.seed, "update", iteration, epoch))
+        order = [list(units.values())[i] for i in shuffled]
         size = len(order) // self.minibatches
-        steps = [order[i * size : (i + 1) * size] for i in range(self.minibatches)]
-        return [
-            [
-                [rows[i] for i in part]
-                for part in balanced_partition([lengths[r] for r in rows], self.micro_batches)
-            ]
-            for rows in steps
-        ]
+        return [self._cut(order[i * size : (i + 1) * size], lengths) for i in range(self.minibatches)]
+
+    def _cut(self, units: list[list[int]], lengths: Sequence[int]) -> Step:
+        longest = [max(lengths[row] for row in unit) for unit in units]
+        parts = balanced_partition(longest, self.micro_batches)
+        return [[row for i in part for row in units[i]] for part in parts]
 
 
 @dataclass
@@ -98,6 +105,7 @@ def experience_stream(
     group_size: int,
     sampling: SamplingConfig,
     schedule: UpdateSchedule,
+    keep_groups: bool,
     on_stage: Callable[[str], None],
 ) -> Iterator[Experience]:
     """The whole of reinforcement learning here: between two `yield`s the Trainer takes its optimizer step."""
@@ -107,7 +115,10 @@ def experience_stream(
             engine.load_weights(learner.policy_weights(), version=learner.version)
         with clock("generate"):
             rollout = engine.generate(prompts, group_size, sampling)
-        epochs = [schedule.epoch(rollout.lengths, iteration, e) for e in range(schedule.update_epochs)]
+        together = rollout.group_ids.tolist() if keep_groups else None
+        epochs = [
+            schedule.epoch(rollout.lengths, iteration, e, together) for e in range(schedule.update_epochs)
+        ]
         with clock("score"):
             experience = learner.make_experience(rollout, [rows for step in epochs[0] for rows in step])
         experience.metrics |= clock.seconds

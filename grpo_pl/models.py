@@ -180,20 +180,23 @@ class LanguageModel(nn.Module):
     """A causal language model that answers with log-probabilities; its logits never leave it.
 
     Sequences are padded on the right and causal attention looks to the left, so no attention mask is needed.
+    With `share_prompts` a prompt that several rows begin with is read once and its keys and values serve all
+    of them, with gradients: the same numbers up to rounding, for P + G R tokens instead of G (P + R).
     """
 
-    def __init__(self, language_model: "PreTrainedModel", chunk_tokens: int) -> None:
+    def __init__(
+        self, language_model: "PreTrainedModel", chunk_tokens: int, share_prompts: bool = False
+    ) -> None:
         super().__init__()
         self.language_model = language_model
-        self.chunk_tokens = chunk_tokens
+        self.chunk_tokens, self.share_prompts = chunk_tokens, share_prompts
 
     @override
     def forward(
         self, token_ids: Int[Tensor, "B T"], loss_mask: Bool[Tensor, "B T"], temperature: float
     ) -> TokenLogprobs:
         """Log-probability (and entropy) of each masked token, at the temperature it was sampled with."""
-        hidden = self.language_model.base_model(input_ids=token_ids, use_cache=False).last_hidden_state
-        chosen = _before_each_token(hidden, loss_mask)
+        chosen = _before_each_token(self._hidden(token_ids, loss_mask), loss_mask)
         logprobs, entropy = chunked_logprobs(
             chosen, token_ids[loss_mask], self.language_model, temperature, self.chunk_tokens
         )
@@ -201,6 +204,34 @@ class LanguageModel(nn.Module):
             _at_each_token(logprobs, loss_mask),
             None if entropy is None else _at_each_token(entropy, loss_mask),
         )
+
+    def _hidden(
+        self, token_ids: Int[Tensor, "B T"], loss_mask: Bool[Tensor, "B T"]
+    ) -> Float[Tensor, "B T H"]:
+        trunk = self.language_model.base_model
+        shared = common_prompts(token_ids, loss_mask) if self.share_prompts else None
+        if shared is None:
+            return cast(Tensor, trunk(input_ids=token_ids, use_cache=False).last_hidden_state)
+        prompts, owner = shared
+        start = prompts.shape[1]
+        read = trunk(input_ids=prompts, use_cache=True)
+        cache = read.past_key_values
+        for layer in cache.layers:
+            layer.keys, layer.values = layer.keys[owner], layer.values[owner]
+        responses = trunk(input_ids=token_ids[:, start:], past_key_values=cache, use_cache=True)
+        return torch.cat([read.last_hidden_state[owner], responses.last_hidden_state], 1)
+
+
+def common_prompts(
+    token_ids: Int[Tensor, "B T"], loss_mask: Bool[Tensor, "B T"]
+) -> tuple[Int[Tensor, "U P"], Int[Tensor, "B"]] | None:
+    """The different beginnings of the rows, and which one each row has; None where nothing can be shared.
+
+    A beginning is what all prompts of the batch have room for: the tokens before the earliest response.
+    """
+    start = int(loss_mask.any(0).int().argmax())
+    prompts, owner = torch.unique(token_ids[:, :start], dim=0, return_inverse=True)
+    return (prompts, owner) if 0 < len(prompts) < len(token_ids) else None
 
 
 class ValueModel(nn.Module):
@@ -247,8 +278,12 @@ class CausalLM(ModelBuilder):
         dtype: Of the weights. Keep float32 for a policy: bfloat16 loses small updates; `trainer.precision:
             bf16-mixed` computes in bfloat16 all the same.
         gradient_checkpointing: Recompute activations in the backward: less memory, about a third more time.
-        chunk_tokens: Rows of logits that exist at once. attention: transformers' attention implementation
-            ("sdpa", "flash_attention_2", ...); where null, its choice.
+        chunk_tokens: Rows of logits that exist at once.
+        attention: transformers' attention implementation ("sdpa", "flash_attention_2", ...); where null, its
+            choice.
+        share_prompts: Read a prompt that several rows of a micro-batch begin with once. Pays where
+            `data.keep_groups` keeps the responses to a prompt together; for models whose cache holds plain
+            keys and values.
     """
 
     def __init__(
@@ -258,9 +293,15 @@ class CausalLM(ModelBuilder):
         gradient_checkpointing: bool = False,
         chunk_tokens: int = 256,
         attention: str | None = None,
+        share_prompts: bool = False,
     ) -> None:
         if chunk_tokens < 1:
             raise ValueError(f"chunk_tokens={chunk_tokens}: expected 1 or more")
+        if share_prompts and gradient_checkpointing:
+            raise ValueError(
+                "share_prompts needs the cache that gradient_checkpointing turns off: set one of them to false"
+            )
+        self.share_prompts = share_prompts
         self.pretrained, self.dtype, self.attention = pretrained, dtype, attention
         self.gradient_checkpointing, self.chunk_tokens = gradient_checkpointing, chunk_tokens
 
@@ -269,7 +310,7 @@ class CausalLM(ModelBuilder):
         model = load_language_model(self.pretrained, self.dtype, self.attention)
         if self.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        return LanguageModel(model.train(), self.chunk_tokens)
+        return LanguageModel(model.train(), self.chunk_tokens, self.share_prompts)
 
 
 @final

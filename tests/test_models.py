@@ -53,6 +53,38 @@ def test_the_gradient_is_that_of_the_full_logits(tiny_model: Path) -> None:
         assert torch.allclose(a.grad, b.grad, atol=1e-4 * float(b.grad.abs().max())), name
 
 
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_sharing_prompts_changes_neither_logprobs_nor_gradients(tiny_model: Path, attention: str) -> None:
+    tokens, mask = batch()
+    tokens, mask = tokens[[0, 1, 0, 1, 1]].clone(), mask[[0, 1, 0, 1, 1]]
+    tokens[2, 3:10] = torch.arange(20, 27)  # another response to the first prompt
+    tokens[3, :4] = tokens[1, :4]
+    results = []
+    for share in (False, True):
+        model = CausalLM(str(tiny_model), attention=attention, share_prompts=share).build()
+        logprobs = model(tokens, mask, 0.9).logprobs
+        (logprobs * torch.linspace(-1, 1, logprobs.numel()).view_as(logprobs)).sum().backward()
+        results.append((logprobs, [p.grad for p in model.parameters()]))
+    (plain, plain_gradients), (shared, shared_gradients) = results
+    assert torch.allclose(plain, shared, atol=1e-5)
+    for a, b in zip(plain_gradients, shared_gradients, strict=True):
+        assert torch.allclose(a, b, atol=1e-5 * float(a.abs().max()))
+
+
+def test_a_shared_prompt_is_read_once(tiny_model: Path) -> None:
+    tokens, mask = batch()
+    model = CausalLM(str(tiny_model), share_prompts=True).build()
+    read: list[int] = []
+    model.language_model.base_model.embed_tokens.register_forward_hook(
+        lambda _module, inputs, _output: read.append(inputs[0].numel())
+    )
+    model(tokens[[0, 0, 0, 0]], mask[[0, 0, 0, 0]], 1.0)
+    assert read == [3, 4 * 7]
+    read.clear()
+    model(tokens, mask, 1.0)
+    assert read == [tokens.numel()], "nothing to share: one pass"
+
+
 def test_no_logits_of_a_whole_batch_ever_exist(tiny_model: Path) -> None:
     model = CausalLM(str(tiny_model), chunk_tokens=4).build()
     tokens, mask = batch()
@@ -62,7 +94,7 @@ def test_no_logits_of_a_whole_batch_ever_exist(tiny_model: Path) -> None:
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             nonlocal largest
             out = func(*args, **(kwargs or {}))
-            if isinstance(out, torch.Tensor) and out.ndim and out.shape[-1] == 320:
+            if isinstance(out, torch.Tensor) and out.shape[-1:] == (320,) and out.shape != (64, 320):
                 largest = max(largest, math.prod(out.shape[:-1]))
             return out
 
