@@ -195,8 +195,8 @@ class RolloutDataModule(pl.LightningDataModule):
         units, what = (prompts, "groups") if self.keep_groups else (prompts * self.group_size, "responses")
         if units % self.minibatches:
             raise ValueError(
-                f"data.minibatches={self.minibatches} does not divide the {units} {what} that a rank has: set it "
-                "to a divisor"
+                f"data.minibatches={self.minibatches} does not divide the {units} {what} that a rank has: "
+                "set it to a divisor"
             )
         if units // self.minibatches < micro_batches:
             raise ValueError(

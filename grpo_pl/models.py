@@ -138,7 +138,7 @@ def chunked_logprobs(
     cap = getattr(config, "final_logit_softcapping", None)
 
     def distribution(h: Tensor) -> Tensor:
-        logits = head(h).float()
+        logits: Tensor = head(h).float()
         if cap is not None:
             logits = cap * torch.tanh(logits * scale / cap) / temperature
         elif scale != temperature:
@@ -299,7 +299,7 @@ class CausalLM(ModelBuilder):
             raise ValueError(f"chunk_tokens={chunk_tokens}: expected 1 or more")
         if share_prompts and gradient_checkpointing:
             raise ValueError(
-                "share_prompts needs the cache that gradient_checkpointing turns off: set one of them to false"
+                "share_prompts needs the cache that gradient_checkpointing turns off: set one of them false"
             )
         self.share_prompts = share_prompts
         self.pretrained, self.dtype, self.attention = pretrained, dtype, attention

@@ -2,16 +2,20 @@ import csv
 import json
 import math
 import multiprocessing
+import os
 import shutil
 import time
 
 import numpy as np
 import pytest
+import torch
 
+from grpo_pl.callbacks.checkpoint_io import AtomicCheckpointIO
 from grpo_pl.callbacks.curves import draw_curves
 from grpo_pl.callbacks.progress import line
 from grpo_pl.callbacks.records import move_aside, read_metrics, write_atomically, write_metrics
 from grpo_pl.callbacks.samples import Samples, spread
+from grpo_pl.quiet import captured_output
 from grpo_pl.types import SampleRecord
 
 calls = []
@@ -286,7 +290,10 @@ def test_an_interrupted_run_keeps_its_rows_and_draws_its_curves(fit, tmp_path):
 
 def test_where_the_output_is_no_terminal_progress_is_one_line_an_iteration(fit, capsys):
     fit("--samples.every", 0, "--trainer.max_epochs", 2)
-    lines = capsys.readouterr().out.splitlines()
+    said = capsys.readouterr().out.splitlines()
+    lines = [text for text in said if text.startswith("iteration")]
+    assert [text.split(":")[0] for text in said[:2]] == ["data.train", "data.val"]
+    assert said[2:] == ["starting InProcessEngine", *lines]
     assert [text.split()[:2] for text in lines] == [["iteration", str(i)] for i in range(3)]
     assert "reward" in lines[1]
     assert "generate" in lines[1]
@@ -295,3 +302,23 @@ def test_where_the_output_is_no_terminal_progress_is_one_line_an_iteration(fit, 
 def test_a_line_shows_what_was_measured_and_nothing_else():
     row = {"iteration": 7.0, "rollout/reward": 0.5, "rollout/truncated": 0.25, "time/sync_s": 1.26}
     assert line(row) == "iteration   7  reward 0.500  truncated 25%  [dim](sync 1.3 s)[/dim]"
+
+
+def test_a_checkpoint_is_replaced_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "deep" / "last.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"weights": torch.ones(3)}, path)
+    with pytest.raises(AttributeError):  # a local function cannot be pickled: the save dies half-way
+        AtomicCheckpointIO().save_checkpoint({"weights": torch.zeros(3), "junk": lambda: 0}, path)
+    assert torch.load(path, weights_only=True)["weights"].tolist() == [1, 1, 1]
+    assert [p.name for p in path.parent.iterdir()] == ["last.ckpt"]
+
+
+def test_captured_output_is_shown_only_if_the_body_raises(capfd):
+    with captured_output():
+        os.write(1, b"noise of a library")
+    print("heard")
+    assert "noise" not in "".join(text := capfd.readouterr())
+    assert "heard" in text[0]
+    with pytest.raises(ZeroDivisionError), captured_output():
+        os.write(2, b"the reason") / 0
+    assert "the reason" in capfd.readouterr().err

@@ -179,6 +179,21 @@ def test_while_learning_vllm_keeps_up_with_the_trainer(fit: Fit) -> None:
     assert column(folder, "train/kl")[-1] > 0.1, "the weights have moved too little to show a stale engine"
 
 
+def test_tensorboard_is_one_line(fit: Fit) -> None:
+    folder = fit("--trainer.logger", "true", "--trainer.max_epochs", "1", *NO_VALIDATION)
+    assert list(folder.rglob("events.out.tfevents*"))
+    assert (folder / "config.yaml").exists()
+
+
+def test_shared_prompts_give_the_same_run(fit: Fit) -> None:
+    together = ("--data.keep_groups", "true", "--trainer.max_epochs", "1", *NO_VALIDATION)
+    plain = fit(*together)
+    shared = fit("--model.policy.share_prompts", "true", "--model.reference.share_prompts", "true", *together)
+    for name in ("train/loss", "train/grad_norm", "train/entropy", "rollout/reward"):
+        assert rows(plain)[1][name] == pytest.approx(rows(shared)[1][name], rel=1e-3, abs=1e-5), name
+    assert rows(shared)[1]["sync/logprob_mismatch"] < 1e-5
+
+
 GSM8K = [
     "Natalia sold clips to 48 of her friends in April, and then she sold half as many clips in May. "
     "How many clips did Natalia sell altogether in April and May?",

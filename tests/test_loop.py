@@ -243,3 +243,14 @@ def test_a_stopwatch_names_the_stage_before_it_and_counts_its_seconds_after_it()
 def test_micro_batches_of_no_steps_are_no_pieces() -> None:
     with pytest.raises(StopIteration):
         next(micro_batches(experience(), [], lambda local: local))
+
+
+def test_rows_of_a_group_stay_together_if_asked() -> None:
+    group_ids = [0, 1, 2, 3] * 3
+    schedule = UpdateSchedule(minibatches=2, update_epochs=1, micro_batches=2, seed=0)
+    steps = schedule.epoch([5 + n for n in range(12)], 0, 0, group_ids)
+    assert sorted(row for step in steps for rows in step for row in rows) == list(range(12))
+    assert [len(step) for step in steps] == [2, 2]
+    for rows in (rows for step in steps for rows in step):
+        assert len(rows) == 3
+        assert len({group_ids[row] for row in rows}) == 1
