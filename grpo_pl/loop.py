@@ -139,7 +139,9 @@ def micro_batches(
     first = True
     for step, (num_tokens, num_sequences) in zip(steps, totals, strict=True):
         for rows in step:
-            piece = experience.select(rows, num_tokens=num_tokens, num_sequences=num_sequences)
+            piece = experience.select(
+                experience.among(rows), num_tokens=num_tokens, num_sequences=num_sequences
+            )
             if first:
                 piece.metrics, piece.records, first = experience.metrics, experience.records, False
             yield piece

@@ -153,11 +153,15 @@ class PolicyOptimization(pl.LightningModule):
             advantages=blank,
             temperature=rollout.temperature,
         )
-        scores = self._score(experience, micro_batches)
         rewards = outcome_rewards(scored.total.to(self.device), mask)
-        credit = self.advantage(
-            rewards, scored.scored.to(self.device), scores.values, mask, rollout.group_ids.to(self.device)
-        )
+        known, group_ids = scored.scored.to(self.device), rollout.group_ids.to(self.device)
+        if self.kl is None and self.critic is None:  # without an advantage a sequence has no gradient
+            credit = self.advantage(rewards, known, None, mask, group_ids)
+            experience.active = (credit.advantages != 0).any(-1)
+            scores = self._score(experience, micro_batches)
+        else:
+            scores = self._score(experience, micro_batches)
+            credit = self.advantage(rewards, known, scores.values, mask, group_ids)
         experience.old_logprobs, experience.ref_logprobs = scores.logprobs, scores.ref_logprobs
         experience.advantages, experience.returns = credit.advantages, credit.returns
         experience.old_values = scores.values
@@ -166,8 +170,9 @@ class PolicyOptimization(pl.LightningModule):
         return experience
 
     def _score(self, experience: Experience, micro_batches: Sequence[Sequence[int]]) -> TokenScores:
+        read = [experience.among(rows) for rows in micro_batches]
         parts = []
-        for rows in micro_batches:
+        for rows in read:
             batch = experience.select(rows, num_tokens=0, num_sequences=0)
             with self.trainer.precision_plugin.forward_context():
                 part: TokenScores = self.trainer.model(batch)  # type: ignore[misc]
@@ -176,7 +181,7 @@ class PolicyOptimization(pl.LightningModule):
                         batch.token_ids, batch.loss_mask, batch.temperature
                     ).logprobs
             parts.append(part)
-        return TokenScores.assemble(parts, micro_batches, experience.token_ids.shape)
+        return TokenScores.assemble(parts, read, experience.token_ids.shape)
 
     # ------------------------------------------------------------------------------------- experience -> loss
 
@@ -197,8 +202,8 @@ class PolicyOptimization(pl.LightningModule):
         return objective * self.trainer.accumulate_grad_batches * self.trainer.world_size
 
     def _log_tokens(self, metrics: dict[str, Tensor], batch: Experience) -> None:
-        means = {name: masked_mean(value, batch.loss_mask) for name, value in metrics.items()}
-        tokens = int(batch.loss_mask.sum())
+        means = {name: masked_mean(value, batch.read) for name, value in metrics.items()}
+        tokens = max(int(batch.read.sum()), 1)
         self.log_dict(means, on_step=False, on_epoch=True, batch_size=tokens, sync_dist=True)
 
     @override
@@ -270,7 +275,6 @@ def check_components(
 def rollout_metrics(rollout: Rollout, experience: Experience, scores: TokenScores) -> dict[str, float]:
     """What one looks at first: lengths, truncation, signal, and whether the engine's weights are ours."""
     mask = experience.loss_mask
-    gap = (experience.sampling_logprobs - experience.old_logprobs).abs()
     silent = experience.advantages.abs().sum(-1) == 0
     groups = set(rollout.group_ids.tolist())
     without_signal = sum(
@@ -282,11 +286,14 @@ def rollout_metrics(rollout: Rollout, experience: Experience, scores: TokenScore
         "rollout/tokens": float(mask.sum()),
         "rollout/truncated": float(rollout.truncated.float().mean()),
         "rollout/groups_without_signal": without_signal / len(groups),
-        "sync/logprob_mismatch": float(masked_mean(gap, mask)),
-        "sync/logprob_mismatch_max": float(torch.where(mask, gap, 0.0).max()),
     }
-    if scores.entropy is not None:
-        metrics["train/entropy"] = float(masked_mean(scores.entropy, mask))
+    seen = experience.read
+    if seen.any():
+        gap = (experience.sampling_logprobs - experience.old_logprobs).abs()
+        metrics["sync/logprob_mismatch"] = float(masked_mean(gap, seen))
+        metrics["sync/logprob_mismatch_max"] = float(torch.where(seen, gap, 0.0).max())
+        if scores.entropy is not None:
+            metrics["train/entropy"] = float(masked_mean(scores.entropy, seen))
     if experience.returns is not None and experience.old_values is not None:
         error = (experience.returns - experience.old_values)[mask].var(correction=0)
         total = experience.returns[mask].var(correction=0)

@@ -154,6 +154,8 @@ class Experience:
     ref_logprobs: Float[Tensor, "B T"] | None = None
     returns: Float[Tensor, "B T"] | None = None
     old_values: Float[Tensor, "B T"] | None = None
+    active: Bool[Tensor, "B"] | None = None
+    """False on sequences that no term of the loss depends on: no pass reads them; None where all are read."""
     num_tokens: int = 0
     """Response tokens of the whole optimizer step, over all micro-batches and ranks; 0 before the minibatches
     are cut."""
@@ -164,6 +166,18 @@ class Experience:
     """The iteration's metrics; only its first micro-batch carries them."""
     records: list[SampleRecord] = field(default_factory=list)
     """The iteration's responses; only its first micro-batch carries them."""
+
+    @property
+    def read(self) -> Bool[Tensor, "B T"]:
+        """The response tokens of active sequences: those that metrics of the models speak about."""
+        return self.loss_mask if self.active is None else self.loss_mask & self.active[:, None]
+
+    def among(self, rows: Sequence[int]) -> Sequence[int]:
+        """Those of the rows that are active, or one of them: every rank must run every micro-batch."""
+        if self.active is None:
+            return rows
+        active = self.active.tolist()
+        return [row for row in rows if active[row]] or rows[:1]
 
     def select(self, rows: Sequence[int], *, num_tokens: int, num_sequences: int) -> "Experience":
         """The given rows, without the columns of padding that none of them needs."""
@@ -186,6 +200,7 @@ class Experience:
             ref_logprobs=cut(self.ref_logprobs),
             returns=cut(self.returns),
             old_values=cut(self.old_values),
+            active=None if self.active is None else self.active[index],
             num_tokens=num_tokens,
             num_sequences=num_sequences,
         )

@@ -35,7 +35,7 @@ def difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
 
 
 def untimed(folder: Path) -> list[dict[str, float]]:
-    return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows(folder)]
+    return [{k: v for k, v in row.items() if not k.startswith(("time/", "memory/"))} for row in rows(folder)]
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
@@ -192,6 +192,25 @@ def test_shared_prompts_give_the_same_run(fit: Fit) -> None:
     for name in ("train/loss", "train/grad_norm", "train/entropy", "rollout/reward"):
         assert rows(plain)[1][name] == pytest.approx(rows(shared)[1][name], rel=1e-3, abs=1e-5), name
     assert rows(shared)[1]["sync/logprob_mismatch"] < 1e-5
+
+
+def test_leaving_out_sequences_without_advantage_changes_no_gradient(fit: Fit) -> None:
+    """With a KL of weight 0 every sequence is read; without a KL those of silent groups are not."""
+    all_read = fit("--model.kl.coefficient", "0.0", "--trainer.max_epochs", "2", *NO_VALIDATION)
+    some_read = fit("--model.kl", "null", "--trainer.max_epochs", "2", *NO_VALIDATION)
+    assert rows(some_read)[1]["rollout/groups_without_signal"] > 0
+    for name in ("train/grad_norm", "rollout/reward"):
+        assert rows(all_read)[1][name] == pytest.approx(rows(some_read)[1][name], rel=1e-4), name
+    assert rows(some_read)[1]["sync/logprob_mismatch"] < 1e-5
+
+
+def test_an_iteration_without_any_signal_is_survived(fit: Fit) -> None:
+    folder = fit(
+        *("--model.rewards.digit", "LengthPenalty", "--model.rewards.digit.max_tokens", "1"),
+        *("--model.kl", "null", "--trainer.max_epochs", "2", *NO_VALIDATION),
+    )
+    assert column(folder, "rollout/groups_without_signal") == [1.0, 1.0]
+    assert column(folder, "train/grad_norm") == [0.0, 0.0]
 
 
 GSM8K = [

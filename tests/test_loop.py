@@ -245,6 +245,20 @@ def test_micro_batches_of_no_steps_are_no_pieces() -> None:
         next(micro_batches(experience(), [], lambda local: local))
 
 
+def test_inactive_rows_are_left_out_but_every_micro_batch_keeps_one() -> None:
+    whole = torch.arange(40.0).view(4, 10)
+    mask = torch.ones(4, 10, dtype=torch.bool)
+    mask[:, 0] = False
+    experience = Experience(
+        token_ids=whole.long(), loss_mask=mask, sampling_logprobs=whole, old_logprobs=whole,
+        advantages=whole, temperature=1.0, active=torch.tensor([True, False, False, True]),
+    )  # fmt: skip
+    pieces = list(micro_batches(experience, [[[0, 1, 3], [2]]], lambda total: total))
+    assert [piece.token_ids[:, 0].tolist() for piece in pieces] == [[0, 30], [20]]
+    assert [(piece.num_tokens, piece.num_sequences) for piece in pieces] == [(36, 4), (36, 4)]
+    assert [int(piece.read.sum()) for piece in pieces] == [18, 0]
+
+
 def test_rows_of_a_group_stay_together_if_asked() -> None:
     group_ids = [0, 1, 2, 3] * 3
     schedule = UpdateSchedule(minibatches=2, update_epochs=1, micro_batches=2, seed=0)
