@@ -148,9 +148,7 @@ class RolloutDataModule(pl.LightningDataModule):
                 long_prompts=self.long_prompts,
                 key=f"data.{name}",
             )
-            self.learner.check_prompts(
-                f"data.{name}", [self.prompts[name][row] for row in range(len(self.prompts[name]))]
-            )
+            self.learner.check_prompts(f"data.{name}", [prompts[row] for row in range(len(prompts))])
             log.info(
                 "data.%s: %d prompts, %d over %d tokens (data.long_prompts: %s)",
                 *(name, len(prompts), prompts.num_long, self.max_prompt_tokens, self.long_prompts),
