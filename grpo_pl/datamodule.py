@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from grpo_pl.functional import derive_seed
 from grpo_pl.loop import Learner, UpdateSchedule, experience_stream
-from grpo_pl.models import context_length, load_tokenizer
+from grpo_pl.models.loading import context_length, load_tokenizer
 from grpo_pl.prompts.chat import ChatFormat
 from grpo_pl.prompts.prompt_set import PromptSet, iteration_prompts
 from grpo_pl.prompts.sources import PromptSource
@@ -56,7 +56,7 @@ class RolloutDataModule(pl.LightningDataModule):
         group_size: Responses to each prompt.
         minibatches: Optimizer steps in one pass over a rollout.
         update_epochs: Passes over a rollout.
-        keep_groups: Keep the responses to a prompt in one micro-batch (for `share_prompts`) instead of
+        keep_groups: Keep the responses to a prompt in one micro-batch (for `row_tokens`) instead of
             shuffling all responses.
         sampling: How training responses are drawn.
         max_prompt_tokens: The longest prompt, in tokens.

@@ -75,7 +75,7 @@ def fit(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[
 @pytest.fixture(scope="session")
 def smollm() -> Path:
     """The real demo model, where tools/fetch_model.py has put it."""
-    from grpo_pl.models import cached_model_folder
+    from grpo_pl.models.loading import cached_model_folder
 
     folder = cached_model_folder("HuggingFaceTB/SmolLM2-135M-Instruct")
     if not (folder / "config.json").is_file():

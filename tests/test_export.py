@@ -5,7 +5,8 @@ import pytest
 import torch
 from conftest import load_tool
 
-from grpo_pl.models import CausalLM, load_language_model, load_tokenizer
+from grpo_pl.models import CausalLM
+from grpo_pl.models.loading import load_language_model, load_tokenizer
 from grpo_pl.prompts.chat import ChatFormat
 from grpo_pl.rollout.engine import SamplingConfig
 from grpo_pl.types import Prompt

@@ -17,7 +17,7 @@ LAYERS = [
 ]
 ONE_IMPORTER = {
     "vllm": {"rollout/vllm.py"},
-    "transformers": {"models.py"},
+    "transformers": {"models/loading.py"},
     "datasets": {"prompts/sources.py"},
     "reasoning_gym": {"prompts/procedural.py"},
     "math_verify": {"rewards/math_answer.py"},

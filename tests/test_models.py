@@ -8,7 +8,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
-from grpo_pl.models import CausalLM, ValueHead, load_language_model, resolve_pretrained
+from grpo_pl.models import CausalLM, ValueHead
+from grpo_pl.models.loading import load_language_model, resolve_pretrained
 
 
 def batch(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -53,15 +54,18 @@ def test_the_gradient_is_that_of_the_full_logits(tiny_model: Path) -> None:
         assert torch.allclose(a.grad, b.grad, atol=1e-4 * float(b.grad.abs().max())), name
 
 
+@pytest.mark.parametrize("row_tokens", [1, 14, 1000])
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_sharing_prompts_changes_neither_logprobs_nor_gradients(tiny_model: Path, attention: str) -> None:
+def test_packing_changes_neither_logprobs_nor_gradients(
+    tiny_model: Path, attention: str, row_tokens: int
+) -> None:
     tokens, mask = batch()
-    tokens, mask = tokens[[0, 1, 0, 1, 1]].clone(), mask[[0, 1, 0, 1, 1]]
+    tokens, mask = tokens[[0, 1, 0, 1, 1, 2]].clone(), mask[[0, 1, 0, 1, 1, 2]]
     tokens[2, 3:10] = torch.arange(20, 27)  # another response to the first prompt
     tokens[3, :4] = tokens[1, :4]
     results = []
-    for share in (False, True):
-        model = CausalLM(str(tiny_model), attention=attention, share_prompts=share).build()
+    for packed in (None, row_tokens):
+        model = CausalLM(str(tiny_model), attention=attention, row_tokens=packed).build()
         logprobs = model(tokens, mask, 0.9).logprobs
         (logprobs * torch.linspace(-1, 1, logprobs.numel()).view_as(logprobs)).sum().backward()
         results.append((logprobs, [p.grad for p in model.parameters()]))
@@ -69,20 +73,6 @@ def test_sharing_prompts_changes_neither_logprobs_nor_gradients(tiny_model: Path
     assert torch.allclose(plain, shared, atol=1e-5)
     for a, b in zip(plain_gradients, shared_gradients, strict=True):
         assert torch.allclose(a, b, atol=1e-5 * float(a.abs().max()))
-
-
-def test_a_shared_prompt_is_read_once(tiny_model: Path) -> None:
-    tokens, mask = batch()
-    model = CausalLM(str(tiny_model), share_prompts=True).build()
-    read: list[int] = []
-    model.language_model.base_model.embed_tokens.register_forward_hook(
-        lambda _module, inputs, _output: read.append(inputs[0].numel())
-    )
-    model(tokens[[0, 0, 0, 0]], mask[[0, 0, 0, 0]], 1.0)
-    assert read == [3, 4 * 7]
-    read.clear()
-    model(tokens, mask, 1.0)
-    assert read == [tokens.numel()], "nothing to share: one pass"
 
 
 def test_no_logits_of_a_whole_batch_ever_exist(tiny_model: Path) -> None:

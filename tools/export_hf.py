@@ -70,7 +70,7 @@ def save(weights: dict[str, Tensor], pretrained: str, folder: Path, checkpoint: 
     from transformers import AutoModelForCausalLM, GenerationConfig
     from transformers.utils import logging
 
-    from grpo_pl.models import load_config, load_tokenizer, resolve_pretrained
+    from grpo_pl.models.loading import load_config, load_tokenizer, resolve_pretrained
 
     logging.disable_progress_bar()
     misfit = f"{checkpoint} does not fit the base model {pretrained}"

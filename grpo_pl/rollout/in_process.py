@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from grpo_pl.functional import derive_seed
-from grpo_pl.models import DType, eos_token_ids, load_language_model, load_tokenizer
+from grpo_pl.models.loading import DType, eos_token_ids, load_language_model, load_tokenizer
 from grpo_pl.rollout.engine import Response, RolloutEngine, SamplingConfig, assemble_rollout
 from grpo_pl.types import Prompt, Rollout
 

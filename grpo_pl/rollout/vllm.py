@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from grpo_pl.functional import derive_seed
-from grpo_pl.models import resolve_pretrained
+from grpo_pl.models.loading import resolve_pretrained
 from grpo_pl.quiet import captured_output
 from grpo_pl.rollout.engine import Response, RolloutEngine, SamplingConfig, assemble_rollout
 from grpo_pl.types import Prompt, Rollout

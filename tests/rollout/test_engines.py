@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from grpo_pl.models import CausalLM, LanguageModel, eos_token_ids, load_tokenizer
+from grpo_pl.models import CausalLM, LanguageModel
+from grpo_pl.models.loading import eos_token_ids, load_tokenizer
 from grpo_pl.rollout import vllm as vllm_module
 from grpo_pl.rollout.engine import RolloutEngine, SamplingConfig
 from grpo_pl.rollout.in_process import InProcessEngine

@@ -1,0 +1,19 @@
+"""The base of all builders of models."""
+
+from abc import ABC, abstractmethod
+
+from torch import nn
+
+
+class ModelBuilder(ABC):
+    """Says how a model is made; made it is inside `configure_model`, where sharding can take hold of it.
+
+    Args:
+        pretrained: Model folder or hub name; where empty, the one of `--pretrained`.
+    """
+
+    pretrained: str
+
+    @abstractmethod
+    def build(self) -> nn.Module:
+        """A new model with the pretrained weights, on the CPU."""

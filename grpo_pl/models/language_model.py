@@ -1,0 +1,135 @@
+"""The policy and the reference: log-probabilities of response tokens, without logits of a whole batch."""
+
+from typing import TYPE_CHECKING, NamedTuple, cast, final
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from typing_extensions import override
+
+from grpo_pl.models.builder import ModelBuilder
+from grpo_pl.models.loading import DType, load_language_model
+from grpo_pl.models.packing import check_can_pack, checked_row_tokens, hidden_before_each_token
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def chunked_logprobs(
+    hidden: Float[Tensor, "M H"],
+    targets: Int[Tensor, "M"],
+    language_model: "PreTrainedModel",
+    temperature: float,
+    chunk_tokens: int,
+) -> tuple[Float[Tensor, "M"], Float[Tensor, "M"] | None]:
+    """Log-probability of each target and entropy of the distribution it was drawn from, in nats, float32.
+
+    The LM head runs on `chunk_tokens` rows at a time and again in the backward, so at most `[chunk_tokens,
+    V]` logits exist at once. The entropy is computed where no gradient is wanted, else it is None.
+    """
+    head = cast(nn.Module, language_model.get_output_embeddings())
+    config = language_model.config.get_text_config()
+    scale = getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
+    cap = getattr(config, "final_logit_softcapping", None)
+
+    def distribution(h: Tensor) -> Tensor:
+        logits: Tensor = head(h).float()
+        if cap is not None:
+            logits = cap * torch.tanh(logits * scale / cap) / temperature
+        elif scale != temperature:
+            logits = logits * (scale / temperature)
+        return logits.log_softmax(-1)
+
+    def chosen(h: Tensor, target: Tensor) -> Tensor:
+        return distribution(h).gather(-1, target[:, None])[:, 0]
+
+    pairs = zip(torch.split(hidden, chunk_tokens), torch.split(targets, chunk_tokens), strict=True)
+    if torch.is_grad_enabled():
+        return torch.cat([checkpoint(chosen, h, target, use_reentrant=False) for h, target in pairs]), None
+    logprobs, entropies = [], []
+    for h, target in pairs:
+        log_distribution = distribution(h)
+        logprobs.append(log_distribution.gather(-1, target[:, None])[:, 0])
+        entropies.append(-(log_distribution.exp() * log_distribution).sum(-1))
+    return torch.cat(logprobs), torch.cat(entropies)
+
+
+class TokenLogprobs(NamedTuple):
+    """What a language model says of given sequences; zero where the mask is False."""
+
+    logprobs: Float[Tensor, "B T"]
+    entropy: Float[Tensor, "B T"] | None
+    """None where a gradient is wanted."""
+
+
+def at_each_token(x: Float[Tensor, "M"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B T"]:
+    """Put the values of masked tokens back in their places; zero elsewhere."""
+    return x.new_zeros(mask.shape).masked_scatter(mask, x)
+
+
+class LanguageModel(nn.Module):
+    """A causal language model that answers with log-probabilities; its logits never leave it."""
+
+    def __init__(
+        self, language_model: "PreTrainedModel", chunk_tokens: int, row_tokens: int | None = None
+    ) -> None:
+        super().__init__()
+        self.language_model = language_model
+        self.chunk_tokens, self.row_tokens = chunk_tokens, row_tokens
+
+    @override
+    def forward(
+        self, token_ids: Int[Tensor, "B T"], loss_mask: Bool[Tensor, "B T"], temperature: float
+    ) -> TokenLogprobs:
+        """Log-probability (and entropy) of each masked token, at the temperature it was sampled with."""
+        trunk = cast("PreTrainedModel", self.language_model.base_model)
+        chosen = hidden_before_each_token(trunk, token_ids, loss_mask, self.row_tokens)
+        logprobs, entropy = chunked_logprobs(
+            chosen, token_ids[loss_mask], self.language_model, temperature, self.chunk_tokens
+        )
+        return TokenLogprobs(
+            at_each_token(logprobs, loss_mask),
+            None if entropy is None else at_each_token(entropy, loss_mask),
+        )
+
+
+@final
+class CausalLM(ModelBuilder):
+    """A pretrained causal language model: the policy, or a frozen reference.
+
+    Args:
+        pretrained: Model folder or hub name; where empty, the one of `--pretrained`.
+        dtype: Of the weights. Keep float32 for a policy: bfloat16 loses small updates; `trainer.precision:
+            bf16-mixed` computes in bfloat16 all the same.
+        gradient_checkpointing: Recompute activations in the backward: less memory, about a third more time.
+        chunk_tokens: Rows of logits that exist at once.
+        attention: transformers' attention implementation ("sdpa", "flash_attention_2", ...); where null, its
+            choice.
+        row_tokens: Pack the sequences of a micro-batch into rows of this many tokens, so that a prompt is
+            read once for all of its responses (`data.keep_groups` keeps them together) and no padding is
+            computed; the same numbers up to rounding. Where null, one padded row a sequence.
+    """
+
+    def __init__(
+        self,
+        pretrained: str = "",
+        dtype: DType = "float32",
+        gradient_checkpointing: bool = False,
+        chunk_tokens: int = 256,
+        attention: str | None = None,
+        row_tokens: int | None = None,
+    ) -> None:
+        if chunk_tokens < 1:
+            raise ValueError(f"chunk_tokens={chunk_tokens}: expected 1 or more")
+        self.pretrained, self.dtype, self.attention = pretrained, dtype, attention
+        self.gradient_checkpointing = gradient_checkpointing
+        self.chunk_tokens, self.row_tokens = chunk_tokens, checked_row_tokens(row_tokens)
+
+    @override
+    def build(self) -> LanguageModel:
+        model = load_language_model(self.pretrained, self.dtype, self.attention)
+        check_can_pack(model, self.row_tokens)
+        if self.gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        return LanguageModel(model.train(), self.chunk_tokens, self.row_tokens)

@@ -1,0 +1,109 @@
+"""Finding and loading pretrained models; the only importer of transformers."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import torch
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+DType = Literal["float32", "bfloat16", "float16"]
+
+
+def cached_model_folder(name: str) -> Path:
+    """Where `tools/fetch_model.py` keeps a model of this hub name."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "grpo_pl" / "models" / name
+
+
+def resolve_pretrained(pretrained: str) -> str:
+    """The folder or hub name to load: a folder as it is, else grpo_pl's own model cache, else the hub's name.
+
+    Raises:
+        ValueError: If it is a folder without `config.json`, or neither a folder nor something that the hub
+            could know.
+    """
+    if not pretrained:
+        raise ValueError("no model is named: say --pretrained FOLDER_OR_HUB_NAME")
+    if Path(pretrained).is_dir():
+        if not (Path(pretrained) / "config.json").is_file():
+            raise ValueError(
+                f"pretrained={pretrained} is a folder without config.json: give a Hugging Face model folder"
+            )
+        return pretrained
+    cached = cached_model_folder(pretrained)
+    if (cached / "config.json").is_file():
+        return str(cached)
+    if pretrained.count("/") > 1 or pretrained.startswith((".", "/", "~")) or Path(pretrained).exists():
+        raise ValueError(
+            f"pretrained={pretrained} is no folder: give a Hugging Face model folder or a hub name"
+        )
+    return pretrained
+
+
+def _unreachable(pretrained: str, error: Exception) -> ValueError:
+    reason = str(error).strip().splitlines()[0][:200]
+    return ValueError(
+        f"pretrained={pretrained} could not be loaded ({reason}): give a complete Hugging Face model "
+        f"folder, or a hub "
+        "name while the hub can be reached (tools/fetch_model.py fetches the demo model)"
+    )
+
+
+def load_tokenizer(pretrained: str) -> "PreTrainedTokenizerBase":
+    """The tokenizer of a model folder or hub name."""
+    from transformers import AutoTokenizer
+
+    try:
+        return cast("PreTrainedTokenizerBase", AutoTokenizer.from_pretrained(resolve_pretrained(pretrained)))
+    except OSError as error:
+        raise _unreachable(pretrained, error) from error
+
+
+def load_config(pretrained: str) -> "PretrainedConfig":
+    """The configuration of a model folder or hub name."""
+    from transformers import AutoConfig
+
+    try:
+        return cast("PretrainedConfig", AutoConfig.from_pretrained(resolve_pretrained(pretrained)))
+    except OSError as error:
+        raise _unreachable(pretrained, error) from error
+
+
+def context_length(pretrained: str) -> int:
+    """How many tokens, prompt and response together, the model can read."""
+    text_config = load_config(pretrained).get_text_config()
+    return int(getattr(text_config, "max_position_embeddings", None) or 1 << 30)
+
+
+def eos_token_ids(pretrained: str) -> set[int]:
+    """The tokens that end a response, by the model's generation settings, else its configuration."""
+    from transformers import GenerationConfig
+
+    try:
+        eos = GenerationConfig.from_pretrained(resolve_pretrained(pretrained)).eos_token_id
+    except OSError:
+        eos = load_config(pretrained).eos_token_id
+    return set(eos if isinstance(eos, list) else [] if eos is None else [eos])
+
+
+def load_language_model(pretrained: str, dtype: DType, attention: str | None = None) -> "PreTrainedModel":
+    """A causal language model without dropout: with it, no two passes would agree and no ratio would be 1."""
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    config = load_config(pretrained)
+    for key, value in vars(config.get_text_config()).items():
+        if ("dropout" in key or key.endswith("pdrop")) and isinstance(value, float):
+            setattr(config.get_text_config(), key, 0.0)
+    arguments: dict[str, Any] = {} if attention is None else {"attn_implementation": attention}
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            resolve_pretrained(pretrained), config=config, dtype=getattr(torch, dtype), **arguments
+        )
+    except OSError as error:
+        raise _unreachable(pretrained, error) from error
+    return cast("PreTrainedModel", model)

@@ -1,0 +1,99 @@
+"""Packed rows by hand, and that nothing is lost in them."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import GPT2Config, GPT2LMHeadModel, Qwen3Config, Qwen3ForCausalLM
+
+from grpo_pl.models import CausalLM, ValueHead
+from grpo_pl.models.packing import pack
+
+TOKENS = torch.tensor([[5, 6, 7, 2], [5, 6, 8, 0]])
+MASK = torch.tensor([[False, False, True, True], [False, False, True, False]])
+
+
+def test_two_responses_share_their_prompt() -> None:
+    layout = pack(TOKENS, MASK, row_tokens=5)
+    assert layout.token_ids.tolist() == [[5, 6, 7, 2, 8]]
+    assert layout.positions.tolist() == [[0, 1, 2, 3, 2]]
+    assert layout.home.tolist() == [[0, 1, 2, 3], [0, 1, 4, 0]]
+    assert layout.visible[0, 0].int().tolist() == [
+        [1, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0],
+        [1, 1, 1, 0, 0],
+        [1, 1, 1, 1, 0],
+        [1, 1, 0, 0, 1],
+    ]
+
+
+def test_without_room_the_prompt_stands_twice() -> None:
+    layout = pack(TOKENS, MASK, row_tokens=4)
+    assert layout.token_ids.tolist() == [[5, 6, 7, 2], [5, 6, 8, 0]]
+    assert layout.home.tolist() == [[0, 1, 2, 3], [4, 5, 6, 0]]
+    assert layout.visible[1, 0, 3].tolist() == [False, False, False, True], "padding sees itself alone"
+
+
+def test_another_prompt_in_the_row_is_not_seen() -> None:
+    tokens = torch.tensor([[5, 6, 7], [5, 9, 8]])
+    layout = pack(tokens, torch.tensor([[False, False, True]] * 2), row_tokens=6)
+    assert layout.token_ids.tolist() == [[5, 6, 7, 5, 9, 8]]
+    assert layout.visible[0, 0, 5].tolist() == [False, False, False, True, True, True]
+
+
+@given(st.lists(st.tuples(st.integers(1, 3), st.integers(1, 5)), min_size=1, max_size=8), st.integers(1, 30))
+def test_every_token_has_a_home_with_its_own_past(spans: list[tuple[int, int]], row_tokens: int) -> None:
+    """Following `visible` back from a token gives exactly the sequence up to it, in order."""
+    width = max(prompt + response for prompt, response in spans)
+    tokens, mask = torch.zeros(len(spans), width, dtype=torch.long), torch.zeros(len(spans), width).bool()
+    for row, (prompt, response) in enumerate(spans):
+        tokens[row, :prompt] = torch.arange(1, prompt + 1)
+        tokens[row, prompt : prompt + response] = 100 * (row + 1) + torch.arange(response)
+        mask[row, prompt : prompt + response] = True
+    layout = pack(tokens, mask, row_tokens)
+    _, length = layout.token_ids.shape
+    assert length <= max(row_tokens, width)
+    for row, (prompt, response) in enumerate(spans):
+        for t in range(prompt + response):
+            r, s = divmod(int(layout.home[row, t]), length)
+            seen = layout.visible[r, 0, s]
+            assert layout.token_ids[r][seen].tolist() == tokens[row, : t + 1].tolist()
+            assert layout.positions[r][seen].tolist() == list(range(t + 1))
+
+
+def test_a_packed_critic_says_the_same(tiny_model: Path) -> None:
+    said = []
+    for row_tokens in (None, 64):
+        critic = ValueHead(str(tiny_model), row_tokens=row_tokens).build()
+        torch.nn.init.constant_(critic.head.weight, 0.5)
+        said.append(critic(TOKENS, MASK))
+    assert said[0].abs().sum() > 0
+    assert torch.allclose(*said, atol=1e-5)
+
+
+def test_rows_are_packed_with_positions_of_their_own(tmp_path: Path) -> None:
+    """GPT-2 learns its positions: they must count within a sequence, not within a row."""
+    config = GPT2Config(vocab_size=320, n_embd=32, n_layer=2, n_head=2, n_positions=8)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    said = [
+        CausalLM(str(tmp_path), row_tokens=row_tokens).build()(TOKENS, MASK, 1.0).logprobs
+        for row_tokens in (None, 8)
+    ]
+    assert torch.allclose(*said, atol=1e-5)
+
+
+def test_a_model_with_attention_in_a_window_is_refused(tmp_path: Path) -> None:
+    config = Qwen3Config(
+        vocab_size=320, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=2, head_dim=16, use_sliding_window=True, sliding_window=4, max_window_layers=1,
+    )  # fmt: skip
+    Qwen3ForCausalLM(config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="set row_tokens to null"):
+        CausalLM(str(tmp_path), row_tokens=64).build()
+
+
+def test_a_row_of_no_tokens_is_refused() -> None:
+    with pytest.raises(ValueError, match="row_tokens=0"):
+        CausalLM("x", row_tokens=0)
