@@ -89,26 +89,16 @@ class RolloutDataModule(pl.LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        for key in (
-            "prompts_per_iteration",
-            "group_size",
-            "minibatches",
-            "update_epochs",
-            "val_prompts_per_batch",
-        ):
+        counts = "prompts_per_iteration group_size minibatches update_epochs val_prompts_per_batch"
+        for key in counts.split():
             if locals()[key] < 1:
                 raise ValueError(f"data.{key}={locals()[key]}: expected 1 or more")
         if sampling.temperature == 0:
             raise ValueError(
                 "data.sampling.temperature=0 gives every response of a group alike: set it above 0"
             )
-        self.train, self.val, self.engine, self.pretrained, self.format = (
-            train,
-            val,
-            engine,
-            pretrained,
-            format,
-        )
+        self.train, self.val, self.engine = train, val, engine
+        self.pretrained, self.format = pretrained, format
         self.prompts_per_iteration, self.group_size = prompts_per_iteration, group_size
         self.minibatches, self.update_epochs, self.sampling = minibatches, update_epochs, sampling
         self.keep_groups = keep_groups
@@ -133,7 +123,8 @@ class RolloutDataModule(pl.LightningDataModule):
         if self._started:
             return
         if stage == "fit":
-            self._check_batches()
+            check_trainer(self.trainer, optimizer_steps=self.update_epochs * self.minibatches)
+            check_schedule(self, ranks=self.trainer.world_size, min_group_size=self.learner.min_group_size)
         self._check_context()
         tokenizer = load_tokenizer(self.pretrained)
         self.prompts: dict[str, PromptSet] = {}
@@ -168,60 +159,6 @@ class RolloutDataModule(pl.LightningDataModule):
     @property
     def _longest_response(self) -> int:
         return max(self.sampling.max_tokens, self.val_sampling.max_tokens)
-
-    def _check_batches(self) -> None:
-        assert self.trainer is not None, "the trainer attaches itself before setup"
-        if self.trainer.precision in ("bf16-true", "16-true"):
-            raise ValueError(
-                f"trainer.precision={self.trainer.precision} rounds small updates and old log-probabilities "
-                "away: set it to bf16-mixed"
-            )
-        ranks, micro_batches = self.trainer.world_size, self.trainer.accumulate_grad_batches
-        if self.group_size < self.learner.min_group_size:
-            raise ValueError(
-                f"data.group_size={self.group_size}: model.advantage compares the responses to one "
-                f"prompt; set "
-                f"data.group_size to {self.learner.min_group_size} or more, or choose another model.advantage"
-            )
-        if self.prompts_per_iteration % ranks:
-            raise ValueError(
-                f"data.prompts_per_iteration={self.prompts_per_iteration} cannot be shared out among "
-                f"{ranks} ranks: "
-                f"set it to a multiple of {ranks}"
-            )
-        prompts = self.prompts_per_iteration // ranks
-        units, what = (prompts, "groups") if self.keep_groups else (prompts * self.group_size, "responses")
-        if units % self.minibatches:
-            raise ValueError(
-                f"data.minibatches={self.minibatches} does not divide the {units} {what} that a rank has: "
-                "set it to a divisor"
-            )
-        if units // self.minibatches < micro_batches:
-            raise ValueError(
-                f"trainer.accumulate_grad_batches={micro_batches} is more than the "
-                f"{units // self.minibatches} {what} of a minibatch: set it to at most that, or "
-                "data.minibatches lower"
-            )
-        if self.trainer.limit_train_batches != 1.0:
-            raise ValueError(
-                f"trainer.limit_train_batches={self.trainer.limit_train_batches} would use half a "
-                f"rollout: an epoch is "
-                "one iteration; set trainer.max_epochs instead"
-            )
-        if self.trainer.val_check_interval not in (1.0, None):
-            raise ValueError(
-                f"trainer.val_check_interval={self.trainer.val_check_interval} would validate inside "
-                f"an iteration: set "
-                "trainer.check_val_every_n_epoch, which counts iterations"
-            )
-        steps = self.update_epochs * self.minibatches
-        if self.trainer.max_steps > 0 and self.trainer.max_steps % steps:
-            right = -(-self.trainer.max_steps // steps) * steps
-            raise ValueError(
-                f"trainer.max_steps={self.trainer.max_steps} ends inside an iteration of {steps} "
-                f"optimizer steps: set "
-                f"it to {right}, or trainer.max_epochs to {right // steps} iterations"
-            )
 
     def _check_context(self) -> None:
         context = context_length(self.pretrained)
@@ -301,3 +238,66 @@ class RolloutDataModule(pl.LightningDataModule):
     def teardown(self, stage: str) -> None:
         self.engine.shutdown()
         self._started = False
+
+
+# ---------------------------------------------------------------------------------------- checks at the start
+
+
+def check_trainer(trainer: pl.Trainer, optimizer_steps: int) -> None:
+    """Refuse settings of the Trainer that would cut an iteration in two or spoil its numbers.
+
+    Raises:
+        ValueError: In one sentence, with the key to change.
+    """
+    if trainer.precision in ("bf16-true", "16-true"):
+        raise ValueError(
+            f"trainer.precision={trainer.precision} rounds small updates and old log-probabilities away: set "
+            "it to bf16-mixed"
+        )
+    if trainer.limit_train_batches != 1.0:
+        raise ValueError(
+            f"trainer.limit_train_batches={trainer.limit_train_batches} would use half a rollout: an epoch "
+            "is one iteration; set trainer.max_epochs instead"
+        )
+    if trainer.val_check_interval not in (1.0, None):
+        raise ValueError(
+            f"trainer.val_check_interval={trainer.val_check_interval} would validate inside an iteration: "
+            "set trainer.check_val_every_n_epoch, which counts iterations"
+        )
+    if trainer.max_steps > 0 and trainer.max_steps % optimizer_steps:
+        right = -(-trainer.max_steps // optimizer_steps) * optimizer_steps
+        raise ValueError(
+            f"trainer.max_steps={trainer.max_steps} ends inside an iteration of {optimizer_steps} optimizer "
+            f"steps: set it to {right}, or trainer.max_epochs to {right // optimizer_steps} iterations"
+        )
+
+
+def check_schedule(data: RolloutDataModule, ranks: int, min_group_size: int) -> None:
+    """Refuse a rollout that cannot be shared out evenly among ranks, minibatches and micro-batches.
+
+    Raises:
+        ValueError: In one sentence, with the key to change.
+    """
+    if data.group_size < min_group_size:
+        raise ValueError(
+            f"data.group_size={data.group_size}: model.advantage compares the responses to one prompt; set "
+            f"data.group_size to {min_group_size} or more, or choose another model.advantage"
+        )
+    if data.prompts_per_iteration % ranks:
+        raise ValueError(
+            f"data.prompts_per_iteration={data.prompts_per_iteration} cannot be shared out among {ranks} "
+            f"ranks: set it to a multiple of {ranks}"
+        )
+    assert data.trainer is not None, "the trainer attaches itself before setup"
+    micro_batches, prompts = data.trainer.accumulate_grad_batches, data.prompts_per_iteration // ranks
+    units, what = (prompts, "groups") if data.keep_groups else (prompts * data.group_size, "responses")
+    if units % data.minibatches:
+        raise ValueError(
+            f"data.minibatches={data.minibatches} does not divide the {units} {what} that a rank has: set it "
+            "to a divisor"
+        )
+    if (share := units // data.minibatches) < micro_batches:
+        raise ValueError(
+            f"trainer.accumulate_grad_batches={micro_batches} is more than the {share} {what} of a "
+            "minibatch: set it to at most that, or data.minibatches lower"
+        )

@@ -76,8 +76,8 @@ class UpdateSchedule:
         return [self._cut(order[i * size : (i + 1) * size], lengths) for i in range(self.minibatches)]
 
     def _cut(self, units: list[list[int]], lengths: Sequence[int]) -> Step:
-        longest = [max(lengths[row] for row in unit) for unit in units]
-        parts = balanced_partition(longest, self.micro_batches)
+        tokens = [sum(lengths[row] for row in unit) for unit in units]
+        parts = balanced_partition(tokens, self.micro_batches)
         return [[row for i in part for row in units[i]] for part in parts]
 
 

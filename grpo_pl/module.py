@@ -129,10 +129,9 @@ class PolicyOptimization(pl.LightningModule):
             for name, function in functions.items():
                 if not any(function.can_score(prompt) for prompt in some):
                     raise ValueError(
-                        f"model.{kind}.{name}: {type(function).__name__} can read none of the answers "
-                        f"of {key} (for "
-                        f"instance {some[0].answer!r}): check the answer column of {key}, or choose "
-                        f"another function"
+                        f"model.{kind}.{name}: {type(function).__name__} can read none of the answers of "
+                        f"{key} (for instance {some[0].answer!r}): check the answer column of {key}, or "
+                        "choose another function"
                     )
 
     @torch.no_grad()

@@ -46,9 +46,8 @@ def resolve_pretrained(pretrained: str) -> str:
 def _unreachable(pretrained: str, error: Exception) -> ValueError:
     reason = str(error).strip().splitlines()[0][:200]
     return ValueError(
-        f"pretrained={pretrained} could not be loaded ({reason}): give a complete Hugging Face model "
-        f"folder, or a hub "
-        "name while the hub can be reached (tools/fetch_model.py fetches the demo model)"
+        f"pretrained={pretrained} could not be loaded ({reason}): give a complete Hugging Face model folder, "
+        "or a hub name while the hub can be reached (tools/fetch_model.py fetches the demo model)"
     )
 
 

@@ -164,15 +164,13 @@ def check_can_pack(language_model: "PreTrainedModel", row_tokens: int | None) ->
     attention = language_model.config._attn_implementation
     if attention not in ("eager", "sdpa"):
         raise ValueError(
-            f"row_tokens={row_tokens} needs attention that takes a mask, got {attention}: set attention "
-            f"to sdpa, or "
-            "row_tokens to null"
+            f"row_tokens={row_tokens} needs attention that takes a mask, got {attention}: set attention to "
+            "sdpa, or row_tokens to null"
         )
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     windowed = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
     if kinds != {"full_attention"} or windowed:
         raise ValueError(
             f"row_tokens={row_tokens} needs layers that attend to the whole sequence, and this model has "
-            f"others: set "
-            "row_tokens to null"
+            "others: set row_tokens to null"
         )

@@ -104,9 +104,8 @@ class VLLMEngine(RolloutEngine):
             free, what = torch.cuda.mem_get_info(device)[0], "GPU memory"
         if self.kv_cache_gib * GIB > free:
             raise ValueError(
-                f"data.engine.kv_cache_gib={self.kv_cache_gib:g} is more than the {free / GIB:.1f} "
-                f"GiB of {what} that "
-                "are free: set it lower"
+                f"data.engine.kv_cache_gib={self.kv_cache_gib:g} is more than the {free / GIB:.1f} GiB of "
+                f"{what} that are free: set it lower"
             )
 
     @property
