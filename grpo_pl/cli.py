@@ -22,7 +22,7 @@ from typing_extensions import override
 
 from grpo_pl import __version__
 from grpo_pl.advantages import AdvantageEstimator
-from grpo_pl.callbacks import curves, progress, records, samples
+from grpo_pl.callbacks import curves, memory, progress, records, samples
 from grpo_pl.callbacks.checkpoint_io import AtomicCheckpointIO
 from grpo_pl.datamodule import RolloutDataModule
 from grpo_pl.losses import Aggregation, PolicyLoss
@@ -198,6 +198,7 @@ class CLI(LightningCLI):
         parser.add_lightning_class_args(samples.Samples, "samples")
         parser.add_lightning_class_args(progress.Progress, "progress")
         parser.add_lightning_class_args(curves.Curves, "curves")
+        parser.add_lightning_class_args(memory.ReleaseMemory, "release_memory")
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.set_defaults(
             {

@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "grpo_pl"
 LAYERS = [
-    {"types", "quiet"},
+    {"types", "quiet", "memory"},
     {"functional"},
     {"prompts", "rollout.engine", "rewards", "advantages", "losses", "regularizers", "models", "weight_sync"},
     {"rollout.in_process", "rollout.vllm", "loop", "evaluation"},

@@ -1,11 +1,10 @@
 """vLLM inside the training process; the only importer of vllm."""
 
-import ctypes
 import gc
 import os
 import random
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal, final
 
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from grpo_pl.functional import derive_seed
+from grpo_pl.memory import release_free_memory
 from grpo_pl.models.loading import resolve_pretrained
 from grpo_pl.quiet import captured_output
 from grpo_pl.rollout.engine import Response, RolloutEngine, SamplingConfig, assemble_rollout
@@ -189,12 +189,6 @@ def repack_tied_head(model: nn.Module) -> None:
     head = getattr(model, "lm_head", None)
     if head is not None and hasattr(head, "cpu_linear") and head.weight.numel():
         dispatch_cpu_unquantized_gemm(head, remove_weight=False)
-
-
-def release_free_memory() -> None:
-    """Hand freed memory back to the system: between phases of other shapes glibc keeps ever more."""
-    with suppress(OSError, AttributeError):  # not glibc
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 @contextmanager
