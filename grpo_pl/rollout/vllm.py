@@ -91,6 +91,7 @@ class VLLMEngine(RolloutEngine):
         if self._on_cpu:  # vLLM rewinds the seed of a request whose prompt it reads in pieces: a CPU cannot
             arguments["enable_chunked_prefill"] = False
             arguments["max_num_batched_tokens"] = max(8192, max_sequence_tokens)
+            arguments["block_size"] = 32  # its 128 would share few prompts within a group
         with captured_output(), undisturbed_process():
             from vllm import LLM
 
