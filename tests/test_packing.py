@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from transformers import GPT2Config, GPT2LMHeadModel, Qwen3Config, Qwen3ForCausalLM
 
 from grpo_pl.models import CausalLM, ValueHead
-from grpo_pl.models.packing import pack
+from grpo_pl.models.packing import WIDTH_STEP, pack
 
 TOKENS = torch.tensor([[5, 6, 7, 2], [5, 6, 8, 0]])
 MASK = torch.tensor([[False, False, True, True], [False, False, True, False]])
@@ -17,10 +17,11 @@ MASK = torch.tensor([[False, False, True, True], [False, False, True, False]])
 
 def test_two_responses_share_their_prompt() -> None:
     layout = pack(TOKENS, MASK, row_tokens=5)
-    assert layout.token_ids.tolist() == [[5, 6, 7, 2, 8]]
-    assert layout.positions.tolist() == [[0, 1, 2, 3, 2]]
+    assert layout.token_ids.shape == (1, WIDTH_STEP)
+    assert layout.token_ids[:, :5].tolist() == [[5, 6, 7, 2, 8]]
+    assert layout.positions[:, :5].tolist() == [[0, 1, 2, 3, 2]]
     assert layout.home.tolist() == [[0, 1, 2, 3], [0, 1, 4, 0]]
-    assert layout.visible[0, 0].int().tolist() == [
+    assert layout.visible[0, 0, :5, :5].int().tolist() == [
         [1, 0, 0, 0, 0],
         [1, 1, 0, 0, 0],
         [1, 1, 1, 0, 0],
@@ -31,16 +32,16 @@ def test_two_responses_share_their_prompt() -> None:
 
 def test_without_room_the_prompt_stands_twice() -> None:
     layout = pack(TOKENS, MASK, row_tokens=4)
-    assert layout.token_ids.tolist() == [[5, 6, 7, 2], [5, 6, 8, 0]]
-    assert layout.home.tolist() == [[0, 1, 2, 3], [4, 5, 6, 0]]
-    assert layout.visible[1, 0, 3].tolist() == [False, False, False, True], "padding sees itself alone"
+    assert layout.token_ids[:, :4].tolist() == [[5, 6, 7, 2], [5, 6, 8, 0]]
+    assert layout.home.tolist() == [[0, 1, 2, 3], [WIDTH_STEP, WIDTH_STEP + 1, WIDTH_STEP + 2, 0]]
+    assert layout.visible[1, 0, 3].nonzero().tolist() == [[3]], "padding sees itself alone"
 
 
 def test_another_prompt_in_the_row_is_not_seen() -> None:
     tokens = torch.tensor([[5, 6, 7], [5, 9, 8]])
     layout = pack(tokens, torch.tensor([[False, False, True]] * 2), row_tokens=6)
-    assert layout.token_ids.tolist() == [[5, 6, 7, 5, 9, 8]]
-    assert layout.visible[0, 0, 5].tolist() == [False, False, False, True, True, True]
+    assert layout.token_ids[:, :6].tolist() == [[5, 6, 7, 5, 9, 8]]
+    assert layout.visible[0, 0, 5].nonzero()[:, 0].tolist() == [3, 4, 5]
 
 
 @given(st.lists(st.tuples(st.integers(1, 3), st.integers(1, 5)), min_size=1, max_size=8), st.integers(1, 30))
@@ -54,7 +55,7 @@ def test_every_token_has_a_home_with_its_own_past(spans: list[tuple[int, int]], 
         mask[row, prompt : prompt + response] = True
     layout = pack(tokens, mask, row_tokens)
     _, length = layout.token_ids.shape
-    assert length <= max(row_tokens, width)
+    assert length < max(row_tokens, width) + WIDTH_STEP
     for row, (prompt, response) in enumerate(spans):
         for t in range(prompt + response):
             r, s = divmod(int(layout.home[row, t]), length)

@@ -10,6 +10,9 @@ from torch import Tensor
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+WIDTH_STEP = 32
+"""Rows are a multiple of this long: with fewer shapes, kernels and freed memory are used again."""
+
 _SHARED = -1
 """The owner of a prompt's tokens, which all sequences of the row that begin with it see."""
 
@@ -72,7 +75,7 @@ def pack(token_ids: Int[Tensor, "B T"], loss_mask: Bool[Tensor, "B T"], row_toke
             _append(row, prompt, 0, known[prompt], _SHARED)
         places[b] = (homes[0], known[prompt], len(row.tokens))
         _append(row, sequences[b][start:end], start, known[prompt], b)
-    width = max(len(row.tokens) for row in rows)
+    width = -(-max(len(row.tokens) for row in rows) // WIDTH_STEP) * WIDTH_STEP
     home = torch.zeros(token_ids.shape, dtype=torch.long)
     for b, (r, prompt_begin, begin) in enumerate(places):
         start, end = spans[b]
