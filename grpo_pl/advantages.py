@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from typing import ClassVar, Literal, NamedTuple, final
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import override
 
@@ -16,6 +16,7 @@ from grpo_pl.functional import (
     group_std,
     whiten,
 )
+from grpo_pl.types import Feedback
 
 
 class Credit(NamedTuple):
@@ -33,19 +34,8 @@ class AdvantageEstimator(ABC):
     min_group_size: ClassVar[int] = 1
 
     @abstractmethod
-    def __call__(
-        self,
-        rewards: Float[Tensor, "N T"],
-        scored: Bool[Tensor, "N"],
-        values: Float[Tensor, "N T"] | None,
-        loss_mask: Bool[Tensor, "N T"],
-        group_ids: Int[Tensor, "N"],
-    ) -> Credit:
-        """Advantages of all tokens of one iteration.
-
-        `rewards[n, t]` is earned at token t; an outcome reward stands on the last response token. Where
-        `scored[n]` is False the reward is unknown: the sequence enters no statistic and its advantage is 0.
-        """
+    def __call__(self, feedback: Feedback) -> Credit:
+        """Advantages of all tokens of one iteration on this rank."""
 
 
 @final
@@ -78,15 +68,8 @@ class GroupRelative(AdvantageEstimator):
         self.scale, self.ddof, self.eps = scale, ddof, eps
 
     @override
-    def __call__(
-        self,
-        rewards: Float[Tensor, "N T"],
-        scored: Bool[Tensor, "N"],
-        values: Float[Tensor, "N T"] | None,
-        loss_mask: Bool[Tensor, "N T"],
-        group_ids: Int[Tensor, "N"],
-    ) -> Credit:
-        outcome = rewards.sum(-1)
+    def __call__(self, feedback: Feedback) -> Credit:
+        outcome, group_ids, scored = feedback.outcome, feedback.group_ids, feedback.scored
         centred = outcome - group_mean(outcome, group_ids, scored)
         if self.scale == "group":
             centred = centred / (group_std(outcome, group_ids, scored, self.ddof) + self.eps)
@@ -96,7 +79,7 @@ class GroupRelative(AdvantageEstimator):
         has_signal = (
             scored & (group_size(group_ids, scored) > 1) & ~group_is_constant(outcome, group_ids, scored)
         )
-        return Credit(torch.where(loss_mask & has_signal[:, None], centred[:, None], 0.0), None)
+        return Credit(torch.where(feedback.loss_mask & has_signal[:, None], centred[:, None], 0.0), None)
 
 
 @final
@@ -111,20 +94,13 @@ class LeaveOneOut(AdvantageEstimator):
     min_group_size = 2
 
     @override
-    def __call__(
-        self,
-        rewards: Float[Tensor, "N T"],
-        scored: Bool[Tensor, "N"],
-        values: Float[Tensor, "N T"] | None,
-        loss_mask: Bool[Tensor, "N T"],
-        group_ids: Int[Tensor, "N"],
-    ) -> Credit:
-        outcome = rewards.sum(-1)
+    def __call__(self, feedback: Feedback) -> Credit:
+        outcome, group_ids, scored = feedback.outcome, feedback.group_ids, feedback.scored
         size = group_size(group_ids, scored)
         scale = size / (size - 1).clamp(min=1)
         has_signal = scored & (size > 1) & ~group_is_constant(outcome, group_ids, scored)
         advantage = (outcome - group_mean(outcome, group_ids, scored)) * scale
-        return Credit(torch.where(loss_mask & has_signal[:, None], advantage[:, None], 0.0), None)
+        return Credit(torch.where(feedback.loss_mask & has_signal[:, None], advantage[:, None], 0.0), None)
 
 
 @final
@@ -132,7 +108,7 @@ class GAE(AdvantageEstimator):
     """Generalised advantage estimation from a critic (Schulman et al. 2016, eq. 16): PPO's choice.
 
     Returns are A + V *before* whitening; then the advantages are whitened over the scored tokens of the
-    iteration on this rank. A group of one is legal: the baseline is the critic.
+    iteration, over all ranks. A group of one is legal: the baseline is the critic.
 
     Args:
         gamma: Discount per token, in [0, 1].
@@ -149,16 +125,11 @@ class GAE(AdvantageEstimator):
         self.gamma, self.lam, self.whiten = gamma, lam, whiten
 
     @override
-    def __call__(
-        self,
-        rewards: Float[Tensor, "N T"],
-        scored: Bool[Tensor, "N"],
-        values: Float[Tensor, "N T"] | None,
-        loss_mask: Bool[Tensor, "N T"],
-        group_ids: Int[Tensor, "N"],
-    ) -> Credit:
-        assert values is not None, "the module refuses GAE without a critic"
-        known = loss_mask & scored[:, None]
-        advantages = generalized_advantages(rewards, values, known, self.gamma, self.lam)
-        returns = torch.where(known, advantages, 0.0) + values
-        return Credit(whiten(advantages, known) if self.whiten else advantages, returns)
+    def __call__(self, feedback: Feedback) -> Credit:
+        assert feedback.values is not None, "the module refuses GAE without a critic"
+        known = feedback.loss_mask & feedback.scored[:, None]
+        advantages = generalized_advantages(feedback.rewards, feedback.values, known, self.gamma, self.lam)
+        returns = torch.where(known, advantages, 0.0) + feedback.values
+        return Credit(
+            whiten(advantages, known, feedback.sum_over_ranks) if self.whiten else advantages, returns
+        )

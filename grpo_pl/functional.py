@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
@@ -35,11 +35,16 @@ def masked_mean(x: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"]) -> Flo
 
 
 def whiten(
-    x: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"], eps: float = 1e-8
+    x: Float[Tensor, "*shape"],
+    mask: Bool[Tensor, "*shape"],
+    sum_over_ranks: Callable[[Tensor], Tensor],
+    eps: float = 1e-8,
 ) -> Float[Tensor, "*shape"]:
-    """Shift and scale `x` to mean 0 and variance 1 (unbiased) over the masked entries; 0 elsewhere."""
-    mean = masked_mean(x, mask)
-    variance = torch.where(mask, (x - mean) ** 2, 0.0).sum() / (mask.sum() - 1).clamp(min=1)
+    """Shift and scale `x` to mean 0, variance 1 (unbiased) over the masked entries of all ranks; 0 elsewhere."""
+    total, count = sum_over_ranks(torch.stack([torch.where(mask, x, 0.0).sum(), mask.sum()]))
+    mean = total / count.clamp(min=1)
+    squares = sum_over_ranks(torch.where(mask, (x - mean) ** 2, 0.0).sum())
+    variance = squares / (count - 1).clamp(min=1)
     return torch.where(mask, (x - mean) * torch.rsqrt(variance + eps), 0.0)
 
 

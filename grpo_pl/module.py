@@ -17,7 +17,7 @@ from grpo_pl.losses import Aggregation, ClippedValueLoss, PolicyLoss
 from grpo_pl.models import LanguageModel, ModelBuilder
 from grpo_pl.regularizers import KLPenalty
 from grpo_pl.rewards.base import RewardFunction, ScoredSamples, Verifier, score_samples
-from grpo_pl.types import Experience, Prompt, Rollout, SampleRecord, TokenScores
+from grpo_pl.types import Experience, Feedback, Prompt, Rollout, SampleRecord, TokenScores
 from grpo_pl.weight_sync import full_weights
 
 
@@ -152,15 +152,23 @@ class PolicyOptimization(pl.LightningModule):
             advantages=blank,
             temperature=rollout.temperature,
         )
-        rewards = outcome_rewards(scored.total.to(self.device), mask)
-        known, group_ids = scored.scored.to(self.device), rollout.group_ids.to(self.device)
+        feedback = Feedback(
+            rewards=outcome_rewards(scored.total.to(self.device), mask),
+            step_ends=torch.zeros_like(mask),
+            scored=scored.scored.to(self.device),
+            loss_mask=mask,
+            group_ids=rollout.group_ids.to(self.device),
+            truncated=rollout.truncated.to(self.device),
+            sum_over_ranks=self.sum_over_ranks,
+        )
         if self.kl is None and self.critic is None:  # without an advantage a sequence has no gradient
-            credit = self.advantage(rewards, known, None, mask, group_ids)
+            credit = self.advantage(feedback)
             experience.active = (credit.advantages != 0).any(-1)
             scores = self._score(experience, micro_batches)
         else:
             scores = self._score(experience, micro_batches)
-            credit = self.advantage(rewards, known, scores.values, mask, group_ids)
+            feedback.values = scores.values
+            credit = self.advantage(feedback)
         experience.old_logprobs, experience.ref_logprobs = scores.logprobs, scores.ref_logprobs
         experience.advantages, experience.returns = credit.advantages, credit.returns
         experience.old_values = scores.values

@@ -20,7 +20,7 @@ Example, one prompt `[5, 6]` with the two responses `[7, 2]` and `[8]`:
     group_ids   [0, 0]
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -120,6 +120,44 @@ class TokenScores:
             return out
 
         return cls(**{field.name: whole(field.name) for field in fields(cls)})
+
+
+def only_here(values: Tensor) -> Tensor:
+    """The sum over ranks where there is one rank."""
+    return values
+
+
+@dataclass(kw_only=True)
+class Feedback:
+    """What the responses of an iteration earned on this rank: all that an advantage estimator looks at.
+
+    Life cycle: made by the learner from rewards and scores, read by the advantage estimator. All responses of
+    a group are on one rank.
+    """
+
+    rewards: Float[Tensor, "N T"]
+    """The weighted reward earned at each token: outcome rewards stand on the last response token, process
+    rewards where a step ends; the cost of a KL in the reward is taken off. 0 elsewhere."""
+    step_ends: Bool[Tensor, "N T"]
+    """True where a step ends that a process reward has scored (its score may be 0)."""
+    scored: Bool[Tensor, "N"]
+    """False where the reward is unknown: such a response enters no statistic and its advantage is 0."""
+    loss_mask: Bool[Tensor, "N T"]
+    group_ids: Int[Tensor, "N"]
+    truncated: Bool[Tensor, "N"]
+    by_name: dict[str, Float[Tensor, "N"]] = field(default_factory=dict)
+    """The weighted total of each reward over a response; 0 where it abstained."""
+    values: Float[Tensor, "N T"] | None = None
+    """The critic's estimate before each token was chosen; None where there is no critic."""
+    greedy: Float[Tensor, "N"] | None = None
+    """The reward of the greedy response to the same prompt; None where no estimator asks for it."""
+    sum_over_ranks: Callable[[Tensor], Tensor] = only_here
+    """The sum of a tensor over all ranks; collective."""
+
+    @property
+    def outcome(self) -> Float[Tensor, "N"]:
+        """The whole reward of each response."""
+        return self.rewards.sum(-1)
 
 
 @dataclass(kw_only=True)

@@ -12,10 +12,23 @@ from torch import Tensor
 
 from grpo_pl.advantages import GAE, AdvantageEstimator, Credit, GroupRelative, LeaveOneOut
 from grpo_pl.functional import generalized_advantages
+from grpo_pl.types import Feedback
 
 F64 = torch.float64
 few = settings(max_examples=25, deadline=None, derandomize=True)
 eighths = st.integers(-40, 40).map(lambda i: i / 8)
+
+
+def feedback(rewards: Tensor, scored: Tensor, values: Tensor | None, mask: Tensor, ids: Tensor) -> Feedback:
+    return Feedback(
+        rewards=rewards,
+        step_ends=torch.zeros_like(mask),
+        scored=scored,
+        loss_mask=mask,
+        group_ids=ids,
+        truncated=torch.zeros_like(scored),
+        values=values,
+    )
 
 
 def assign(
@@ -33,7 +46,7 @@ def assign(
         mask[n, 2 : 2 + length] = True
         paid[n, 1 + length] = reward
     known = torch.ones(len(rewards), dtype=torch.bool) if scored is None else torch.tensor(scored)
-    credit = estimator(paid, known, None, mask, torch.tensor(group_ids))
+    credit = estimator(feedback(paid, known, None, mask, torch.tensor(group_ids)))
     first = credit.advantages[:, 2]
     assert torch.equal(credit.advantages, torch.where(mask, first[:, None], 0.0).to(dtype))
     assert credit.returns is None
@@ -89,7 +102,7 @@ def test_rewards_of_several_tokens_of_a_response_add_up_to_its_outcome() -> None
     scored, ids = torch.tensor([True, True]), torch.tensor([0, 0])
     for estimator, size in ((GroupRelative(scale="none"), 1.0), (LeaveOneOut(), 2.0)):
         close(
-            estimator(rewards, scored, None, mask, ids).advantages,
+            estimator(feedback(rewards, scored, None, mask, ids)).advantages,
             torch.tensor([[0.0, size, size, size], [0.0, -size, -size, 0.0]]),
         )
 
@@ -248,7 +261,7 @@ def test_gae_by_hand() -> None:
     # A_2 = 1 - 1/4 = 3/4; A_1 = (1/2 * 1/4 - 1/2) + 1/4 * 3/4 = -3/16; returns 3/4 + 1/4 and -3/16 + 1/2
     rewards, values = (torch.tensor([row], dtype=F64) for row in ([0.0, 0.0, 1.0], [0.0, 0.5, 0.25]))
     mask, scored = torch.tensor([[False, True, True]]), torch.tensor([True])
-    credit = GAE(gamma=0.5, lam=0.5, whiten=False)(rewards, scored, values, mask, torch.tensor([0]))
+    credit = GAE(gamma=0.5, lam=0.5, whiten=False)(feedback(rewards, scored, values, mask, torch.tensor([0])))
     close(credit.advantages, [[0.0, -3 / 16, 3 / 4]])
     close(credit.returns, [[0.0, 5 / 16, 1.0]])
 
@@ -257,8 +270,8 @@ def test_returns_are_advantages_plus_values_before_whitening() -> None:
     rewards, values, mask, ids = trajectories()
     scored = torch.ones(4, dtype=torch.bool)
     raw = generalized_advantages(rewards, values, mask, 0.9, 0.8)
-    plain = GAE(gamma=0.9, lam=0.8, whiten=False)(rewards, scored, values, mask, ids)
-    white = GAE(gamma=0.9, lam=0.8, whiten=True)(rewards, scored, values, mask, ids)
+    plain = GAE(gamma=0.9, lam=0.8, whiten=False)(feedback(rewards, scored, values, mask, ids))
+    white = GAE(gamma=0.9, lam=0.8, whiten=True)(feedback(rewards, scored, values, mask, ids))
     assert torch.equal(plain.advantages, raw)
     close(plain.returns, raw + values)
     close(white.returns, raw + values)
@@ -271,7 +284,7 @@ def test_with_lam_1_the_returns_do_not_depend_on_the_critic() -> None:
     rewards, values, mask, ids = trajectories()
     scored = torch.ones(4, dtype=torch.bool)
     for critic in (values, torch.zeros_like(values)):
-        credit = GAE(gamma=1.0, lam=1.0)(rewards, scored, critic, mask, ids)
+        credit = GAE(gamma=1.0, lam=1.0)(feedback(rewards, scored, critic, mask, ids))
         close(credit.returns, torch.where(mask, rewards.flip(-1).cumsum(-1).flip(-1), 0.0))
 
 
@@ -280,12 +293,12 @@ def test_an_unscored_response_has_no_advantage_and_asks_the_critic_for_no_change
     rewards, values, mask, ids = trajectories()
     rewards[1] = math.nan
     scored = torch.tensor([True, False, True, True])
-    credit = GAE(lam=0.8, whiten=whiten)(rewards, scored, values, mask, ids)
+    credit = GAE(lam=0.8, whiten=whiten)(feedback(rewards, scored, values, mask, ids))
     assert (credit.advantages[1] == 0).all()
     assert torch.equal(credit.returns[1], values[1])
     others = [0, 2, 3]
     alone = GAE(lam=0.8, whiten=whiten)(
-        rewards[others], scored[others], values[others], mask[others], ids[others]
+        feedback(rewards[others], scored[others], values[others], mask[others], ids[others])
     )
     close(credit.advantages[others], alone.advantages)
     close(credit.returns[others], alone.returns)
@@ -298,7 +311,7 @@ def test_gae_looks_at_no_group(order: list[int]) -> None:
     rewards, values, mask, ids = trajectories()
     scored = torch.ones(4, dtype=torch.bool)
     straight, regrouped = (
-        GAE()(rewards, scored, values, mask, groups) for groups in (ids, torch.tensor(order))
+        GAE()(feedback(rewards, scored, values, mask, groups)) for groups in (ids, torch.tensor(order))
     )
     assert torch.equal(straight.advantages, regrouped.advantages)
 

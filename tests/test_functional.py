@@ -29,6 +29,7 @@ from grpo_pl.functional import (
     whiten,
     wilson_interval,
 )
+from grpo_pl.types import only_here
 
 F64 = torch.float64
 few = settings(max_examples=40, deadline=None, derandomize=True)
@@ -120,9 +121,9 @@ def test_masked_mean_of_nothing_is_zero() -> None:
 def test_whiten_by_hand() -> None:
     # mean 2, squared deviations 1 + 0 + 1, divided by 3 - 1: variance 1
     x, mask = f64([1.0, 99.0, 2.0, 3.0]), torch.tensor([True, False, True, True])
-    close(whiten(x, mask, eps=0.0), [-1.0, 0.0, 0.0, 1.0])
+    close(whiten(x, mask, only_here, eps=0.0), [-1.0, 0.0, 0.0, 1.0])
     # squared deviations 4 + 4 over 2 - 1 gives 8; with eps = 1 the divisor is sqrt(9) = 3
-    close(whiten(f64([1.0, 5.0]), torch.tensor([True, True]), eps=1.0), [-2 / 3, 2 / 3])
+    close(whiten(f64([1.0, 5.0]), torch.tensor([True, True]), only_here, eps=1.0), [-2 / 3, 2 / 3])
 
 
 @few
@@ -131,7 +132,7 @@ def test_whitened_entries_have_mean_0_and_variance_1_and_the_others_are_0(
     rows: list[tuple[float, bool]],
 ) -> None:
     x, mask = f64([r[0] for r in rows]), torch.tensor([r[1] for r in rows])
-    out = whiten(x, mask)
+    out = whiten(x, mask, only_here)
     assert (out[~mask] == 0).all()
     inside = x[mask].numpy()
     if len(set(inside)) > 1:
@@ -142,7 +143,7 @@ def test_whitened_entries_have_mean_0_and_variance_1_and_the_others_are_0(
 
 
 def test_whiten_of_one_entry_is_zero_and_not_nan() -> None:
-    close(whiten(f64([5.0, 3.0]), torch.tensor([True, False])), [0.0, 0.0])
+    close(whiten(f64([5.0, 3.0]), torch.tensor([True, False]), only_here), [0.0, 0.0])
 
 
 IDS = torch.tensor([9, -3, 9, 500, -3, 9, 500])
