@@ -31,6 +31,8 @@ class AdvantageEstimator(ABC):
     """Assigns the rewards of an iteration to the tokens that earned them."""
 
     needs_critic: ClassVar[bool] = False
+    needs_greedy: ClassVar[bool] = False
+    """Whether `Feedback.greedy` must be there: a greedy response to each prompt is then generated too."""
     min_group_size: ClassVar[int] = 1
 
     @abstractmethod

@@ -26,19 +26,25 @@ from grpo_pl.callbacks import curves, memory, progress, records, samples
 from grpo_pl.callbacks.checkpoint_io import AtomicCheckpointIO
 from grpo_pl.datamodule import RolloutDataModule
 from grpo_pl.losses import Aggregation, PolicyLoss
+from grpo_pl.masks import TokenMask
 from grpo_pl.models import ModelBuilder
 from grpo_pl.module import PolicyOptimization
 from grpo_pl.prompts import procedural, sources
 from grpo_pl.prompts.sources import PromptSource
 from grpo_pl.quiet import tame_logs
+from grpo_pl.references import ReferenceUpdate
 from grpo_pl.regularizers import KLPenalty
 from grpo_pl.rewards import math_answer, rules
 from grpo_pl.rewards.base import RewardError, RewardFunction, Verifier
+from grpo_pl.rewards.transforms import RewardTransform
 from grpo_pl.rollout import in_process, vllm
 from grpo_pl.rollout.engine import RolloutEngine
 
 COMPONENTS = (
     RewardFunction,
+    RewardTransform,
+    TokenMask,
+    ReferenceUpdate,
     AdvantageEstimator,
     PolicyLoss,
     Aggregation,

@@ -40,7 +40,10 @@ def whiten(
     sum_over_ranks: Callable[[Tensor], Tensor],
     eps: float = 1e-8,
 ) -> Float[Tensor, "*shape"]:
-    """Shift and scale `x` to mean 0, variance 1 (unbiased) over the masked entries of all ranks; 0 elsewhere."""
+    """Shift and scale `x` to mean 0 and variance 1 (unbiased) over the masked entries; 0 elsewhere.
+
+    Mean and variance are those of all ranks.
+    """
     total, count = sum_over_ranks(torch.stack([torch.where(mask, x, 0.0).sum(), mask.sum()]))
     mean = total / count.clamp(min=1)
     squares = sum_over_ranks(torch.where(mask, (x - mean) ** 2, 0.0).sum())

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -23,6 +23,8 @@ class Learner(Protocol):
 
     min_group_size: int
     """Fewer responses to a prompt give this learner no signal."""
+    needs_greedy: bool
+    """Whether it compares with a greedy response to each prompt."""
 
     @property
     def version(self) -> int:
@@ -115,6 +117,9 @@ def experience_stream(
             engine.load_weights(learner.policy_weights(), version=learner.version)
         with clock("generate"):
             rollout = engine.generate(prompts, group_size, sampling)
+            if learner.needs_greedy:
+                greedy = engine.generate(prompts, 1, SamplingConfig(sampling.max_tokens, temperature=0.0))
+                rollout = replace(rollout, greedy=greedy.samples)
         together = rollout.group_ids.tolist() if keep_groups else None
         epochs = [
             schedule.epoch(rollout.lengths, iteration, e, together) for e in range(schedule.update_epochs)
@@ -132,9 +137,9 @@ def micro_batches(
     experience: Experience, steps: Sequence[Step], sum_over_ranks: Callable[[Tensor], Tensor]
 ) -> Iterator[Experience]:
     """Cut the experience; each piece knows the size of its step, the first one carries the metrics."""
-    tokens = experience.loss_mask.sum(-1).cpu()
+    tokens = experience.counted.sum(-1).cpu()
     flat = [[row for rows in step for row in rows] for step in steps]
-    local = torch.tensor([[int(tokens[rows].sum()), len(rows)] for rows in flat])
+    local = torch.tensor([[int(tokens[rows].sum()), int((tokens[rows] > 0).sum())] for rows in flat])
     totals = sum_over_ranks(local).tolist()
     first = True
     for step, (num_tokens, num_sequences) in zip(steps, totals, strict=True):

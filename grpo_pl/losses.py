@@ -114,7 +114,7 @@ class TokenMean(Aggregation):
 
     @override
     def __call__(self, loss: Float[Tensor, "B T"], batch: Experience) -> Float[Tensor, ""]:
-        return _masked_sum(loss, batch.loss_mask).sum() / batch.num_tokens
+        return _masked_sum(loss, batch.counted).sum() / max(batch.num_tokens, 1)
 
 
 @final
@@ -126,8 +126,8 @@ class SequenceMean(Aggregation):
 
     @override
     def __call__(self, loss: Float[Tensor, "B T"], batch: Experience) -> Float[Tensor, ""]:
-        per_sequence = _masked_sum(loss, batch.loss_mask) / batch.loss_mask.sum(-1).clamp(min=1)
-        return per_sequence.sum() / batch.num_sequences
+        per_sequence = _masked_sum(loss, batch.counted) / batch.counted.sum(-1).clamp(min=1)
+        return per_sequence.sum() / max(batch.num_sequences, 1)
 
 
 @final
@@ -145,4 +145,4 @@ class ConstantLength(Aggregation):
 
     @override
     def __call__(self, loss: Float[Tensor, "B T"], batch: Experience) -> Float[Tensor, ""]:
-        return _masked_sum(loss, batch.loss_mask).sum() / (batch.num_sequences * self.length)
+        return _masked_sum(loss, batch.counted).sum() / (max(batch.num_sequences, 1) * self.length)

@@ -1,6 +1,7 @@
 """PolicyOptimization: holds the components and states the objective."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -11,13 +12,18 @@ from torch.optim.lr_scheduler import LRScheduler
 from typing_extensions import override
 
 from grpo_pl.advantages import AdvantageEstimator
+from grpo_pl.corrections import ImportanceCorrection
 from grpo_pl.evaluation import Evaluation
-from grpo_pl.functional import masked_mean, outcome_rewards
+from grpo_pl.functional import masked_mean
 from grpo_pl.losses import Aggregation, ClippedValueLoss, PolicyLoss
+from grpo_pl.masks import TokenMask
+from grpo_pl.metrics import rollout_metrics, sample_records
 from grpo_pl.models import LanguageModel, ModelBuilder
-from grpo_pl.regularizers import KLPenalty
-from grpo_pl.rewards.base import RewardFunction, ScoredSamples, Verifier, score_samples
-from grpo_pl.types import Experience, Feedback, Prompt, Rollout, SampleRecord, TokenScores
+from grpo_pl.references import ReferenceUpdate
+from grpo_pl.regularizers import EntropyBonus, KLPenalty
+from grpo_pl.rewards.base import RewardFunction, ScoredSamples, Verifier, score_samples, token_rewards
+from grpo_pl.rewards.transforms import RewardTransform
+from grpo_pl.types import Experience, Feedback, Prompt, Rollout, Sample, TokenScores
 from grpo_pl.weight_sync import full_weights
 
 
@@ -32,8 +38,15 @@ class PolicyOptimization(pl.LightningModule):
         aggregation: How the losses of tokens become the loss of an optimizer step.
         kl: Penalty on leaving the reference; null for none.
         reference: The frozen model that `kl` compares with; built only if `kl` is set.
+        reference_update: How the reference follows the policy; null leaves it as it is.
         critic: The value model; only for advantages that need one.
         value_loss: The critic's loss.
+        critic_lr: Learning rate of the critic's own parameters; null for that of the optimizer.
+        critic_warmup: Iterations at the start in which only the critic learns.
+        reward_transforms: What is done to rewards before advantages, in this order.
+        correction: Weights for the mismatch between engine and trainer; null for none.
+        masks: Which response tokens are left out of the loss.
+        entropy: Bonus for an undecided policy; null for none.
         verifiers: What validation measures, by name: `val/<name>` is the share of problems solved.
         optimizer: Of all trained parameters.
         lr_scheduler: Stepped after each optimizer step; null for a constant learning rate.
@@ -48,20 +61,30 @@ class PolicyOptimization(pl.LightningModule):
         aggregation: Aggregation,
         kl: KLPenalty | None = None,
         reference: ModelBuilder | None = None,
+        reference_update: ReferenceUpdate | None = None,
         critic: ModelBuilder | None = None,
         value_loss: ClippedValueLoss | None = None,
+        critic_lr: float | None = None,
+        critic_warmup: int = 0,
+        reward_transforms: list[RewardTransform] | None = None,
+        correction: ImportanceCorrection | None = None,
+        masks: list[TokenMask] | None = None,
+        entropy: EntropyBonus | None = None,
         verifiers: dict[str, Verifier] | None = None,
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] = lambda p: torch.optim.AdamW(p, lr=1e-6),
         lr_scheduler: Callable[[Optimizer], LRScheduler] | None = None,
     ) -> None:
         super().__init__()
-        check_components(rewards, advantage, kl, reference, critic)
+        check_components(rewards, advantage, kl, reference, reference_update, critic)
         self.builders = {"policy": policy, "reference": reference if kl else None, "critic": critic}
         self.rewards, self.verifiers = rewards, verifiers or {}
         self.advantage, self.loss, self.aggregation, self.kl = advantage, loss, aggregation, kl
-        self.value_loss = value_loss or ClippedValueLoss()
+        self.reference_update, self.value_loss = reference_update, value_loss or ClippedValueLoss()
+        self.critic_lr, self.critic_warmup = critic_lr, critic_warmup
+        self.reward_transforms = nn.ModuleList(reward_transforms or [])
+        self.correction, self.masks, self.entropy = correction, masks or [], entropy
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
-        self.min_group_size = advantage.min_group_size
+        self.min_group_size, self.needs_greedy = advantage.min_group_size, advantage.needs_greedy
         self.policy: LanguageModel | None = None
         self.critic: nn.Module | None = None
         self.reference: nn.Module | None
@@ -72,11 +95,17 @@ class PolicyOptimization(pl.LightningModule):
     def configure_model(self) -> None:
         if self.policy is not None:
             return
-        built = {name: builder.build() for name, builder in self.builders.items() if builder is not None}
-        policy = built["policy"]
+        policy = self.builders["policy"].build()  # type: ignore[union-attr]
         if not isinstance(policy, LanguageModel):
             raise ValueError("model.policy builds no language model: set it to CausalLM")
+        built = {
+            name: builder.build(policy)
+            for name, builder in self.builders.items()
+            if builder is not None and name != "policy"
+        }
         self.policy, self.critic = policy, built.get("critic")
+        for reward in self.rewards.values():
+            reward.build(self.trainer.strategy.root_device)
         reference = built.get("reference")
         if reference is not None:
             reference.requires_grad_(False).eval().to(self.trainer.strategy.root_device)
@@ -84,7 +113,15 @@ class PolicyOptimization(pl.LightningModule):
 
     @override
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])
+        trained = {id(p): p for p in self.parameters() if p.requires_grad}
+        of_critic = {id(p) for p in (self.critic.parameters() if self.critic is not None else ())}
+        of_policy = {id(p) for p in (self.policy.parameters() if self.policy is not None else ())}
+        groups: list[dict[str, Any]] = [
+            {"params": [p for key, p in trained.items() if key not in of_critic - of_policy]}
+        ]
+        if own := [p for key, p in trained.items() if key in of_critic - of_policy]:
+            groups.append({"params": own} | ({} if self.critic_lr is None else {"lr": self.critic_lr}))
+        optimizer = self.optimizer(groups)  # type: ignore[arg-type]
         if self.lr_scheduler is None:
             return optimizer
         return {
@@ -96,8 +133,11 @@ class PolicyOptimization(pl.LightningModule):
     def forward(self, batch: Experience) -> TokenScores:
         """What the trained models say of a micro-batch."""
         assert self.policy is not None, "configure_model comes first"
-        said = self.policy(batch.token_ids, batch.loss_mask, batch.temperature)
-        values = None if self.critic is None else self.critic(batch.token_ids, batch.loss_mask)
+        with_entropy = self.entropy is not None or not torch.is_grad_enabled()
+        said = self.policy(batch.token_ids, batch.loss_mask, batch.temperature, with_entropy)
+        values = None
+        if self.critic is not None:
+            values = self.critic(batch.token_ids, batch.loss_mask, said.hidden)
         return TokenScores(logprobs=said.logprobs, entropy=said.entropy, values=values)
 
     # ---------------------------------------------------------------------------------- rollout -> experience
@@ -141,9 +181,10 @@ class PolicyOptimization(pl.LightningModule):
         It is scored in the very micro-batches of the first update epoch, through the strategy's wrapper and
         in `training_step`'s precision: so the first ratio is exactly 1, whatever the precision.
         """
-        scored = score_samples(self.rewards, rollout.samples)
-        mask = rollout.loss_mask.to(self.device)
-        blank = torch.zeros(mask.shape, device=self.device)
+        samples = rollout.samples
+        scored = score_samples(self.rewards, samples)
+        feedback = self._feedback(rollout, scored, samples)
+        mask, blank = feedback.loss_mask, torch.zeros_like(feedback.rewards)
         experience = Experience(
             token_ids=rollout.token_ids.to(self.device),
             loss_mask=mask,
@@ -152,29 +193,52 @@ class PolicyOptimization(pl.LightningModule):
             advantages=blank,
             temperature=rollout.temperature,
         )
-        feedback = Feedback(
-            rewards=outcome_rewards(scored.total.to(self.device), mask),
-            step_ends=torch.zeros_like(mask),
-            scored=scored.scored.to(self.device),
-            loss_mask=mask,
-            group_ids=rollout.group_ids.to(self.device),
-            truncated=rollout.truncated.to(self.device),
-            sum_over_ranks=self.sum_over_ranks,
-        )
-        if self.kl is None and self.critic is None:  # without an advantage a sequence has no gradient
-            credit = self.advantage(feedback)
+        if self.kl is None and self.critic is None and self.entropy is None:
+            credit = self.advantage(feedback)  # without an advantage a sequence has no gradient
             experience.active = (credit.advantages != 0).any(-1)
             scores = self._score(experience, micro_batches)
         else:
             scores = self._score(experience, micro_batches)
             feedback.values = scores.values
+            if self.kl is not None and scores.ref_logprobs is not None:
+                cost = self.kl.cost(scores.logprobs, scores.ref_logprobs)
+                feedback.rewards = feedback.rewards if cost is None else feedback.rewards - mask * cost
             credit = self.advantage(feedback)
         experience.old_logprobs, experience.ref_logprobs = scores.logprobs, scores.ref_logprobs
         experience.advantages, experience.returns = credit.advantages, credit.returns
         experience.old_values = scores.values
+        for token_mask in self.masks:
+            kept = token_mask(feedback, scores.entropy)
+            experience.kept = kept if experience.kept is None else experience.kept & kept
         experience.metrics = rollout_metrics(rollout, experience, scores) | scored.metrics()
+        if self.correction is not None:
+            correction = self.correction(scores.logprobs, experience.sampling_logprobs, experience.read)
+            experience.weights = correction.weights
+            experience.metrics |= correction.metrics
         experience.records = sample_records(rollout, experience, scored)
         return experience
+
+    def _feedback(self, rollout: Rollout, scored: ScoredSamples, samples: Sequence[Sample]) -> Feedback:
+        """What the rewards say, on the device."""
+        rewards, step_ends = token_rewards(scored, samples, rollout.loss_mask)
+        rewards, known = rewards.to(self.device), scored.scored.to(self.device)
+        for transform in self.reward_transforms:
+            rewards = transform(rewards, known, self.sum_over_ranks)
+        greedy = None
+        if rollout.greedy:
+            of_prompts = score_samples(self.rewards, rollout.greedy).total
+            greedy = of_prompts[rollout.group_ids].to(self.device)
+        return Feedback(
+            rewards=rewards,
+            step_ends=step_ends.to(self.device),
+            scored=known,
+            loss_mask=rollout.loss_mask.to(self.device),
+            group_ids=rollout.group_ids.to(self.device),
+            truncated=rollout.truncated.to(self.device),
+            by_name={name: score.to(self.device) for name, score in scored.weighted.items()},
+            greedy=greedy,
+            sum_over_ranks=self.sum_over_ranks,
+        )
 
     def _score(self, experience: Experience, micro_batches: Sequence[Sequence[int]]) -> TokenScores:
         read = [experience.among(rows) for rows in micro_batches]
@@ -197,10 +261,14 @@ class PolicyOptimization(pl.LightningModule):
         self.log_dict(batch.metrics, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
         scores = self(batch)
         loss, metrics = self.loss(scores.logprobs, batch)
-        if self.kl is not None and batch.ref_logprobs is not None:
-            penalty, divergence = self.kl.loss(scores.logprobs, batch.ref_logprobs)
+        loss = loss if batch.weights is None else loss * batch.weights
+        if self.kl is not None:
+            penalty, divergence = self.kl.loss(scores.logprobs, batch)
             loss, metrics = loss + penalty, metrics | {"train/kl": divergence}
-        objective = self.aggregation(loss, batch)
+        if self.entropy is not None and scores.entropy is not None:
+            loss = loss + self.entropy.loss(scores.entropy)
+        warming_up = self.current_epoch < self.critic_warmup
+        objective = self.aggregation(loss, batch) * (0.0 if warming_up else 1.0)
         if scores.values is not None:
             value_loss, value_metrics = self.value_loss(scores.values, batch)
             objective, metrics = objective + self.aggregation(value_loss, batch), metrics | value_metrics
@@ -229,6 +297,15 @@ class PolicyOptimization(pl.LightningModule):
         elif gradient_clip_val:
             torch.nn.utils.clip_grads_with_norm_(trained, gradient_clip_val, norm)
 
+    @override
+    def on_train_epoch_end(self) -> None:
+        """Move what moves once an iteration: the KL's coefficient and the reference."""
+        divergence = self.trainer.callback_metrics.get("train/kl")
+        if self.kl is not None and divergence is not None:
+            self.kl.adapt(float(divergence))
+        if self.reference_update is not None and self.reference is not None and self.policy is not None:
+            self.reference_update(self.reference, self.policy, self.current_epoch + 1)
+
     # --------------------------------------------------------------------------------------------- validation
 
     @override
@@ -252,6 +329,7 @@ def check_components(
     advantage: AdvantageEstimator,
     kl: KLPenalty | None,
     reference: ModelBuilder | None,
+    reference_update: ReferenceUpdate | None,
     critic: ModelBuilder | None,
 ) -> None:
     """Refuse combinations that cannot be meant.
@@ -277,51 +355,9 @@ def check_components(
         raise ValueError(
             "model.kl needs a reference: set model.reference, for instance to CausalLM, or model.kl to null"
         )
-
-
-def rollout_metrics(rollout: Rollout, experience: Experience, scores: TokenScores) -> dict[str, float]:
-    """What one looks at first: lengths, truncation, signal, and whether the engine's weights are ours."""
-    mask = experience.loss_mask
-    silent = experience.advantages.abs().sum(-1) == 0
-    groups = set(rollout.group_ids.tolist())
-    without_signal = sum(
-        bool(silent[(rollout.group_ids == group).to(silent.device)].all()) for group in groups
-    )
-    metrics = {
-        "rollout/policy_version": float(rollout.policy_version),
-        "rollout/response_tokens": float(mask.sum(-1).float().mean()),
-        "rollout/tokens": float(mask.sum()),
-        "rollout/truncated": float(rollout.truncated.float().mean()),
-        "rollout/groups_without_signal": without_signal / len(groups),
-    }
-    seen = experience.read
-    if seen.any():
-        gap = (experience.sampling_logprobs - experience.old_logprobs).abs()
-        metrics["sync/logprob_mismatch"] = float(masked_mean(gap, seen))
-        metrics["sync/logprob_mismatch_max"] = float(torch.where(seen, gap, 0.0).max())
-        if scores.entropy is not None:
-            metrics["train/entropy"] = float(masked_mean(scores.entropy, seen))
-    if experience.returns is not None and experience.old_values is not None:
-        error = (experience.returns - experience.old_values)[mask].var(correction=0)
-        total = experience.returns[mask].var(correction=0)
-        metrics["train/explained_variance"] = float(1 - error / total.clamp(min=1e-12))
-    return metrics
-
-
-def sample_records(rollout: Rollout, experience: Experience, scored: ScoredSamples) -> list[SampleRecord]:
-    """Every response with its rewards, for people to read; the advantage is the mean over its tokens."""
-    tokens = experience.loss_mask.sum(-1).clamp(min=1)
-    advantages = (experience.advantages.sum(-1) / tokens).tolist()
-    return [
-        SampleRecord(
-            prompt=sample.prompt.text,
-            answer=sample.prompt.answer,
-            response=sample.response,
-            response_tokens=sample.response_tokens,
-            truncated=sample.truncated,
-            rewards={name: scores[row] for name, scores in scored.by_name.items()},
-            reward=float(scored.total[row]) if scored.scored[row] else None,
-            advantage=advantages[row],
+    if reference_update is not None and kl is None:
+        raise ValueError(
+            "model.reference_update moves a reference that nothing compares with: set model.kl, for "
+            "instance to "
+            "KLInLoss, or model.reference_update to null"
         )
-        for row, sample in enumerate(rollout.samples)
-    ]

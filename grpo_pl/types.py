@@ -58,6 +58,8 @@ class Sample:
     response_tokens: int
     truncated: bool
     """True if the response was cut at the token limit, False if the model ended it."""
+    token_ends: list[int] = field(default_factory=list)
+    """Where in `response` the text of each token ends, in characters; empty where the engine cannot tell."""
 
 
 @dataclass(kw_only=True)
@@ -75,9 +77,13 @@ class Rollout:
     """The prompt of each sequence: length `N`, each prompt `G` times."""
     responses: list[str]
     truncated: Bool[Tensor, "N"]
+    token_ends: list[list[int]]
+    """Of each response, where the text of each token ends, in characters."""
     policy_version: int
     """How many optimizer steps the sampling policy had behind it."""
     temperature: float
+    greedy: list[Sample] = field(default_factory=list)
+    """The greedy response to each of the `P` prompts; empty where no estimator asks for it (ReMax does)."""
 
     @property
     def lengths(self) -> list[int]:
@@ -89,8 +95,13 @@ class Rollout:
     def samples(self) -> list[Sample]:
         """The `N` responses as rewards see them."""
         lengths = self.loss_mask.sum(-1).tolist()
-        rows = zip(self.prompts, self.responses, lengths, self.truncated.tolist(), strict=True)
-        return [Sample(prompt=p, response=r, response_tokens=n, truncated=t) for p, r, n, t in rows]
+        rows = zip(
+            self.prompts, self.responses, lengths, self.truncated.tolist(), self.token_ends, strict=True
+        )
+        return [
+            Sample(prompt=p, response=r, response_tokens=n, truncated=t, token_ends=ends)
+            for p, r, n, t, ends in rows
+        ]
 
 
 @dataclass(kw_only=True)
@@ -192,18 +203,30 @@ class Experience:
     ref_logprobs: Float[Tensor, "B T"] | None = None
     returns: Float[Tensor, "B T"] | None = None
     old_values: Float[Tensor, "B T"] | None = None
+    weights: Float[Tensor, "B T"] | None = None
+    """What the policy loss of each token is multiplied by: the correction for the mismatch between engine and
+    trainer. Without gradient; None for 1."""
+    kept: Bool[Tensor, "B T"] | None = None
+    """False on response tokens that a mask takes out of the loss and of its denominators; None where all are
+    in."""
     active: Bool[Tensor, "B"] | None = None
     """False on sequences that no term of the loss depends on: no pass reads them; None where all are read."""
     num_tokens: int = 0
-    """Response tokens of the whole optimizer step, over all micro-batches and ranks; 0 before the minibatches
+    """Counted tokens of the whole optimizer step, over all micro-batches and ranks; 0 before the minibatches
     are cut."""
     num_sequences: int = 0
-    """Sequences of the whole optimizer step, over all micro-batches and ranks; 0 before the minibatches are
+    """Sequences with a counted token in the whole optimizer step, over all micro-batches and ranks; 0 before
+    the minibatches are
     cut."""
     metrics: dict[str, float] = field(default_factory=dict)
     """The iteration's metrics; only its first micro-batch carries them."""
     records: list[SampleRecord] = field(default_factory=list)
     """The iteration's responses; only its first micro-batch carries them."""
+
+    @property
+    def counted(self) -> Bool[Tensor, "B T"]:
+        """The response tokens that the loss is summed over, and that its denominators count."""
+        return self.loss_mask if self.kept is None else self.loss_mask & self.kept
 
     @property
     def read(self) -> Bool[Tensor, "B T"]:
@@ -238,6 +261,8 @@ class Experience:
             ref_logprobs=cut(self.ref_logprobs),
             returns=cut(self.returns),
             old_values=cut(self.old_values),
+            weights=cut(self.weights),
+            kept=cut(self.kept),
             active=None if self.active is None else self.active[index],
             num_tokens=num_tokens,
             num_sequences=num_sequences,

@@ -15,5 +15,9 @@ class ModelBuilder(ABC):
     pretrained: str
 
     @abstractmethod
-    def build(self) -> nn.Module:
-        """A new model with the pretrained weights, on the CPU."""
+    def build(self, policy: nn.Module | None = None) -> nn.Module:
+        """A new model with the pretrained weights, on the CPU.
+
+        Args:
+            policy: The policy, already built, for models that share its weights; None for the policy itself.
+        """

@@ -22,11 +22,12 @@ def chunked_logprobs(
     language_model: "PreTrainedModel",
     temperature: float,
     chunk_tokens: int,
+    with_entropy: bool,
 ) -> tuple[Float[Tensor, "M"], Float[Tensor, "M"] | None]:
     """Log-probability of each target and entropy of the distribution it was drawn from, in nats, float32.
 
     The LM head runs on `chunk_tokens` rows at a time and again in the backward, so at most `[chunk_tokens,
-    V]` logits exist at once. The entropy is computed where no gradient is wanted, else it is None.
+    V]` logits exist at once.
     """
     head = cast(nn.Module, language_model.get_output_embeddings())
     config = language_model.config.get_text_config()
@@ -41,18 +42,20 @@ def chunked_logprobs(
             logits = logits * (scale / temperature)
         return logits.log_softmax(-1)
 
-    def chosen(h: Tensor, target: Tensor) -> Tensor:
-        return distribution(h).gather(-1, target[:, None])[:, 0]
+    def chosen(h: Tensor, target: Tensor) -> tuple[Tensor, ...]:
+        log_distribution = distribution(h)
+        logprobs = log_distribution.gather(-1, target[:, None])[:, 0]
+        if not with_entropy:
+            return (logprobs,)
+        return logprobs, -(log_distribution.exp() * log_distribution).sum(-1)
 
     pairs = zip(torch.split(hidden, chunk_tokens), torch.split(targets, chunk_tokens), strict=True)
     if torch.is_grad_enabled():
-        return torch.cat([checkpoint(chosen, h, target, use_reentrant=False) for h, target in pairs]), None
-    logprobs, entropies = [], []
-    for h, target in pairs:
-        log_distribution = distribution(h)
-        logprobs.append(log_distribution.gather(-1, target[:, None])[:, 0])
-        entropies.append(-(log_distribution.exp() * log_distribution).sum(-1))
-    return torch.cat(logprobs), torch.cat(entropies)
+        chunks = [checkpoint(chosen, h, target, use_reentrant=False) for h, target in pairs]
+    else:
+        chunks = [chosen(h, target) for h, target in pairs]
+    logprobs, *entropy = (torch.cat(parts) for parts in zip(*chunks, strict=True))
+    return logprobs, entropy[0] if entropy else None
 
 
 class TokenLogprobs(NamedTuple):
@@ -60,7 +63,9 @@ class TokenLogprobs(NamedTuple):
 
     logprobs: Float[Tensor, "B T"]
     entropy: Float[Tensor, "B T"] | None
-    """None where a gradient is wanted."""
+    """None where it was not asked for."""
+    hidden: Float[Tensor, "M H"]
+    """The state from which each masked token was chosen, for heads on the policy's trunk."""
 
 
 def at_each_token(x: Float[Tensor, "M"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B T"]:
@@ -80,17 +85,22 @@ class LanguageModel(nn.Module):
 
     @override
     def forward(
-        self, token_ids: Int[Tensor, "B T"], loss_mask: Bool[Tensor, "B T"], temperature: float
+        self,
+        token_ids: Int[Tensor, "B T"],
+        loss_mask: Bool[Tensor, "B T"],
+        temperature: float,
+        with_entropy: bool = False,
     ) -> TokenLogprobs:
         """Log-probability (and entropy) of each masked token, at the temperature it was sampled with."""
         trunk = cast("PreTrainedModel", self.language_model.base_model)
         chosen = hidden_before_each_token(trunk, token_ids, loss_mask, self.row_tokens)
         logprobs, entropy = chunked_logprobs(
-            chosen, token_ids[loss_mask], self.language_model, temperature, self.chunk_tokens
+            chosen, token_ids[loss_mask], self.language_model, temperature, self.chunk_tokens, with_entropy
         )
         return TokenLogprobs(
             at_each_token(logprobs, loss_mask),
             None if entropy is None else at_each_token(entropy, loss_mask),
+            chosen,
         )
 
 
@@ -127,7 +137,7 @@ class CausalLM(ModelBuilder):
         self.chunk_tokens, self.row_tokens = chunk_tokens, checked_row_tokens(row_tokens)
 
     @override
-    def build(self) -> LanguageModel:
+    def build(self, policy: nn.Module | None = None) -> LanguageModel:
         model = load_language_model(self.pretrained, self.dtype, self.attention)
         check_can_pack(model, self.row_tokens)
         if self.gradient_checkpointing:

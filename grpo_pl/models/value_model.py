@@ -27,8 +27,16 @@ class ValueModel(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     @override
-    def forward(self, token_ids: Int[Tensor, "B T"], loss_mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B T"]:
-        """The value before each masked token, in units of reward; zero elsewhere."""
+    def forward(
+        self,
+        token_ids: Int[Tensor, "B T"],
+        loss_mask: Bool[Tensor, "B T"],
+        policy_hidden: Float[Tensor, "M H"] | None = None,
+    ) -> Float[Tensor, "B T"]:
+        """The value before each masked token, in units of reward; zero elsewhere.
+
+        `policy_hidden` is what the policy says of the same tokens, for critics on its trunk.
+        """
         hidden = hidden_before_each_token(self.trunk, token_ids, loss_mask, self.row_tokens)
         return at_each_token(self.head(hidden).float()[:, 0], loss_mask)
 
@@ -59,7 +67,7 @@ class ValueHead(ModelBuilder):
         self.attention, self.row_tokens = attention, checked_row_tokens(row_tokens)
 
     @override
-    def build(self) -> ValueModel:
+    def build(self, policy: nn.Module | None = None) -> ValueModel:
         model = load_language_model(self.pretrained, self.dtype, self.attention)
         check_can_pack(model, self.row_tokens)
         if self.gradient_checkpointing:

@@ -3,6 +3,7 @@
 import logging
 import math
 from abc import ABC, abstractmethod
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -10,7 +11,9 @@ from typing import Literal
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from typing_extensions import override
 
+from grpo_pl.functional import outcome_rewards
 from grpo_pl.types import Prompt, Sample
 
 _logger = logging.getLogger(__name__)
@@ -43,6 +46,33 @@ class RewardFunction(ABC):
         """False if the gold answer of this prompt is one that this reward can never read."""
         return True
 
+    def build(self, device: torch.device) -> None:  # noqa: B027 - most have nothing to load
+        """Load what the reward holds, a model for instance; called once, inside `configure_model`."""
+
+
+@dataclass(frozen=True)
+class StepScore:
+    """The score of one step of a response."""
+
+    end: int
+    """Where the step ends in the response, in characters (exclusive)."""
+    score: float
+
+
+class ProcessReward(RewardFunction):
+    """Scores every step of a response; as an outcome it is worth the sum of its steps."""
+
+    @abstractmethod
+    def score_steps(self, samples: Sequence[Sample]) -> Sequence[Sequence[StepScore] | None]:
+        """The steps of each sample in the order in which they end, or None where this reward abstains."""
+
+    @override
+    def score(self, samples: Sequence[Sample]) -> Sequence[float | None]:
+        return [
+            None if steps is None else math.fsum(step.score for step in steps)
+            for steps in self.score_steps(samples)
+        ]
+
 
 class Verifier(RewardFunction):
     """A reward that compares the answer found in the response with the gold answer: 1 if right, 0 if wrong.
@@ -70,6 +100,10 @@ class ScoredSamples:
     """The unweighted scores of each reward; None where it abstained."""
     total: Float[Tensor, "N"]
     """The weighted sum over rewards; 0 where the sample is unscored."""
+    weighted: dict[str, Float[Tensor, "N"]]
+    """The weighted scores of each reward with a weight other than 0; 0 where the sample is unscored."""
+    steps: list[list[StepScore]]
+    """The weighted scores of the steps of each sample; they are a part of the total."""
     scored: Bool[Tensor, "N"]
     """False where a reward with non-zero weight abstained, so that the total is not known."""
 
@@ -103,24 +137,58 @@ def score_samples(rewards: Mapping[str, RewardFunction], samples: Sequence[Sampl
     Raises:
         RewardError: a reward with `on_error: raise` failed.
     """
-    by_name = {name: _score_or_abstain(name, reward, samples) for name, reward in rewards.items()}
-    total = torch.zeros(len(samples))
+    by_name: dict[str, list[float | None]] = {}
+    weighted: dict[str, Tensor] = {}
+    steps: list[list[StepScore]] = [[] for _ in samples]
     scored = torch.ones(len(samples), dtype=torch.bool)
     for name, reward in rewards.items():
+        given = _score_or_abstain(name, reward, samples)
+        scores = by_name[name] = [_outcome(score) for score in given]
         if reward.weight != 0:
-            scores = by_name[name]
             scored &= torch.tensor([score is not None for score in scores], dtype=torch.bool)
-            total += reward.weight * torch.tensor([score or 0.0 for score in scores])
-    return ScoredSamples(by_name=by_name, total=torch.where(scored, total, 0.0), scored=scored)
+            weighted[name] = reward.weight * torch.tensor([score or 0.0 for score in scores])
+            for row, score in enumerate(given):
+                if isinstance(score, Sequence):
+                    steps[row] += [StepScore(step.end, reward.weight * step.score) for step in score]
+    weighted = {name: torch.where(scored, scores, 0.0) for name, scores in weighted.items()}
+    total = sum(weighted.values(), torch.zeros(len(samples)))
+    return ScoredSamples(by_name=by_name, total=total, weighted=weighted, steps=steps, scored=scored)
 
 
-def _score_or_abstain(name: str, reward: RewardFunction, samples: Sequence[Sample]) -> list[float | None]:
+def token_rewards(
+    scored: ScoredSamples, samples: Sequence[Sample], loss_mask: Bool[Tensor, "N T"]
+) -> tuple[Float[Tensor, "N T"], Bool[Tensor, "N T"]]:
+    """The reward earned at each token, and where a step ends.
+
+    Outcomes pay on the last response token, a step on the token that completes its last character.
+    """
+    of_steps = torch.tensor([math.fsum(step.score for step in steps) for steps in scored.steps])
+    rewards = outcome_rewards(scored.total - torch.where(scored.scored, of_steps, 0.0), loss_mask.cpu())
+    ends = torch.zeros(loss_mask.shape, dtype=torch.bool)
+    for row, (steps, sample) in enumerate(zip(scored.steps, samples, strict=True)):
+        columns = loss_mask[row].nonzero()[:, 0].tolist()
+        for step in steps if scored.scored[row] else ():
+            column = columns[min(bisect_left(sample.token_ends, step.end), len(columns) - 1)]
+            rewards[row, column] += step.score
+            ends[row, column] = True
+    return rewards, ends
+
+
+Score = float | None | Sequence[StepScore]
+"""What a reward gives a sample: a number, nothing, or the scores of its steps."""
+
+
+def _outcome(score: Score) -> float | None:
+    return math.fsum(step.score for step in score) if isinstance(score, Sequence) else score
+
+
+def _score_or_abstain(name: str, reward: RewardFunction, samples: Sequence[Sample]) -> list[Score]:
     """The scores of one reward; a batch that fails is repeated sample by sample, to find the culprit."""
     try:
         return _checked_scores(reward, samples)
     except Exception as error:  # noqa: BLE001 - rewards are the user's code and may raise anything
         batch_error = error
-    scores: list[float | None] = []
+    scores: list[Score] = []
     for sample in samples:
         try:
             scores += _checked_scores(reward, [sample])
@@ -138,13 +206,19 @@ def _score_or_abstain(name: str, reward: RewardFunction, samples: Sequence[Sampl
     return scores
 
 
-def _checked_scores(reward: RewardFunction, samples: Sequence[Sample]) -> list[float | None]:
-    scores = [None if score is None else float(score) for score in reward.score(samples)]
+def _checked_scores(reward: RewardFunction, samples: Sequence[Sample]) -> list[Score]:
+    given = reward.score_steps(samples) if isinstance(reward, ProcessReward) else reward.score(samples)
+    scores: list[Score] = [
+        list(score) if isinstance(score, Sequence) else None if score is None else float(score)
+        for score in given
+    ]
     if len(scores) != len(samples):
         raise ValueError(f"it gave {len(scores)} scores for {len(samples)} samples")
     for score in scores:
-        if score is not None and not math.isfinite(score):
-            raise ValueError(f"it gave the score {score}")
+        numbers = [step.score for step in score] if isinstance(score, Sequence) else [score]
+        for number in numbers:
+            if number is not None and not math.isfinite(number):
+                raise ValueError(f"it gave the score {number}")
     return scores
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from tokenizers.decoders import DecodeStream
 from torch import Tensor
 
 from grpo_pl.functional import pad_rows
@@ -45,6 +46,8 @@ class Response:
     logprobs: list[float]
     text: str
     truncated: bool
+    token_ends: list[int]
+    """Where in `text` the text of each token ends, in characters."""
 
 
 class RolloutEngine(ABC):
@@ -79,6 +82,18 @@ class RolloutEngine(ABC):
         """Give everything back; the engine may be started again."""
 
 
+def token_ends(tokenizer: Any, token_ids: Sequence[int], text: str) -> list[int]:
+    """Where in `text` each token's text ends, in characters.
+
+    A token that completes no character ends with the one before it.
+    """
+    stream, ends, end = DecodeStream(skip_special_tokens=True), [], 0
+    for token in token_ids:
+        end += len(stream.step(tokenizer.backend_tokenizer, token) or "")
+        ends.append(min(end, len(text)))
+    return ends
+
+
 def assemble_rollout(
     prompts: Sequence[Prompt],
     responses: Sequence[Sequence[Response]],
@@ -107,6 +122,7 @@ def assemble_rollout(
         group_ids=torch.tensor([i for i, group in enumerate(responses) for _ in group]),
         prompts=owners,
         responses=[r.text for r in flat],
+        token_ends=[r.token_ends for r in flat],
         truncated=torch.tensor([r.truncated for r in flat]),
         policy_version=policy_version,
         temperature=temperature,

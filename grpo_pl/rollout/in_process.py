@@ -9,7 +9,7 @@ from typing_extensions import override
 
 from grpo_pl.functional import derive_seed
 from grpo_pl.models.loading import DType, eos_token_ids, load_language_model, load_tokenizer
-from grpo_pl.rollout.engine import Response, RolloutEngine, SamplingConfig, assemble_rollout
+from grpo_pl.rollout.engine import Response, RolloutEngine, SamplingConfig, assemble_rollout, token_ends
 from grpo_pl.types import Prompt, Rollout
 
 if TYPE_CHECKING:
@@ -96,7 +96,13 @@ class InProcessEngine(RolloutEngine):
             mask = torch.cat([mask, torch.ones_like(tokens)], -1)
         texts = self._tokenizer.batch_decode(rows, skip_special_tokens=True)
         return [
-            Response(token_ids=ids, logprobs=lps, text=text, truncated=row in alive)
+            Response(
+                token_ids=ids,
+                logprobs=lps,
+                text=text,
+                truncated=row in alive,
+                token_ends=token_ends(self._tokenizer, ids, text),
+            )
             for row, (ids, lps, text) in enumerate(zip(rows, logprobs, texts, strict=True))
         ]
 

@@ -18,7 +18,7 @@ from grpo_pl.functional import derive_seed
 from grpo_pl.memory import release_free_memory
 from grpo_pl.models.loading import resolve_pretrained
 from grpo_pl.quiet import captured_output
-from grpo_pl.rollout.engine import Response, RolloutEngine, SamplingConfig, assemble_rollout
+from grpo_pl.rollout.engine import Response, RolloutEngine, SamplingConfig, assemble_rollout, token_ends
 from grpo_pl.types import Prompt, Rollout
 
 if TYPE_CHECKING:
@@ -148,7 +148,8 @@ class VLLMEngine(RolloutEngine):
                 )
         outputs = self.llm.generate(inputs, parameters, use_tqdm=False)
         self._rest()
-        flat = [_response(request.outputs[0]) for request in outputs]
+        tokenizer = self.llm.get_tokenizer()
+        flat = [_response(request.outputs[0], tokenizer) for request in outputs]
         groups = [flat[start : start + group_size] for start in range(0, len(flat), group_size)]
         return assemble_rollout(
             prompts, groups, policy_version=self._version, temperature=sampling.temperature
@@ -168,7 +169,7 @@ class VLLMEngine(RolloutEngine):
             self._llm = None
 
 
-def _response(completion: Any) -> Response:
+def _response(completion: Any, tokenizer: Any) -> Response:
     token_ids = list(completion.token_ids)
     logprobs = [step[token].logprob for token, step in zip(token_ids, completion.logprobs, strict=True)]
     return Response(
@@ -176,6 +177,7 @@ def _response(completion: Any) -> Response:
         logprobs=logprobs,
         text=completion.text,
         truncated=completion.finish_reason == "length",
+        token_ends=token_ends(tokenizer, token_ids, completion.text),
     )
 
 

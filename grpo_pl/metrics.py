@@ -1,0 +1,55 @@
+"""What an iteration looked like: numbers for curves, and responses for people to read."""
+
+import torch
+
+from grpo_pl.functional import masked_mean
+from grpo_pl.rewards.base import ScoredSamples
+from grpo_pl.types import Experience, Rollout, SampleRecord, TokenScores
+
+
+def rollout_metrics(rollout: Rollout, experience: Experience, scores: TokenScores) -> dict[str, float]:
+    """What one looks at first: lengths, truncation, signal, and whether the engine's weights are ours."""
+    mask = experience.loss_mask
+    silent = experience.advantages.abs().sum(-1) == 0
+    groups = set(rollout.group_ids.tolist())
+    without_signal = sum(
+        bool(silent[(rollout.group_ids == group).to(silent.device)].all()) for group in groups
+    )
+    metrics = {
+        "rollout/policy_version": float(rollout.policy_version),
+        "rollout/response_tokens": float(mask.sum(-1).float().mean()),
+        "rollout/tokens": float(mask.sum()),
+        "rollout/truncated": float(rollout.truncated.float().mean()),
+        "rollout/groups_without_signal": without_signal / len(groups),
+    }
+    seen = experience.read
+    if seen.any():
+        gap = (experience.sampling_logprobs - experience.old_logprobs).abs()
+        metrics["sync/logprob_mismatch"] = float(masked_mean(gap, seen))
+        metrics["sync/logprob_mismatch_max"] = float(torch.where(seen, gap, 0.0).max())
+        if scores.entropy is not None:
+            metrics["train/entropy"] = float(masked_mean(scores.entropy, seen))
+    if experience.returns is not None and experience.old_values is not None:
+        error = (experience.returns - experience.old_values)[mask].var(correction=0)
+        total = experience.returns[mask].var(correction=0)
+        metrics["train/explained_variance"] = float(1 - error / total.clamp(min=1e-12))
+    return metrics
+
+
+def sample_records(rollout: Rollout, experience: Experience, scored: ScoredSamples) -> list[SampleRecord]:
+    """Every response with its rewards, for people to read; the advantage is the mean over its tokens."""
+    tokens = experience.loss_mask.sum(-1).clamp(min=1)
+    advantages = (experience.advantages.sum(-1) / tokens).tolist()
+    return [
+        SampleRecord(
+            prompt=sample.prompt.text,
+            answer=sample.prompt.answer,
+            response=sample.response,
+            response_tokens=sample.response_tokens,
+            truncated=sample.truncated,
+            rewards={name: scores[row] for name, scores in scored.by_name.items()},
+            reward=float(scored.total[row]) if scored.scored[row] else None,
+            advantage=advantages[row],
+        )
+        for row, sample in enumerate(rollout.samples)
+    ]
