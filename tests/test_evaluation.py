@@ -36,6 +36,7 @@ def rollout(
         prompts=[Prompt(token_ids=[5, 6], text="?", answer=answer) for answer, _ in rows],
         responses=[response for _, response in rows],
         truncated=torch.tensor([response.endswith("...") for _, response in rows]),
+        token_ends=[[] for _ in rows],
         policy_version=0,
         temperature=temperature,
     )

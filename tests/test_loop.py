@@ -219,6 +219,7 @@ def test_a_rollout_knows_the_lengths_of_its_sequences_and_shows_rewards_its_samp
         loss_mask=torch.tensor([[False, False, True, True], [False, False, True, False]]),
         sampling_logprobs=torch.zeros(2, 4), group_ids=torch.tensor([0, 0]), prompts=[prompt, prompt],
         responses=["five", "6"], truncated=torch.tensor([False, True]), policy_version=0, temperature=1.0,
+        token_ends=[[4, 4], [1]],
     )  # fmt: skip
     assert rollout.lengths == [4, 3]
     assert [(s.prompt, s.response, s.response_tokens, s.truncated) for s in rollout.samples] == [
