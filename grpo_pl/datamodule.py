@@ -16,6 +16,7 @@ from grpo_pl.models.loading import context_length, load_tokenizer
 from grpo_pl.prompts.chat import ChatFormat
 from grpo_pl.prompts.prompt_set import PromptSet, iteration_prompts
 from grpo_pl.prompts.sources import PromptSource
+from grpo_pl.resampling import DynamicSampling
 from grpo_pl.rollout.engine import RolloutEngine, SamplingConfig
 from grpo_pl.types import Experience, Prompt, Rollout
 
@@ -58,6 +59,7 @@ class RolloutDataModule(pl.LightningDataModule):
         update_epochs: Passes over a rollout.
         keep_groups: Keep the responses to a prompt in one micro-batch (for `row_tokens`) instead of
             shuffling all responses.
+        resample: DynamicSampling to replace groups without variance; null to keep them.
         sampling: How training responses are drawn.
         max_prompt_tokens: The longest prompt, in tokens.
         long_prompts: What to do with longer ones: refuse the data, drop them (counted), or keep their end.
@@ -80,6 +82,7 @@ class RolloutDataModule(pl.LightningDataModule):
         minibatches: int = 1,
         update_epochs: int = 1,
         keep_groups: bool = False,
+        resample: DynamicSampling | None = None,
         sampling: SamplingConfig = SamplingConfig(),
         max_prompt_tokens: int = 512,
         long_prompts: Literal["error", "drop", "truncate"] = "error",
@@ -101,7 +104,7 @@ class RolloutDataModule(pl.LightningDataModule):
         self.pretrained, self.format = pretrained, format
         self.prompts_per_iteration, self.group_size = prompts_per_iteration, group_size
         self.minibatches, self.update_epochs, self.sampling = minibatches, update_epochs, sampling
-        self.keep_groups = keep_groups
+        self.keep_groups, self.resample = keep_groups, resample
         self.max_prompt_tokens, self.long_prompts = max_prompt_tokens, long_prompts
         self.val_sampling = SamplingConfig(max_tokens=val_max_tokens or sampling.max_tokens, temperature=0.0)
         self.val_samples, self.val_prompts_per_batch, self.seed = val_samples, val_prompts_per_batch, seed
@@ -189,10 +192,22 @@ class RolloutDataModule(pl.LightningDataModule):
             sampling=self.sampling,
             schedule=schedule,
             keep_groups=self.keep_groups,
+            resample=self.resample,
+            other_prompts=self._other_prompts,
             on_stage=self.on_stage,
         )
         batches = schedule.batches_per_iteration
         return DataLoader(Stream(lambda: islice(loop, batches), batches), batch_size=None)
+
+    def _other_prompts(self, iteration: int, again: int, count: int) -> list[Prompt]:
+        """Prompts on this rank for round `again` of an iteration's dynamic sampling."""
+        assert self.trainer is not None, "the trainer attaches itself before setup"
+        return iteration_prompts(
+            self.prompts["train"],
+            iteration=iteration,
+            prompts_per_iteration=count,
+            seed=derive_seed(self.seed, "again", again, self.trainer.global_rank),
+        )
 
     def _prompt_batches(self) -> Iterator[tuple[int, list[Prompt]]]:
         assert self.trainer is not None, "the trainer attaches itself before setup"

@@ -4,12 +4,14 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from grpo_pl.functional import balanced_partition, derive_seed, permutation
+from grpo_pl.resampling import DynamicSampling, first_prompts
 from grpo_pl.rollout.engine import RolloutEngine, SamplingConfig
 from grpo_pl.types import Experience, Prompt, Rollout
 
@@ -37,6 +39,10 @@ class Learner(Protocol):
 
     def policy_weights(self) -> Iterator[tuple[str, Tensor]]:
         """The policy's parameters, whole, one at a time."""
+        ...
+
+    def groups_with_signal(self, rollout: Rollout) -> Sequence[bool]:
+        """Of each group, whether the rewards of its responses differ."""
         ...
 
     def make_experience(self, rollout: Rollout, micro_batches: Sequence[Sequence[int]]) -> Experience:
@@ -108,6 +114,8 @@ def experience_stream(
     sampling: SamplingConfig,
     schedule: UpdateSchedule,
     keep_groups: bool,
+    resample: DynamicSampling | None,
+    other_prompts: Callable[[int, int, int], list[Prompt]],
     on_stage: Callable[[str], None],
 ) -> Iterator[Experience]:
     """The whole of reinforcement learning here: between two `yield`s the Trainer takes its optimizer step."""
@@ -116,10 +124,15 @@ def experience_stream(
         with clock("sync"):
             engine.load_weights(learner.policy_weights(), version=learner.version)
         with clock("generate"):
-            rollout = engine.generate(prompts, group_size, sampling)
+            generate = partial(engine.generate, group_size=group_size, sampling=sampling)
+            if resample is None:
+                rollout = generate(prompts)
+            else:
+                others = partial(other_prompts, iteration)
+                rollout = resample(prompts, generate, learner.groups_with_signal, others)
             if learner.needs_greedy:
-                greedy = engine.generate(prompts, 1, SamplingConfig(sampling.max_tokens, temperature=0.0))
-                rollout = replace(rollout, greedy=greedy.samples)
+                greedy = SamplingConfig(sampling.max_tokens, temperature=0.0)
+                rollout = replace(rollout, greedy=engine.generate(first_prompts(rollout), 1, greedy).samples)
         together = rollout.group_ids.tolist() if keep_groups else None
         epochs = [
             schedule.epoch(rollout.lengths, iteration, e, together) for e in range(schedule.update_epochs)

@@ -22,6 +22,7 @@ def rollout_metrics(rollout: Rollout, experience: Experience, scores: TokenScore
         "rollout/truncated": float(rollout.truncated.float().mean()),
         "rollout/groups_without_signal": without_signal / len(groups),
     }
+    metrics |= rollout.metrics
     seen = experience.read
     if seen.any():
         gap = (experience.sampling_logprobs - experience.old_logprobs).abs()

@@ -14,7 +14,7 @@ from typing_extensions import override
 from grpo_pl.advantages import AdvantageEstimator
 from grpo_pl.corrections import ImportanceCorrection
 from grpo_pl.evaluation import Evaluation
-from grpo_pl.functional import masked_mean
+from grpo_pl.functional import group_is_constant, group_size, masked_mean
 from grpo_pl.losses import Aggregation, ClippedValueLoss, PolicyLoss
 from grpo_pl.masks import TokenMask
 from grpo_pl.metrics import rollout_metrics, sample_records
@@ -173,6 +173,13 @@ class PolicyOptimization(pl.LightningModule):
                         f"{key} (for instance {some[0].answer!r}): check the answer column of {key}, or "
                         "choose another function"
                     )
+
+    def groups_with_signal(self, rollout: Rollout) -> list[bool]:
+        """Of each group, whether the rewards of its responses differ."""
+        scored = score_samples(self.rewards, rollout.samples)
+        groups, known = rollout.group_ids, scored.scored
+        constant = group_is_constant(scored.total, groups, known) | (group_size(groups, known) < 2)
+        return [not bool(constant[groups == group].all()) for group in groups.unique()]
 
     @torch.no_grad()
     def make_experience(self, rollout: Rollout, micro_batches: Sequence[Sequence[int]]) -> Experience:

@@ -84,6 +84,8 @@ class Rollout:
     temperature: float
     greedy: list[Sample] = field(default_factory=list)
     """The greedy response to each of the `P` prompts; empty where no estimator asks for it (ReMax does)."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """What sampling it has cost."""
 
     @property
     def lengths(self) -> list[int]:

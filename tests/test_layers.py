@@ -19,6 +19,7 @@ LAYERS = [
         "corrections",
         "masks",
         "references",
+        "resampling",
         "models",
         "weight_sync",
     },

@@ -1,0 +1,117 @@
+"""Dynamic sampling: what is replaced, by what, and what it is said to cost."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from grpo_pl.callbacks.records import read_metrics
+from grpo_pl.resampling import DynamicSampling, first_prompts, replace_group
+from grpo_pl.rollout.engine import Response, assemble_rollout
+from grpo_pl.types import Prompt, Rollout
+
+
+def prompt(name: str) -> Prompt:
+    return Prompt(token_ids=[5, 6], text=name, answer="")
+
+
+def rollout(answers: dict[str, list[str]]) -> Rollout:
+    """One group for each prompt; a response of k letters has k tokens, log-probability -k each."""
+    groups = [
+        [
+            Response(
+                token_ids=[ord(letter) for letter in text],
+                logprobs=[-float(len(text))] * len(text),
+                text=text,
+                truncated=text.isupper(),
+                token_ends=list(range(1, len(text) + 1)),
+            )
+            for text in texts
+        ]
+        for texts in answers.values()
+    ]
+    return assemble_rollout([prompt(name) for name in answers], groups, policy_version=3, temperature=1.0)
+
+
+def differ(given: Rollout) -> list[bool]:
+    ids = given.group_ids.tolist()
+    return [
+        len({r for r, i in zip(given.responses, ids, strict=True) if i == group}) > 1
+        for group in sorted(set(ids))
+    ]
+
+
+def run(
+    first: dict[str, list[str]], later: Sequence[dict[str, list[str]]], rounds: int
+) -> tuple[Rollout, list[int]]:
+    """The result, and how many prompts each later round was asked for."""
+    asked: list[int] = []
+
+    def other_prompts(again: int, count: int) -> list[Prompt]:
+        assert again == len(asked) + 1
+        asked.append(count)
+        return [prompt("?")] * count
+
+    start = rollout(first)
+    results = iter([start, *map(rollout, later)])
+    sampled = DynamicSampling(rounds)(first_prompts(start), lambda _: next(results), differ, other_prompts)
+    return sampled, asked
+
+
+def test_groups_without_variance_are_replaced_and_the_cost_is_told() -> None:
+    first = {"a": ["x", "y"], "b": ["xx", "xx"], "c": ["z", "z"]}
+    later = [{"d": ["w", "w"], "e": ["uuu", "V"]}, {"f": ["p", "q"]}]
+    sampled, asked = run(first, later, rounds=3)
+    assert asked == [2, 1]
+    assert [p.text for p in first_prompts(sampled)] == ["a", "e", "f"]
+    assert sampled.responses == ["x", "y", "uuu", "V", "p", "q"]
+    assert sampled.truncated.tolist() == [False, False, False, True, False, False]
+    assert sampled.token_ends[2] == [1, 2, 3]
+    assert sampled.loss_mask.sum(-1).tolist() == [1, 1, 3, 1, 1, 1]
+    assert sampled.sampling_logprobs.sum(-1).tolist() == [-1, -1, -9, -1, -1, -1]
+    assert sampled.group_ids.tolist() == [0, 0, 1, 1, 2, 2]
+    # 8 tokens in the first round, 6 in the second, 2 in the third; 8 are kept
+    assert sampled.metrics == {
+        "rollout/rounds": 3.0,
+        "rollout/groups_replaced": pytest.approx(2 / 3),
+        "rollout/tokens_thrown_away": 1 - 8 / 16,
+    }
+
+
+def test_at_the_bound_what_is_there_stays() -> None:
+    sampled, asked = run({"a": ["x", "x"]}, [{"b": ["y", "y"]}], rounds=2)
+    assert asked == [1]
+    assert [p.text for p in first_prompts(sampled)] == ["a"]
+    assert sampled.metrics["rollout/groups_replaced"] == 0.0
+    assert sampled.metrics["rollout/tokens_thrown_away"] == 0.5
+
+
+def test_nothing_is_asked_again_where_all_groups_have_signal() -> None:
+    sampled, asked = run({"a": ["x", "y"]}, [], rounds=5)
+    assert asked == []
+    assert sampled.metrics["rollout/rounds"] == 1.0
+
+
+def test_a_wider_group_widens_the_rollout_with_padding() -> None:
+    wide = replace_group(rollout({"a": ["x", "y"], "b": ["z", "z"]}), 1, rollout({"c": ["long", "er"]}), 0)
+    assert wide.token_ids.shape == (4, 6)
+    assert wide.token_ids[0].tolist() == [5, 6, ord("x"), 0, 0, 0]
+    assert not wide.loss_mask[0, 3:].any()
+
+
+def test_one_round_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"data\.resample\.rounds=1 never samples again"):
+        DynamicSampling(rounds=1)
+
+
+def test_a_run_with_dynamic_sampling_has_more_signal(fit: Callable[..., Path]) -> None:
+    plain = fit("--trainer.max_epochs", "2", "--trainer.limit_val_batches", "0")
+    again = fit(
+        "--trainer.max_epochs", "2", "--trainer.limit_val_batches", "0", "--data.resample.rounds", "4"
+    )
+    before, after = (read_metrics(folder / "metrics.csv")[1] for folder in (plain, again))
+    assert before["rollout/groups_without_signal"] > 0, "nothing to replace: the test shows nothing"
+    assert after["rollout/groups_without_signal"] < before["rollout/groups_without_signal"]
+    assert after["rollout/groups_replaced"] > 0
+    assert torch.isfinite(torch.tensor(after["train/loss"]))
