@@ -34,21 +34,46 @@ def masked_mean(x: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"]) -> Flo
     return torch.where(mask, x, 0.0).sum() / mask.sum().clamp(min=1)
 
 
+def mean_and_std(
+    x: Float[Tensor, "*shape"],
+    mask: Bool[Tensor, "*shape"],
+    ddof: int,
+    sum_over_ranks: Callable[[Tensor], Tensor],
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """Mean and standard deviation of the masked entries of all ranks; the divisor is `count - ddof`.
+
+    Summed in float64. A spread within 8 roundings of the mean counts as none: the standard deviation is then
+    exactly 0.
+    """
+    exact = torch.where(mask, x, 0.0).double()
+    total, count = sum_over_ranks(torch.stack([exact.sum(), mask.sum().double()]))
+    mean = total / count.clamp(min=1)
+    squares = sum_over_ranks(torch.where(mask, (exact - mean) ** 2, 0.0).sum())
+    std = (squares / (count - ddof).clamp(min=1)).sqrt()
+    std = torch.where(std > 8 * torch.finfo(x.dtype).eps * mean.abs(), std, 0.0)
+    return mean.to(x.dtype), std.to(x.dtype)
+
+
 def whiten(
     x: Float[Tensor, "*shape"],
     mask: Bool[Tensor, "*shape"],
     sum_over_ranks: Callable[[Tensor], Tensor],
     eps: float = 1e-8,
+    ddof: int = 1,
 ) -> Float[Tensor, "*shape"]:
-    """Shift and scale `x` to mean 0 and variance 1 (unbiased) over the masked entries; 0 elsewhere.
+    """Shift and scale `x` to mean 0 and variance 1 over the masked entries of all ranks; 0 elsewhere.
 
-    Mean and variance are those of all ranks.
+    (x - mean) / sqrt(variance + eps). Entries that are all the same become exactly 0.
     """
-    total, count = sum_over_ranks(torch.stack([torch.where(mask, x, 0.0).sum(), mask.sum()]))
-    mean = total / count.clamp(min=1)
-    squares = sum_over_ranks(torch.where(mask, (x - mean) ** 2, 0.0).sum())
-    variance = squares / (count - 1).clamp(min=1)
-    return torch.where(mask, (x - mean) * torch.rsqrt(variance + eps), 0.0)
+    mean, std = mean_and_std(x, mask, ddof, sum_over_ranks)
+    return torch.where(mask & (std > 0), (x - mean) * torch.rsqrt(std**2 + eps), 0.0)
+
+
+def divide_by_std(
+    x: Float[Tensor, "*shape"], std: Float[Tensor, "*#shape"], eps: float
+) -> Float[Tensor, "*shape"]:
+    """`x / (std + eps)`, and `x` itself where nothing varies: eps alone would blow it up."""
+    return x / torch.where(std > 0, std + eps, 1.0)
 
 
 def group_mean(
@@ -85,6 +110,65 @@ def group_is_constant(
     low = x.new_full((len(x),), math.inf).scatter_reduce(0, group, torch.where(valid, x, math.inf), "amin")
     high = x.new_full((len(x),), -math.inf).scatter_reduce(0, group, torch.where(valid, x, -math.inf), "amax")
     return (low >= high)[group]
+
+
+def group_normalize(
+    x: Float[Tensor, "N"], group_ids: Int[Tensor, "N"], valid: Bool[Tensor, "N"], ddof: int, eps: float
+) -> Float[Tensor, "N"]:
+    """(x - mean) / (std + eps) with the statistics of each group; 0 for invalid rows and constant groups."""
+    varies = valid & ~group_is_constant(x, group_ids, valid)
+    centred = x - group_mean(x, group_ids, valid)
+    return torch.where(varies, divide_by_std(centred, group_std(x, group_ids, valid, ddof), eps), 0.0)
+
+
+def others_mean(
+    x: Float[Tensor, "N"], group_ids: Int[Tensor, "N"], valid: Bool[Tensor, "N"]
+) -> Float[Tensor, "N"]:
+    """For each row the mean of `x` over the *other* valid rows of its group; 0 where there are none."""
+    others, present = _others(x, group_ids, valid)
+    return others.sum(-1) / present.sum(-1).clamp(min=1)
+
+
+def others_std(
+    x: Float[Tensor, "N"], group_ids: Int[Tensor, "N"], valid: Bool[Tensor, "N"], ddof: int
+) -> Float[Tensor, "N"]:
+    """For each row the standard deviation over the *other* valid rows of its group.
+
+    The divisor is their count less `ddof`. Exactly 0 where they are all the same, or fewer than two.
+    """
+    others, present = _others(x, group_ids, valid)
+    mean = others_mean(x, group_ids, valid)[:, None]
+    squares = torch.where(present, (others - mean) ** 2, 0.0).sum(-1)
+    low = torch.where(present, others, math.inf).amin(-1)
+    high = torch.where(present, others, -math.inf).amax(-1)
+    return torch.where(low < high, (squares / (present.sum(-1) - ddof).clamp(min=1)).sqrt(), 0.0)
+
+
+def _others(
+    x: Float[Tensor, "N"], group_ids: Int[Tensor, "N"], valid: Bool[Tensor, "N"]
+) -> tuple[Float[Tensor, "N M"], Bool[Tensor, "N M"]]:
+    """For each row the entries of its group, and which of them are valid and not the row's own; else 0."""
+    _, group, sizes = torch.unique(group_ids, return_inverse=True, return_counts=True)
+    rows = torch.arange(len(x), device=x.device)
+    order = torch.argsort(group, stable=True)
+    place = rows - (sizes.cumsum(0) - sizes)[group[order]]
+    table = torch.full((len(sizes), int(sizes.max())), -1, device=x.device)
+    table[group[order], place] = order
+    members = table[group]
+    present = (members >= 0) & valid[members] & (members != rows[:, None])
+    return torch.where(present, x[members], 0.0), present
+
+
+def max_at_k_gains(rewards: Float[Tensor, "n"], k: int) -> Float[Tensor, "n"]:
+    """What each response adds to the best of k: k times the mean of max(r_i, m) - m.
+
+    m is the greatest reward of k - 1 of the other n - 1 responses, and the mean is over all such choices.
+    Summed exactly: a lesser reward with j rewards before it in ascending order is the greatest of
+    C(j, k - 2) of the C(n - 1, k - 1) choices. Needs 2 <= k <= n.
+    """
+    n, below = len(rewards), rewards.sort().values
+    chances = [math.comb(j, k - 2) / math.comb(n - 1, k - 1) for j in range(n)]
+    return k * (rewards[:, None] - below).clamp(min=0) @ rewards.new_tensor(chances)
 
 
 # --------------------------------------------------------------------------------------- returns, divergences
