@@ -160,10 +160,13 @@ class Feedback:
     truncated: Bool[Tensor, "N"]
     by_name: dict[str, Float[Tensor, "N"]] = field(default_factory=dict)
     """The weighted total of each reward over a response; 0 where it abstained."""
+    weights: dict[str, float] = field(default_factory=dict)
+    """The weight that each reward of `by_name` is weighted with; never 0."""
     values: Float[Tensor, "N T"] | None = None
     """The critic's estimate before each token was chosen; None where there is no critic."""
     greedy: Float[Tensor, "N"] | None = None
-    """The reward of the greedy response to the same prompt; None where no estimator asks for it."""
+    """The reward of the greedy response to the same prompt, NaN where it is unknown; None where no estimator
+    asks for it."""
     sum_over_ranks: Callable[[Tensor], Tensor] = only_here
     """The sum of a tensor over all ranks; collective."""
 
