@@ -1,43 +1,32 @@
-"""Credit assignment: rewards of responses -> advantages of tokens."""
+"""Advantages that compare a response with the other responses to the same prompt."""
 
-from abc import ABC, abstractmethod
-from typing import ClassVar, Literal, NamedTuple, final
+from typing import Literal, final
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 from typing_extensions import override
 
+from grpo_pl.advantages.base import (
+    AdvantageEstimator,
+    Credit,
+    check_choice,
+    check_ddof,
+    check_not_negative,
+    group_has_signal,
+    same_for_all_tokens,
+    spread,
+)
 from grpo_pl.functional import (
-    generalized_advantages,
+    divide_by_std,
     group_is_constant,
     group_mean,
-    group_size,
+    group_normalize,
     group_std,
-    whiten,
+    max_at_k_gains,
+    mean_and_std,
+    others_mean,
+    others_std,
 )
 from grpo_pl.types import Feedback
-
-
-class Credit(NamedTuple):
-    """What an estimator returns: zero where the loss mask is False."""
-
-    advantages: Float[Tensor, "N T"]
-    returns: Float[Tensor, "N T"] | None
-    """The critic's regression target; None where there is no critic."""
-
-
-class AdvantageEstimator(ABC):
-    """Assigns the rewards of an iteration to the tokens that earned them."""
-
-    needs_critic: ClassVar[bool] = False
-    needs_greedy: ClassVar[bool] = False
-    """Whether `Feedback.greedy` must be there: a greedy response to each prompt is then generated too."""
-    min_group_size: ClassVar[int] = 1
-
-    @abstractmethod
-    def __call__(self, feedback: Feedback) -> Credit:
-        """Advantages of all tokens of one iteration on this rank."""
 
 
 @final
@@ -46,42 +35,52 @@ class GroupRelative(AdvantageEstimator):
 
     A_n = (r_n - mean_g) / (std_g + eps), DeepSeekMath, arXiv:2402.03300, section 4.1.2. With `scale="none"`
     it is Dr. GRPO's r_n - mean_g (arXiv:2503.20783, eq. 3). The paper leaves the degrees of freedom and eps
-    open; the defaults are TRL's. Degenerate cases, by definition and not by rounding: a group whose rewards
-    are all equal and a group with one scored response have advantage 0.
+    open; the defaults are TRL's. Without scale it is unbiased up to the factor (G - 1) / G, which
+    `leave_one_out` takes away; a standard deviation makes it biased: with many responses it follows the
+    gradient of the expected reward divided by the standard deviation of the prompt's reward. Degenerate
+    cases, by definition and not by rounding: a group whose rewards are all equal and a group with one scored
+    response have advantage 0.
 
     Args:
         scale: What divides the centred reward: the standard deviation of its group, that of all scored
-            rewards of the iteration on this rank, or nothing.
+            rewards of the iteration over all ranks, or nothing.
         ddof: Degrees of freedom taken off in the standard deviation: 1 divides by G - 1 (TRL, verl), 0 by G.
         eps: Added to the standard deviation.
+        leave_one_out: Mean and standard deviation of the group are those of the *other* responses, as in
+            NeMo-RL; where the others do not vary, the centred reward is not divided.
+        truncated: Whether responses cut at the token limit are `in` the statistics; `out` gives them
+            advantage 0 too.
     """
 
     min_group_size = 2
 
     def __init__(
-        self, scale: Literal["group", "batch", "none"] = "group", ddof: int = 1, eps: float = 1e-4
+        self,
+        scale: Literal["group", "batch", "none"] = "group",
+        ddof: int = 1,
+        eps: float = 1e-4,
+        leave_one_out: bool = False,
+        truncated: Literal["in", "out"] = "in",
     ) -> None:
-        if scale not in ("group", "batch", "none"):
-            raise ValueError(f"model.advantage.scale={scale}: expected group, batch or none")
-        if ddof not in (0, 1):
-            raise ValueError(f"model.advantage.ddof={ddof}: expected 0 (divide by G) or 1 (divide by G - 1)")
-        if eps < 0:
-            raise ValueError(f"model.advantage.eps={eps}: expected 0 or more")
+        check_choice("scale", scale, "group", "batch", "none")
+        check_ddof(ddof)
+        check_not_negative(eps=eps)
+        check_choice("truncated", truncated, "in", "out")
         self.scale, self.ddof, self.eps = scale, ddof, eps
+        self.leave_one_out, self.truncated = leave_one_out, truncated
 
     @override
     def __call__(self, feedback: Feedback) -> Credit:
-        outcome, group_ids, scored = feedback.outcome, feedback.group_ids, feedback.scored
-        centred = outcome - group_mean(outcome, group_ids, scored)
+        valid = feedback.scored & ~feedback.truncated if self.truncated == "out" else feedback.scored
+        outcome, group_ids = feedback.outcome, feedback.group_ids
+        mean, std = (others_mean, others_std) if self.leave_one_out else (group_mean, group_std)
+        advantages = outcome - mean(outcome, group_ids, valid)
         if self.scale == "group":
-            centred = centred / (group_std(outcome, group_ids, scored, self.ddof) + self.eps)
+            advantages = divide_by_std(advantages, std(outcome, group_ids, valid, self.ddof), self.eps)
         elif self.scale == "batch":
-            everyone = torch.zeros_like(group_ids)
-            centred = centred / (group_std(outcome, everyone, scored, self.ddof) + self.eps)
-        has_signal = (
-            scored & (group_size(group_ids, scored) > 1) & ~group_is_constant(outcome, group_ids, scored)
-        )
-        return Credit(torch.where(feedback.loss_mask & has_signal[:, None], centred[:, None], 0.0), None)
+            of_batch = mean_and_std(outcome, valid, self.ddof, feedback.sum_over_ranks)[1]
+            advantages = divide_by_std(advantages, of_batch, self.eps)
+        return same_for_all_tokens(advantages, group_has_signal(feedback, valid), feedback)
 
 
 @final
@@ -97,41 +96,91 @@ class LeaveOneOut(AdvantageEstimator):
 
     @override
     def __call__(self, feedback: Feedback) -> Credit:
-        outcome, group_ids, scored = feedback.outcome, feedback.group_ids, feedback.scored
-        size = group_size(group_ids, scored)
-        scale = size / (size - 1).clamp(min=1)
-        has_signal = scored & (size > 1) & ~group_is_constant(outcome, group_ids, scored)
-        advantage = (outcome - group_mean(outcome, group_ids, scored)) * scale
-        return Credit(torch.where(feedback.loss_mask & has_signal[:, None], advantage[:, None], 0.0), None)
+        scored = feedback.scored
+        advantages = feedback.outcome - others_mean(feedback.outcome, feedback.group_ids, scored)
+        return same_for_all_tokens(advantages, group_has_signal(feedback, scored), feedback)
 
 
 @final
-class GAE(AdvantageEstimator):
-    """Generalised advantage estimation from a critic (Schulman et al. 2016, eq. 16): PPO's choice.
+class PassAtK(AdvantageEstimator):
+    """What a response adds to the best of k: the policy is trained to solve a prompt in k attempts.
 
-    Returns are A + V *before* whitening; then the advantages are whitened over the scored tokens of the
-    iteration, over all ranks. A group of one is legal: the baseline is the critic.
+    The objective is E[max of the rewards of k responses], which is pass@k where rewards are 0 or 1.
+    A_n = k mean_J (max(r_n, m_J) - m_J) with m_J = max_{j in J} r_j, over all sets J of k - 1 other responses
+    of the group. It is the "leave one out minus one" estimator of Walder and Karkhanis 2025
+    (arXiv:2505.15201), times G, because we average over responses where they sum; for k = G it is the
+    baseline of Tang et al. 2025 (arXiv:2503.19595), and the best response alone has an advantage, G times its
+    lead over the second. m_J does not depend on the response, so the gradient of the objective is estimated
+    without bias, for any G >= k. No response has a negative advantage. A group with fewer than k scored
+    responses has advantage 0.
 
     Args:
-        gamma: Discount per token, in [0, 1].
-        lam: Weight of longer returns, in [0, 1]; 1 is the Monte Carlo return minus the value.
-        whiten: Whether to whiten the advantages.
+        k: Attempts, 2 or more and at most `data.group_size`; one attempt is LeaveOneOut.
     """
 
-    needs_critic = True
-
-    def __init__(self, gamma: float = 1.0, lam: float = 0.95, whiten: bool = True) -> None:
-        for name, value in (("gamma", gamma), ("lam", lam)):
-            if not 0 <= value <= 1:
-                raise ValueError(f"model.advantage.{name}={value}: expected a number in [0, 1]")
-        self.gamma, self.lam, self.whiten = gamma, lam, whiten
+    def __init__(self, k: int) -> None:
+        if k < 2:
+            raise ValueError(
+                f"model.advantage.k={k}: expected 2 or more; for one attempt set model.advantage to "
+                "LeaveOneOut"
+            )
+        self.k = self.min_group_size = k
 
     @override
     def __call__(self, feedback: Feedback) -> Credit:
-        assert feedback.values is not None, "the module refuses GAE without a critic"
-        known = feedback.loss_mask & feedback.scored[:, None]
-        advantages = generalized_advantages(feedback.rewards, feedback.values, known, self.gamma, self.lam)
-        returns = torch.where(known, advantages, 0.0) + feedback.values
-        return Credit(
-            whiten(advantages, known, feedback.sum_over_ranks) if self.whiten else advantages, returns
-        )
+        outcome, scored = feedback.outcome, feedback.scored
+        advantages = torch.zeros_like(outcome)
+        for group in feedback.group_ids.unique():
+            rows = scored & (feedback.group_ids == group)
+            if rows.sum() >= self.k:
+                advantages[rows] = max_at_k_gains(outcome[rows], self.k)
+        return same_for_all_tokens(advantages, scored, feedback)
+
+
+@final
+class GDPO(AdvantageEstimator):
+    """Each reward is normalised in its group on its own; the weighted sum is normalised over the batch.
+
+    z_nk = (R_nk - mean_gk) / (std_gk + eps), s_n = sum_k w_k z_nk, A_n = (s_n - mean) / (std + batch_eps):
+    "group reward-decoupled normalization policy optimization" (Liu et al. 2026, arXiv:2601.05242), as in TRL
+    (`normalize_then_sum`); verl differs in `over`, `eps` and `batch_eps`. So two responses with equal sums of
+    rewards and different parts are told apart. A reward that is the same in a whole group adds 0 there, and a
+    response has advantage 0 if all rewards are, in the statistics of responses. It reads each reward before
+    they are summed: a KL in the reward and reward transforms would not reach it and are refused.
+
+    Args:
+        ddof: Degrees of freedom taken off in the standard deviations: 1 (TRL, verl) or 0.
+        eps: Added to the standard deviation of a group.
+        batch_eps: Added to the standard deviation of the batch.
+        over: What the batch's statistics count: `responses` (TRL) each once, `tokens` (verl) each as often as
+            it has tokens. Over tokens the mean is not 0, and it shifts groups without signal too.
+    """
+
+    reads_named_rewards = True
+    min_group_size = 2
+
+    def __init__(
+        self,
+        ddof: int = 1,
+        eps: float = 1e-4,
+        batch_eps: float = 1e-4,
+        over: Literal["responses", "tokens"] = "responses",
+    ) -> None:
+        check_ddof(ddof)
+        check_not_negative(eps=eps, batch_eps=batch_eps)
+        check_choice("over", over, "responses", "tokens")
+        self.ddof, self.eps, self.batch_eps, self.over = ddof, eps, batch_eps, over
+
+    @override
+    def __call__(self, feedback: Feedback) -> Credit:
+        scored, group_ids = feedback.scored, feedback.group_ids
+        total = feedback.outcome.new_zeros(len(scored))
+        has_signal = torch.zeros_like(scored)
+        for name, weighted in feedback.by_name.items():
+            weight = feedback.weights[name]
+            total += weight * group_normalize(weighted / weight, group_ids, scored, self.ddof, self.eps)
+            has_signal |= scored & ~group_is_constant(weighted, group_ids, scored)
+        values, counted = spread(total, feedback, self.over)
+        mean, std = mean_and_std(values, counted, self.ddof, feedback.sum_over_ranks)
+        advantages = divide_by_std(total - mean, std, self.batch_eps)
+        return same_for_all_tokens(advantages, scored if self.over == "tokens" else has_signal, feedback)

@@ -1,0 +1,22 @@
+"""Credit assignment: rewards of responses -> advantages of tokens."""
+
+from grpo_pl.advantages.base import AdvantageEstimator, Credit
+from grpo_pl.advantages.baselines import OPO, ReinforcePlusPlus, ReinforcePlusPlusBaseline, ReMax
+from grpo_pl.advantages.critic import GAE
+from grpo_pl.advantages.group import GDPO, GroupRelative, LeaveOneOut, PassAtK
+from grpo_pl.advantages.process import ProcessGroupRelative
+
+__all__ = [
+    "GAE",
+    "GDPO",
+    "OPO",
+    "AdvantageEstimator",
+    "Credit",
+    "GroupRelative",
+    "LeaveOneOut",
+    "PassAtK",
+    "ProcessGroupRelative",
+    "ReMax",
+    "ReinforcePlusPlus",
+    "ReinforcePlusPlusBaseline",
+]

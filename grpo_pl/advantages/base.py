@@ -1,0 +1,103 @@
+"""The contract of an advantage estimator, and what several of them share."""
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, Literal, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from grpo_pl.functional import group_is_constant
+from grpo_pl.types import Feedback
+
+
+class Credit(NamedTuple):
+    """What an estimator returns: zero where the loss mask is False."""
+
+    advantages: Float[Tensor, "N T"]
+    returns: Float[Tensor, "N T"] | None
+    """The critic's regression target; None where there is no critic."""
+
+
+class AdvantageEstimator(ABC):
+    """Assigns the rewards of an iteration to the tokens that earned them."""
+
+    needs_critic: ClassVar[bool] = False
+    needs_greedy: ClassVar[bool] = False
+    """Whether `Feedback.greedy` must be there: a greedy response to each prompt is then generated too."""
+    needs_steps: ClassVar[bool] = False
+    """Whether `Feedback.step_ends` must be there: some reward must then be a process reward."""
+    reads_named_rewards: ClassVar[bool] = False
+    """Whether it reads `Feedback.by_name` instead of `Feedback.rewards`: what is done to the sum of the
+    rewards, by a KL in the reward or by a transform, does not reach it."""
+    min_group_size: int = 1
+
+    @abstractmethod
+    def __call__(self, feedback: Feedback) -> Credit:
+        """Advantages of all tokens of one iteration on this rank."""
+
+
+def same_for_all_tokens(
+    advantages: Float[Tensor, "N"], has_signal: Bool[Tensor, "N"], feedback: Feedback
+) -> Credit:
+    """Every response token has the advantage of its response; exactly 0 where there is no signal."""
+    known = feedback.loss_mask & has_signal[:, None]
+    return Credit(torch.where(known, advantages[:, None], 0.0), None)
+
+
+def group_has_signal(feedback: Feedback, valid: Bool[Tensor, "N"]) -> Bool[Tensor, "N"]:
+    """True on the valid responses of groups whose valid responses differ in reward."""
+    return valid & ~group_is_constant(feedback.outcome, feedback.group_ids, valid)
+
+
+def spread(
+    advantages: Float[Tensor, "N"], feedback: Feedback, over: Literal["responses", "tokens"]
+) -> tuple[Float[Tensor, "N _"], Bool[Tensor, "N _"]]:
+    """The scored entries that statistics of the batch count: each response once, or once a token."""
+    if over == "responses":
+        return advantages[:, None], feedback.scored[:, None]
+    return advantages[:, None].expand_as(feedback.rewards), feedback.loss_mask & feedback.scored[:, None]
+
+
+def check_ddof(ddof: int) -> None:
+    """Refuse degrees of freedom that are neither of the two conventions.
+
+    Raises:
+        ValueError: In one sentence, with the key to change.
+    """
+    if ddof not in (0, 1):
+        raise ValueError(
+            f"model.advantage.ddof={ddof}: expected 0 (divide by the count) or 1 (divide by the count less 1)"
+        )
+
+
+def check_not_negative(**options: float) -> None:
+    """Refuse a negative value of an option.
+
+    Raises:
+        ValueError: In one sentence, with the key to change.
+    """
+    for name, value in options.items():
+        if value < 0:
+            raise ValueError(f"model.advantage.{name}={value}: expected 0 or more")
+
+
+def check_fraction(**options: float) -> None:
+    """Refuse a value of an option outside of [0, 1].
+
+    Raises:
+        ValueError: In one sentence, with the key to change.
+    """
+    for name, value in options.items():
+        if not 0 <= value <= 1:
+            raise ValueError(f"model.advantage.{name}={value}: expected a number in [0, 1]")
+
+
+def check_choice(name: str, value: str, *choices: str) -> None:
+    """Refuse a word that is not one of the choices.
+
+    Raises:
+        ValueError: In one sentence, with the key to change.
+    """
+    if value not in choices:
+        raise ValueError(f"model.advantage.{name}={value}: expected one of {', '.join(choices)}")
