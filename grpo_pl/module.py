@@ -1,5 +1,6 @@
 """PolicyOptimization: holds the components and states the objective."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -21,7 +22,14 @@ from grpo_pl.metrics import rollout_metrics, sample_records
 from grpo_pl.models import LanguageModel, ModelBuilder
 from grpo_pl.references import ReferenceUpdate
 from grpo_pl.regularizers import EntropyBonus, KLPenalty
-from grpo_pl.rewards.base import RewardFunction, ScoredSamples, Verifier, score_samples, token_rewards
+from grpo_pl.rewards.base import (
+    ProcessReward,
+    RewardFunction,
+    ScoredSamples,
+    Verifier,
+    score_samples,
+    token_rewards,
+)
 from grpo_pl.rewards.transforms import RewardTransform
 from grpo_pl.types import Experience, Feedback, Prompt, Rollout, Sample, TokenScores
 from grpo_pl.weight_sync import full_weights
@@ -76,6 +84,7 @@ class PolicyOptimization(pl.LightningModule):
     ) -> None:
         super().__init__()
         check_components(rewards, advantage, kl, reference, reference_update, critic)
+        check_advantage_sources(advantage, rewards, kl, reward_transforms or [])
         self.builders = {"policy": policy, "reference": reference if kl else None, "critic": critic}
         self.rewards, self.verifiers = rewards, verifiers or {}
         self.advantage, self.loss, self.aggregation, self.kl = advantage, loss, aggregation, kl
@@ -233,8 +242,9 @@ class PolicyOptimization(pl.LightningModule):
             rewards = transform(rewards, known, self.sum_over_ranks)
         greedy = None
         if rollout.greedy:
-            of_prompts = score_samples(self.rewards, rollout.greedy).total
-            greedy = of_prompts[rollout.group_ids].to(self.device)
+            of_prompts = score_samples(self.rewards, rollout.greedy)
+            known_total = torch.where(of_prompts.scored, of_prompts.total, math.nan)
+            greedy = known_total[rollout.group_ids].to(self.device)
         return Feedback(
             rewards=rewards,
             step_ends=step_ends.to(self.device),
@@ -243,6 +253,7 @@ class PolicyOptimization(pl.LightningModule):
             group_ids=rollout.group_ids.to(self.device),
             truncated=rollout.truncated.to(self.device),
             by_name={name: score.to(self.device) for name, score in scored.weighted.items()},
+            weights={name: self.rewards[name].weight for name in scored.weighted},
             greedy=greedy,
             sum_over_ranks=self.sum_over_ranks,
         )
@@ -367,4 +378,35 @@ def check_components(
             "model.reference_update moves a reference that nothing compares with: set model.kl, for "
             "instance to "
             "KLInLoss, or model.reference_update to null"
+        )
+
+
+def check_advantage_sources(
+    advantage: AdvantageEstimator,
+    rewards: dict[str, RewardFunction],
+    kl: KLPenalty | None,
+    reward_transforms: Sequence[RewardTransform],
+) -> None:
+    """Refuse rewards that the advantage cannot work with, or would not see.
+
+    Raises:
+        ValueError: In one sentence, with the key to change.
+    """
+    name = type(advantage).__name__
+    if advantage.needs_steps and not any(
+        isinstance(reward, ProcessReward) and reward.weight for reward in rewards.values()
+    ):
+        raise ValueError(
+            f"model.advantage {name} needs rewards of steps: add a process reward with a weight other than 0 "
+            "to model.rewards, or set model.advantage to GroupRelative"
+        )
+    if advantage.reads_named_rewards and reward_transforms:
+        raise ValueError(
+            f"model.reward_transforms change the sum of the rewards, and model.advantage {name} reads each "
+            "reward on its own: set model.reward_transforms to null"
+        )
+    if advantage.reads_named_rewards and kl is not None and type(kl).cost is not KLPenalty.cost:
+        raise ValueError(
+            f"model.kl {type(kl).__name__} changes the sum of the rewards, and model.advantage {name} reads "
+            "each reward on its own: set model.kl to KLInLoss"
         )
