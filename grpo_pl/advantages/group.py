@@ -35,11 +35,13 @@ class GroupRelative(AdvantageEstimator):
 
     A_n = (r_n - mean_g) / (std_g + eps), DeepSeekMath, arXiv:2402.03300, section 4.1.2. With `scale="none"`
     it is Dr. GRPO's r_n - mean_g (arXiv:2503.20783, eq. 3). The paper leaves the degrees of freedom and eps
-    open; the defaults are TRL's. Without scale it is unbiased up to the factor (G - 1) / G, which
-    `leave_one_out` takes away; a standard deviation makes it biased: with many responses it follows the
-    gradient of the expected reward divided by the standard deviation of the prompt's reward. Degenerate
-    cases, by definition and not by rounding: a group whose rewards are all equal and a group with one scored
-    response have advantage 0.
+    open; the defaults are TRL's. Degenerate cases, by definition and not by rounding: a group whose rewards
+    are all equal and a group with one scored response have advantage 0.
+
+    Bias: without scale the gradient is the exact one times (G - 1) / G; with many responses to a prompt
+    `scale="group"` divides it by the standard deviation of the prompt's reward, with few it also turns it. With
+    `leave_one_out` neither statistic of the group depends on the response: the gradient is the exact one
+    (times the mean of the factor that scales, with `scale="group"`).
 
     Args:
         scale: What divides the centred reward: the standard deviation of its group, that of all scored
