@@ -38,10 +38,10 @@ class GroupRelative(AdvantageEstimator):
     open; the defaults are TRL's. Degenerate cases, by definition and not by rounding: a group whose rewards
     are all equal and a group with one scored response have advantage 0.
 
-    Bias: without scale the gradient is the exact one times (G - 1) / G; with many responses to a prompt
-    `scale="group"` divides it by the standard deviation of the prompt's reward, with few it also turns it. With
-    `leave_one_out` neither statistic of the group depends on the response: the gradient is the exact one
-    (times the mean of the factor that scales, with `scale="group"`).
+    Bias: without scale the expected gradient is the exact one times (G - 1) / G. `scale="group"` divides that
+    of each prompt by the standard deviation of its reward if G is large, and turns it too if G is small. With
+    `leave_one_out` no statistic of the group depends on the response: the gradient is the exact one, with
+    `scale="group"` times the mean of 1 / (std + eps).
 
     Args:
         scale: What divides the centred reward: the standard deviation of its group, that of all scored
