@@ -14,14 +14,20 @@ from hypothesis import strategies as st
 from grpo_pl.functional import (
     balanced_partition,
     derive_seed,
+    divide_by_std,
     generalized_advantages,
     group_is_constant,
     group_mean,
+    group_normalize,
     group_size,
     group_std,
     kl_k3,
     majority_at_k,
     masked_mean,
+    max_at_k_gains,
+    mean_and_std,
+    others_mean,
+    others_std,
     outcome_rewards,
     pad_rows,
     pass_at_k,
@@ -146,6 +152,45 @@ def test_whiten_of_one_entry_is_zero_and_not_nan() -> None:
     close(whiten(f64([5.0, 3.0]), torch.tensor([True, False]), only_here), [0.0, 0.0])
 
 
+def test_whiten_with_ddof_0_divides_by_the_count() -> None:
+    # mean 2, squared deviations 4 + 4 over 2 gives 4
+    close(whiten(f64([0.0, 4.0]), torch.tensor([True, True]), only_here, eps=0.0, ddof=0), [-1.0, 1.0])
+
+
+def test_mean_and_std_by_hand_are_those_of_all_ranks() -> None:
+    # here 1 and 3; the other rank adds 5 and 3: sum 8, count 2, squared deviations from the mean 3: 4 + 0
+    x, mask = f64([1.0, math.nan, 3.0]), torch.tensor([True, False, True])
+    elsewhere = iter([f64([8.0, 2.0]), f64(4.0)])
+    mean, std = mean_and_std(x, mask, 1, lambda here: here + next(elsewhere))
+    close(mean, 3.0)
+    close(std, math.sqrt(8 / 3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("number", [0.1, -1 / 3, 1e-30, 16777217.3, 0.0])
+@pytest.mark.parametrize("count", [1, 2, 3, 1000])
+def test_equal_numbers_have_a_std_of_exactly_0_and_are_whitened_to_exactly_0(
+    dtype: torch.dtype, number: float, count: int
+) -> None:
+    x, mask = torch.full((count,), number, dtype=dtype), torch.ones(count, dtype=torch.bool)
+    mean, std = mean_and_std(x, mask, 1, only_here)
+    assert std == 0
+    assert mean.dtype == std.dtype == dtype
+    torch.testing.assert_close(mean, x[0])
+    white = whiten(x, mask, only_here)
+    assert white.dtype == dtype
+    assert (white == 0).all()
+
+
+def test_a_small_spread_around_a_large_mean_is_a_spread() -> None:
+    x = f64([1e6, 1e6 + 1e-6])
+    assert whiten(x, torch.tensor([True, True]), only_here, eps=0.0)[1] > 0.7
+
+
+def test_divide_by_std_leaves_alone_what_does_not_vary() -> None:
+    close(divide_by_std(f64([2.0, 3.0]), f64([0.0, 1.0]), 0.5), [2.0, 2.0])
+
+
 IDS = torch.tensor([9, -3, 9, 500, -3, 9, 500])
 X = f64([1.0, 10.0, 2.0, 7.0, 30.0, 6.0, 8.0])
 VALID = torch.tensor([True, True, True, False, True, True, False])
@@ -199,6 +244,57 @@ def test_group_statistics_equal_those_of_a_loop_over_groups(
     close(group_std(x, ids, valid, ddof), std)
     assert group_size(ids, valid).tolist() == size
     assert group_is_constant(x, ids, valid).tolist() == constant
+
+
+def test_group_normalize_by_hand() -> None:
+    # group 9: 1, 2, 6, mean 3, std sqrt(7); group -3: 10, 30, mean 20, std sqrt(200); group 500 has no rows
+    nine, three = math.sqrt(7) + 0.5, math.sqrt(200) + 0.5
+    got = group_normalize(X, IDS, VALID, 1, 0.5)
+    close(got, [-2 / nine, -10 / three, -1 / nine, 0.0, 10 / three, 3 / nine, 0.0])
+
+
+@few
+@given(rows_of_groups, st.sampled_from([0, 1]))
+def test_statistics_of_the_others_equal_those_of_a_loop(
+    rows: list[tuple[float, int, bool]], ddof: int
+) -> None:
+    x, ids, valid = f64([r[0] for r in rows]), torch.tensor([r[1] for r in rows]), [r[2] for r in rows]
+    mean, std = [], []
+    for n, (_, own, _) in enumerate(rows):
+        some = np.array([v for m, (v, group, ok) in enumerate(rows) if group == own and ok and m != n])
+        mean.append(some.mean() if len(some) else 0.0)
+        std.append(some.std(ddof=ddof) if len(some) > 1 else 0.0)
+    close(others_mean(x, ids, torch.tensor(valid)), mean)
+    close(others_std(x, ids, torch.tensor(valid), ddof), std)
+
+
+def test_others_that_are_equal_have_a_std_of_exactly_0_beside_an_outlier() -> None:
+    x, ids = torch.tensor([1e6, 0.1, 0.1, 0.1]), torch.zeros(4, dtype=torch.long)
+    assert others_std(x, ids, torch.ones(4, dtype=torch.bool), 0)[0] == 0
+
+
+def test_a_nan_in_an_invalid_row_reaches_no_statistic_of_the_others() -> None:
+    x, ids, valid = (
+        f64([1.0, math.nan, 3.0, 7.0]),
+        torch.tensor([0] * 4),
+        torch.tensor([True, False, True, True]),
+    )
+    close(others_mean(x, ids, valid), [5.0, 11 / 3, 4.0, 2.0])
+    close(others_std(x, ids, valid, 0)[0], 2.0)
+
+
+@few
+@given(st.lists(eighths, min_size=2, max_size=6), st.data())
+def test_max_at_k_gains_are_the_mean_over_all_choices_of_others(
+    rewards: list[float], data: st.DataObject
+) -> None:
+    k = data.draw(st.integers(2, len(rewards)))
+    expected = []
+    for n, own in enumerate(rewards):
+        others = rewards[:n] + rewards[n + 1 :]
+        choices = [max(some) for some in itertools.combinations(others, k - 1)]
+        expected.append(k * sum(max(own - best, 0.0) for best in choices) / len(choices))
+    close(max_at_k_gains(f64(rewards), k), expected)
 
 
 def test_a_group_is_constant_only_if_all_its_valid_entries_are_the_very_same_number() -> None:
