@@ -216,6 +216,9 @@ class Experience:
     in."""
     active: Bool[Tensor, "B"] | None = None
     """False on sequences that no term of the loss depends on: no pass reads them; None where all are read."""
+    prompt_weights: Float[Tensor, "B"] | None = None
+    """What each counted token of a sequence weighs where every prompt counts the same, before the mean over
+    sequences: `functional.prompt_weights`."""
     num_tokens: int = 0
     """Counted tokens of the whole optimizer step, over all micro-batches and ranks; 0 before the minibatches
     are cut."""
@@ -269,6 +272,7 @@ class Experience:
             weights=cut(self.weights),
             kept=cut(self.kept),
             active=None if self.active is None else self.active[index],
+            prompt_weights=None if self.prompt_weights is None else self.prompt_weights[index],
             num_tokens=num_tokens,
             num_sequences=num_sequences,
         )

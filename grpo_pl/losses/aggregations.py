@@ -1,0 +1,85 @@
+"""How the losses of tokens become the loss of an optimizer step."""
+
+from abc import ABC, abstractmethod
+from typing import final
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from typing_extensions import override
+
+from grpo_pl.types import Experience
+
+
+class Aggregation(ABC):
+    """How the losses of tokens become the loss of an optimizer step.
+
+    Each micro-batch gives its *share*: the shares of all micro-batches and ranks add up to the objective of
+    the whole step. So cutting a batch into more micro-batches, or spreading it over more ranks, changes
+    nothing.
+    """
+
+    @abstractmethod
+    def __call__(self, loss: Float[Tensor, "B T"], batch: Experience) -> Float[Tensor, ""]:
+        """This micro-batch's share, from `batch.num_tokens` and `batch.num_sequences` of the whole step."""
+
+
+def _masked_sum(loss: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B"]:
+    return torch.where(mask, loss, 0.0).sum(-1)
+
+
+@final
+class TokenMean(Aggregation):
+    """The mean over all response tokens of the step: each counts the same (DAPO, arXiv:2503.14476, eq. 8)."""
+
+    @override
+    def __call__(self, loss: Float[Tensor, "B T"], batch: Experience) -> Float[Tensor, ""]:
+        return _masked_sum(loss, batch.counted).sum() / max(batch.num_tokens, 1)
+
+
+@final
+class SequenceMean(Aggregation):
+    """The mean over sequences of the mean over their tokens: each response counts the same.
+
+    DeepSeekMath, arXiv:2402.03300, eq. 3.
+    """
+
+    @override
+    def __call__(self, loss: Float[Tensor, "B T"], batch: Experience) -> Float[Tensor, ""]:
+        per_sequence = _masked_sum(loss, batch.counted) / batch.counted.sum(-1).clamp(min=1)
+        return per_sequence.sum() / max(batch.num_sequences, 1)
+
+
+@final
+class ConstantLength(Aggregation):
+    """The sum over tokens divided by a constant number of tokens a sequence (Dr. GRPO, arXiv:2503.20783).
+
+    Args:
+        length: The constant, in tokens; the paper takes the token limit of a response.
+    """
+
+    def __init__(self, length: int) -> None:
+        if length < 1:
+            raise ValueError(f"model.aggregation.length={length}: expected 1 or more")
+        self.length = length
+
+    @override
+    def __call__(self, loss: Float[Tensor, "B T"], batch: Experience) -> Float[Tensor, ""]:
+        return _masked_sum(loss, batch.counted).sum() / (max(batch.num_sequences, 1) * self.length)
+
+
+@final
+class PromptMean(Aggregation):
+    """The mean over prompts of the mean over all tokens of their responses: each prompt counts the same.
+
+    The "prompt average" of ScaleRL, arXiv:2510.13786. Over the minibatches of a rollout on average: each
+    token weighs what `functional.prompt_weights` says, whether the other responses to its prompt are in the
+    same minibatch or not. With `data.keep_groups` they are, and the mean is that over the prompts of the
+    step.
+    """
+
+    @override
+    def __call__(self, loss: Float[Tensor, "B T"], batch: Experience) -> Float[Tensor, ""]:
+        assert batch.prompt_weights is not None, "the learner gives them"
+        weighted = _masked_sum(loss, batch.counted) * batch.prompt_weights
+        return weighted.sum() / max(batch.num_sequences, 1)
