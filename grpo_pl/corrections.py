@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from grpo_pl.functional import masked_mean
+from grpo_pl.functional import bounded_exp, masked_mean
 
 
 class Correction(NamedTuple):
@@ -20,15 +20,25 @@ class Correction(NamedTuple):
 class ImportanceCorrection:
     """Weighs each token by pi_trainer / pi_engine, truncated or masked.
 
-    w = exp(old_logprobs - sampling_logprobs) of the token (truncated importance sampling, Yao et al. 2025;
-    masked: IcePop), or of the whole response, exp of the sum. It multiplies the policy loss alone, not the
-        KL penalty.
+    w = exp(old_logprobs - sampling_logprobs) of the token, or exp of the sum over the whole response, for all
+    of its tokens. A weight outside [low, high] moves to the bound (truncated importance sampling: Yao et al.
+    2025, "Your efficient RL framework secretly brings you off-policy RL training") or becomes 0 (IcePop, Ring
+    team 2025). The weights multiply the policy loss alone, not the KL penalty; denominators count tokens of
+    weight 0 all the same. A sequence's ratio has mean 1 under samples of the engine, so unbounded weights
+    would be unbiased; bounds trade bias for variance.
+
+    TRL's default is `level: sequence, mode: mask, high: 3`, verl's (if on) `token, truncate, high: 2`,
+    IcePop's `token, mask, low: 0.5, high: 5`.
+
+    It logs `sync/weight_mean`, `sync/weights_outside` (the share outside the bounds) and
+    `sync/effective_sample_share` ((sum w)^2 / (n sum w^2) of the weights as used: 1 where all are alike), all
+    over tokens, or over responses at the level of sequences.
 
     Args:
         level: Of a weight: each token, or the whole sequence.
         mode: What happens outside the bounds: truncate moves the weight to the bound, mask makes it 0.
-        low: The lowest weight.
-        high: The highest weight.
+        low: The lowest weight, in [0, 1].
+        high: The highest weight, 1 or more.
     """
 
     def __init__(
@@ -38,6 +48,10 @@ class ImportanceCorrection:
         low: float = 0.0,
         high: float = 2.0,
     ) -> None:
+        if level not in ("token", "sequence"):
+            raise ValueError(f"model.correction.level={level}: expected token or sequence")
+        if mode not in ("truncate", "mask"):
+            raise ValueError(f"model.correction.mode={mode}: expected truncate or mask")
         if not 0 <= low <= 1 <= high:
             raise ValueError(f"model.correction: low={low}, high={high}: expected 0 <= low <= 1 <= high")
         self.level, self.mode, self.low, self.high = level, mode, low, high
@@ -49,20 +63,18 @@ class ImportanceCorrection:
         mask: Bool[Tensor, "N T"],
     ) -> Correction:
         """The weight of each masked token; 1 elsewhere."""
-        log_ratio = torch.where(mask, old_logprobs - sampling_logprobs, 0.0)
+        log_ratio, units = torch.where(mask, old_logprobs - sampling_logprobs, 0.0), mask
         if self.level == "sequence":
-            log_ratio = log_ratio.sum(-1, keepdim=True).expand_as(log_ratio)
-        ratio = log_ratio.exp()
+            log_ratio, units = log_ratio.sum(-1, keepdim=True), mask.any(-1, keepdim=True)
+        ratio = bounded_exp(log_ratio)
         outside = (ratio < self.low) | (ratio > self.high)
-        bounded = ratio.clamp(self.low, self.high) if self.mode == "truncate" else ratio * ~outside
-        weights = torch.where(mask, bounded, 1.0)
-        inside = torch.where(mask, bounded, 0.0)
-        effective = inside.sum() ** 2 / (inside**2).sum().clamp(min=1e-12) / mask.sum().clamp(min=1)
-        return Correction(
-            weights,
-            {
-                "sync/weight_mean": float(masked_mean(bounded, mask)),
-                "sync/weights_outside": float(masked_mean(outside.float(), mask)),
-                "sync/effective_sample_share": float(effective),
-            },
+        bounded = (
+            ratio.clamp(self.low, self.high) if self.mode == "truncate" else ratio.masked_fill(outside, 0)
         )
+        mean, mean_square = masked_mean(bounded, units), masked_mean(bounded**2, units)
+        metrics = {
+            "sync/weight_mean": float(mean),
+            "sync/weights_outside": float(masked_mean(outside.float(), units)),
+            "sync/effective_sample_share": float(mean**2 / mean_square) if mean_square > 0 else 0.0,
+        }
+        return Correction(torch.where(mask, bounded, 1.0), metrics)
