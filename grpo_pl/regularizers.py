@@ -1,21 +1,75 @@
-"""What keeps the policy close to the reference."""
+"""What keeps the policy close to the reference, and undecided."""
 
+import math
 from abc import ABC, abstractmethod
-from typing import final
+from typing import Literal, final
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from typing_extensions import override
 
-from grpo_pl.functional import kl_k3
+from grpo_pl.functional import importance_ratio, kl_k1, kl_k2, kl_k3
 from grpo_pl.types import Experience
+
+Estimator = Literal["k1", "k2", "k3"]
+ESTIMATORS = {"k1": kl_k1, "k2": kl_k2, "k3": kl_k3}
+
+
+@final
+class AdaptiveCoefficient(nn.Module):
+    """Moves the coefficient of a KL penalty so that the divergence comes near a target.
+
+    After each iteration, beta *= 1 + clip(KL / target - 1, -0.2, 0.2) / horizon: the proportional controller
+    of Ziegler et al. 2019, arXiv:1909.08593, section 2.2. KL is `train/kl`: k3, and the mean over the tokens
+    of an iteration, where the paper's is that of a whole response. verl and PPO count the horizon in
+    responses; divide theirs by the responses of an iteration.
+
+    Args:
+        target: The divergence to hold, in nats a token.
+        horizon: Iterations in which an error of 20 % or more moves the coefficient by about 20 %.
+    """
+
+    scale: Tensor
+    """What the coefficient has been multiplied by so far; a buffer, and so in every checkpoint."""
+
+    def __init__(self, target: float = 0.1, horizon: float = 10.0) -> None:
+        super().__init__()
+        for name, value in (("target", target), ("horizon", horizon)):
+            if not 0 < value < math.inf:
+                raise ValueError(f"model.kl.controller.{name}={value}: expected a number above 0")
+        self.target, self.horizon = target, horizon
+        self.register_buffer("scale", torch.ones(()))
+
+    def adapt(self, divergence: float) -> None:
+        """Move after an iteration of this divergence."""
+        error = min(max(divergence / self.target - 1, -0.2), 0.2)
+        self.scale *= 1 + error / self.horizon
 
 
 class KLPenalty(nn.Module, ABC):
     """A penalty on the divergence of the policy from the reference: in the loss, or in the reward.
 
-    A module, so that the state of an adaptive coefficient (a buffer) is in every checkpoint.
+    A module, so that the state of the controller is in every checkpoint.
     """
+
+    def __init__(self, coefficient: float, controller: AdaptiveCoefficient | None) -> None:
+        super().__init__()
+        if not 0 <= coefficient < math.inf:
+            raise ValueError(f"model.kl.coefficient={coefficient}: expected 0 or more")
+        if controller is not None and coefficient == 0:
+            raise ValueError(
+                "model.kl.coefficient=0.0: expected more than 0, for model.kl.controller multiplies it; set "
+                "it to 0.01, or the controller to null"
+            )
+        self.initial_coefficient, self.controller = coefficient, controller
+
+    @property
+    def coefficient(self) -> float | Tensor:
+        """Beta of this iteration, in units of reward per nat."""
+        if self.controller is None:
+            return self.initial_coefficient
+        return self.initial_coefficient * self.controller.scale
 
     def cost(
         self,
@@ -29,37 +83,109 @@ class KLPenalty(nn.Module, ABC):
     def loss(
         self, logprobs: Float[Tensor, "B T"], batch: Experience
     ) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"]]:
-        """What is added to the loss of each token, and the estimate of the divergence itself, in nats."""
+        """What is added to the loss of each token, and the divergence itself, in nats.
+
+        Whatever the estimator of the penalty is, the divergence is k3's: unbiased and never negative, so that
+        runs can be compared.
+        """
 
     def adapt(self, divergence: float) -> None:
         """Called once an iteration with its mean divergence over all ranks, in nats a token."""
+        if self.controller is not None:
+            self.controller.adapt(divergence)
 
 
 @final
 class KLInLoss(KLPenalty):
-    """coefficient * k3 added to the loss of each token (DeepSeekMath, arXiv:2402.03300, eq. 3 and 4).
+    """coefficient * KL estimate added to the loss of each token.
 
-    `functional.kl_k3` says what its gradient is the gradient of. From the second minibatch of a rollout on
-    the tokens are no longer samples of the current policy; as in the paper, no importance weight makes up for
-    that.
+    DeepSeekMath, arXiv:2402.03300, eq. 3 and 4. What is penalised is the divergence of a token's
+    distribution, its prefix being given: what a token does to the divergence of later ones has no gradient
+    here (with `KLInReward` it has). `functional.kl_k1`, `kl_k2` and `kl_k3` say what the gradient of each
+    estimator is the gradient of.
+
+    `gradient="plain"` differentiates the estimate k alone. On policy the expected gradient is 0 for k1, that
+    of KL(policy || reference) for k2 and that of KL(reference || policy) for k3, the paper's. From the second
+    minibatch of a rollout on the tokens are samples of the old policy, and nothing makes up for that.
+
+    `gradient="unbiased"` differentiates rho k, rho = exp(logprobs - old_logprobs), with the gradient of rho:
+    the mean of rho k over samples of the old policy is the mean of k over those of the policy, so its
+    gradient is that of the *value* that k estimates, on and off policy. For k1 and k3 it is that of
+    KL(policy || reference). TRL does the same by default; DeepSeek-V3.2, arXiv:2512.02556, section 3.1.
 
     Args:
-        coefficient: Beta, in units of reward per nat; 0.04 in the paper.
+        coefficient: Beta, in units of reward per nat, 0 or more; 0.04 in the paper.
+        estimator: What estimates the divergence.
+        gradient: What is differentiated: the estimate, or the estimate times the importance ratio.
+        controller: Moves the coefficient after each iteration; null for a fixed one.
     """
 
-    def __init__(self, coefficient: float = 0.04) -> None:
-        super().__init__()
-        if coefficient < 0:
-            raise ValueError(f"model.kl.coefficient={coefficient}: expected 0 or more")
-        self.coefficient = coefficient
+    def __init__(
+        self,
+        coefficient: float = 0.04,
+        estimator: Estimator = "k3",
+        gradient: Literal["plain", "unbiased"] = "plain",
+        controller: AdaptiveCoefficient | None = None,
+    ) -> None:
+        super().__init__(coefficient, controller)
+        _check_estimator(estimator)
+        if gradient not in ("plain", "unbiased"):
+            raise ValueError(f"model.kl.gradient={gradient}: expected plain or unbiased")
+        self.estimator, self.gradient = ESTIMATORS[estimator], gradient
 
     @override
     def loss(
         self, logprobs: Float[Tensor, "B T"], batch: Experience
     ) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"]]:
         assert batch.ref_logprobs is not None, "the module refuses a KL without a reference"
-        divergence = kl_k3(logprobs, batch.ref_logprobs)
-        return self.coefficient * divergence, divergence.detach()
+        estimate = self.estimator(logprobs, batch.ref_logprobs)
+        if self.gradient == "unbiased":
+            estimate = importance_ratio(logprobs, batch.old_logprobs) * estimate
+        return self.coefficient * estimate, kl_k3(logprobs.detach(), batch.ref_logprobs)
+
+
+@final
+class KLInReward(KLPenalty):
+    """coefficient * KL estimate taken off the reward of each token, before advantages.
+
+    Ziegler et al. 2019, arXiv:1909.08593, eq. 2; InstructGPT, arXiv:2203.02155, eq. 2. The estimate is that
+    of the old policy and has no gradient: the advantage estimator assigns it to the tokens that led there, as
+    it does every reward. So the penalty is on the divergence of whole responses: a response's k1 terms add up
+    to log(policy / reference) of the response. Nothing is added to the loss.
+
+    Args:
+        coefficient: Beta, in units of reward per nat, 0 or more.
+        estimator: What estimates the divergence; k1 in the papers.
+        controller: Moves the coefficient after each iteration; null for a fixed one.
+    """
+
+    def __init__(
+        self,
+        coefficient: float = 0.05,
+        estimator: Estimator = "k1",
+        controller: AdaptiveCoefficient | None = None,
+    ) -> None:
+        super().__init__(coefficient, controller)
+        _check_estimator(estimator)
+        self.estimator = ESTIMATORS[estimator]
+
+    @override
+    def cost(
+        self, old_logprobs: Float[Tensor, "N T"], ref_logprobs: Float[Tensor, "N T"]
+    ) -> Float[Tensor, "N T"]:
+        return self.coefficient * self.estimator(old_logprobs, ref_logprobs)
+
+    @override
+    def loss(
+        self, logprobs: Float[Tensor, "B T"], batch: Experience
+    ) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"]]:
+        assert batch.ref_logprobs is not None, "the module refuses a KL without a reference"
+        return torch.zeros_like(logprobs), kl_k3(logprobs.detach(), batch.ref_logprobs)
+
+
+def _check_estimator(estimator: str) -> None:
+    if estimator not in ESTIMATORS:
+        raise ValueError(f"model.kl.estimator={estimator}: expected k1, k2 or k3")
 
 
 @final
@@ -67,13 +193,16 @@ class EntropyBonus:
     """-coefficient * entropy added to the loss of each token, so that the policy stays undecided.
 
     The entropy is that of the whole next-token distribution at the sampling temperature, with its exact
-    gradient.
+    gradient; prefixes are given, as in `KLInLoss`. A negative coefficient is a penalty, and makes the policy
+    decide (entropy minimisation, arXiv:2505.15134).
 
     Args:
         coefficient: In units of reward per nat.
     """
 
     def __init__(self, coefficient: float = 0.001) -> None:
+        if not math.isfinite(coefficient):
+            raise ValueError(f"model.entropy.coefficient={coefficient}: expected a finite number")
         self.coefficient = coefficient
 
     def loss(self, entropy: Float[Tensor, "B T"]) -> Float[Tensor, "B T"]:
