@@ -15,7 +15,7 @@ from typing_extensions import override
 from grpo_pl.advantages import AdvantageEstimator
 from grpo_pl.corrections import ImportanceCorrection
 from grpo_pl.evaluation import Evaluation
-from grpo_pl.functional import group_is_constant, group_size, masked_mean
+from grpo_pl.functional import group_is_constant, group_size, masked_mean, prompt_weights
 from grpo_pl.losses import Aggregation, ClippedValueLoss, PolicyLoss
 from grpo_pl.masks import TokenMask
 from grpo_pl.metrics import rollout_metrics, sample_records
@@ -93,6 +93,7 @@ class PolicyOptimization(pl.LightningModule):
         self.reward_transforms = nn.ModuleList(reward_transforms or [])
         self.correction, self.masks, self.entropy = correction, masks or [], entropy
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
+        self.reads_silent = any((kl, critic, entropy, *(mask.needs_entropy for mask in self.masks)))
         self.min_group_size, self.needs_greedy = advantage.min_group_size, advantage.needs_greedy
         self.policy: LanguageModel | None = None
         self.critic: nn.Module | None = None
@@ -209,7 +210,7 @@ class PolicyOptimization(pl.LightningModule):
             advantages=blank,
             temperature=rollout.temperature,
         )
-        if self.kl is None and self.critic is None and self.entropy is None:
+        if not self.reads_silent:
             credit = self.advantage(feedback)  # without an advantage a sequence has no gradient
             experience.active = (credit.advantages != 0).any(-1)
             scores = self._score(experience, micro_batches)
@@ -224,9 +225,15 @@ class PolicyOptimization(pl.LightningModule):
         experience.advantages, experience.returns = credit.advantages, credit.returns
         experience.old_values = scores.values
         for token_mask in self.masks:
+            assert scores.entropy is not None, "a pass without gradient gives it"
             kept = token_mask(feedback, scores.entropy)
             experience.kept = kept if experience.kept is None else experience.kept & kept
+        experience.prompt_weights = prompt_weights(
+            experience.counted.sum(-1), feedback.group_ids, self.sum_over_ranks
+        )
         experience.metrics = rollout_metrics(rollout, experience, scores) | scored.metrics()
+        if self.kl is not None:
+            experience.metrics["train/kl_coefficient"] = float(self.kl.coefficient)
         if self.correction is not None:
             correction = self.correction(scores.logprobs, experience.sampling_logprobs, experience.read)
             experience.weights = correction.weights
