@@ -9,12 +9,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from grpo_pl.functional import balanced_partition, permutation
+from grpo_pl.functional import balanced_partition, permutation, prompt_weights
 from grpo_pl.losses import (
+    CISPO,
+    GMPO,
+    GSPO,
+    SAPO,
     Aggregation,
     ClippedSurrogate,
     ClippedValueLoss,
     ConstantLength,
+    PolicyLoss,
+    PromptMean,
+    Reinforce,
     SequenceMean,
     TokenMean,
 )
@@ -26,7 +33,10 @@ F64 = torch.float64
 def experience(mask: Tensor, **columns: Tensor | None) -> Experience:
     """An experience whose other columns are zero, of one optimizer step that it fills alone."""
     zeros = torch.zeros(mask.shape, dtype=F64)
-    given_columns = {"sampling_logprobs": zeros, "old_logprobs": zeros, "advantages": zeros} | columns
+    one_prompt = prompt_weights(mask.sum(-1), torch.zeros(len(mask), dtype=torch.int64), lambda x: x)
+    given_columns = {
+        "sampling_logprobs": zeros, "old_logprobs": zeros, "advantages": zeros, "prompt_weights": one_prompt,
+    } | columns  # fmt: skip
     return Experience(
         token_ids=torch.zeros(mask.shape, dtype=torch.int64), loss_mask=mask, temperature=1.0,
         num_tokens=int(mask.sum()), num_sequences=len(mask), **given_columns,
@@ -70,8 +80,21 @@ def test_the_clipped_surrogate_its_gradient_and_its_metrics_by_hand() -> None:
     assert not any(value.requires_grad for value in got.metrics.values())
 
 
-@pytest.mark.parametrize("clip", [0.2, 0.0])
-def test_on_policy_the_loss_is_minus_a_and_the_gradient_is_reinforces(clip: float) -> None:
+ALL = [
+    ClippedSurrogate(),
+    ClippedSurrogate(clip_low=0.0, clip_high=0.0),
+    ClippedSurrogate(dual_clip=3.0),
+    GSPO(),
+    CISPO(),
+    SAPO(),
+    GMPO(),
+    Reinforce(),
+]
+by_name = pytest.mark.parametrize("policy_loss", ALL, ids=lambda loss: type(loss).__name__)
+
+
+@by_name
+def test_on_policy_the_gradient_is_reinforces(policy_loss: PolicyLoss) -> None:
     generator = torch.Generator().manual_seed(0)
     weights = torch.randn(
         4, 6, dtype=F64, generator=generator, requires_grad=True
@@ -83,12 +106,36 @@ def test_on_policy_the_loss_is_minus_a_and_the_gradient_is_reinforces(clip: floa
     batch = experience(
         torch.ones(3, 5, dtype=torch.bool), old_logprobs=logprobs.detach(), advantages=advantages
     )
-    got = ClippedSurrogate(clip_low=clip, clip_high=clip)(logprobs, batch)
-    assert torch.equal(got.loss.detach(), -advantages)
-    assert not got.metrics["train/clip_fraction"].any()
+    got = policy_loss(logprobs, batch)
+    assert not got.metrics["train/ratio_deviation"].any()
+    assert not got.metrics.get("train/clip_fraction", torch.zeros(())).any()
     (ours,) = torch.autograd.grad(got.loss.sum(), weights, retain_graph=True)
     (reinforce,) = torch.autograd.grad(-(advantages * logprobs).sum(), weights)
     close(ours, reinforce)
+
+
+@pytest.mark.parametrize("policy_loss", [ClippedSurrogate(), GSPO(), GMPO()])
+def test_on_policy_the_loss_of_a_token_is_exactly_minus_its_advantage(policy_loss: PolicyLoss) -> None:
+    logprobs, advantages = torch.tensor([[-0.1, -2.3, -7.7]]), torch.tensor([[0.3, -1.7, 0.0]])
+    batch = experience(torch.ones(1, 3, dtype=torch.bool), old_logprobs=logprobs, advantages=advantages)
+    assert torch.equal(policy_loss(logprobs, batch).loss, -advantages)
+
+
+@by_name
+def test_no_ratio_is_too_great_for_a_finite_loss_and_a_finite_gradient(policy_loss: PolicyLoss) -> None:
+    drift = torch.tensor([[1e4, -1e4, 100.0, -100.0], [1e4, 1e4, 1e4, 1e4], [-1e4, -1e4, -1e4, -1e4]])
+    for advantage in (1.0, -1.0, 0.0):
+        logprobs = drift.clone().requires_grad_()
+        batch = experience(
+            torch.ones(3, 4, dtype=torch.bool),
+            old_logprobs=torch.zeros(3, 4),
+            advantages=torch.full((3, 4), advantage),
+        )
+        got = policy_loss(logprobs, batch)
+        got.loss.sum().backward()
+        assert got.loss.isfinite().all()
+        assert logprobs.grad.isfinite().all()
+        assert all(value.isfinite().all() for value in got.metrics.values())
 
 
 def test_on_policy_the_expected_gradient_is_that_of_the_expected_reward() -> None:
@@ -102,6 +149,137 @@ def test_on_policy_the_expected_gradient_is_that_of_the_expected_reward() -> Non
     (ours,) = torch.autograd.grad(loss, logits, retain_graph=True)
     (exact,) = torch.autograd.grad(-(logp.exp() * reward).sum(), logits)
     close(ours, exact)
+
+
+# ------------------------------------------------------------------------------------------- the other losses
+
+
+def check_by_hand(
+    policy_loss: PolicyLoss, advantages: Sequence, ratios: Sequence, loss: Sequence, gradient: Sequence,
+    acts: Sequence | None,
+) -> None:  # fmt: skip
+    """Rows are responses; the log-probability of every token was -1.5."""
+    ratio = torch.tensor(ratios, dtype=F64)
+    old = torch.full_like(ratio, -1.5)
+    logprobs = (old + ratio.log()).requires_grad_()
+    given_advantages = torch.tensor(advantages, dtype=F64)
+    mask = torch.ones(ratio.shape, dtype=torch.bool)
+    got = policy_loss(logprobs, experience(mask, old_logprobs=old, advantages=given_advantages))
+    close(got.loss.detach(), loss)
+    got.loss.sum().backward()
+    close(logprobs.grad, gradient)
+    close(got.metrics["train/ratio_deviation"], (ratio - 1).abs())
+    assert got.metrics.get("train/clip_fraction", torch.tensor(0)).tolist() == (0 if acts is None else acts)
+    assert not any(value.requires_grad for value in got.metrics.values())
+
+
+def test_the_dual_clip_bounds_bad_tokens_that_became_likelier_and_nothing_else() -> None:
+    check_by_hand(
+        ClippedSurrogate(clip_low=0.2, clip_high=0.4, dual_clip=3.0),
+        advantages=[[-2.0, -2.0, -2.0, 2.0, 0.0]],
+        ratios=[[4.0, 2.5, 0.5, 4.0, 4.0]],
+        loss=[[6.0, 5.0, 1.6, -2.8, 0.0]],  # without: 8.0, 5.0, 1.6, -2.8, 0.0
+        gradient=[[0.0, 5.0, 0.0, 0.0, 0.0]],
+        acts=[[1, 0, 1, 1, 0]],
+    )
+
+
+def test_gspo_by_hand() -> None:
+    # s is the geometric mean: sqrt(2 * 0.5) = 1, sqrt(4 * 1) = 2, sqrt(0.25 * 1) = 0.5, clipped to [0.8, 1.4]
+    check_by_hand(
+        GSPO(clip_low=0.2, clip_high=0.4),
+        advantages=[[3.0, 3.0], [3.0, 3.0], [-3.0, -3.0], [-3.0, -3.0], [3.0, -1.0]],
+        ratios=[[2.0, 0.5], [4.0, 1.0], [4.0, 1.0], [0.25, 1.0], [4.0, 1.0]],
+        loss=[[-3.0, -3.0], [-4.2, -4.2], [6.0, 6.0], [2.4, 2.4], [-4.2, 2.0]],
+        gradient=[[-3.0, -3.0], [0.0, 0.0], [6.0, 6.0], [0.0, 0.0], [0.0, 2.0]],
+        acts=[[0, 0], [1, 1], [0, 0], [1, 1], [1, 0]],
+    )
+
+
+def test_cispo_by_hand() -> None:
+    # the clip bounds the weight of a token, whose log-probability goes on having a gradient
+    ratios = [0.25, 1.0, 4.0, 4.0, 4.0]
+    advantages, weights = [2.0, 2.0, 2.0, -2.0, 0.0], [0.5, 1.0, 3.0, 3.0, 3.0]
+    check_by_hand(
+        CISPO(low=0.5, high=3.0),
+        advantages=[advantages],
+        ratios=[ratios],
+        loss=[[-w * a * (-1.5 + math.log(r)) for w, a, r in zip(weights, advantages, ratios, strict=True)]],
+        gradient=[[-1.0, -2.0, -6.0, 6.0, 0.0]],
+        acts=[[1, 0, 1, 1, 0]],
+    )
+
+
+def test_sapo_by_hand() -> None:
+    # at ratio 2: sigmoid(1) for tau = 1 and sigmoid(2) for tau = 2; the gradient of the gate is
+    # 4 sigmoid (1 - sigmoid) ratio
+    up, down = 1 / (1 + math.exp(-1)), 1 / (1 + math.exp(-2))
+    check_by_hand(
+        SAPO(tau_positive=1.0, tau_negative=2.0),
+        advantages=[[3.0, -3.0, 3.0, -3.0, 0.0]],
+        ratios=[[1.0, 1.0, 2.0, 2.0, 2.0]],
+        loss=[[-6.0, 3.0, -12 * up, 6 * down, 0.0]],
+        gradient=[[-3.0, 3.0, -24 * up * (1 - up), 24 * down * (1 - down), 0.0]],
+        acts=None,
+    )
+
+
+def test_gmpo_by_hand() -> None:
+    # log rho is clipped above at ln 2 where A > 0 and below at -ln 2 where A < 0: (4, 1/8) becomes (2, 1/8)
+    # or (4, 1/2); their geometric means are 1/2 and sqrt(2)
+    half, root = 0.5, math.sqrt(2)
+    check_by_hand(
+        GMPO(clip_low=math.log(2), clip_high=math.log(2)),
+        advantages=[[3.0, 3.0], [-3.0, -3.0], [0.0, 0.0]],
+        ratios=[[4.0, 0.125], [4.0, 0.125], [4.0, 0.125]],
+        loss=[[-3 * half, -3 * half], [3 * root, 3 * root], [0.0, 0.0]],
+        gradient=[[0.0, -3 * half], [3 * root, 0.0], [0.0, 0.0]],
+        acts=[[1, 0], [0, 1], [0, 0]],
+    )
+
+
+def test_reinforce_by_hand() -> None:
+    check_by_hand(
+        Reinforce(),
+        advantages=[[2.0, -2.0, 0.0]],
+        ratios=[[1.0, 1.0, 7.0]],
+        loss=[[3.0, -3.0, 0.0]],
+        gradient=[[-2.0, 2.0, 0.0]],
+        acts=None,
+    )
+
+
+def paper_gspo(log_ratio: Tensor, mask: Tensor, advantages: Tensor) -> Tensor:
+    """The paper's objective, eq. 5: one ratio and one clip a response."""
+    ratio = ((log_ratio * mask).sum(-1) / mask.sum(-1)).exp()
+    return -torch.minimum(ratio * advantages, ratio.clamp(0.9, 1.1) * advantages).mean()
+
+
+def paper_gmpo(log_ratio: Tensor, mask: Tensor, advantages: Tensor) -> Tensor:
+    """The paper's objective as in its code: the pessimistic minimum of sign(A) log rho, token by token."""
+    sign = advantages.sign()[:, None]
+    pessimistic = sign * torch.minimum(sign * log_ratio, sign * log_ratio.clamp(-0.3, 0.2))
+    return -(((pessimistic * mask).sum(-1) / mask.sum(-1)).exp() * advantages).mean()
+
+
+@pytest.mark.parametrize(
+    ("policy_loss", "paper"), [(GSPO(0.1, 0.1), paper_gspo), (GMPO(0.3, 0.2), paper_gmpo)]
+)
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(st.lists(st.integers(1, 6), min_size=2, max_size=6), st.integers(0, 99))
+def test_the_mean_over_sequences_of_the_token_form_is_the_papers_objective(
+    policy_loss: PolicyLoss, paper: Callable[..., Tensor], lengths: list[int], seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    mask = (torch.arange(8) >= 1) & (torch.arange(8) <= torch.tensor(lengths)[:, None])
+    old, drift = (torch.randn(mask.shape, dtype=F64, generator=generator) for _ in range(2))
+    advantages = torch.randn(len(lengths), dtype=F64, generator=generator)
+    logprobs = (old + 0.4 * drift).requires_grad_()
+    batch = experience(mask, old_logprobs=old, advantages=advantages[:, None].expand(mask.shape))
+    ours = SequenceMean()(policy_loss(logprobs, batch).loss, batch)
+    theirs = paper(logprobs - old, mask, advantages)
+    close(ours.detach(), theirs.detach())
+    close(torch.autograd.grad(ours, logprobs)[0], torch.autograd.grad(theirs, logprobs)[0])
 
 
 # ------------------------------------------------------------------------------------------- ClippedValueLoss
@@ -147,6 +325,7 @@ BY_HAND = [
     (TokenMean(), (1 + 2 + 3 + 5) / 4),
     (SequenceMean(), ((1 + 2 + 3) / 3 + 5 / 1) / 2),
     (ConstantLength(length=8), (1 + 2 + 3 + 5) / (2 * 8)),
+    (PromptMean(), (1 + 2 + 3 + 5) / 4),  # both answer one prompt
 ]
 
 
@@ -171,7 +350,7 @@ def test_columns_of_padding_change_nothing(aggregation: Aggregation, expected: f
     close(aggregation(wide, experience(mask)), expected)
 
 
-@pytest.mark.parametrize("aggregation", [TokenMean(), SequenceMean(), ConstantLength(length=5)])
+@pytest.mark.parametrize("aggregation", [TokenMean(), SequenceMean(), ConstantLength(length=5), PromptMean()])
 @settings(max_examples=15, deadline=None, derandomize=True)
 @given(st.lists(st.integers(1, 6), min_size=4, max_size=9), st.integers(1, 4), st.integers(0, 9))
 def test_the_shares_of_k_micro_batches_add_up_to_one_batch_and_so_do_their_gradients(
@@ -181,7 +360,8 @@ def test_the_shares_of_k_micro_batches_add_up_to_one_batch_and_so_do_their_gradi
     mask = (torch.arange(9) >= 1) & (torch.arange(9) <= torch.tensor(lengths)[:, None])
     old, advantages, drift = (torch.randn(mask.shape, dtype=F64, generator=generator) for _ in range(3))
     logprobs = (old + 0.3 * drift).requires_grad_()
-    whole = experience(mask, old_logprobs=old, advantages=advantages)
+    of_prompts = prompt_weights(torch.tensor(lengths), torch.arange(len(lengths)) // 3, lambda x: x)
+    whole = experience(mask, old_logprobs=old, advantages=advantages, prompt_weights=of_prompts)
     surrogate = ClippedSurrogate()
 
     objective = aggregation(surrogate(logprobs, whole).loss, whole)
@@ -209,6 +389,43 @@ def test_each_token_counts_the_same_or_each_response_does() -> None:
         close(weight, [[0, long, long, long], [0, short, 0, 0]])
 
 
+RAGGED = torch.tensor([[3, 1], [2, 2], [0, 5], [0, 0]])  # counted tokens of two responses to each prompt
+
+
+def mean_over_prompts(loss: Tensor, mask: Tensor) -> Tensor:
+    """By the definition, from the rows of `RAGGED`: the last prompt has no token and does not count."""
+    sums = torch.where(mask, loss, 0.0).sum(-1).view(4, 2).sum(-1)
+    return (sums[:3] / RAGGED[:3].sum(-1)).mean()
+
+
+def prompt_mean_of_rank(loss: Tensor, mask: Tensor, weights: Tensor, rows: slice) -> Tensor:
+    batch = experience(mask[rows], prompt_weights=weights)
+    batch.num_sequences = int((RAGGED > 0).sum())  # of all ranks
+    return PromptMean()(loss[rows], batch)
+
+
+def test_the_mean_over_prompts_is_that_of_its_definition_on_one_rank_and_on_two() -> None:
+    tokens, group_ids = RAGGED.flatten(), torch.arange(8) // 2
+    mask = torch.arange(6) < tokens[:, None]
+    loss = torch.randn(8, 6, dtype=F64, generator=torch.Generator().manual_seed(0))
+    expected = mean_over_prompts(loss, mask)
+    alone = prompt_weights(tokens, group_ids, lambda local: local)
+    in_float32 = {"rtol": 1e-6, "atol": 0.0}
+    torch.testing.assert_close(prompt_mean_of_rank(loss, mask, alone, slice(8)), expected, **in_float32)
+
+    ranks, asked = (slice(0, 4), slice(4, 8)), []
+    for rows in ranks:
+        prompt_weights(tokens[rows], group_ids[rows], lambda local: asked.append(local) or local)
+    shares = [
+        prompt_mean_of_rank(
+            loss, mask, prompt_weights(tokens[rows], group_ids[rows], lambda _: sum(asked)), rows
+        )
+        for rows in ranks
+    ]
+    assert shares[1] != 0
+    torch.testing.assert_close(sum(shares), expected, **in_float32)
+
+
 # -------------------------------------------------------------------------------------------------- arguments
 
 
@@ -221,6 +438,12 @@ def test_each_token_counts_the_same_or_each_response_does() -> None:
         ),
         (lambda: ClippedSurrogate(clip_low=-0.1), r"model\.loss\.clip_low=-0\.1: expected"),
         (lambda: ClippedSurrogate(clip_high=-0.1), r"model\.loss\.clip_high=-0\.1: expected 0 or more"),
+        (lambda: ClippedSurrogate(clip_high=math.nan), r"model\.loss\.clip_high=nan: expected 0 or more"),
+        (lambda: ClippedSurrogate(dual_clip=1.0), r"model\.loss\.dual_clip=1\.0: expected a number above 1"),
+        (lambda: GSPO(clip_low=2.0), r"model\.loss\.clip_low=2\.0: expected a number in \[0, 1\]"),
+        (lambda: CISPO(high=0.2), r"model\.loss: low=0\.0, high=0\.2: expected 0 <= low <= 1 <= high"),
+        (lambda: SAPO(tau_negative=0.0), r"model\.loss\.tau_negative=0\.0: expected a number above 0"),
+        (lambda: GMPO(clip_low=-0.4), r"model\.loss\.clip_low=-0\.4: expected 0 or more, in nats"),
         (
             lambda: ClippedValueLoss(coefficient=-1.0),
             r"model\.value_loss: coefficient=-1\.0, clip=0\.2: expected",
@@ -238,6 +461,8 @@ def test_a_bad_argument_is_refused_with_its_key_and_what_is_expected(
 
 def test_the_limits_of_every_argument_are_legal() -> None:
     ClippedSurrogate(clip_low=0.0, clip_high=0.0)
-    ClippedSurrogate(clip_low=1.0, clip_high=10.0)
+    ClippedSurrogate(clip_low=1.0, clip_high=10.0, dual_clip=1.01)
+    CISPO(low=1.0, high=1.0)
+    GMPO(clip_low=0.0, clip_high=0.0)
     ClippedValueLoss(coefficient=0.0, clip=1e-3)
     ConstantLength(length=1)
