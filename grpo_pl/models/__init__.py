@@ -2,6 +2,15 @@
 
 from grpo_pl.models.builder import ModelBuilder
 from grpo_pl.models.language_model import CausalLM, LanguageModel
+from grpo_pl.models.reward_model import EncodedResponse, RewardModel
 from grpo_pl.models.value_model import ValueHead, ValueModel
 
-__all__ = ["CausalLM", "LanguageModel", "ModelBuilder", "ValueHead", "ValueModel"]
+__all__ = [
+    "CausalLM",
+    "EncodedResponse",
+    "LanguageModel",
+    "ModelBuilder",
+    "RewardModel",
+    "ValueHead",
+    "ValueModel",
+]

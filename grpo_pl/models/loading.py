@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 DType = Literal["float32", "bfloat16", "float16"]
+RewardKind = Literal["outcome", "process"]
+"""Whether a reward model scores whole responses or the steps of them."""
 
 
 def cached_model_folder(name: str) -> Path:
@@ -88,16 +90,22 @@ def eos_token_ids(pretrained: str) -> set[int]:
     return set(eos if isinstance(eos, list) else [] if eos is None else [eos])
 
 
-def load_language_model(pretrained: str, dtype: DType, attention: str | None = None) -> "PreTrainedModel":
-    """A causal language model without dropout: with it, no two passes would agree and no ratio would be 1."""
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
+def _load_config_without_dropout(pretrained: str) -> "PretrainedConfig":
+    """The configuration with every dropout at 0: with it, no two passes would agree."""
     config = load_config(pretrained)
     for key, value in vars(config.get_text_config()).items():
         if ("dropout" in key or key.endswith("pdrop")) and isinstance(value, float):
             setattr(config.get_text_config(), key, 0.0)
+    return config
+
+
+def load_language_model(pretrained: str, dtype: DType, attention: str | None = None) -> "PreTrainedModel":
+    """A causal language model without dropout, so that two passes agree and the first ratio is 1."""
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    config = _load_config_without_dropout(pretrained)
     arguments: dict[str, Any] = {} if attention is None else {"attn_implementation": attention}
     try:
         model = AutoModelForCausalLM.from_pretrained(
@@ -106,3 +114,43 @@ def load_language_model(pretrained: str, dtype: DType, attention: str | None = N
     except OSError as error:
         raise _unreachable(pretrained, error) from error
     return cast("PreTrainedModel", model)
+
+
+def load_reward_model(pretrained: str, kind: RewardKind, dtype: DType) -> tuple["PreTrainedModel", bool]:
+    """A causal model with a linear head `score`, without dropout, and whether that head is new to its task.
+
+    Outcome models are sequence classifiers, process models are token classifiers, both with one label. The
+    head is new, and random, for the checkpoint of a language model; new is also one of the other kind.
+
+    Raises:
+        ValueError: If it cannot be loaded, has more labels than one, or is of an architecture whose head is
+            not a linear layer on the state of each token.
+    """
+    from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    path, config = resolve_pretrained(pretrained), _load_config_without_dropout(pretrained)
+    architecture = "".join(config.architectures or ())
+    if "Classification" in architecture and config.num_labels != 1:
+        raise ValueError(
+            f"pretrained={pretrained} is a classifier with {config.num_labels} labels: give a reward model "
+            "with one"
+        )
+    config.num_labels = 1
+    auto, own_kind = {
+        "outcome": (AutoModelForSequenceClassification, "ForSequenceClassification"),
+        "process": (AutoModelForTokenClassification, "ForTokenClassification"),
+    }[kind]
+    try:
+        model, report = auto.from_pretrained(
+            path, config=config, dtype=getattr(torch, dtype), output_loading_info=True
+        )
+    except (OSError, ValueError) as error:  # a ValueError names an architecture without such a head
+        raise _unreachable(pretrained, error) from error
+    if not isinstance(getattr(model, "score", None), torch.nn.Linear):
+        raise ValueError(
+            f"pretrained={pretrained} loads as a {type(model).__name__}, which has no linear head `score` on "
+            "the state of each token: give a model of another architecture, such as Llama or Qwen2"
+        )
+    return cast("PreTrainedModel", model), own_kind not in architecture or bool(report["missing_keys"])

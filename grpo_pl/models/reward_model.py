@@ -1,0 +1,108 @@
+"""Reward models: what a trained model thinks of a response, or of each of its steps."""
+
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from typing_extensions import override
+
+from grpo_pl.models.loading import DType, RewardKind, context_length, load_reward_model, load_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_RESPONSE = "<<<response>>>"
+"""Stands for the response while the chat template is rendered, to see where the template puts it."""
+
+
+class EncodedResponse(NamedTuple):
+    """A prompt with its response as a reward model reads them.
+
+    Example: the prompt "Hi" and the response "a b" as plain text, in tokens "Hi", a line end, "a" and " b":
+    `token_ids=[40, 2, 7, 9]`, `spans=[(-3, -1), (-1, 0), (0, 1), (1, 3)]`.
+    """
+
+    token_ids: list[int]
+    spans: list[tuple[int, int]]
+    """Of each token, the characters it stands for, (begin, end), counted from the begin of the response:
+    negative in the prompt. Tokens that the tokenizer adds by itself stand for none: begin equals end."""
+
+    def last_token(self, end: int) -> int:
+        """The last token that holds one of the first `end` characters of the response.
+
+        This is where a step that ends at `end` is scored.
+        """
+        return max(i for i, (first, last) in enumerate(self.spans) if first < last and first < end)
+
+
+class RewardModel(nn.Module):
+    """A causal model with a linear head: a score after each token, given the tokens up to it.
+
+    An outcome model's score of a response is that after the last token; a process model's score of a step is
+    the logit after the step's last token. In both the other tokens' scores mean nothing.
+
+    Args:
+        model: What `load_reward_model` loads: a trunk `base_model` with a head `score`.
+        tokenizer: The model's own.
+        context: How many tokens the model can read.
+        new_head: True if the head was not trained for this, so that the scores mean nothing before training.
+    """
+
+    def __init__(self, model: "PreTrainedModel", tokenizer: Any, context: int, new_head: bool) -> None:
+        super().__init__()
+        self.model, self.tokenizer, self.context, self.new_head = model, tokenizer, context, new_head
+
+    @classmethod
+    def load(cls, pretrained: str, kind: RewardKind, dtype: DType) -> "RewardModel":
+        """The reward model of a folder or hub name, on the CPU.
+
+        Raises:
+            ValueError: If there is none, or its tokenizer does not say where tokens stand in a text.
+        """
+        model, new_head = load_reward_model(pretrained, kind, dtype)
+        tokenizer = load_tokenizer(pretrained)
+        if not tokenizer.is_fast:
+            raise ValueError(
+                f"pretrained={pretrained} has a tokenizer without offsets: give a model with a tokenizer.json"
+            )
+        return cls(model, tokenizer, context_length(pretrained), new_head)
+
+    def encode(self, prompt: str, response: str) -> EncodedResponse:
+        """The tokens of a prompt and its response.
+
+        With a chat template the prompt is the user's turn and the response the assistant's. The response
+        stands there as it is, even where the template would trim it or cut its reasoning out. Without a
+        template the text is the prompt, a line end and the response.
+
+        Raises:
+            ValueError: If they are more tokens than the model can read.
+        """
+        before, after = f"{prompt}\n", ""
+        templated = self.tokenizer.chat_template is not None
+        if templated:
+            turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": _RESPONSE}]
+            before, _, after = self.tokenizer.apply_chat_template(turns, tokenize=False).rpartition(_RESPONSE)
+        encoded = self.tokenizer(
+            before + response + after, add_special_tokens=not templated, return_offsets_mapping=True
+        )
+        if len(encoded["input_ids"]) > self.context:
+            raise ValueError(
+                f"prompt and response are {len(encoded['input_ids'])} tokens to the reward model, which "
+                f"reads {self.context}: lower data.sampling.max_tokens, or set on_error to abstain"
+            )
+        start = len(before)
+        spans = [(a - start, b - start) if a < b else (0, 0) for a, b in encoded["offset_mapping"]]
+        return EncodedResponse(encoded["input_ids"], spans)
+
+    @override
+    def forward(self, token_ids: Int[Tensor, "B T"], lengths: Int[Tensor, "B"]) -> Float[Tensor, "B T"]:
+        """The score after each of the first `lengths` tokens of a row, float32; zero on the padding.
+
+        Padding stands on the right, where causal attention needs no mask, so any token may fill it.
+        """
+        trunk = cast("PreTrainedModel", self.model.base_model)
+        hidden = trunk(input_ids=token_ids, use_cache=False).last_hidden_state
+        scores: Tensor = cast(nn.Linear, self.model.score)(hidden)[..., 0].float()
+        real = torch.arange(token_ids.shape[1], device=token_ids.device) < lengths[:, None]
+        return torch.where(real, scores, 0.0)
