@@ -6,13 +6,7 @@ from torch import nn
 
 
 class ModelBuilder(ABC):
-    """Says how a model is made; made it is inside `configure_model`, where sharding can take hold of it.
-
-    Args:
-        pretrained: Model folder or hub name; where empty, the one of `--pretrained`.
-    """
-
-    pretrained: str
+    """Says how a model is made; made it is inside `configure_model`, where sharding can take hold of it."""
 
     @abstractmethod
     def build(self, policy: nn.Module | None = None) -> nn.Module:

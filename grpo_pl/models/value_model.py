@@ -1,6 +1,6 @@
-"""The critic."""
+"""The critics: the expected reward before each token is chosen."""
 
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, cast, final
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -8,23 +8,29 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from grpo_pl.models.builder import ModelBuilder
-from grpo_pl.models.language_model import at_each_token
-from grpo_pl.models.loading import DType, load_language_model
+from grpo_pl.models.language_model import LanguageModel, at_each_token
+from grpo_pl.models.loading import DType, load_config, load_language_model, load_reward_model
 from grpo_pl.models.packing import check_can_pack, checked_row_tokens, hidden_before_each_token
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+def zero_head(hidden_size: int) -> nn.Linear:
+    """A scalar head that says 0 of everything."""
+    head = nn.Linear(hidden_size, 1)
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    return head
+
+
 class ValueModel(nn.Module):
-    """A language model's trunk with a scalar head: the expected reward before each token is chosen."""
+    """A trunk of its own with a scalar head."""
 
     def __init__(self, trunk: "PreTrainedModel", hidden_size: int, row_tokens: int | None = None) -> None:
         super().__init__()
         self.trunk, self.row_tokens = trunk, row_tokens
-        self.head = nn.Linear(hidden_size, 1)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        self.head = zero_head(hidden_size)
 
     @override
     def forward(
@@ -43,14 +49,18 @@ class ValueModel(nn.Module):
 
 @final
 class ValueHead(ModelBuilder):
-    """A critic: the pretrained trunk with a value head that starts at zero.
+    """A critic with a trunk of its own, from a language model or from a reward model.
+
+    On a language model the value head starts at zero. A reward model (a sequence classifier with one label,
+    by the architecture in its config.json) gives its trunk and its head: the first values are its scores of
+    the text so far, as in InstructGPT (Ouyang et al. 2022, arXiv:2203.02155, appendix C), with a bias of 0.
 
     Args:
         pretrained: Model folder or hub name; where empty, the one of `--pretrained`.
         dtype: Of the weights.
         gradient_checkpointing: Recompute activations in the backward: less memory, about a third more time.
         attention: transformers' attention implementation ("sdpa", "flash_attention_2", ...); where null, its
-        choice.
+            choice.
         row_tokens: Pack sequences into rows of this many tokens, as `CausalLM` does; where null, one row a
             sequence.
     """
@@ -68,10 +78,60 @@ class ValueHead(ModelBuilder):
 
     @override
     def build(self, policy: nn.Module | None = None) -> ValueModel:
-        model = load_language_model(self.pretrained, self.dtype, self.attention)
+        model, score = self._load()
         check_can_pack(model, self.row_tokens)
         if self.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         trunk = model.train().base_model
         value_model = ValueModel(trunk, int(model.config.get_text_config().hidden_size), self.row_tokens)
+        if score is not None:
+            value_model.head.weight.data.copy_(score.weight)
         return value_model.to(getattr(torch, self.dtype))
+
+    def _load(self) -> tuple["PreTrainedModel", nn.Linear | None]:
+        """The model, and the head it scores with if it is a reward model."""
+        architectures = load_config(self.pretrained).architectures or ()
+        if not any(name.endswith("ForSequenceClassification") for name in architectures):
+            return load_language_model(self.pretrained, self.dtype, self.attention), None
+        model, _ = load_reward_model(self.pretrained, "outcome", self.dtype)
+        if self.attention is not None:
+            model.set_attn_implementation(self.attention)
+        return model, cast(nn.Linear, model.score)
+
+
+class ValueOnTrunk(nn.Module):
+    """A scalar head on the policy's states."""
+
+    def __init__(self, hidden_size: int, detach: bool) -> None:
+        super().__init__()
+        self.head, self.detach = zero_head(hidden_size), detach
+
+    @override
+    def forward(
+        self,
+        token_ids: Int[Tensor, "B T"],
+        loss_mask: Bool[Tensor, "B T"],
+        policy_hidden: Float[Tensor, "M H"],
+    ) -> Float[Tensor, "B T"]:
+        """The value before each masked token, in units of reward; zero elsewhere."""
+        hidden = policy_hidden.detach() if self.detach else policy_hidden
+        return at_each_token(self.head(hidden.to(self.head.weight.dtype)).float()[:, 0], loss_mask)
+
+
+@final
+class TrunkValueHead(ModelBuilder):
+    """A critic that is one linear layer on the policy's own states: no second trunk in memory.
+
+    The head starts at zero. While `model.critic_warmup` lasts, it alone learns, whatever `detach` says.
+
+    Args:
+        detach: Whether the value loss stops at the head; else it shapes the policy's trunk too.
+    """
+
+    def __init__(self, detach: bool = True) -> None:
+        self.detach = detach
+
+    @override
+    def build(self, policy: nn.Module | None = None) -> ValueOnTrunk:
+        assert isinstance(policy, LanguageModel), "configure_model builds the policy first"
+        return ValueOnTrunk(int(policy.language_model.config.get_text_config().hidden_size), self.detach)
