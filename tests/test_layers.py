@@ -31,6 +31,7 @@ LAYERS = [
 ONE_IMPORTER = {
     "vllm": {"rollout/vllm.py"},
     "transformers": {"models/loading.py"},
+    "peft": {"models/adapter.py"},
     "datasets": {"prompts/sources.py"},
     "reasoning_gym": {"prompts/procedural.py"},
     "math_verify": {"rewards/math_answer.py"},

@@ -107,11 +107,11 @@ setup_install_gpu() {
     setup_say "installing vLLM, torch with CUDA and grpo_pl (several GB)"
     # vLLM first, as pyproject.toml has it: its own pin chooses torch, instead of pip trying the newest torch before.
     setup_pip -c tools/constraints.txt 'vllm>=0.24,<0.34'
-    setup_pip -c tools/constraints.txt -e '.[vllm,math,tasks,tensorboard,demo,dev]'
+    setup_pip -c tools/constraints.txt -e '.[vllm,lora,math,tasks,tensorboard,demo,dev]'
 }
 
 setup_install_cpu() {
-    local extras=math,tasks,tensorboard,demo,dev
+    local extras=lora,math,tasks,tensorboard,demo,dev
     setup_say "installing torch for CPUs"
     # A bare 2.13.0 may mean several GB of CUDA packages: ask for the CPU build by name first.
     if "$setup_python" -m pip install --no-input --no-compile 'torch==2.13.0+cpu' >>"$setup_log" 2>&1; then

@@ -1,16 +1,21 @@
 """The models: how they are made, and what they say of given sequences."""
 
+from grpo_pl.models.adapter import AdapterOff, LoRA, WithoutAdapter
 from grpo_pl.models.builder import ModelBuilder
 from grpo_pl.models.language_model import CausalLM, LanguageModel
 from grpo_pl.models.reward_model import EncodedResponse, RewardModel
-from grpo_pl.models.value_model import ValueHead, ValueModel
+from grpo_pl.models.value_model import TrunkValueHead, ValueHead, ValueModel
 
 __all__ = [
+    "AdapterOff",
     "CausalLM",
     "EncodedResponse",
     "LanguageModel",
+    "LoRA",
     "ModelBuilder",
     "RewardModel",
+    "TrunkValueHead",
     "ValueHead",
     "ValueModel",
+    "WithoutAdapter",
 ]

@@ -1,0 +1,133 @@
+"""Low-rank adapters: a policy that trains few parameters, and the reference that it is without them."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, final
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor, nn
+from typing_extensions import override
+
+from grpo_pl.models.builder import ModelBuilder
+from grpo_pl.models.language_model import CausalLM, LanguageModel, TokenLogprobs
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@final
+class LoRA(ModelBuilder):
+    """A policy of which only low-rank adapters learn: W x + alpha / r * B A x.
+
+    Hu et al. 2021, arXiv:2106.09685, eq. 3. B starts at zero, so training starts from the pretrained model.
+    Adapters are float32, whatever the dtype of the frozen weights. Checkpoints hold the adapters alone; the
+    engine and `tools/export_hf.py` get merged weights.
+
+    Args:
+        pretrained: Model folder or hub name; where empty, the one of `--pretrained`.
+        r: Rank of the adapters.
+        alpha: Scale of the adapters, divided by `r`.
+        dropout: 0: with dropout no two passes would agree and no ratio would be 1.
+        target_modules: Layers that get an adapter: the ends of their names, or one regular expression that
+            whole names match; "all-linear" is every linear layer but the LM head.
+    """
+
+    def __init__(
+        self,
+        pretrained: str = "",
+        r: int = 16,
+        alpha: int = 32,
+        dropout: float = 0.0,
+        target_modules: str | list[str] = "all-linear",
+        **causal_lm: Any,
+    ) -> None:
+        if r < 1:
+            raise ValueError(f"model.policy.r={r}: expected a rank of 1 or more")
+        if alpha <= 0:
+            raise ValueError(f"model.policy.alpha={alpha}: expected more than 0")
+        if dropout != 0:
+            raise ValueError(
+                f"model.policy.dropout={dropout} would let no two passes agree and no ratio be 1: set it to 0"
+            )
+        self.r, self.alpha, self.target_modules = r, alpha, target_modules
+        self.base = CausalLM(pretrained=pretrained, **causal_lm)
+
+    @override
+    def build(self, policy: nn.Module | None = None) -> LanguageModel:
+        if find_spec("peft") is None:
+            raise ValueError("model.policy LoRA needs peft: pip install 'grpo_pl[lora]'")
+        from peft import LoraConfig
+
+        built = self.base.build()
+        model = built.language_model
+        config = LoraConfig(r=self.r, lora_alpha=self.alpha, target_modules=self.target_modules)
+        try:
+            model.add_adapter(config)
+        except ValueError as error:
+            reason = str(error).strip().splitlines()[0].split(". ")[0]
+            raise ValueError(
+                f"model.policy.target_modules={self.target_modules} cannot get an adapter ({reason}): "
+                "name linear layers of the model, or say all-linear"
+            ) from error
+        self._check_ends(model)
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+        return built
+
+    def _check_ends(self, model: "PreTrainedModel") -> None:
+        """Embedding and LM head may share a weight, which no merge could tell apart."""
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        ends = (model.get_input_embeddings(), model.get_output_embeddings())
+        if any(isinstance(end, BaseTunerLayer) for end in ends):
+            raise ValueError(
+                f"model.policy.target_modules={self.target_modules} takes in the embedding or the LM "
+                "head: name layers between them, or say all-linear"
+            )
+
+
+@contextmanager
+def adapters_off(model: "PreTrainedModel") -> Iterator[None]:
+    """Inside it, the model says what it would without its adapters."""
+    model.disable_adapters()
+    try:
+        yield
+    finally:
+        model.enable_adapters()
+
+
+class WithoutAdapter(nn.Module):
+    """The policy before it learned anything, in the policy's own memory."""
+
+    policy: LanguageModel
+
+    def __init__(self, policy: LanguageModel) -> None:
+        super().__init__()
+        object.__setattr__(self, "policy", policy)  # unregistered: freezing the reference must not freeze it
+
+    @override
+    @torch.no_grad()  # a backward would compute checkpointed layers again, with adapters
+    def forward(
+        self, token_ids: Int[Tensor, "B T"], loss_mask: Bool[Tensor, "B T"], temperature: float
+    ) -> TokenLogprobs:
+        """What the policy says without its adapters; no gradient."""
+        with adapters_off(self.policy.language_model):
+            said: TokenLogprobs = self.policy(token_ids, loss_mask, temperature)
+        return said
+
+
+@final
+class AdapterOff(ModelBuilder):
+    """The policy without its adapters as the reference: no second copy in memory. For a `LoRA` policy."""
+
+    @override
+    def build(self, policy: nn.Module | None = None) -> WithoutAdapter:
+        if not isinstance(policy, LanguageModel) or not policy.language_model._hf_peft_config_loaded:
+            raise ValueError(
+                "model.reference AdapterOff needs a policy with adapters: set model.policy to LoRA, or "
+                "model.reference to CausalLM"
+            )
+        return WithoutAdapter(policy)
