@@ -19,8 +19,8 @@ from grpo_pl.functional import group_is_constant, group_size, masked_mean, promp
 from grpo_pl.losses import Aggregation, ClippedValueLoss, PolicyLoss
 from grpo_pl.masks import TokenMask
 from grpo_pl.metrics import rollout_metrics, sample_records
-from grpo_pl.models import LanguageModel, ModelBuilder
-from grpo_pl.references import ReferenceUpdate
+from grpo_pl.models import AdapterOff, CausalLM, LanguageModel, ModelBuilder, WithoutAdapter
+from grpo_pl.references import EMA, ReferenceUpdate
 from grpo_pl.regularizers import EntropyBonus, KLPenalty
 from grpo_pl.rewards.base import (
     ProcessReward,
@@ -50,7 +50,7 @@ class PolicyOptimization(pl.LightningModule):
         critic: The value model; only for advantages that need one.
         value_loss: The critic's loss.
         critic_lr: Learning rate of the critic's own parameters; null for that of the optimizer.
-        critic_warmup: Iterations at the start in which only the critic learns.
+        critic_warmup: Iterations at the start in which only the critic's own parameters learn.
         reward_transforms: What is done to rewards before advantages, in this order.
         correction: Weights for the mismatch between engine and trainer; null for none.
         masks: Which response tokens are left out of the loss.
@@ -83,7 +83,9 @@ class PolicyOptimization(pl.LightningModule):
         lr_scheduler: Callable[[Optimizer], LRScheduler] | None = None,
     ) -> None:
         super().__init__()
-        check_components(rewards, advantage, kl, reference, reference_update, critic)
+        check_components(rewards, kl, reference)
+        check_critic(advantage, critic, critic_lr, critic_warmup)
+        check_reference_update(reference_update, kl, reference)
         check_advantage_sources(advantage, rewards, kl, reward_transforms or [])
         self.builders = {"policy": policy, "reference": reference if kl else None, "critic": critic}
         self.rewards, self.verifiers = rewards, verifiers or {}
@@ -97,7 +99,7 @@ class PolicyOptimization(pl.LightningModule):
         self.min_group_size, self.needs_greedy = advantage.min_group_size, advantage.needs_greedy
         self.policy: LanguageModel | None = None
         self.critic: nn.Module | None = None
-        self.reference: nn.Module | None
+        self.reference: LanguageModel | WithoutAdapter | None
 
     # ------------------------------------------------------------------------------------------------- models
 
@@ -118,19 +120,19 @@ class PolicyOptimization(pl.LightningModule):
             reward.build(self.trainer.strategy.root_device)
         reference = built.get("reference")
         if reference is not None:
+            if not isinstance(reference, LanguageModel | WithoutAdapter):
+                raise ValueError("model.reference builds no language model: set it to CausalLM")
             reference.requires_grad_(False).eval().to(self.trainer.strategy.root_device)
         object.__setattr__(self, "reference", reference)  # unregistered: in no checkpoint, in no optimizer
 
     @override
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        trained = {id(p): p for p in self.parameters() if p.requires_grad}
-        of_critic = {id(p) for p in (self.critic.parameters() if self.critic is not None else ())}
-        of_policy = {id(p) for p in (self.policy.parameters() if self.policy is not None else ())}
-        groups: list[dict[str, Any]] = [
-            {"params": [p for key, p in trained.items() if key not in of_critic - of_policy]}
-        ]
-        if own := [p for key, p in trained.items() if key in of_critic - of_policy]:
-            groups.append({"params": own} | ({} if self.critic_lr is None else {"lr": self.critic_lr}))
+        trained = {name: p for name, p in self.named_parameters() if p.requires_grad}
+        of_critic = [p for name, p in trained.items() if name.startswith("critic.")]
+        others = [p for name, p in trained.items() if not name.startswith("critic.")]
+        groups: list[dict[str, Any]] = [{"params": others}]
+        if of_critic:
+            groups.append({"params": of_critic} | ({} if self.critic_lr is None else {"lr": self.critic_lr}))
         optimizer = self.optimizer(groups)  # type: ignore[arg-type]
         if self.lr_scheduler is None:
             return optimizer
@@ -292,8 +294,7 @@ class PolicyOptimization(pl.LightningModule):
             loss, metrics = loss + penalty, metrics | {"train/kl": divergence}
         if self.entropy is not None and scores.entropy is not None:
             loss = loss + self.entropy.loss(scores.entropy)
-        warming_up = self.current_epoch < self.critic_warmup
-        objective = self.aggregation(loss, batch) * (0.0 if warming_up else 1.0)
+        objective = self.aggregation(loss, batch)
         if scores.values is not None:
             value_loss, value_metrics = self.value_loss(scores.values, batch)
             objective, metrics = objective + self.aggregation(value_loss, batch), metrics | value_metrics
@@ -305,6 +306,12 @@ class PolicyOptimization(pl.LightningModule):
         means = {name: masked_mean(value, batch.read) for name, value in metrics.items()}
         tokens = max(int(batch.read.sum()), 1)
         self.log_dict(means, on_step=False, on_epoch=True, batch_size=tokens, sync_dist=True)
+
+    @override
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Take the policy's gradients away while the critic warms up: nothing moves or remembers them."""
+        if self.policy is not None and self.current_epoch < self.critic_warmup:
+            self.policy.zero_grad(set_to_none=True)
 
     @override
     def configure_gradient_clipping(
@@ -328,8 +335,33 @@ class PolicyOptimization(pl.LightningModule):
         divergence = self.trainer.callback_metrics.get("train/kl")
         if self.kl is not None and divergence is not None:
             self.kl.adapt(float(divergence))
-        if self.reference_update is not None and self.reference is not None and self.policy is not None:
-            self.reference_update(self.reference, self.policy, self.current_epoch + 1)
+        if self.reference_update is not None:
+            assert isinstance(self.reference, LanguageModel), "check_reference_update refuses others"
+            self.reference_update(
+                self.reference.language_model, self.policy_weights(), self.current_epoch + 1
+            )
+
+    # ----------------------------------------------------------------------------------------------- restarts
+
+    @override
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave out the weights that stay as pretrained; add the reference where it moves."""
+        for name in self._frozen():
+            checkpoint["state_dict"].pop(name, None)
+        if self.reference_update is not None and self.reference is not None:
+            checkpoint["reference"] = self.reference.state_dict()
+
+    @override
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the weights that were left out from the pretrained model; put the reference where it was."""
+        checkpoint["state_dict"] = self._frozen() | checkpoint["state_dict"]
+        if "reference" in checkpoint and self.reference is not None:
+            self.reference.load_state_dict(checkpoint["reference"])
+
+    def _frozen(self) -> dict[str, Tensor]:
+        """The parameters that are never trained, as they are under a LoRA policy's adapters."""
+        named = self.named_parameters(remove_duplicate=False)
+        return {name: parameter.detach() for name, parameter in named if not parameter.requires_grad}
 
     # --------------------------------------------------------------------------------------------- validation
 
@@ -350,23 +382,32 @@ class PolicyOptimization(pl.LightningModule):
 
 
 def check_components(
-    rewards: dict[str, RewardFunction],
-    advantage: AdvantageEstimator,
-    kl: KLPenalty | None,
-    reference: ModelBuilder | None,
-    reference_update: ReferenceUpdate | None,
-    critic: ModelBuilder | None,
+    rewards: dict[str, RewardFunction], kl: KLPenalty | None, reference: ModelBuilder | None
 ) -> None:
     """Refuse combinations that cannot be meant.
 
     Raises:
         ValueError: In one sentence, with the key to change.
     """
-    name = type(advantage).__name__
     if not any(reward.weight for reward in rewards.values()):
         raise ValueError(
             "model.rewards has no reward with a weight other than 0: add one, for instance LastNumber"
         )
+    if kl is not None and reference is None:
+        raise ValueError(
+            "model.kl needs a reference: set model.reference, for instance to CausalLM, or model.kl to null"
+        )
+
+
+def check_critic(
+    advantage: AdvantageEstimator, critic: ModelBuilder | None, critic_lr: float | None, critic_warmup: int
+) -> None:
+    """Refuse a critic that nobody needs, an advantage without the critic it needs, and odd schedules.
+
+    Raises:
+        ValueError: In one sentence, with the key to change.
+    """
+    name = type(advantage).__name__
     if advantage.needs_critic and critic is None:
         raise ValueError(
             f"model.advantage {name} needs a critic: set model.critic, for instance to ValueHead"
@@ -376,15 +417,41 @@ def check_components(
             f"model.critic is set and model.advantage {name} does not use it: set model.critic to null, or "
             "model.advantage to GAE"
         )
-    if kl is not None and reference is None:
+    if critic is None and (critic_lr is not None or critic_warmup):
         raise ValueError(
-            "model.kl needs a reference: set model.reference, for instance to CausalLM, or model.kl to null"
+            f"model.critic_lr={critic_lr} and model.critic_warmup={critic_warmup} speak of a critic, and "
+            "there is none: set them to null and 0, or model.critic to ValueHead"
         )
-    if reference_update is not None and kl is None:
+    if critic_lr is not None and critic_lr <= 0:
+        raise ValueError(f"model.critic_lr={critic_lr}: expected more than 0, or null for the optimizer's")
+    if critic_warmup < 0:
+        raise ValueError(f"model.critic_warmup={critic_warmup}: expected 0 or more iterations")
+
+
+def check_reference_update(
+    reference_update: ReferenceUpdate | None, kl: KLPenalty | None, reference: ModelBuilder | None
+) -> None:
+    """Refuse to move a reference that does not exist, that is the policy itself, or that would not move.
+
+    Raises:
+        ValueError: In one sentence, with the key to change.
+    """
+    if reference_update is None:
+        return
+    if kl is None:
         raise ValueError(
             "model.reference_update moves a reference that nothing compares with: set model.kl, for "
-            "instance to "
-            "KLInLoss, or model.reference_update to null"
+            "instance to KLInLoss, or model.reference_update to null"
+        )
+    if isinstance(reference, AdapterOff):
+        raise ValueError(
+            "model.reference_update cannot move model.reference AdapterOff, which is the policy itself: set "
+            "model.reference to CausalLM, or model.reference_update to null"
+        )
+    if isinstance(reference_update, EMA) and isinstance(reference, CausalLM) and reference.dtype != "float32":
+        raise ValueError(
+            f"model.reference.dtype={reference.dtype} rounds the small steps of model.reference_update EMA "
+            "away: set it to float32"
         )
 
 

@@ -1,10 +1,11 @@
 """How the reference follows the policy."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from typing import final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from typing_extensions import override
 
 
@@ -12,8 +13,12 @@ class ReferenceUpdate(ABC):
     """Moves the reference's weights after an iteration."""
 
     @abstractmethod
-    def __call__(self, reference: nn.Module, policy: nn.Module, iteration: int) -> None:
-        """Change `reference` in place; `iteration` counts from 1 and has just ended."""
+    def __call__(self, reference: nn.Module, weights: Iterable[tuple[str, Tensor]], iteration: int) -> None:
+        """Change `reference` in place; `iteration` counts from 1 and has just ended.
+
+        `weights` are the policy's, whole and by the reference's own names. Where they are sharded, getting
+        them is collective: every rank reads all of them, or none does.
+        """
 
 
 @final
@@ -32,8 +37,41 @@ class EveryN(ReferenceUpdate):
         self.iterations = iterations
 
     @override
-    @torch.no_grad()
-    def __call__(self, reference: nn.Module, policy: nn.Module, iteration: int) -> None:
+    def __call__(self, reference: nn.Module, weights: Iterable[tuple[str, Tensor]], iteration: int) -> None:
         if iteration % self.iterations == 0:
-            for theirs, ours in zip(reference.parameters(), policy.parameters(), strict=True):
-                theirs.copy_(ours)
+            move(reference, weights, share=1.0)
+
+
+@final
+class EMA(ReferenceUpdate):
+    """The reference is an exponential moving average of the policy: decay * reference + (1 - decay) * policy.
+
+    The soft update of TR-DPO (Gorbatovskiy et al. 2024, arXiv:2404.09656; its alpha is 1 - decay) and
+    the anchor of WARP (Ramé et al. 2024, arXiv:2406.16768). They move it every step or every few, we once an
+    iteration. A decay of 0 is `EveryN(1)`.
+
+    Args:
+        decay: Share of the reference that stays each iteration, in [0, 1).
+    """
+
+    def __init__(self, decay: float) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(
+                f"model.reference_update.decay={decay}: expected a number in [0, 1); for a reference that "
+                "stays, set model.reference_update to null"
+            )
+        self.decay = decay
+
+    @override
+    def __call__(self, reference: nn.Module, weights: Iterable[tuple[str, Tensor]], iteration: int) -> None:
+        move(reference, weights, share=1 - self.decay)
+
+
+@torch.no_grad()
+def move(reference: nn.Module, weights: Iterable[tuple[str, Tensor]], share: float) -> None:
+    """Take each parameter of the reference the given share of the way to the weight of its name."""
+    own = dict(reference.named_parameters())
+    for name, weight in weights:
+        parameter = own.pop(name)
+        parameter.lerp_(weight.to(parameter), share)
+    assert not own, f"the policy has no {sorted(own)}"
