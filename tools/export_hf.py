@@ -9,6 +9,7 @@ import pickle
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -28,7 +29,11 @@ def export(checkpoint: Path, out: Path, pretrained: str = "") -> Path:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} exists and is not empty: name a new folder")
     weights = policy_weights(checkpoint)
-    pretrained = pretrained or base_model(checkpoint)
+    pretrained = (
+        pretrained or policy_arguments(checkpoint, "say --pretrained FOLDER_OR_HUB_NAME")["pretrained"]
+    )
+    if any(".lora_A." in name for name in weights):
+        weights = merge_adapters(weights, pretrained, checkpoint)
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
         partial.mkdir(parents=True)
@@ -57,12 +62,45 @@ def policy_weights(checkpoint: Path) -> dict[str, Tensor]:
     return weights
 
 
-def base_model(checkpoint: Path) -> str:
-    """The folder or name of the model that the run began with, as the run's config.yaml says."""
+def policy_arguments(checkpoint: Path, remedy: str) -> dict[str, Any]:
+    """What the run's policy was built with, as the run's config.yaml says."""
     path = checkpoint.resolve().parent.parent / "config.yaml"
     if not path.is_file():
-        raise ValueError(f"there is no {path} that names the base model: say --pretrained FOLDER_OR_HUB_NAME")
-    return str(yaml.safe_load(path.read_text(encoding="utf-8"))["model"]["policy"]["init_args"]["pretrained"])
+        raise ValueError(f"there is no {path} that describes the policy: {remedy}")
+    config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return dict(config["model"]["policy"]["init_args"])
+
+
+def merge_adapters(weights: dict[str, Tensor], pretrained: str, checkpoint: Path) -> dict[str, Tensor]:
+    """The weights of the base model with a checkpoint's LoRA adapters merged into them."""
+    from grpo_pl.models import LoRA
+    from grpo_pl.models.loading import load_language_model
+    from grpo_pl.weight_sync import full_weights
+
+    arguments = policy_arguments(
+        checkpoint, "the adapters' scale is known there, leave it beside the checkpoint"
+    )
+    adapted = LoRA(**arguments | {"pretrained": pretrained}).build().language_model
+    check_fit(
+        weights, {n: p for n, p in adapted.named_parameters() if p.requires_grad}, pretrained, checkpoint
+    )
+    adapted.load_state_dict(weights, strict=False)
+    plain = load_language_model(pretrained, arguments["dtype"])
+    plain.load_state_dict(dict(full_weights(adapted)), strict=False)
+    return plain.state_dict()
+
+
+def misfit(reason: str, pretrained: str, checkpoint: Path) -> ValueError:
+    """The refusal of a base model that the checkpoint was not trained from."""
+    return ValueError(f"{checkpoint} does not fit the base model {pretrained} ({reason}): say --pretrained")
+
+
+def check_fit(weights: dict[str, Tensor], own: dict[str, Tensor], pretrained: str, checkpoint: Path) -> None:
+    """Refuse weights of other names or shapes than the model's own."""
+    for name in sorted(own.keys() | weights.keys()):
+        here, there = (tuple(some[name].shape) if name in some else "nothing" for some in (weights, own))
+        if here != there:
+            raise misfit(f"{name} is {here}, expected {there}", pretrained, checkpoint)
 
 
 def save(weights: dict[str, Tensor], pretrained: str, folder: Path, checkpoint: Path) -> None:
@@ -73,19 +111,14 @@ def save(weights: dict[str, Tensor], pretrained: str, folder: Path, checkpoint: 
     from grpo_pl.models.loading import load_config, load_tokenizer, resolve_pretrained
 
     logging.disable_progress_bar()
-    misfit = f"{checkpoint} does not fit the base model {pretrained}"
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(load_config(pretrained))
-    own = model.state_dict()
-    for name in sorted(own.keys() | weights.keys()):
-        here, there = (tuple(some[name].shape) if name in some else "nothing" for some in (weights, own))
-        if here != there:
-            raise ValueError(f"{misfit} ({name} is {here}, expected {there}): say --pretrained")
+    check_fit(weights, model.state_dict(), pretrained, checkpoint)
     model.load_state_dict(weights, assign=True)
     model.tie_weights()
     for name, tensor in model.state_dict().items():
         if not torch.equal(tensor, weights[name]):
-            raise ValueError(f"{misfit} (it ties {name} to another parameter): say --pretrained")
+            raise misfit(f"it ties {name} to another parameter", pretrained, checkpoint)
     model.config.dtype = next(iter(weights.values())).dtype
     source = Path(resolve_pretrained(pretrained))
     if not source.is_dir() or (source / "generation_config.json").is_file():
