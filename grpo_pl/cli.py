@@ -264,8 +264,9 @@ def main(args: list[str] | None = None) -> None:
             fail(f"ckpt_path: {error}")
         raise
     except ValueError as error:
-        if raised_by_grpo_pl(error):
-            refuse(error)
+        for cause in (error, error.__cause__):  # jsonargparse wraps what a component says that may be null
+            if isinstance(cause, ValueError) and raised_by_grpo_pl(cause):
+                refuse(cause)
         raise
 
 
