@@ -83,6 +83,7 @@ def test_merged_weights_are_w_plus_alpha_over_r_times_b_a(tiny_model: Path, r: i
     assert torch.allclose(logprobs(loaded(tiny_model, merged)), logprobs(policy), atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False")
 def test_layers_that_keep_their_weight_transposed_merge_too(tmp_path: Path) -> None:
     GPT2LMHeadModel(
         GPT2Config(vocab_size=320, n_embd=32, n_layer=2, n_head=2, n_positions=16)
@@ -194,7 +195,7 @@ def test_the_engine_samples_from_the_merged_weights(
     assert gap(CausalLM(str(folder)).build()) > 1e-2, "the adapters are too small to show a missing merge"
 
 
-# -------------------------------------------------------------------------------------------------- whole runs
+# ------------------------------------------------------------------------------------------------- whole runs
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,219 @@
+"""Critics: what they say, what learns, and what stays still while they warm up."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForSequenceClassification
+
+from grpo_pl.callbacks.records import read_metrics
+from grpo_pl.models import CausalLM, LanguageModel, TrunkValueHead, ValueHead, ValueModel
+from grpo_pl.models.loading import load_language_model
+
+Fit = Callable[..., Path]
+PPO = ("--model.critic", "ValueHead", "--model.advantage", "GAE")
+CRITICS = {
+    "own": PPO,
+    "detached": (*PPO, "--model.critic", "TrunkValueHead"),
+    "shared": (*PPO, "--model.critic", "TrunkValueHead", "--model.critic.detach", "false"),
+}
+NO_VALIDATION = ("--trainer.limit_val_batches", "0")
+
+
+def batch() -> tuple[Tensor, Tensor]:
+    tokens = torch.randint(3, 300, (3, 10), generator=torch.Generator().manual_seed(0))
+    return tokens, torch.arange(10).expand(3, 10) >= 4
+
+
+def size(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def untimed(folder: Path) -> list[dict[str, float]]:
+    rows = read_metrics(folder / "metrics.csv")
+    return [{k: v for k, v in row.items() if not k.startswith(("time/", "memory/"))} for row in rows]
+
+
+def saved(folder: Path, file: str = "last.ckpt") -> dict[str, dict[str, Tensor]]:
+    return torch.load(folder / "checkpoints" / file, weights_only=True)
+
+
+def unmoved(folder: Path, pretrained: Path) -> dict[str, bool]:
+    """Of each of the policy's parameters, whether it is still the pretrained one."""
+    before = load_language_model(str(pretrained), "float32").state_dict()
+    state = saved(folder)["state_dict"]
+    return {name: torch.equal(state[f"policy.language_model.{name}"], w) for name, w in before.items()}
+
+
+# ------------------------------------------------------------------------------------------- what critics say
+
+
+@pytest.fixture
+def policy(tiny_model: Path) -> LanguageModel:
+    return CausalLM(str(tiny_model)).build()
+
+
+@pytest.fixture(scope="module")
+def reward_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sequence classifier on another trunk than the tiny model's."""
+    return classifier(tiny_model, tmp_path_factory.mktemp("reward_model"), labels=1)
+
+
+def classifier(tiny_model: Path, folder: Path, labels: int) -> Path:
+    config = AutoConfig.from_pretrained(tiny_model, num_labels=labels, pad_token_id=0)
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
+    return folder
+
+
+def test_a_head_on_the_trunk_brings_no_second_trunk(policy: LanguageModel, tiny_model: Path) -> None:
+    hidden_size = policy.language_model.config.hidden_size
+    assert size(TrunkValueHead().build(policy)) == hidden_size + 1
+    trunk = size(policy.language_model.base_model)
+    assert size(ValueHead(str(tiny_model)).build(policy)) == trunk + hidden_size + 1
+
+
+def test_both_critics_say_the_same_on_the_same_trunk(policy: LanguageModel, tiny_model: Path) -> None:
+    own, on_trunk = ValueHead(str(tiny_model)).build(policy), TrunkValueHead().build(policy)
+    hidden = policy(*batch(), 1.0).hidden
+    assert (on_trunk(*batch(), hidden) == 0).all(), "it starts at zero"
+    for critic in (own, on_trunk):
+        nn.init.constant_(critic.head.weight, 0.3)
+        nn.init.constant_(critic.head.bias, 0.1)
+    values = on_trunk(*batch(), hidden)
+    assert torch.allclose(own(*batch()), values, atol=1e-5)
+    assert (values[~batch()[1]] == 0).all()
+
+
+@pytest.mark.parametrize("detach", [True, False])
+def test_the_value_loss_reaches_the_trunk_only_if_asked(policy: LanguageModel, detach: bool) -> None:
+    critic = TrunkValueHead(detach).build(policy)
+    nn.init.constant_(critic.head.weight, 0.3)
+    critic(*batch(), policy(*batch(), 1.0).hidden).sum().backward()
+    assert critic.head.weight.grad.abs().sum() > 0
+    reached = [name for name, p in policy.named_parameters() if p.grad is not None]
+    assert bool(reached) is not detach
+
+
+def test_a_head_on_the_trunk_reads_half_precision_states(tiny_model: Path) -> None:
+    policy = CausalLM(str(tiny_model), dtype="bfloat16").build()
+    values = TrunkValueHead().build(policy)(*batch(), policy(*batch(), 1.0).hidden)
+    assert values.dtype == torch.float32
+
+
+def test_a_critic_from_a_reward_model_starts_with_its_scores_of_the_text_so_far(reward_model: Path) -> None:
+    scorer = AutoModelForSequenceClassification.from_pretrained(reward_model)
+    critic = ValueHead(str(reward_model), attention="eager", row_tokens=32).build()
+    assert isinstance(critic, ValueModel)
+    assert torch.equal(critic.head.weight, scorer.score.weight)
+    assert (critic.head.bias == 0).all()
+    tokens, mask = batch()
+    with torch.no_grad():
+        values = critic(tokens, mask)
+        for t in range(4, 10):
+            assert torch.allclose(values[:, t], scorer(tokens[:, :t]).logits[:, 0], atol=1e-5), t
+
+
+def test_a_classifier_with_two_labels_is_no_critic(tiny_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="2 labels"):
+        ValueHead(str(classifier(tiny_model, tmp_path, labels=2))).build()
+
+
+def test_a_run_starts_its_critic_from_a_reward_model(fit: Fit, reward_model: Path) -> None:
+    folder = fit(
+        *(*PPO, "--model.critic.pretrained", str(reward_model), "--model.critic_lr", "1e-9"),
+        *("--trainer.max_epochs", "1", *NO_VALIDATION),
+    )
+    scorer = AutoModelForSequenceClassification.from_pretrained(reward_model)
+    head = saved(folder)["state_dict"]["critic.head.weight"]
+    assert torch.allclose(head, scorer.score.weight, atol=1e-6)
+    assert "critic.trunk.embed_tokens.weight" in saved(folder)["state_dict"]
+
+
+# ------------------------------------------------------------------------------------------ how critics learn
+
+
+@pytest.mark.parametrize("kind", CRITICS)
+def test_a_warm_up_moves_the_critic_and_nothing_else(kind: str, fit: Fit, tiny_model: Path) -> None:
+    """Not by weight decay, not by the value loss, and the optimizer remembers nothing of it."""
+    folder = fit(
+        *(*CRITICS[kind], "--model.critic_warmup", "2", "--model.optimizer.weight_decay", "0.1"),
+        *("--trainer.max_epochs", "2", *NO_VALIDATION),
+    )
+    assert all(unmoved(folder, tiny_model).values())
+    checkpoint = saved(folder)
+    assert checkpoint["state_dict"]["critic.head.weight"].abs().max() > 0
+    (optimizer,) = checkpoint["optimizer_states"]
+    policy, critic = (set(group["params"]) for group in optimizer["param_groups"])
+    assert optimizer["state"].keys() == critic
+    assert policy
+    for row in read_metrics(folder / "metrics.csv")[1:]:
+        assert row["train/ratio_deviation"] == 0
+        assert row["train/grad_norm"] > 0
+
+
+@pytest.mark.parametrize("kind", CRITICS)
+def test_after_the_warm_up_the_policy_learns(kind: str, fit: Fit, tiny_model: Path) -> None:
+    """And a run interrupted in its warm-up ends like one that was not."""
+    arguments = (*CRITICS[kind], "--model.critic_warmup", "2", "--trainer.max_epochs", "3", *NO_VALIDATION)
+    whole = fit(*arguments)
+    assert not any(unmoved(whole, tiny_model).values())
+    part = fit(*arguments, "--trainer.max_epochs", "1")
+    fit(*arguments, "--ckpt_path", "last", root=part)
+    assert untimed(whole) == untimed(part)
+    for name, tensor in saved(whole)["state_dict"].items():
+        assert torch.equal(tensor, saved(part)["state_dict"][name]), name
+
+
+def test_the_critic_has_a_learning_rate_of_its_own_under_any_schedule(fit: Fit) -> None:
+    schedule = {"start_factor": 1.0, "end_factor": 0.5, "total_iters": 2}
+    folder = fit(
+        *(*PPO, "--model.critic_lr", "0.004", "--model.optimizer.lr", "0.001"),
+        *("--model.lr_scheduler", "torch.optim.lr_scheduler.LinearLR"),
+        *(f"--model.lr_scheduler.{name}={value}" for name, value in schedule.items()),
+        *("--trainer.max_epochs", "1", *NO_VALIDATION),  # two optimizer steps
+    )
+    (optimizer,) = saved(folder)["optimizer_states"]
+    rates = [group["lr"] for group in optimizer["param_groups"]]
+    assert rates == pytest.approx([0.0005, 0.002])
+
+
+def test_without_a_rate_of_its_own_the_critic_has_the_optimizers(fit: Fit) -> None:
+    folder = fit(*CRITICS["detached"], "--trainer.max_epochs", "1", *NO_VALIDATION)
+    (optimizer,) = saved(folder)["optimizer_states"]
+    assert [group["lr"] for group in optimizer["param_groups"]] == [0.001, 0.001]
+    assert [len(group["params"]) > 2 for group in optimizer["param_groups"]] == [True, False]
+
+
+def test_a_critic_that_learns_explains_more_of_the_returns(fit: Fit) -> None:
+    folder = fit(
+        *(*CRITICS["detached"], "--model.critic_lr", "0.03", "--model.critic_warmup", "8"),
+        *("--trainer.max_epochs", "8", "--data.update_epochs", "4", *NO_VALIDATION),
+    )
+    rows = read_metrics(folder / "metrics.csv")[1:]
+    explained = [row["train/explained_variance"] for row in rows]
+    assert explained[0] == 0, "a critic that says 0 of everything explains nothing"
+    assert sum(row["train/value_loss"] for row in rows[4:]) < sum(row["train/value_loss"] for row in rows[:4])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("--model.critic_warmup", "1"), "model.critic to ValueHead"),
+        (("--model.critic_lr", "0.1"), "model.critic to ValueHead"),
+        ((*PPO, "--model.critic_lr", "0"), "model.critic_lr=0.0: expected more than 0"),
+        ((*PPO, "--model.critic_warmup", "-1"), "model.critic_warmup=-1: expected 0 or more"),
+        (("--model.critic", "TrunkValueHead"), "does not use it: set model.critic to null"),
+        (("--model.advantage", "GAE"), "model.advantage GAE needs a critic"),
+    ],
+)
+def test_a_critic_that_cannot_be_meant_is_refused(
+    fit: Fit, arguments: tuple[str, ...], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as refused:
+        fit(*arguments, *NO_VALIDATION)
+    assert refused.value.code == 2
+    assert sentence in capsys.readouterr().err
