@@ -13,23 +13,22 @@ from torch.optim.lr_scheduler import LRScheduler
 from typing_extensions import override
 
 from grpo_pl.advantages import AdvantageEstimator
+from grpo_pl.checks import (
+    check_advantage_sources,
+    check_components,
+    check_critic,
+    check_reference_update,
+)
 from grpo_pl.corrections import ImportanceCorrection
 from grpo_pl.evaluation import Evaluation
 from grpo_pl.functional import group_is_constant, group_size, masked_mean, prompt_weights
 from grpo_pl.losses import Aggregation, ClippedValueLoss, PolicyLoss
 from grpo_pl.masks import TokenMask
 from grpo_pl.metrics import rollout_metrics, sample_records
-from grpo_pl.models import AdapterOff, CausalLM, LanguageModel, ModelBuilder, WithoutAdapter
-from grpo_pl.references import EMA, ReferenceUpdate
+from grpo_pl.models import LanguageModel, ModelBuilder, WithoutAdapter
+from grpo_pl.references import ReferenceUpdate
 from grpo_pl.regularizers import EntropyBonus, KLPenalty
-from grpo_pl.rewards.base import (
-    ProcessReward,
-    RewardFunction,
-    ScoredSamples,
-    Verifier,
-    score_samples,
-    token_rewards,
-)
+from grpo_pl.rewards.base import RewardFunction, ScoredSamples, Verifier, score_samples, token_rewards
 from grpo_pl.rewards.transforms import RewardTransform
 from grpo_pl.types import Experience, Feedback, Prompt, Rollout, Sample, TokenScores
 from grpo_pl.weight_sync import full_weights
@@ -376,111 +375,3 @@ class PolicyOptimization(pl.LightningModule):
     @override
     def on_validation_epoch_end(self) -> None:
         self.log_dict(self.evaluation.compute(), batch_size=1)
-
-
-# -------------------------------------------------------------------------------------------- the plain parts
-
-
-def check_components(
-    rewards: dict[str, RewardFunction], kl: KLPenalty | None, reference: ModelBuilder | None
-) -> None:
-    """Refuse combinations that cannot be meant.
-
-    Raises:
-        ValueError: In one sentence, with the key to change.
-    """
-    if not any(reward.weight for reward in rewards.values()):
-        raise ValueError(
-            "model.rewards has no reward with a weight other than 0: add one, for instance LastNumber"
-        )
-    if kl is not None and reference is None:
-        raise ValueError(
-            "model.kl needs a reference: set model.reference, for instance to CausalLM, or model.kl to null"
-        )
-
-
-def check_critic(
-    advantage: AdvantageEstimator, critic: ModelBuilder | None, critic_lr: float | None, critic_warmup: int
-) -> None:
-    """Refuse a critic that nobody needs, an advantage without the critic it needs, and odd schedules.
-
-    Raises:
-        ValueError: In one sentence, with the key to change.
-    """
-    name = type(advantage).__name__
-    if advantage.needs_critic and critic is None:
-        raise ValueError(
-            f"model.advantage {name} needs a critic: set model.critic, for instance to ValueHead"
-        )
-    if critic is not None and not advantage.needs_critic:
-        raise ValueError(
-            f"model.critic is set and model.advantage {name} does not use it: set model.critic to null, or "
-            "model.advantage to GAE"
-        )
-    if critic is None and (critic_lr is not None or critic_warmup):
-        raise ValueError(
-            f"model.critic_lr={critic_lr} and model.critic_warmup={critic_warmup} speak of a critic, and "
-            "there is none: set them to null and 0, or model.critic to ValueHead"
-        )
-    if critic_lr is not None and critic_lr <= 0:
-        raise ValueError(f"model.critic_lr={critic_lr}: expected more than 0, or null for the optimizer's")
-    if critic_warmup < 0:
-        raise ValueError(f"model.critic_warmup={critic_warmup}: expected 0 or more iterations")
-
-
-def check_reference_update(
-    reference_update: ReferenceUpdate | None, kl: KLPenalty | None, reference: ModelBuilder | None
-) -> None:
-    """Refuse to move a reference that does not exist, that is the policy itself, or that would not move.
-
-    Raises:
-        ValueError: In one sentence, with the key to change.
-    """
-    if reference_update is None:
-        return
-    if kl is None:
-        raise ValueError(
-            "model.reference_update moves a reference that nothing compares with: set model.kl, for "
-            "instance to KLInLoss, or model.reference_update to null"
-        )
-    if isinstance(reference, AdapterOff):
-        raise ValueError(
-            "model.reference_update cannot move model.reference AdapterOff, which is the policy itself: set "
-            "model.reference to CausalLM, or model.reference_update to null"
-        )
-    if isinstance(reference_update, EMA) and isinstance(reference, CausalLM) and reference.dtype != "float32":
-        raise ValueError(
-            f"model.reference.dtype={reference.dtype} rounds the small steps of model.reference_update EMA "
-            "away: set it to float32"
-        )
-
-
-def check_advantage_sources(
-    advantage: AdvantageEstimator,
-    rewards: dict[str, RewardFunction],
-    kl: KLPenalty | None,
-    reward_transforms: Sequence[RewardTransform],
-) -> None:
-    """Refuse rewards that the advantage cannot work with, or would not see.
-
-    Raises:
-        ValueError: In one sentence, with the key to change.
-    """
-    name = type(advantage).__name__
-    if advantage.needs_steps and not any(
-        isinstance(reward, ProcessReward) and reward.weight for reward in rewards.values()
-    ):
-        raise ValueError(
-            f"model.advantage {name} needs rewards of steps: add a process reward with a weight other than 0 "
-            "to model.rewards, or set model.advantage to GroupRelative"
-        )
-    if advantage.reads_named_rewards and reward_transforms:
-        raise ValueError(
-            f"model.reward_transforms change the sum of the rewards, and model.advantage {name} reads each "
-            "reward on its own: set model.reward_transforms to null"
-        )
-    if advantage.reads_named_rewards and kl is not None and type(kl).cost is not KLPenalty.cost:
-        raise ValueError(
-            f"model.kl {type(kl).__name__} changes the sum of the rewards, and model.advantage {name} reads "
-            "each reward on its own: set model.kl to KLInLoss"
-        )

@@ -23,7 +23,7 @@ LAYERS = [
         "models",
         "weight_sync",
     },
-    {"rollout.in_process", "rollout.vllm", "loop", "evaluation", "metrics"},
+    {"rollout.in_process", "rollout.vllm", "loop", "evaluation", "metrics", "checks"},
     {"module", "datamodule", "callbacks"},
     {"cli"},
     {"__main__"},
