@@ -33,7 +33,7 @@ def rollout_metrics(rollout: Rollout, experience: Experience, scores: TokenScore
     if experience.returns is not None and experience.old_values is not None:
         error = (experience.returns - experience.old_values)[mask].var(correction=0)
         total = experience.returns[mask].var(correction=0)
-        metrics["train/explained_variance"] = float(1 - error / total.clamp(min=1e-12))
+        metrics["train/explained_variance"] = float(1 - error / total) if total > 1e-12 else 0.0
     return metrics
 
 

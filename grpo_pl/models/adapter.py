@@ -22,8 +22,9 @@ class LoRA(ModelBuilder):
     """A policy of which only low-rank adapters learn: W x + alpha / r * B A x.
 
     Hu et al. 2021, arXiv:2106.09685, eq. 3. B starts at zero, so training starts from the pretrained model.
-    Adapters are float32, whatever the dtype of the frozen weights. Checkpoints hold the adapters alone; the
-    engine and `tools/export_hf.py` get merged weights.
+    Adapters are float32, whatever the dtype of the frozen weights, and want about ten times the learning rate
+    of a whole policy. Checkpoints hold the adapters alone; the engine and `tools/export_hf.py` get merged
+    weights.
 
     Args:
         pretrained: Model folder or hub name; where empty, the one of `--pretrained`.
