@@ -6,14 +6,13 @@ import os
 import re
 import sys
 import traceback
-from argparse import ArgumentParser
 from collections.abc import Iterable
 from pathlib import Path
 from pydoc import locate
 from typing import Any, NoReturn, get_args
 
 import lightning.pytorch as pl
-from jsonargparse import ActionConfigFile, Namespace  # type: ignore[attr-defined]
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace  # type: ignore[attr-defined]
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -135,15 +134,9 @@ def nearest(wrong: str, names: Iterable[str]) -> str:
     return f". Did you mean {near[0]}?" if near else ""
 
 
-def parameters(cls: Any) -> set[str]:
-    """What the constructor of a class takes, with what it hands on to those above it."""
-    names: set[str] = set()
-    for base in cls.__mro__:
-        found = inspect.signature(base.__init__).parameters.values()
-        names |= {parameter.name for parameter in found if parameter.kind is not parameter.VAR_KEYWORD}
-        if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in found):
-            break
-    return names - {"self"}
+def parameters(cls: Any) -> list[str]:
+    """What the constructor of a class takes, with what it hands on to others."""
+    return list(ArgumentParser().add_class_arguments(cls, fail_untyped=False))
 
 
 def implementations(typehint: Any) -> set[str]:

@@ -159,6 +159,14 @@ def test_an_adapter_that_cannot_be_is_refused(tiny_model: Path, arguments: dict,
         LoRA(str(tiny_model), **arguments).build()
 
 
+def test_a_policy_with_adapters_takes_what_one_without_takes(
+    fit: Fit, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        fit(*ADAPTED, "--model.policy.row_token", "64")
+    assert "Did you mean model.policy.row_tokens?" in capsys.readouterr().err
+
+
 # ------------------------------------------------------------------------------------------------ the engines
 
 
