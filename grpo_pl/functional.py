@@ -347,26 +347,30 @@ def balanced_partition(lengths: Sequence[int], parts: int) -> list[list[int]]:
     `parts <= len(lengths)`.
     """
     assert 1 <= parts <= len(lengths), "a minibatch has at least one sequence for each micro-batch"
-    order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
-
-    def fill(bound: int) -> list[list[int]]:
-        lists: list[list[int]] = []
-        for row in order:
-            if lists and lengths[lists[-1][0]] * (len(lists[-1]) + 1) <= bound:
-                lists[-1].append(row)
-            else:
-                lists.append([row])
-        return lists
-
-    low, high = lengths[order[0]], lengths[order[0]] * len(order)
+    low, high = max(lengths), max(lengths) * len(lengths)
     while low < high:
         middle = (low + high) // 2
-        low, high = (low, middle) if len(fill(middle)) <= parts else (middle + 1, high)
-    lists = fill(low)
+        fits = len(batches_within(lengths, middle)) <= parts
+        low, high = (low, middle) if fits else (middle + 1, high)
+    lists = batches_within(lengths, low)
     while len(lists) < parts:  # splitting a list never makes any list dearer
         longest = max(range(len(lists)), key=lambda i: len(lists[i]))
         rows = lists.pop(longest)
         lists += [rows[: len(rows) // 2], rows[len(rows) // 2 :]]
+    return lists
+
+
+def batches_within(lengths: Sequence[int], padded_tokens: int) -> list[list[int]]:
+    """Cut rows into lists of at most so many padded tokens each, rows * longest row; the longest row first.
+
+    Like lengths come together. A row that is longer than that is alone.
+    """
+    lists: list[list[int]] = []
+    for row in sorted(range(len(lengths)), key=lambda row: (-lengths[row], row)):
+        if lists and lengths[lists[-1][0]] * (len(lists[-1]) + 1) <= padded_tokens:
+            lists[-1].append(row)
+        else:
+            lists.append([row])
     return lists
 
 
