@@ -102,8 +102,10 @@ class ScoredSamples:
     """The weighted sum over rewards; 0 where the sample is unscored."""
     weighted: dict[str, Float[Tensor, "N"]]
     """The weighted scores of each reward with a weight other than 0; 0 where the sample is unscored."""
+    outcome: Float[Tensor, "N"] | None
+    """The part of the total that is paid for whole responses; None where all rewards are process rewards."""
     steps: list[list[StepScore]]
-    """The weighted scores of the steps of each sample; they are a part of the total."""
+    """The weighted scores of the steps of each sample: the other part of the total."""
     scored: Bool[Tensor, "N"]
     """False where a reward with non-zero weight abstained, so that the total is not known."""
 
@@ -151,8 +153,16 @@ def score_samples(rewards: Mapping[str, RewardFunction], samples: Sequence[Sampl
                 if isinstance(score, Sequence):
                     steps[row] += [StepScore(step.end, reward.weight * step.score) for step in score]
     weighted = {name: torch.where(scored, scores, 0.0) for name, scores in weighted.items()}
-    total = sum(weighted.values(), torch.zeros(len(samples)))
-    return ScoredSamples(by_name=by_name, total=total, weighted=weighted, steps=steps, scored=scored)
+    whole = [scores for name, scores in weighted.items() if not isinstance(rewards[name], ProcessReward)]
+    zeros = torch.zeros(len(samples))
+    return ScoredSamples(
+        by_name=by_name,
+        total=sum(weighted.values(), zeros),
+        weighted=weighted,
+        outcome=sum(whole, zeros) if whole else None,
+        steps=steps,
+        scored=scored,
+    )
 
 
 def token_rewards(
@@ -162,8 +172,8 @@ def token_rewards(
 
     Outcomes pay on the last response token, a step on the token that completes its last character.
     """
-    of_steps = torch.tensor([math.fsum(step.score for step in steps) for steps in scored.steps])
-    rewards = outcome_rewards(scored.total - torch.where(scored.scored, of_steps, 0.0), loss_mask.cpu())
+    outcome = torch.zeros(len(samples)) if scored.outcome is None else scored.outcome
+    rewards = outcome_rewards(outcome, loss_mask.cpu())
     ends = torch.zeros(loss_mask.shape, dtype=torch.bool)
     for row, (steps, sample) in enumerate(zip(scored.steps, samples, strict=True)):
         columns = loss_mask[row].nonzero()[:, 0].tolist()
@@ -172,6 +182,15 @@ def token_rewards(
             rewards[row, column] += step.score
             ends[row, column] = True
     return rewards, ends
+
+
+def earning_tokens(
+    scored: ScoredSamples, step_ends: Bool[Tensor, "N T"], loss_mask: Bool[Tensor, "N T"]
+) -> Bool[Tensor, "N T"]:
+    """True on the tokens that earn a reward, be it 0: where a step ends, and last where outcomes are paid."""
+    if scored.outcome is None:
+        return step_ends
+    return step_ends | (outcome_rewards(scored.scored.float(), loss_mask.cpu()) != 0)
 
 
 Score = float | None | Sequence[StepScore]
@@ -186,6 +205,8 @@ def _score_or_abstain(name: str, reward: RewardFunction, samples: Sequence[Sampl
     """The scores of one reward; a batch that fails is repeated sample by sample, to find the culprit."""
     try:
         return _checked_scores(reward, samples)
+    except RewardError as error:  # names its sample
+        raise RewardError(f"Reward {name!r} failed: {error}") from error
     except Exception as error:  # noqa: BLE001 - rewards are the user's code and may raise anything
         batch_error = error
     scores: list[Score] = []
@@ -193,7 +214,7 @@ def _score_or_abstain(name: str, reward: RewardFunction, samples: Sequence[Sampl
         try:
             scores += _checked_scores(reward, [sample])
         except Exception as error:
-            message = f"Reward {name!r} failed with {type(error).__name__}: {error} ({_describe(sample)})"
+            message = f"Reward {name!r} failed with {type(error).__name__}: {error} ({describe(sample)})"
             if reward.on_error == "raise":
                 raise RewardError(f"{message}; on_error: abstain would skip such samples.") from error
             _logger.warning("%s; it abstains.", message)
@@ -222,7 +243,8 @@ def _checked_scores(reward: RewardFunction, samples: Sequence[Sample]) -> list[S
     return scores
 
 
-def _describe(sample: Sample) -> str:
+def describe(sample: Sample) -> str:
+    """A sample as a message shows it: prompt, answer and response, shortened."""
     texts = {"prompt": sample.prompt.text, "answer": sample.prompt.answer, "response": sample.response}
     return ", ".join(f"{name} {_shorten(text)!r}" for name, text in texts.items())
 

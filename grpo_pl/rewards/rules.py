@@ -8,6 +8,7 @@ from typing import Any, final
 from typing_extensions import override
 
 from grpo_pl.rewards.base import RewardFunction, Verifier
+from grpo_pl.rewards.patterns import compiled
 from grpo_pl.types import Prompt, Sample
 
 # A hyphen after a letter, digit or bracket joins two terms or words; it is not the sign of the number.
@@ -126,11 +127,8 @@ class Format(RewardFunction):
 
     def __init__(self, pattern: str, *, full_match: bool = True, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        try:
-            compiled = re.compile(pattern, re.DOTALL)
-        except re.error as error:
-            raise ValueError(f"pattern {pattern!r} is not a regular expression: {error}.") from error
-        self._match = compiled.fullmatch if full_match else compiled.search
+        expression = compiled("pattern", pattern)
+        self._match = expression.fullmatch if full_match else expression.search
 
     @override
     def score(self, samples: Sequence[Sample]) -> list[float]:

@@ -1,0 +1,15 @@
+"""Regular expressions that a user wrote."""
+
+import re
+
+
+def compiled(key: str, pattern: str) -> re.Pattern[str]:
+    """The compiled pattern; `.` matches line ends too.
+
+    Raises:
+        ValueError: If it is none, naming the option `key`.
+    """
+    try:
+        return re.compile(pattern, re.DOTALL)
+    except re.error as error:
+        raise ValueError(f"{key} {pattern!r} is not a regular expression: {error}.") from error
