@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -82,4 +83,31 @@ def smollm() -> Path:
         pytest.fail(
             f"the demo model is not in {folder}: run python tools/fetch_model.py, as tools/test.sh does"
         )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def outcome_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model as a reward model of whole responses, with a random head."""
+    from transformers import AutoModelForSequenceClassification
+
+    return classifier(AutoModelForSequenceClassification, tiny_model, tmp_path_factory.mktemp("outcome"))
+
+
+@pytest.fixture(scope="session")
+def process_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model as a reward model of steps, with a random head."""
+    from transformers import AutoModelForTokenClassification
+
+    return classifier(AutoModelForTokenClassification, tiny_model, tmp_path_factory.mktemp("process"))
+
+
+def classifier(auto: Any, trunk: Path, folder: Path, labels: int = 1) -> Path:
+    """A checkpoint with the weights of a language model and a random head."""
+    import torch
+    from transformers import AutoTokenizer
+
+    torch.manual_seed(1)
+    auto.from_pretrained(trunk, num_labels=labels).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(trunk).save_pretrained(folder)
     return folder
