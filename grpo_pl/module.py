@@ -28,7 +28,14 @@ from grpo_pl.metrics import rollout_metrics, sample_records
 from grpo_pl.models import LanguageModel, ModelBuilder, WithoutAdapter
 from grpo_pl.references import ReferenceUpdate
 from grpo_pl.regularizers import EntropyBonus, KLPenalty
-from grpo_pl.rewards.base import RewardFunction, ScoredSamples, Verifier, score_samples, token_rewards
+from grpo_pl.rewards.base import (
+    RewardFunction,
+    ScoredSamples,
+    Verifier,
+    earning_tokens,
+    score_samples,
+    token_rewards,
+)
 from grpo_pl.rewards.transforms import RewardTransform
 from grpo_pl.types import Experience, Feedback, Prompt, Rollout, Sample, TokenScores
 from grpo_pl.weight_sync import full_weights
@@ -244,19 +251,14 @@ class PolicyOptimization(pl.LightningModule):
 
     def _feedback(self, rollout: Rollout, scored: ScoredSamples, samples: Sequence[Sample]) -> Feedback:
         """What the rewards say, on the device."""
-        rewards, step_ends = token_rewards(scored, samples, rollout.loss_mask)
-        rewards, known = rewards.to(self.device), scored.scored.to(self.device)
-        for transform in self.reward_transforms:
-            rewards = transform(rewards, known, self.sum_over_ranks)
+        rewards, step_ends = self._token_rewards(scored, samples, rollout.loss_mask, observe=True)
         greedy = None
         if rollout.greedy:
-            of_prompts = score_samples(self.rewards, rollout.greedy)
-            known_total = torch.where(of_prompts.scored, of_prompts.total, math.nan)
-            greedy = known_total[rollout.group_ids].to(self.device)
+            greedy = self._greedy_rewards(rollout.greedy)[rollout.group_ids.to(self.device)]
         return Feedback(
             rewards=rewards,
-            step_ends=step_ends.to(self.device),
-            scored=known,
+            step_ends=step_ends,
+            scored=scored.scored.to(self.device),
             loss_mask=rollout.loss_mask.to(self.device),
             group_ids=rollout.group_ids.to(self.device),
             truncated=rollout.truncated.to(self.device),
@@ -265,6 +267,27 @@ class PolicyOptimization(pl.LightningModule):
             greedy=greedy,
             sum_over_ranks=self.sum_over_ranks,
         )
+
+    def _token_rewards(
+        self, scored: ScoredSamples, samples: Sequence[Sample], loss_mask: Tensor, *, observe: bool
+    ) -> tuple[Tensor, Tensor]:
+        """The transformed reward of each token and where steps end, on the device."""
+        rewards, step_ends = token_rewards(scored, samples, loss_mask)
+        earned = earning_tokens(scored, step_ends, loss_mask).to(self.device)
+        rewards = rewards.to(self.device)
+        for transform in self.reward_transforms:
+            if observe:
+                transform.observe(rewards, earned, self.sum_over_ranks)  # type: ignore[operator]
+            rewards = transform(rewards, earned)
+        return rewards, step_ends.to(self.device)
+
+    def _greedy_rewards(self, samples: Sequence[Sample]) -> Tensor:
+        """The whole reward of each greedy response, in the units of the sampled ones; NaN where unknown."""
+        lengths = torch.tensor([sample.response_tokens for sample in samples])
+        mask = torch.arange(int(lengths.max())) < lengths[:, None]
+        scored = score_samples(self.rewards, samples)
+        rewards = self._token_rewards(scored, samples, mask, observe=False)[0].sum(-1)
+        return torch.where(scored.scored.to(self.device), rewards, math.nan)
 
     def _score(self, experience: Experience, micro_batches: Sequence[Sequence[int]]) -> TokenScores:
         read = [experience.among(rows) for rows in micro_batches]
