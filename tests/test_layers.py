@@ -12,7 +12,6 @@ LAYERS = [
     {
         "prompts",
         "rollout.engine",
-        "rewards",
         "advantages",
         "losses",
         "regularizers",
@@ -23,6 +22,7 @@ LAYERS = [
         "models",
         "weight_sync",
     },
+    {"rewards"},
     {"rollout.in_process", "rollout.vllm", "loop", "evaluation", "metrics", "checks"},
     {"module", "datamodule", "callbacks"},
     {"cli"},

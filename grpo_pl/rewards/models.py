@@ -1,0 +1,148 @@
+"""Rewards that are models: trained to score whole responses, or the steps of them."""
+
+from collections.abc import Sequence
+from typing import Any, Literal, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from typing_extensions import override
+
+from grpo_pl.functional import batches_within, pad_rows
+from grpo_pl.models.loading import DType, RewardKind
+from grpo_pl.models.reward_model import EncodedResponse, RewardModel
+from grpo_pl.rewards.base import ProcessReward, RewardFunction, StepScore
+from grpo_pl.rewards.patterns import compiled
+from grpo_pl.rewards.steps import step_ends
+from grpo_pl.types import Sample
+
+
+class FrozenRewardModel:
+    """A reward model that only scores: without gradient, in no checkpoint, whole on every rank.
+
+    Args:
+        pretrained: model folder or hub name of a reward model.
+        kind: what it was trained for.
+        dtype: of the weights.
+        batch_tokens: the most tokens, padding included, that it reads at once; a longer response is read
+            alone.
+    """
+
+    def __init__(self, pretrained: str, kind: RewardKind, dtype: DType, batch_tokens: int) -> None:
+        if not pretrained:
+            raise ValueError(
+                f"pretrained is empty; it must name an {kind} reward model, which is never the policy's."
+            )
+        if batch_tokens < 1:
+            raise ValueError(f"batch_tokens is {batch_tokens}; it must be at least 1.")
+        self.pretrained, self.kind, self.dtype, self.batch_tokens = pretrained, kind, dtype, batch_tokens
+        self._model: RewardModel | None = None
+
+    def load(self, device: torch.device) -> None:
+        """Load the weights.
+
+        Raises:
+            ValueError: If there are none, or they are not those of a trained reward model of this kind.
+        """
+        model = RewardModel.load(self.pretrained, self.kind, self.dtype)
+        if model.new_head:
+            raise ValueError(
+                f"pretrained={self.pretrained} holds no {self.kind} reward model, so that its score head "
+                f"would be random: give a checkpoint with a trained one"
+            )
+        self._model = model.requires_grad_(False).eval().to(device)
+
+    @torch.no_grad()
+    def scores(self, samples: Sequence[Sample]) -> list[tuple[EncodedResponse, Float[Tensor, "_"]]]:
+        """Each sample's tokens and the score after each of them."""
+        assert self._model is not None, "load() comes first"
+        device = next(self._model.parameters()).device
+        encoded = [self._model.encode(sample.prompt.text, sample.response) for sample in samples]
+        lengths = [len(sequence.token_ids) for sequence in encoded]
+        scores: list[Tensor] = [torch.empty(0)] * len(samples)
+        for rows in batches_within(lengths, self.batch_tokens):
+            token_ids = pad_rows([torch.tensor(encoded[row].token_ids) for row in rows], lengths[rows[0]])
+            real = torch.tensor([lengths[row] for row in rows])
+            for row, of_row in zip(
+                rows, self._model(token_ids.to(device), real.to(device)).cpu(), strict=True
+            ):
+                scores[row] = of_row[: lengths[row]]
+        return list(zip(encoded, scores, strict=True))
+
+
+@final
+class OutcomeRewardModel(RewardFunction):
+    """The score that a trained model gives a whole response: a sequence classifier with one label.
+
+    Rewards of Bradley-Terry models are logits without a natural zero or unit (Ouyang et al. 2022, arXiv
+    2203.02155, section 3.5); `link: sigmoid` bounds them to (0, 1).
+
+    Args:
+        pretrained: model folder or hub name of a reward model; `--pretrained` is not used here.
+        dtype: of the weights.
+        batch_tokens: the most tokens, padding included, that it reads at once; a longer response is read
+            alone.
+        link: what is done to the score: `none` or `sigmoid`.
+    """
+
+    def __init__(
+        self,
+        pretrained: str,
+        dtype: DType = "float32",
+        batch_tokens: int = 16384,
+        link: Literal["none", "sigmoid"] = "none",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self._model, self.link = FrozenRewardModel(pretrained, "outcome", dtype, batch_tokens), link
+
+    @override
+    def build(self, device: torch.device) -> None:
+        self._model.load(device)
+
+    @override
+    def score(self, samples: Sequence[Sample]) -> list[float]:
+        last = [scores[-1] for _, scores in self._model.scores(samples)]
+        return [(score.sigmoid() if self.link == "sigmoid" else score).item() for score in last]
+
+
+@final
+class ProcessRewardModel(ProcessReward):
+    r"""The probability that a step is right, by a trained model: a token classifier with one label.
+
+    A step's score is the sigmoid of the logit at the step's last token (Lightman et al. 2023, arXiv
+    2305.20050, section 2.6). Over a response we sum, where they multiply to rank solutions.
+
+    Args:
+        pretrained: model folder or hub name of a reward model; `--pretrained` is not used here.
+        steps: regular expression of what stands between two steps, as the model was trained with.
+        dtype: of the weights.
+        batch_tokens: the most tokens, padding included, that it reads at once; a longer response is read
+            alone.
+    """
+
+    def __init__(
+        self,
+        pretrained: str,
+        steps: str = r"\n+",
+        dtype: DType = "float32",
+        batch_tokens: int = 16384,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self._model = FrozenRewardModel(pretrained, "process", dtype, batch_tokens)
+        self._separator = compiled("steps", steps)
+
+    @override
+    def build(self, device: torch.device) -> None:
+        self._model.load(device)
+
+    @override
+    def score_steps(self, samples: Sequence[Sample]) -> list[list[StepScore]]:
+        return [
+            [
+                StepScore(end, scores[encoded.last_token(end)].sigmoid().item())
+                for end in step_ends(sample.response, self._separator)
+            ]
+            for sample, (encoded, scores) in zip(samples, self._model.scores(samples), strict=True)
+        ]
