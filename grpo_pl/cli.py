@@ -33,7 +33,7 @@ from grpo_pl.prompts.sources import PromptSource
 from grpo_pl.quiet import tame_logs
 from grpo_pl.references import ReferenceUpdate
 from grpo_pl.regularizers import KLPenalty
-from grpo_pl.rewards import math_answer, models, rules, steps
+from grpo_pl.rewards import judge, math_answer, models, rules, steps
 from grpo_pl.rewards.base import RewardError, RewardFunction, Verifier
 from grpo_pl.rewards.transforms import RewardTransform
 from grpo_pl.rollout import in_process, vllm
@@ -54,7 +54,7 @@ COMPONENTS = (
 )
 """The abstract classes whose implementations a config names by their short names."""
 
-IMPLEMENTATIONS = (math_answer, models, rules, steps, in_process, vllm, procedural, sources)
+IMPLEMENTATIONS = (judge, math_answer, models, rules, steps, in_process, vllm, procedural, sources)
 """Imported so that their classes answer to their short names."""
 
 TAKE_PRETRAINED = ("model.policy", "model.reference", "model.critic", "data.engine")
