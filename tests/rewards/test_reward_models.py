@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoTokenizer
 
@@ -18,6 +18,7 @@ from grpo_pl.rewards.base import StepScore
 from grpo_pl.rewards.models import OutcomeRewardModel, ProcessRewardModel
 from grpo_pl.types import Prompt, Sample
 
+few = settings(max_examples=40, deadline=None, derandomize=True)
 Fit = Callable[..., Path]
 CPU = torch.device("cpu")
 RESPONSES = ["5", "2 + 3 is\n5", "", "I think that\n\nit is 6.\n", "0" * 60]
@@ -81,6 +82,7 @@ def test_a_process_reward_model_is_worth_the_sum_of_its_steps(process_model: Pat
     assert reward.score(samples()) == pytest.approx([sum(s.score for s in of) for of in steps])
 
 
+@few
 @given(st.lists(st.integers(1, 50), max_size=30), st.integers(1, 120))
 def test_batches_hold_every_row_once_within_the_budget(lengths: list[int], budget: int) -> None:
     batches = batches_within(lengths, budget)

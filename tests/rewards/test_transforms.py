@@ -8,7 +8,7 @@ from threading import Barrier
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -21,6 +21,7 @@ from grpo_pl.rewards.rules import Format
 from grpo_pl.rewards.transforms import Clip, RewardTransform, RunningNormalization
 from grpo_pl.types import Prompt, Sample, only_here
 
+few = settings(max_examples=40, deadline=None, derandomize=True)
 Fit = Callable[..., Path]
 
 
@@ -82,6 +83,7 @@ def test_an_iteration_without_rewards_changes_nothing() -> None:
 VALUES = st.lists(st.floats(-1e3, 1e3, width=32), max_size=20)
 
 
+@few
 @given(st.lists(VALUES, min_size=1, max_size=5), st.floats(-1e4, 1e4))
 def test_many_iterations_have_the_statistics_of_one(parts: list[list[float]], offset: float) -> None:
     transform = RunningNormalization()
@@ -95,6 +97,7 @@ def test_many_iterations_have_the_statistics_of_one(parts: list[list[float]], of
         assert float(transform.squares / transform.count) == pytest.approx(variance, rel=1e-6, abs=1e-5)
 
 
+@few
 @given(VALUES, VALUES)
 def test_two_ranks_have_the_statistics_of_one(first: list[float], second: list[float]) -> None:
     barrier, slots = Barrier(2, timeout=30), [torch.zeros(0), torch.zeros(0)]
