@@ -269,8 +269,9 @@ def test_statistics_of_the_others_equal_those_of_a_loop(
 
 
 def test_others_that_are_equal_have_a_std_of_exactly_0_beside_an_outlier() -> None:
-    x, ids = torch.tensor([1e6, 0.1, 0.1, 0.1]), torch.zeros(4, dtype=torch.long)
-    assert others_std(x, ids, torch.ones(4, dtype=torch.bool), 0)[0] == 0
+    x, ids = torch.tensor([1e6] + [0.3] * 6), torch.zeros(7, dtype=torch.long)
+    assert x[1:].sum() / 6 != x[1]
+    assert others_std(x, ids, torch.ones(7, dtype=torch.bool), 0)[0] == 0
 
 
 def test_a_nan_in_an_invalid_row_reaches_no_statistic_of_the_others() -> None:
