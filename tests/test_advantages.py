@@ -154,7 +154,7 @@ ESTIMATORS = [
 def test_a_group_without_variance_gets_exactly_0_in_float32_whatever_rounding_says(
     estimator: AdvantageEstimator, reward: float, size: int
 ) -> None:
-    rewards, ids = [reward] * size + [0.0, 1.0], [4] * size + [5, 5]
+    rewards, ids = [reward] * size + [0.1, 0.2, 0.4], [4] * size + [5, 5, 5]
     got, _ = assign(estimator, rewards, ids, dtype=torch.float32)
     assert (got[:size] == 0).all()
     assert (got[size:] != 0).any()
