@@ -79,7 +79,7 @@ PARSED = {
     "a class": ("--model.advantage GroupRelativ", "model.advantage: .*Did you mean GroupRelative?"),
     "a class of another kind": (
         "--model.advantage LastNumber",
-        "GAE, GroupRelative, LeaveOneOut, got LastNumber",
+        "expected one of GAE, .*GroupRelative, LeaveOneOut, .*got LastNumber",
     ),
     "a class or null": ("--model.kl KLInLos", "model.kl: .*Did you mean KLInLoss?"),
     "an engine": ("--data.engine VLLM", "data.engine: expected one of InProcessEngine, VLLMEngine, got VLLM"),
