@@ -30,7 +30,7 @@ from grpo_pl.advantages import (
 from grpo_pl.advantages.base import check_choice
 from grpo_pl.functional import generalized_advantages
 from grpo_pl.module import check_advantage_sources
-from grpo_pl.regularizers import KLInLoss, KLPenalty
+from grpo_pl.regularizers import KLInLoss, KLInReward
 from grpo_pl.rewards.base import ProcessReward
 from grpo_pl.rewards.rules import Format
 from grpo_pl.rewards.transforms import Clip
@@ -716,14 +716,6 @@ class HalfSteps(ProcessReward):
         return [[] for _ in samples]
 
 
-class OffTheReward(KLPenalty):
-    def cost(self, old_logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
-        return old_logprobs - ref_logprobs
-
-    def loss(self, logprobs: Tensor, batch: object) -> tuple[Tensor, Tensor]:  # noqa: ARG002
-        return torch.zeros_like(logprobs), logprobs
-
-
 def test_process_supervision_without_a_process_reward_is_refused() -> None:
     rule = Format(pattern="x")
     message = r"model\.advantage ProcessGroupRelative needs rewards of steps: .* model\.rewards"
@@ -737,7 +729,7 @@ def test_what_changes_the_sum_of_the_rewards_is_refused_where_each_is_read_on_it
     rewards = {"rule": Format(pattern="x")}
     with pytest.raises(ValueError, match=r"model\.reward_transforms change the sum .* GDPO"):
         check_advantage_sources(GDPO(), rewards, None, [Clip()])
-    with pytest.raises(ValueError, match=r"model\.kl OffTheReward changes the sum .* GDPO"):
-        check_advantage_sources(GDPO(), rewards, OffTheReward(), [])
+    with pytest.raises(ValueError, match=r"model\.kl KLInReward changes the sum .* GDPO"):
+        check_advantage_sources(GDPO(), rewards, KLInReward(), [])
     check_advantage_sources(GDPO(), rewards, KLInLoss(), [])
-    check_advantage_sources(GroupRelative(), rewards, OffTheReward(), [Clip()])
+    check_advantage_sources(GroupRelative(), rewards, KLInReward(), [Clip()])

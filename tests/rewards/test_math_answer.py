@@ -116,7 +116,9 @@ def test_an_explosive_answer_costs_two_time_limits_and_scores_zero(answer, caplo
     with caplog.at_level(logging.WARNING):
         assert score(rf"\boxed{{{answer}}}", "42", reward) == 0.0
         reward.extract(rf"\boxed{{{answer}}}")
-    assert time.perf_counter() - start < 4
+    assert (
+        time.perf_counter() - start < 60
+    )  # each alone takes minutes or for ever; the limits are seconds of a machine that may be busy
     assert "math-verify could not" in caplog.text
 
 
@@ -132,7 +134,7 @@ def test_a_megabyte_of_anything_scores_zero_quickly(response):
     start = time.perf_counter()
     assert score(response, "42") == 0.0
     REWARD.extract(response)
-    assert time.perf_counter() - start < 5
+    assert time.perf_counter() - start < 60
 
 
 LATEX = r"""
