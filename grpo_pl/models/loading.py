@@ -116,7 +116,9 @@ def load_language_model(pretrained: str, dtype: DType, attention: str | None = N
     return cast("PreTrainedModel", model)
 
 
-def load_reward_model(pretrained: str, kind: RewardKind, dtype: DType) -> tuple["PreTrainedModel", bool]:
+def load_reward_model(
+    pretrained: str, kind: RewardKind, dtype: DType, attention: str | None = None
+) -> tuple["PreTrainedModel", bool]:
     """A causal model with a linear head `score`, without dropout, and whether that head is new to its task.
 
     Outcome models are sequence classifiers, process models are token classifiers, both with one label. The
@@ -138,13 +140,14 @@ def load_reward_model(pretrained: str, kind: RewardKind, dtype: DType) -> tuple[
             "with one"
         )
     config.num_labels = 1
+    arguments: dict[str, Any] = {} if attention is None else {"attn_implementation": attention}
     auto, own_kind = {
         "outcome": (AutoModelForSequenceClassification, "ForSequenceClassification"),
         "process": (AutoModelForTokenClassification, "ForTokenClassification"),
     }[kind]
     try:
         model, report = auto.from_pretrained(
-            path, config=config, dtype=getattr(torch, dtype), output_loading_info=True
+            path, config=config, dtype=getattr(torch, dtype), output_loading_info=True, **arguments
         )
     except (OSError, ValueError) as error:  # a ValueError names an architecture without such a head
         raise _unreachable(pretrained, error) from error

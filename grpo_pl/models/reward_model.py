@@ -1,5 +1,9 @@
 """Reward models: what a trained model thinks of a response, or of each of its steps."""
 
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
@@ -36,47 +40,37 @@ class EncodedResponse(NamedTuple):
         return max(i for i, (first, last) in enumerate(self.spans) if first < last and first < end)
 
 
-class RewardModel(nn.Module):
-    """A causal model with a linear head: a score after each token, given the tokens up to it.
-
-    An outcome model's score of a response is that after the last token; a process model's score of a step is
-    the logit after the step's last token. In both the other tokens' scores mean nothing.
+class ResponseEncoder:
+    """How a reward model reads a prompt with its response.
 
     Args:
-        model: What `load_reward_model` loads: a trunk `base_model` with a head `score`.
         tokenizer: The model's own.
         context: How many tokens the model can read.
-        new_head: True if the head was not trained for this, so that the scores mean nothing before training.
     """
 
-    def __init__(self, model: "PreTrainedModel", tokenizer: Any, context: int, new_head: bool) -> None:
-        super().__init__()
-        self.model, self.tokenizer, self.context, self.new_head = model, tokenizer, context, new_head
+    def __init__(self, tokenizer: Any, context: int) -> None:
+        self.tokenizer, self.context = tokenizer, context
 
     @classmethod
-    def load(cls, pretrained: str, kind: RewardKind, dtype: DType) -> "RewardModel":
-        """The reward model of a folder or hub name, on the CPU.
+    def load(cls, pretrained: str) -> "ResponseEncoder":
+        """The encoder of a model folder or hub name.
 
         Raises:
             ValueError: If there is none, or its tokenizer does not say where tokens stand in a text.
         """
-        model, new_head = load_reward_model(pretrained, kind, dtype)
         tokenizer = load_tokenizer(pretrained)
         if not tokenizer.is_fast:
             raise ValueError(
                 f"pretrained={pretrained} has a tokenizer without offsets: give a model with a tokenizer.json"
             )
-        return cls(model, tokenizer, context_length(pretrained), new_head)
+        return cls(tokenizer, context_length(pretrained))
 
-    def encode(self, prompt: str, response: str) -> EncodedResponse:
-        """The tokens of a prompt and its response.
+    def __call__(self, prompt: str, response: str) -> EncodedResponse:
+        """The tokens of a prompt and its response, however many they are.
 
         With a chat template the prompt is the user's turn and the response the assistant's. The response
         stands there as it is, even where the template would trim it or cut its reasoning out. Without a
         template the text is the prompt, a line end and the response.
-
-        Raises:
-            ValueError: If they are more tokens than the model can read.
         """
         before, after = f"{prompt}\n", ""
         templated = self.tokenizer.chat_template is not None
@@ -86,14 +80,57 @@ class RewardModel(nn.Module):
         encoded = self.tokenizer(
             before + response + after, add_special_tokens=not templated, return_offsets_mapping=True
         )
-        if len(encoded["input_ids"]) > self.context:
-            raise ValueError(
-                f"prompt and response are {len(encoded['input_ids'])} tokens to the reward model, which "
-                f"reads {self.context}: lower data.sampling.max_tokens, or set on_error to abstain"
-            )
         start = len(before)
         spans = [(a - start, b - start) if a < b else (0, 0) for a, b in encoded["offset_mapping"]]
         return EncodedResponse(encoded["input_ids"], spans)
+
+
+class RewardModel(nn.Module):
+    """A causal model with a linear head: a score after each token, given the tokens up to it.
+
+    An outcome model's score of a response is that after the last token; a process model's score of a step is
+    the logit after the step's last token. In both the other tokens' scores mean nothing.
+
+    Args:
+        model: What `load_reward_model` loads: a trunk `base_model` with a head `score`.
+        encode: How it reads a response.
+        new_head: True if the head was not trained for this, so that the scores mean nothing before training.
+    """
+
+    def __init__(self, model: "PreTrainedModel", encode: ResponseEncoder, new_head: bool) -> None:
+        super().__init__()
+        self.model, self.encode, self.new_head = model, encode, new_head
+
+    @classmethod
+    def load(
+        cls, pretrained: str, kind: RewardKind, dtype: DType, attention: str | None = None
+    ) -> "RewardModel":
+        """The reward model of a folder or hub name, on the CPU.
+
+        Raises:
+            ValueError: If there is none, or its tokenizer does not say where tokens stand in a text.
+        """
+        model, new_head = load_reward_model(pretrained, kind, dtype, attention)
+        return cls(model, ResponseEncoder.load(pretrained), new_head)
+
+    @property
+    def head(self) -> nn.Linear:
+        """What makes a state a score."""
+        return cast(nn.Linear, self.model.score)
+
+    def save(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
+        """Write a checkpoint that `load` and transformers read, in one step.
+
+        Args:
+            folder: Where to; what was there is replaced.
+            weights: Those to write, whole, under the names of `model`.
+        """
+        partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+        self.model.save_pretrained(partial, state_dict=dict(weights))
+        self.encode.tokenizer.save_pretrained(partial)
+        if folder.exists():
+            shutil.rmtree(folder)
+        partial.replace(folder)
 
     @override
     def forward(self, token_ids: Int[Tensor, "B T"], lengths: Int[Tensor, "B"]) -> Float[Tensor, "B T"]:
@@ -103,6 +140,6 @@ class RewardModel(nn.Module):
         """
         trunk = cast("PreTrainedModel", self.model.base_model)
         hidden = trunk(input_ids=token_ids, use_cache=False).last_hidden_state
-        scores: Tensor = cast(nn.Linear, self.model.score)(hidden)[..., 0].float()
+        scores: Tensor = self.head(hidden)[..., 0].float()
         real = torch.arange(token_ids.shape[1], device=token_ids.device) < lengths[:, None]
         return torch.where(real, scores, 0.0)

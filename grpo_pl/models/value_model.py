@@ -93,9 +93,7 @@ class ValueHead(ModelBuilder):
         architectures = load_config(self.pretrained).architectures or ()
         if not any(name.endswith("ForSequenceClassification") for name in architectures):
             return load_language_model(self.pretrained, self.dtype, self.attention), None
-        model, _ = load_reward_model(self.pretrained, "outcome", self.dtype)
-        if self.attention is not None:
-            model.set_attn_implementation(self.attention)
+        model, _ = load_reward_model(self.pretrained, "outcome", self.dtype, self.attention)
         return model, cast(nn.Linear, model.score)
 
 

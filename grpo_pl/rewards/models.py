@@ -59,6 +59,11 @@ class FrozenRewardModel:
         device = next(self._model.parameters()).device
         encoded = [self._model.encode(sample.prompt.text, sample.response) for sample in samples]
         lengths = [len(sequence.token_ids) for sequence in encoded]
+        if max(lengths, default=0) > (context := self._model.encode.context):
+            raise ValueError(
+                f"prompt and response are {max(lengths)} tokens to the reward model, which reads {context}: "
+                "lower data.sampling.max_tokens, or set on_error to abstain"
+            )
         scores: list[Tensor] = [torch.empty(0)] * len(samples)
         for rows in batches_within(lengths, self.batch_tokens):
             token_ids = pad_rows([torch.tensor(encoded[row].token_ids) for row in rows], lengths[rows[0]])

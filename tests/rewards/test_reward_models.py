@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -93,6 +94,13 @@ def test_batches_hold_every_row_once_within_the_budget(lengths: list[int], budge
     for rows, following in pairwise(batches):
         assert min(lengths[row] for row in rows) >= max(lengths[row] for row in following)
         assert lengths[rows[0]] * (len(rows) + 1) > budget, "the next row had room"
+
+
+def test_more_tokens_than_the_model_reads_are_refused(outcome_model: Path) -> None:
+    reward = OutcomeRewardModel(str(outcome_model))
+    reward.build(CPU)
+    with pytest.raises(ValueError, match=r"are 2.. tokens to the reward model, which reads 256: lower"):
+        reward.score([replace(samples()[0], response="7" * 250)])
 
 
 def test_a_budget_of_no_tokens_is_refused(outcome_model: Path) -> None:
