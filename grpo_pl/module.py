@@ -1,15 +1,12 @@
 """PolicyOptimization: holds the components and states the objective."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 from typing_extensions import override
 
 from grpo_pl.advantages import AdvantageEstimator
@@ -26,6 +23,7 @@ from grpo_pl.losses import Aggregation, ClippedValueLoss, PolicyLoss
 from grpo_pl.masks import TokenMask
 from grpo_pl.metrics import rollout_metrics, sample_records
 from grpo_pl.models import LanguageModel, ModelBuilder, WithoutAdapter
+from grpo_pl.optimization import OptimizedModule, OptimizerFactory, SchedulerFactory
 from grpo_pl.references import ReferenceUpdate
 from grpo_pl.regularizers import EntropyBonus, KLPenalty
 from grpo_pl.rewards.base import (
@@ -41,7 +39,7 @@ from grpo_pl.types import Experience, Feedback, Prompt, Rollout, Sample, TokenSc
 from grpo_pl.weight_sync import full_weights
 
 
-class PolicyOptimization(pl.LightningModule):
+class PolicyOptimization(OptimizedModule):
     """Policy gradient on a language model; which algorithm it is, the components say.
 
     Args:
@@ -85,8 +83,8 @@ class PolicyOptimization(pl.LightningModule):
         masks: list[TokenMask] | None = None,
         entropy: EntropyBonus | None = None,
         verifiers: dict[str, Verifier] | None = None,
-        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] = lambda p: torch.optim.AdamW(p, lr=1e-6),
-        lr_scheduler: Callable[[Optimizer], LRScheduler] | None = None,
+        optimizer: OptimizerFactory = lambda p: torch.optim.AdamW(p, lr=1e-6),
+        lr_scheduler: SchedulerFactory | None = None,
     ) -> None:
         super().__init__()
         check_components(rewards, kl, reference)
@@ -132,20 +130,16 @@ class PolicyOptimization(pl.LightningModule):
         object.__setattr__(self, "reference", reference)  # unregistered: in no checkpoint, in no optimizer
 
     @override
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        trained = {name: p for name, p in self.named_parameters() if p.requires_grad}
-        of_critic = [p for name, p in trained.items() if name.startswith("critic.")]
-        others = [p for name, p in trained.items() if not name.startswith("critic.")]
-        groups: list[dict[str, Any]] = [{"params": others}]
-        if of_critic:
-            groups.append({"params": of_critic} | ({} if self.critic_lr is None else {"lr": self.critic_lr}))
-        optimizer = self.optimizer(groups)  # type: ignore[arg-type]
-        if self.lr_scheduler is None:
-            return optimizer
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": self.lr_scheduler(optimizer), "interval": "step"},
-        }
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        groups: dict[str, list[nn.Parameter]] = {"policy": [], "critic": []}
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                groups["critic" if name.startswith("critic.") else "policy"].append(parameter)
+        return groups
+
+    @override
+    def learning_rates(self) -> dict[str, float | None]:
+        return {"critic": self.critic_lr}
 
     @override
     def forward(self, batch: Experience) -> TokenScores:
@@ -334,22 +328,6 @@ class PolicyOptimization(pl.LightningModule):
         """Take the policy's gradients away while the critic warms up: nothing moves or remembers them."""
         if self.policy is not None and self.current_epoch < self.critic_warmup:
             self.policy.zero_grad(set_to_none=True)
-
-    @override
-    def configure_gradient_clipping(
-        self,
-        optimizer: Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        """Log the norm before clipping, and clip by it; Lightning's own refuses fused optimizers and FSDP."""
-        trained = [p for p in self.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
-        self.log("train/grad_norm", norm, on_step=False, on_epoch=True, batch_size=1)
-        if gradient_clip_val and gradient_clip_algorithm == "value":
-            torch.nn.utils.clip_grad_value_(trained, gradient_clip_val)
-        elif gradient_clip_val:
-            torch.nn.utils.clip_grads_with_norm_(trained, gradient_clip_val, norm)
 
     @override
     def on_train_epoch_end(self) -> None:

@@ -154,7 +154,25 @@ def test_a_warm_up_moves_the_critic_and_nothing_else(kind: str, fit: Fit, tiny_m
     assert policy
     for row in read_metrics(folder / "metrics.csv")[1:]:
         assert row["train/ratio_deviation"] == 0
-        assert row["train/grad_norm"] > 0
+        assert row["train/grad_norm"] == 0
+        assert row["train/critic_grad_norm"] > 0
+
+
+def test_a_critic_s_gradient_does_not_shrink_the_policy_s_step(fit: Fit) -> None:
+    """The norms are clipped each by itself, however large the value loss."""
+
+    def policy(coefficient: float) -> dict[str, torch.Tensor]:
+        folder = fit(
+            *(*CRITICS["own"], "--model.value_loss.coefficient", coefficient, *NO_VALIDATION),
+            *("--trainer.gradient_clip_val", "1e-3", "--trainer.max_epochs", "1"),
+        )
+        row = read_metrics(folder / "metrics.csv")[1]
+        assert row["train/grad_norm"] > 1e-3
+        assert row["train/critic_grad_norm"] > 1e-3
+        return {name: t for name, t in saved(folder)["state_dict"].items() if name.startswith("policy.")}
+
+    small, large = policy(0.5), policy(500.0)
+    assert all(torch.equal(small[name], large[name]) for name in small)
 
 
 @pytest.mark.parametrize("kind", CRITICS)
