@@ -1,18 +1,17 @@
 """The command line: `python -m grpo_pl {fit,validate} --config ...`."""
 
-import difflib
-import inspect
+import argparse
 import os
-import re
 import sys
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from pydoc import locate
-from typing import Any, NoReturn, get_args
+from typing import Any, Literal, NamedTuple, NoReturn
 
 import lightning.pytorch as pl
-from jsonargparse import ActionConfigFile, ArgumentParser, Namespace  # type: ignore[attr-defined]
+import yaml
+from jsonargparse import ActionConfigFile, Namespace  # type: ignore[attr-defined]
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -20,139 +19,66 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from typing_extensions import override
 
 from grpo_pl import __version__
-from grpo_pl.advantages import AdvantageEstimator
 from grpo_pl.callbacks import curves, memory, progress, records, samples
 from grpo_pl.callbacks.checkpoint_io import AtomicCheckpointIO
 from grpo_pl.datamodule import RolloutDataModule
-from grpo_pl.losses import Aggregation, PolicyLoss
-from grpo_pl.masks import TokenMask
-from grpo_pl.models import ModelBuilder
 from grpo_pl.module import PolicyOptimization
-from grpo_pl.prompts import procedural, sources
-from grpo_pl.prompts.sources import PromptSource
+from grpo_pl.parser import Parser, fail, nearest
 from grpo_pl.quiet import tame_logs
-from grpo_pl.references import ReferenceUpdate
-from grpo_pl.regularizers import KLPenalty
-from grpo_pl.rewards import judge, math_answer, models, rules, steps
-from grpo_pl.rewards.base import RewardError, RewardFunction, Verifier
-from grpo_pl.rewards.transforms import RewardTransform
-from grpo_pl.rollout import in_process, vllm
-from grpo_pl.rollout.engine import RolloutEngine
-
-COMPONENTS = (
-    RewardFunction,
-    RewardTransform,
-    TokenMask,
-    ReferenceUpdate,
-    AdvantageEstimator,
-    PolicyLoss,
-    Aggregation,
-    KLPenalty,
-    ModelBuilder,
-    RolloutEngine,
-    PromptSource,
-)
-"""The abstract classes whose implementations a config names by their short names."""
-
-IMPLEMENTATIONS = (judge, math_answer, models, rules, steps, in_process, vllm, procedural, sources)
-"""Imported so that their classes answer to their short names."""
-
-TAKE_PRETRAINED = ("model.policy", "model.reference", "model.critic", "data.engine")
-"""The components that load the model of `--pretrained` unless they name one of their own."""
+from grpo_pl.reward_modeling.data import RewardDataModule
+from grpo_pl.reward_modeling.module import RewardModeling
+from grpo_pl.rewards.base import RewardError
 
 
-class Parser(LightningArgumentParser):
-    """Answers a mistake with one sentence and the nearest right name, not with pages of usage."""
+class Job(NamedTuple):
+    """What a config can ask for: which modules it configures and what one looks at."""
 
-    @override
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        if not self.exit_on_error:  # the parser of a component inside: the outer one will name the whole key
-            super().error(message, ex)
-        fail(explain(message, known_options(self)))
-
-
-def known_options(parser: ArgumentParser) -> dict[str, Any]:
-    """The options of a parser and of its subcommands: dotted name -> the type it takes."""
-    options: dict[str, Any] = {}
-    for action in parser._actions:
-        for subcommand in action.choices.values() if isinstance(action.choices, dict) else ():
-            options |= known_options(subcommand)
-        names = [name[2:] for name in action.option_strings if name.startswith("--")]
-        options |= dict.fromkeys(names, getattr(action, "_typehint", None))
-    return options
+    model: type[pl.LightningModule]
+    data: type[pl.LightningDataModule]
+    callbacks: dict[str, type[pl.Callback]]
+    """Config key -> callback, beside those of every job."""
+    take_pretrained: tuple[str, ...]
+    """The keys that mean the model of `--pretrained` where they are empty."""
 
 
-def explain(message: str, options: dict[str, Any]) -> str:
-    """The parser's message as one sentence: the key, what was expected, what was got, the nearest name."""
-    key = ".".join(re.findall(r'Parser key "([^"]+)"', message))
-    if unknown := re.search(r"unrecognized arguments: -*([^\s=]+)|does not accept option '(.+?)'", message):
-        return no_such_option(unknown[1] or unknown[2], options)
-    if unknown := re.search(r"Option '(.+?)' is not accepted", message):
-        cls = locate(re.findall(r"class_path[ =]'([\w.]+)'", message)[-1])
-        return no_such_option(f"{key}.{unknown[1]}", [f"{key}.{name}" for name in parameters(cls)])
-    if missing := re.search(r"arguments are required: (.+)", message):
-        names = [".".join(filter(None, (key, name.removeprefix("fit.")))) for name in missing[1].split(", ")]
-        return f"{', '.join(names)}: no value is given; set it in a --config file or on the command line"
-    if file := re.search(r"File does not exist: '(.+)'", message):
-        return (
-            f"{key}: there is no file {file[1]}{nearest(file[1], map(str, Path(file[1]).parent.glob('*')))}"
-        )
-    got = re.search(r"(?:Got value|Given value): (.*?)(?=\. Got value|$)", message, re.MULTILINE)
-    components = sorted(implementations(options.get(key)))
-    name = re.search(r"Expected a dot import path string: (.+)", message)
-    if name and components:
-        return f"{key}: expected one of {', '.join(components)}, got {name[1]}{nearest(name[1], components)}"
-    types = re.findall(
-        r"Expected a (?:<class '(.+?)'>|typing\.Literal\[(.+?)\])", message[: got and got.start()]
-    )
-    if got and types:
-        expected = " or ".join(dict.fromkeys(plain or f"one of {choices}" for plain, choices in types))
-        near = nearest(got[1], re.findall(r"'(.+?)'", expected))
-        return f"{key}: expected {expected.replace('NoneType', 'null')}, got {got[1]}{near}"
-    if name:
-        return f"{key}: expected an import path such as torch.optim.AdamW, got {name[1]}"
-    noise = "Expected a path|Does not validate|Subtypes:|Errors:|Given value|Problem with given class"
-    text = re.sub(r'Parser key ".+?":|Type \S.* expects a function or a callable class:', "\n", message)
-    lines = [line.strip(" -") for line in text.splitlines()]
-    reason = " ".join(line for line in lines if line and not re.match(noise, line))
-    return f"{key}: {reason}" if key else reason
+JOBS = {
+    "policy": Job(
+        PolicyOptimization,
+        RolloutDataModule,
+        {"samples": samples.Samples, "curves": curves.Curves},
+        (
+            "model.policy.init_args.pretrained",
+            "model.reference.init_args.pretrained",
+            "model.critic.init_args.pretrained",
+            "data.engine.init_args.pretrained",
+            "data.pretrained",
+        ),
+    ),
+    "reward_model": Job(
+        RewardModeling,
+        RewardDataModule,
+        {"reliability": curves.Reliability},
+        ("model.pretrained", "data.pretrained"),
+    ),
+}
+"""The value of the config key `job` -> what is trained, on the same Trainer and with the same run folder."""
 
 
-def no_such_option(wrong: str, options: Iterable[str]) -> str:
-    """Names the nearest option in the same group, else anywhere, else all of the group."""
-    group, _, leaf = wrong.rpartition(".")
-    beside = {name.rpartition(".")[2]: name for name in options if name.rpartition(".")[0] == group}
-    if near := difflib.get_close_matches(leaf, beside, n=1):
-        return f"there is no option {wrong}. Did you mean {beside[near[0]]}?"
-    has = f"; {group} has {', '.join(sorted(beside))}" if group and beside else nearest(wrong, options)
-    return f"there is no option {wrong}{has}"
-
-
-def nearest(wrong: str, names: Iterable[str]) -> str:
-    """A question, if there is a name much like the wrong one."""
-    near = difflib.get_close_matches(wrong, list(names), n=1, cutoff=0.7)
-    return f". Did you mean {near[0]}?" if near else ""
-
-
-def parameters(cls: Any) -> list[str]:
-    """What the constructor of a class takes, with what it hands on to others."""
-    return list(ArgumentParser().add_class_arguments(cls, fail_untyped=False))
-
-
-def implementations(typehint: Any) -> set[str]:
-    """The short names of the components that a parameter of this type takes."""
-    found = [typehint] if typehint in COMPONENTS or typehint is Verifier else []
-    for cls in found:
-        found += cls.__subclasses__()
-    names = {cls.__name__ for cls in found if not inspect.isabstract(cls)}
-    return names.union(*(implementations(part) for part in get_args(typehint)))
-
-
-def fail(sentence: str) -> NoReturn:
-    """Say what is wrong and end with exit code 2."""
-    sys.stdout.flush()
-    print(f"grpo_pl: error: {sentence}", file=sys.stderr)
-    raise SystemExit(2)
+def chosen_job(args: list[str]) -> str:
+    """The job that the command line and its config files name, which decides what else they may say."""
+    reader = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    reader.add_argument("-c", "--config", action="append", default=[])
+    reader.add_argument("--job")
+    try:
+        said, _ = reader.parse_known_args(args)
+        read = [yaml.safe_load(Path(path).read_text(encoding="utf-8")) for path in said.config]
+    except (argparse.ArgumentError, OSError, UnicodeDecodeError, yaml.YAMLError):
+        return "policy"  # whatever is wrong there, the parser itself will name it
+    named = [config["job"] for config in read if isinstance(config, dict) and "job" in config]
+    job = said.job or (named or ["policy"])[-1]
+    if job not in JOBS:
+        fail(f"job: expected one of {', '.join(JOBS)}, got {job}{nearest(str(job), JOBS)}")
+    return str(job)
 
 
 class RunFolder(SaveConfigCallback):
@@ -174,6 +100,10 @@ class RunFolder(SaveConfigCallback):
 class CLI(LightningCLI):
     """LightningCLI whose `--pretrained` reaches every model; its run folder is `trainer.default_root_dir`."""
 
+    def __init__(self, job: str, **kwargs: Any) -> None:
+        self.job = job
+        super().__init__(JOBS[job].model, JOBS[job].data, **kwargs)
+
     @staticmethod
     @override
     def subcommands() -> dict[str, set[str]]:
@@ -188,15 +118,18 @@ class CLI(LightningCLI):
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument(
+            "--job", type=Literal["policy", "reward_model"], default=self.job, help="What is trained."
+        )
+        parser.add_argument(
             "--pretrained",
             type=str,
             default="",
             help="Model folder or hub name, for every model, engine and tokenizer that names none itself.",
         )
         parser.add_lightning_class_args(records.MetricsTable, "metrics")
-        parser.add_lightning_class_args(samples.Samples, "samples")
+        for key, callback in JOBS[self.job].callbacks.items():
+            parser.add_lightning_class_args(callback, key)
         parser.add_lightning_class_args(progress.Progress, "progress")
-        parser.add_lightning_class_args(curves.Curves, "curves")
         parser.add_lightning_class_args(memory.ReleaseMemory, "release_memory")
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.set_defaults(
@@ -204,6 +137,7 @@ class CLI(LightningCLI):
                 "checkpoint.filename": "iteration-{iteration:04.0f}",
                 "checkpoint.auto_insert_metric_name": False,
                 "checkpoint.save_last": "link",
+                "checkpoint.enable_version_counter": False,  # or a resumed run leaves `last` where it was
                 "checkpoint.save_on_train_epoch_end": True,
             }
         )
@@ -211,12 +145,11 @@ class CLI(LightningCLI):
     @override
     def before_instantiate_classes(self) -> None:
         config = self.config if self.subcommand is None else self.config[self.subcommand]
-        for component in TAKE_PRETRAINED:
-            chosen = config.get(component)
-            if isinstance(chosen, Namespace) and chosen.get("init_args.pretrained") == "":
-                chosen["init_args.pretrained"] = config.pretrained
-        if not config.data.pretrained:
-            config.data.pretrained = config.pretrained
+        for key in JOBS[self.job].take_pretrained:
+            group, _, leaf = key.rpartition(".")
+            owner = config.get(group)
+            if isinstance(owner, Namespace) and owner.get(leaf) == "":
+                owner[leaf] = config.pretrained
         if config.get("checkpoint") and config.checkpoint.dirpath is None:
             config.checkpoint.dirpath = str(Path(config.trainer.default_root_dir) / "checkpoints")
 
@@ -230,26 +163,38 @@ class CLI(LightningCLI):
             self.trainer.strategy.checkpoint_io = AtomicCheckpointIO()
 
 
+def configure(args: list[str], **kwargs: Any) -> CLI:
+    """Read the command line and config files; runs the subcommand they name, unless `run=False`."""
+    return CLI(
+        chosen_job(args),
+        args=args,
+        save_config_callback=RunFolder,
+        auto_configure_optimizers=False,
+        seed_everything_default=0,
+        parser_kwargs={"prog": "grpo_pl", "version": __version__},
+        trainer_defaults={
+            "default_root_dir": "runs/default",
+            "logger": False,
+            "num_sanity_val_steps": 0,
+            "max_epochs": 100,
+            "enable_model_summary": False,
+        },
+        **kwargs,
+    )
+
+
 def main(args: list[str] | None = None) -> None:
     """Run the command line; a user's mistake ends in one sentence and exit code 2."""
     tame_logs()
+    with mistakes_answered():
+        configure(sys.argv[1:] if args is None else args)
+
+
+@contextmanager
+def mistakes_answered() -> Iterator[None]:
+    """Whatever in the body is a user's mistake ends in one sentence and exit code 2."""
     try:
-        CLI(
-            PolicyOptimization,
-            RolloutDataModule,
-            args=args,
-            save_config_callback=RunFolder,
-            auto_configure_optimizers=False,
-            seed_everything_default=0,
-            parser_kwargs={"prog": "grpo_pl", "version": __version__},
-            trainer_defaults={
-                "default_root_dir": "runs/default",
-                "logger": False,
-                "num_sanity_val_steps": 0,
-                "max_epochs": 100,
-                "enable_model_summary": False,
-            },
-        )
+        yield
     except (RewardError, MisconfigurationException) as error:
         refuse(error)
     except FileNotFoundError as error:

@@ -32,6 +32,7 @@ def tame_logs() -> None:
         os.environ.setdefault(name, value)
     for logger in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(logger).setLevel(logging.WARNING)
+    logging.getLogger("transformers").setLevel(logging.ERROR)  # torchmetrics has imported it before
     warnings.filterwarnings("ignore", module=r"lightning\..*", category=UserWarning)
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*torch.distributed.reduce_op.*")

@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from grpo_pl.callbacks.records import read_metrics
-from grpo_pl.cli import explain, main
+from grpo_pl.cli import main
+from grpo_pl.parser import explain
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = ROOT / "configs" / "tiny.yaml"

@@ -1,4 +1,4 @@
-"""`curves.png`: what became of reward, accuracy, KL, length and time."""
+"""Pictures of a run: `curves.png`, and of a reward model `reliability.png`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 CURVES_FILE = "curves.png"
+RELIABILITY_FILE = "reliability.png"
 BLUE, ORANGE, GREEN, VERMILION, PURPLE = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7"
 """Okabe and Ito's colours, told apart by colour-blind readers too."""
 
@@ -37,6 +38,37 @@ class Curves(pl.Callback):
             draw_curves(read_metrics(metrics), metrics.with_name(CURVES_FILE))
 
 
+class Reliability(pl.Callback):
+    """Draws `reliability.png` of a reward model into the run's folder after each validation."""
+
+    @override
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        bins = pl_module.calibration.reliability()  # type: ignore[operator, union-attr]
+        if trainer.is_global_zero:
+            draw_reliability(bins, Path(trainer.default_root_dir) / RELIABILITY_FILE)
+
+
+def draw_reliability(bins: list[tuple[float, float, int]], path: Path) -> None:
+    """Draw how often what a model holds for likely does happen: (mean probability, frequency, events)."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.5, 6.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    diagram, histogram = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    said, happened, events = zip(*bins, strict=True) if bins else ((), (), ())
+    diagram.plot([0, 1], [0, 1], color="grey", linestyle="--", linewidth=1, label="calibrated")
+    diagram.plot(said, happened, color=BLUE, marker="o", label="this reward model", clip_on=False)
+    diagram.set(ylim=(0, 1), ylabel="frequency")
+    diagram.set_title("how often what is held for likely is true", loc="left", fontsize=11)
+    diagram.legend(frameon=False)
+    histogram.bar(said, events, width=0.06, color=ORANGE)
+    histogram.set(xlim=(0, 1), xlabel="probability, by the reward model", ylabel="events")
+    for axes in (diagram, histogram):
+        _quiet(axes)
+    figure.savefig(path, dpi=110)
+
+
 def draw_curves(rows: Rows, path: Path) -> None:
     """Draw the rows of a `metrics.csv`, one panel a question."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -54,9 +86,7 @@ def draw_curves(rows: Rows, path: Path) -> None:
         (seconds, "seconds an iteration"),
     ):
         axes.set_title(title, loc="left", fontsize=11, pad=20)
-        axes.grid(alpha=0.25)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
+        _quiet(axes)
         axes.xaxis.get_major_locator().set_params(integer=True)
     for axes in (length, entropy, seconds):
         axes.set_xlabel("iteration")
@@ -72,6 +102,12 @@ def draw_curves(rows: Rows, path: Path) -> None:
 def _points(rows: Rows, *keys: str) -> list[list[float]]:
     measured = [row for row in rows if all(key in row for key in keys)]
     return [[row["iteration"] for row in measured], *([row[key] for row in measured] for key in keys)]
+
+
+def _quiet(axes: "Axes") -> None:
+    axes.grid(alpha=0.25)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _nothing(axes: "Axes") -> None:

@@ -1,5 +1,7 @@
 """The progress bar: where the run stands, what it is doing now, and one line for each iteration."""
 
+from typing import Any
+
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ProgressBar
 from rich.console import Console
@@ -12,6 +14,8 @@ from grpo_pl.callbacks.records import newest_row
 SHOWN = {
     "reward": ("rollout/reward", "{:.3f}"),
     "accuracy": ("val/accuracy", "{:.3f}"),
+    "loss": ("val/loss", "{:.3f}"),
+    "calibration error": ("val/calibration_error", "{:.3f}"),
     "kl": ("train/kl", "{:.4f}"),
     "tokens": ("rollout/response_tokens", "{:.1f}"),
     "truncated": ("rollout/truncated", "{:.0%}"),
@@ -76,6 +80,17 @@ class Progress(ProgressBar):
             self._bar.start()
         if trainer.current_epoch == 0:
             self.print_row(trainer)
+
+    @override
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        self.show_stage(f"update {batch_idx + 1}/{trainer.num_training_batches}")
 
     @override
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

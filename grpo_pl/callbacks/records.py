@@ -10,8 +10,6 @@ from typing import Any
 import lightning.pytorch as pl
 from typing_extensions import override
 
-from grpo_pl.types import Experience
-
 METRICS_FILE = "metrics.csv"
 
 
@@ -57,7 +55,7 @@ class MetricsTable(pl.Callback):
     """Writes `metrics.csv` into the run's folder, one row an iteration.
 
     Row 0 holds the validation before training; row i > 0 holds iteration i: its rollout, its updates, and the
-    validation after them where there was one.
+    validation after them where there was one. Of a reward model, an iteration is a pass over the data.
     Also runs that first validation, and measures the time of updates and validations.
     """
 
@@ -86,7 +84,7 @@ class MetricsTable(pl.Callback):
 
     @override
     def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Experience, batch_idx: int
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         if batch_idx == 0:
             self._first_batch = time.perf_counter()
@@ -97,7 +95,7 @@ class MetricsTable(pl.Callback):
         trainer: pl.Trainer,
         pl_module: pl.LightningModule,
         outputs: Any,
-        batch: Experience,
+        batch: Any,
         batch_idx: int,
     ) -> None:
         self._last_batch = time.perf_counter()
@@ -112,8 +110,9 @@ class MetricsTable(pl.Callback):
         row["optimizer_steps"] = float(trainer.global_step)
         row["lr"] = float(trainer.optimizers[0].param_groups[0]["lr"])
         stages = ("time/sync_s", "time/generate_s", "time/score_s", "time/update_s")
-        row["time/iteration_s"] = sum(row[stage] for stage in stages)
-        row["time/tokens_per_s"] = row["rollout/tokens"] / row["time/iteration_s"]
+        row["time/iteration_s"] = sum(row.get(stage, 0.0) for stage in stages)
+        if "rollout/tokens" in row:
+            row["time/tokens_per_s"] = row["rollout/tokens"] / row["time/iteration_s"]
         del row["step"]
         self._write_row(trainer, row)
 

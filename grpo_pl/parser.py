@@ -1,0 +1,142 @@
+"""Reading the command line and config files: a mistake is answered in one sentence."""
+
+import difflib
+import inspect
+import re
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from pydoc import locate
+from typing import Any, NoReturn, get_args
+
+from jsonargparse import ArgumentParser
+from lightning.pytorch.cli import LightningArgumentParser
+from typing_extensions import override
+
+from grpo_pl.advantages import AdvantageEstimator
+from grpo_pl.losses import Aggregation, PolicyLoss
+from grpo_pl.masks import TokenMask
+from grpo_pl.models import ModelBuilder
+from grpo_pl.prompts import procedural, sources
+from grpo_pl.prompts.sources import PromptSource
+from grpo_pl.references import ReferenceUpdate
+from grpo_pl.regularizers import KLPenalty
+from grpo_pl.reward_modeling.objectives import RewardObjective
+from grpo_pl.rewards import judge, math_answer, models, rules, steps
+from grpo_pl.rewards.base import RewardFunction, Verifier
+from grpo_pl.rewards.transforms import RewardTransform
+from grpo_pl.rollout import in_process, vllm
+from grpo_pl.rollout.engine import RolloutEngine
+
+COMPONENTS = (
+    RewardFunction,
+    RewardObjective,
+    RewardTransform,
+    TokenMask,
+    ReferenceUpdate,
+    AdvantageEstimator,
+    PolicyLoss,
+    Aggregation,
+    KLPenalty,
+    ModelBuilder,
+    RolloutEngine,
+    PromptSource,
+)
+"""The abstract classes whose implementations a config names by their short names."""
+
+IMPLEMENTATIONS = (judge, math_answer, models, rules, steps, in_process, vllm, procedural, sources)
+"""Imported so that their classes answer to their short names."""
+
+
+class Parser(LightningArgumentParser):
+    """Answers a mistake with one sentence and the nearest right name, not with pages of usage."""
+
+    @override
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        if not self.exit_on_error:  # the parser of a component inside: the outer one will name the whole key
+            super().error(message, ex)
+        fail(explain(message, known_options(self)))
+
+
+def known_options(parser: ArgumentParser) -> dict[str, Any]:
+    """The options of a parser and of its subcommands: dotted name -> the type it takes."""
+    options: dict[str, Any] = {}
+    for action in parser._actions:
+        for subcommand in action.choices.values() if isinstance(action.choices, dict) else ():
+            options |= known_options(subcommand)
+        names = [name[2:] for name in action.option_strings if name.startswith("--")]
+        options |= dict.fromkeys(names, getattr(action, "_typehint", None))
+    return options
+
+
+def explain(message: str, options: dict[str, Any]) -> str:
+    """The parser's message as one sentence: the key, what was expected, what was got, the nearest name."""
+    key = ".".join(re.findall(r'Parser key "([^"]+)"', message))
+    if unknown := re.search(r"unrecognized arguments: -*([^\s=]+)|does not accept option '(.+?)'", message):
+        return no_such_option(unknown[1] or unknown[2], options)
+    if unknown := re.search(r"Option '(.+?)' is not accepted", message):
+        cls = locate(re.findall(r"class_path[ =]'([\w.]+)'", message)[-1])
+        return no_such_option(f"{key}.{unknown[1]}", [f"{key}.{name}" for name in parameters(cls)])
+    if missing := re.search(r"arguments are required: (.+)", message):
+        names = [".".join(filter(None, (key, name.removeprefix("fit.")))) for name in missing[1].split(", ")]
+        return f"{', '.join(names)}: no value is given; set it in a --config file or on the command line"
+    if file := re.search(r"File does not exist: '(.+)'", message):
+        return (
+            f"{key}: there is no file {file[1]}{nearest(file[1], map(str, Path(file[1]).parent.glob('*')))}"
+        )
+    got = re.search(r"(?:Got value|Given value): (.*?)(?=\. Got value|$)", message, re.MULTILINE)
+    components = sorted(implementations(options.get(key)))
+    name = re.search(r"Expected a dot import path string: (.+)", message)
+    if name and components:
+        return f"{key}: expected one of {', '.join(components)}, got {name[1]}{nearest(name[1], components)}"
+    types = re.findall(
+        r"Expected a (?:<class '(.+?)'>|typing\.Literal\[(.+?)\])", message[: got and got.start()]
+    )
+    if got and types:
+        expected = " or ".join(dict.fromkeys(plain or f"one of {choices}" for plain, choices in types))
+        near = nearest(got[1], re.findall(r"'(.+?)'", expected))
+        return f"{key}: expected {expected.replace('NoneType', 'null')}, got {got[1]}{near}"
+    if name:
+        return f"{key}: expected an import path such as torch.optim.AdamW, got {name[1]}"
+    noise = "Expected a path|Does not validate|Subtypes:|Errors:|Given value|Problem with given class"
+    text = re.sub(r'Parser key ".+?":|Type \S.* expects a function or a callable class:', "\n", message)
+    lines = [line.strip(" -") for line in text.splitlines()]
+    reason = " ".join(line for line in lines if line and not re.match(noise, line))
+    return f"{key}: {reason}" if key else reason
+
+
+def no_such_option(wrong: str, options: Iterable[str]) -> str:
+    """Names the nearest option in the same group, else anywhere, else all of the group."""
+    group, _, leaf = wrong.rpartition(".")
+    beside = {name.rpartition(".")[2]: name for name in options if name.rpartition(".")[0] == group}
+    if near := difflib.get_close_matches(leaf, beside, n=1):
+        return f"there is no option {wrong}. Did you mean {beside[near[0]]}?"
+    has = f"; {group} has {', '.join(sorted(beside))}" if group and beside else nearest(wrong, options)
+    return f"there is no option {wrong}{has}"
+
+
+def nearest(wrong: str, names: Iterable[str]) -> str:
+    """A question, if there is a name much like the wrong one."""
+    near = difflib.get_close_matches(wrong, list(names), n=1, cutoff=0.7)
+    return f". Did you mean {near[0]}?" if near else ""
+
+
+def parameters(cls: Any) -> list[str]:
+    """What the constructor of a class takes, with what it hands on to others."""
+    return list(ArgumentParser().add_class_arguments(cls, fail_untyped=False))
+
+
+def implementations(typehint: Any) -> set[str]:
+    """The short names of the components that a parameter of this type takes."""
+    found = [typehint] if typehint in COMPONENTS or typehint is Verifier else []
+    for cls in found:
+        found += cls.__subclasses__()
+    names = {cls.__name__ for cls in found if not inspect.isabstract(cls)}
+    return names.union(*(implementations(part) for part in get_args(typehint)))
+
+
+def fail(sentence: str) -> NoReturn:
+    """Say what is wrong and end with exit code 2."""
+    sys.stdout.flush()
+    print(f"grpo_pl: error: {sentence}", file=sys.stderr)
+    raise SystemExit(2)

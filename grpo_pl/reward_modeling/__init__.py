@@ -1,0 +1,1 @@
+"""Training reward models: labelled responses in, a checkpoint that rewards can load out."""

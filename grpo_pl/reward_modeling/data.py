@@ -1,0 +1,142 @@
+"""RewardDataModule: labelled responses in, micro-batches of examples out."""
+
+import logging
+from typing import Literal, Protocol, cast
+
+import lightning.pytorch as pl
+from rich.progress import track
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, DistributedSampler, Subset
+from typing_extensions import override
+
+from grpo_pl.functional import derive_seed, permutation
+from grpo_pl.models.reward_model import ResponseEncoder
+from grpo_pl.prompts.sources import PromptSource
+from grpo_pl.reward_modeling.objectives import LabeledBatch, LabeledResponse, RewardObjective
+
+log = logging.getLogger(__name__)
+Example = list[LabeledResponse]
+_ROWS_WORTH_A_PROGRESS_BAR = 5000
+
+
+class Learner(Protocol):
+    """What the DataModule needs of the LightningModule."""
+
+    objective: RewardObjective
+
+
+class RewardDataModule(pl.LightningDataModule):
+    """Labelled responses for `RewardModeling`; an epoch is one pass over them.
+
+    Sources read any layout: `question` names the column of the prompt, `answer` is null, and the objective
+    names the other columns. `tools/make_reward_data.py` writes such files.
+
+    Args:
+        train: What is learned.
+        val: What is held out; null for no validation.
+        replay: Old data, of which each epoch has some beside the new: what keeps a reward model that follows
+            a policy from forgetting (DeepSeekMath, Shao et al. 2024, arXiv:2402.03300, section 4.1.4).
+        replay_share: The share of old data in an epoch; 0.1 in DeepSeekMath.
+        pretrained: Model folder or hub name of the tokenizer; where empty, the one of `--pretrained`.
+        batch_size: Examples (pairs, or responses with labelled steps) in a micro-batch.
+        max_tokens: The longest response with its prompt; where null, all that the model can read.
+        long_examples: What to do with longer ones: refuse the data, or drop them (counted).
+        seed: Of the order of examples and of which old ones are replayed.
+    """
+
+    def __init__(
+        self,
+        train: PromptSource,
+        val: PromptSource | None = None,
+        replay: PromptSource | None = None,
+        replay_share: float = 0.1,
+        pretrained: str = "",
+        batch_size: int = 8,
+        max_tokens: int | None = None,
+        long_examples: Literal["error", "drop"] = "error",
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise ValueError(f"data.batch_size={batch_size}: expected 1 or more")
+        if not 0 <= replay_share < 1:
+            raise ValueError(f"data.replay_share={replay_share}: expected 0 or more and less than 1")
+        self.train, self.val, self.replay, self.replay_share = train, val, replay, replay_share
+        self.pretrained, self.batch_size, self.seed = pretrained, batch_size, seed
+        self.max_tokens, self.long_examples = max_tokens, long_examples
+        self.sets: dict[str, Dataset[Example]] = {}
+
+    @override
+    def setup(self, stage: str) -> None:
+        """Read and encode everything."""
+        if self.sets:
+            return
+        encode = ResponseEncoder.load(self.pretrained)
+        if stage == "fit":
+            new = self._read("train", self.train, encode)
+            self.sets["train"] = cast("Dataset[Example]", new)
+            if self.replay is not None and self.replay_share:
+                old = self._read("replay", self.replay, encode)
+                count = replay_count(len(new), len(old), self.replay_share)
+                rows = permutation(len(old), derive_seed(self.seed, "replay"))[:count]
+                self.sets["train"] = ConcatDataset([self.sets["train"], Subset(old, rows)])  # type: ignore[arg-type]
+                log.info("data.replay: %d of %d examples beside %d new ones", count, len(old), len(new))
+        if self.val is not None:
+            self.sets["val"] = cast("Dataset[Example]", self._read("val", self.val, encode))
+
+    def _read(self, name: str, source: PromptSource, encode: ResponseEncoder) -> list[Example]:
+        assert self.trainer is not None, "the trainer attaches itself before setup"
+        objective = cast(Learner, self.trainer.lightning_module).objective
+        limit = min(self.max_tokens or encode.context, encode.context)
+        examples, hidden = [], len(source) < _ROWS_WORTH_A_PROGRESS_BAR
+        for row in track(
+            range(len(source)), description=f"Encoding data.{name}", transient=True, disable=hidden
+        ):
+            try:
+                example = objective.read(source[row], encode)
+            except ValueError as error:
+                raise ValueError(f"data.{name}: row {row}: {error}") from error
+            length = max(len(response.token_ids) for response in example)
+            if length <= limit:
+                examples.append(example)
+            elif self.long_examples == "error":
+                raise ValueError(
+                    f"data.{name}: row {row} has {length} tokens, more than {limit}: raise data.max_tokens "
+                    f"(the model reads {encode.context}) or set data.long_examples to drop"
+                )
+        dropped = len(source) - len(examples)
+        if not examples:
+            raise ValueError(f"data.{name}: all {dropped} rows are longer than {limit} tokens")
+        log.info(
+            "data.%s: %d examples, %d longer than %d tokens dropped", name, len(examples), dropped, limit
+        )
+        return examples
+
+    @override
+    def train_dataloader(self) -> DataLoader[Example]:
+        return self._loader("train")
+
+    @override
+    def val_dataloader(self) -> DataLoader[Example] | list[Example]:
+        return self._loader("val") if "val" in self.sets else []
+
+    def _loader(self, name: str) -> DataLoader[Example]:
+        """Batches of this rank; their order depends on seed and epoch alone, so that a run can be resumed."""
+        assert self.trainer is not None, "the trainer attaches itself before setup"
+        sampler: DistributedSampler[Example] = DistributedSampler(
+            self.sets[name],
+            num_replicas=self.trainer.world_size,
+            rank=self.trainer.global_rank,
+            shuffle=name == "train",
+            seed=self.seed,
+        )
+        return DataLoader(
+            self.sets[name], batch_size=self.batch_size, sampler=sampler, collate_fn=LabeledBatch.collate
+        )
+
+
+def replay_count(new: int, old: int, share: float) -> int:
+    """How many of `old` examples make up the given share of an epoch with `new` ones; all if they are fewer.
+
+    Example: 90 new ones and a share of 0.1 take 10.
+    """
+    return min(old, round(new * share / (1 - share)))

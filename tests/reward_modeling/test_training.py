@@ -1,0 +1,247 @@
+"""Reward models trained by the command line, on the tiny model."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from grpo_pl.callbacks.records import read_metrics
+from grpo_pl.cli import main
+from grpo_pl.models import RewardModel
+from grpo_pl.reward_modeling.data import replay_count
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+Train = Callable[..., Path]
+
+
+def write(path: Path, rows: list[dict[str, object]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def pair(i: int) -> dict[str, object]:
+    """What a tiny model can learn to tell apart: the better response has the word."""
+    return {"prompt": f"What is {i}?", "chosen": "number", "rejected": f"{i}"}
+
+
+def steps(i: int) -> dict[str, object]:
+    return {"prompt": f"What is {i}?", "completions": ["number\n", f"{i}"], "labels": [1, 0.0]}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("labels")
+    for name, row in (("pairs", pair), ("steps", steps)):
+        write(folder / f"{name}.jsonl", [row(i) for i in range(24)])
+        write(folder / f"{name}.val.jsonl", [row(i) for i in range(50, 60)])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def train(tiny_model: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Train:
+    """Runs a reward model's training in this process and returns the run's folder."""
+
+    def run(kind: str, *arguments: object, root: Path | None = None, pretrained: Path = tiny_model) -> Path:
+        root = root or tmp_path_factory.mktemp("reward") / "run"
+        overlay = ("--config", CONFIGS / "process_reward_model.yaml") if kind == "steps" else ()
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            main(
+                [
+                    str(argument)
+                    for argument in (
+                        *("fit", "--config", CONFIGS / "reward_model.yaml", *overlay),
+                        *("--pretrained", pretrained, "--trainer.default_root_dir", root),
+                        *("--data.train.path", data / f"{kind}.jsonl"),
+                        *("--data.val.path", data / f"{kind}.val.jsonl"),
+                        *("--trainer.accelerator", "cpu", "--trainer.devices", 1),
+                        *("--trainer.precision", "32-true", "--model.optimizer.lr", "3e-3", *arguments),
+                    )
+                ]
+            )
+        finally:
+            torch.set_num_threads(threads)
+        return root
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def runs(train: Train) -> dict[str, Path]:
+    return {kind: train(kind) for kind in ("pairs", "steps")}
+
+
+@pytest.mark.parametrize("kind", ["pairs", "steps"])
+def test_it_learns_what_is_better_and_says_so_on_held_out_data(kind: str, runs: dict[str, Path]) -> None:
+    first, *_, last = read_metrics(runs[kind] / "metrics.csv")
+    assert first["val/accuracy"] == 0.5
+    assert first["val/loss"] == pytest.approx(0.6931, abs=1e-4)
+    assert last["val/accuracy"] == 1.0
+    assert last["val/loss"] < 0.5
+    assert last["train/accuracy"] > 0.8
+    assert "val/calibration_error" in last
+    assert (runs[kind] / "reliability.png").stat().st_size > 1000
+
+
+def test_the_run_s_folder_has_a_checkpoint_that_transformers_reads(runs: dict[str, Path]) -> None:
+    folder = runs["pairs"] / "model"
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    theirs = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    ours = RewardModel.load(str(folder), "outcome", "float32")
+    assert not ours.new_head
+    token_ids = ours.encode("What is 7?", "number").token_ids
+    assert tokenizer.decode(token_ids) == ours.encode.tokenizer.decode(token_ids)
+    with torch.no_grad():
+        logit = theirs(torch.tensor([token_ids])).logits.item()
+        score = ours(torch.tensor([token_ids]), torch.tensor([len(token_ids)]))[0, -1].item()
+        worse = ours.encode("What is 7?", "7").token_ids
+        assert score > ours(torch.tensor([worse]), torch.tensor([len(worse)]))[0, -1].item()
+    assert score == pytest.approx(logit, abs=1e-5)
+
+
+def paid_by(reward: str, folder: Path) -> str:
+    return json.dumps({"model": {"class_path": reward, "init_args": {"pretrained": str(folder / "model")}}})
+
+
+def test_a_policy_learns_from_the_reward_model_that_was_trained(
+    runs: dict[str, Path], fit: Callable[..., Path]
+) -> None:
+    """The pipeline offline: no rule is left, the trained model alone pays, and the policy follows it."""
+    folder = fit(
+        *("--model.rewards", paid_by("OutcomeRewardModel", runs["pairs"]), "--model.kl", "null"),
+        *("--trainer.max_epochs", 12, "--trainer.limit_val_batches", 0, "--samples.every", 0),
+        *("--data.group_size", 16, "--data.sampling.max_tokens", 1, "--model.optimizer.lr", "3e-3"),
+    )
+    paid = [row["rollout/reward"] for row in read_metrics(folder / "metrics.csv")[1:]]
+    assert min(paid[-3:]) > max(paid[:2])
+
+
+def test_steps_are_paid_by_the_reward_model_that_was_trained(
+    runs: dict[str, Path], fit: Callable[..., Path]
+) -> None:
+    folder = fit(
+        *("--model.rewards", paid_by("ProcessRewardModel", runs["steps"]), "--trainer.max_epochs", 1),
+        *("--model.advantage", "ProcessGroupRelative", "--trainer.limit_val_batches", 0),
+    )
+    row = read_metrics(folder / "metrics.csv")[1]
+    assert row["rewards/model"] > 0
+    assert row["train/grad_norm"] > 0
+
+
+def test_a_critic_starts_from_the_reward_model_that_was_trained(
+    runs: dict[str, Path], fit: Callable[..., Path]
+) -> None:
+    critic = {"class_path": "ValueHead", "init_args": {"pretrained": str(runs["pairs"] / "model")}}
+    folder = fit(
+        *("--model.critic", json.dumps(critic), "--model.advantage", "GAE", "--trainer.max_epochs", 1),
+        *("--trainer.limit_val_batches", 0),
+    )
+    assert read_metrics(folder / "metrics.csv")[1]["train/critic_grad_norm"] > 0
+
+
+def test_a_resumed_training_ends_like_one_never_stopped(train: Train, runs: dict[str, Path]) -> None:
+    part = train("pairs", "--trainer.max_epochs", 1, "--checkpoint.every_n_epochs", 1)
+    train("pairs", "--ckpt_path", "last", root=part)
+    whole, again = (
+        torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        for folder in (runs["pairs"], part)
+    )
+    assert whole.keys() == again.keys()
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+def test_the_saved_config_runs_again_identically(runs: dict[str, Path], tmp_path: Path) -> None:
+    config = runs["pairs"] / "config.yaml"
+    assert yaml.safe_load(config.read_text())["job"] == "reward_model"
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        main(["fit", "--config", str(config), "--trainer.default_root_dir", str(tmp_path / "again")])
+    finally:
+        torch.set_num_threads(threads)
+    keys = ("train/loss", "val/loss", "train/grad_norm")
+    for a, b in zip(
+        *(read_metrics(folder / "metrics.csv")[1:] for folder in (runs["pairs"], tmp_path / "again")),
+        strict=True,
+    ):
+        assert [a[key] for key in keys] == [b[key] for key in keys]
+
+
+def test_micro_batches_accumulate_to_the_same_step(train: Train) -> None:
+    rows = [
+        read_metrics(
+            train("pairs", "--data.batch_size", size, "--trainer.accumulate_grad_batches", k, *ONE_EPOCH)
+            / "metrics.csv"
+        )[1]
+        for size, k in ((8, 1), (2, 4))
+    ]
+    assert rows[0]["val/loss"] == pytest.approx(rows[1]["val/loss"], rel=1e-4)
+
+
+ONE_EPOCH = ("--trainer.max_epochs", 1)
+
+
+# -------------------------------------------------------------------------------------------------- its data
+
+
+@pytest.mark.parametrize(
+    ("new", "old", "share", "count"),
+    [(90, 100, 0.1, 10), (90, 4, 0.1, 4), (10, 100, 0.5, 10), (5, 5, 0.0, 0)],
+)
+def test_the_share_of_old_data(new: int, old: int, share: float, count: int) -> None:
+    assert replay_count(new, old, share) == count
+
+
+def test_a_refreshed_model_begins_with_the_old_one_and_replays_old_data(
+    train: Train, runs: dict[str, Path], data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    replay = {"class_path": "JSONL", "init_args": {"question": "prompt", "answer": None}}
+    replay["init_args"]["path"] = str(data / "pairs.jsonl")  # type: ignore[index]
+    folder = train(
+        "pairs",
+        *("--data.replay", json.dumps(replay), "--data.replay_share", 0.2, *ONE_EPOCH),
+        pretrained=runs["pairs"] / "model",
+    )
+    assert "data.replay: 6 of 24 examples beside 24 new ones" in capsys.readouterr().out
+    row = read_metrics(folder / "metrics.csv")
+    assert row[0]["val/loss"] == read_metrics(runs["pairs"] / "metrics.csv")[-1]["val/loss"]
+    assert row[1]["optimizer_steps"] == 2  # 30 examples in micro-batches of 8, two a step
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("--data.batch_size", "0"), "data.batch_size=0: expected 1 or more"),
+        (("--data.replay_share", "1"), "data.replay_share=1.0: expected 0 or more and less than 1"),
+        (("--data.max_tokens", "5"), "tokens, more than 5: raise data.max_tokens"),
+        (("--data.max_tokens", "5", "--data.long_examples", "drop"), "data.train: all 24 rows are longer"),
+        (("--model.objective", "StepLabels"), "data.train: row 0: there is no column 'completions'"),
+        (("--model.objective", "BradleyTery"), "Did you mean BradleyTerry?"),
+        (("--model.objective.center", "-1"), "model.objective.center=-1.0: expected 0 or more"),
+        (("--model.advantage", "GAE"), "there is no option model.advantage; model has"),
+    ],
+)
+def test_a_mistake_is_answered_in_one_sentence(
+    train: Train, arguments: tuple[str, ...], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as refused:
+        train("pairs", *arguments)
+    assert refused.value.code == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert sentence in said[-1]
+    assert "Traceback" not in "".join(said)
+
+
+def test_an_unknown_job_is_answered_in_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as refused:
+        main(["fit", "--config", str(CONFIGS / "reward_model.yaml"), "--job", "reward_modell"])
+    assert refused.value.code == 2
+    assert capsys.readouterr().err == (
+        "grpo_pl: error: job: expected one of policy, reward_model, got reward_modell. Did you mean "
+        "reward_model?\n"
+    )

@@ -1,0 +1,237 @@
+"""Make data for a reward model from rollouts and a verifier.
+
+Pairs of a right and a wrong response to the same prompt, for BradleyTerry:
+  python tools/make_reward_data.py pairs OUT --config configs/quickstart.yaml [any option of `grpo_pl fit`]
+  python tools/make_reward_data.py pairs OUT --config configs/quickstart.yaml --samples runs/a/samples.jsonl
+Steps labelled by how often the policy gets from them to the right answer, for StepLabels:
+  python tools/make_reward_data.py steps OUT --config configs/quickstart.yaml
+
+OUT/train.jsonl and OUT/val.jsonl share no prompt; which prompts are held out depends on their text alone.
+"""
+
+import argparse
+import json
+import sys
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from rich.progress import track
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout need not be installed
+
+from grpo_pl.cli import configure, mistakes_answered
+from grpo_pl.datamodule import RolloutDataModule
+from grpo_pl.functional import derive_seed, permutation
+from grpo_pl.models.loading import load_tokenizer
+from grpo_pl.module import PolicyOptimization
+from grpo_pl.parser import fail
+from grpo_pl.prompts.prompt_set import PromptSet, iteration_prompts
+from grpo_pl.quiet import tame_logs
+from grpo_pl.rewards.base import Verifier, score_samples
+from grpo_pl.rewards.patterns import compiled
+from grpo_pl.rewards.steps import step_ends
+from grpo_pl.types import Prompt, Rollout, Sample
+
+Row = dict[str, Any]
+CHUNK = 32
+"""Prompts that the engine gets at once."""
+
+
+def rollouts(data: RolloutDataModule, num_prompts: int, device: Any) -> Iterator[Rollout]:
+    """Groups of responses to the training prompts, as a run of this config would sample them first."""
+    prompts = PromptSet(
+        data.train,
+        data.format,
+        load_tokenizer(data.pretrained),
+        max_prompt_tokens=data.max_prompt_tokens,
+        long_prompts=data.long_prompts,
+        key="data.train",
+    )
+    chunks = -(-num_prompts // CHUNK)
+    data.engine.start(
+        max_sequence_tokens=data.max_prompt_tokens + 2 * data.sampling.max_tokens,  # a prefix continued
+        max_sequences=CHUNK * data.group_size,
+        device=device,
+    )
+    try:
+        for i in track(range(chunks), description="sampling"):
+            chunk = iteration_prompts(prompts, iteration=i, prompts_per_iteration=CHUNK, seed=data.seed)
+            yield data.engine.generate(
+                chunk[: num_prompts - i * CHUNK], group_size=data.group_size, sampling=data.sampling
+            )
+    finally:
+        data.engine.shutdown()
+
+
+def recorded(path: Path) -> list[Sample]:
+    """The responses of a run's `samples.jsonl`."""
+    try:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return [
+            Sample(
+                prompt=Prompt(token_ids=[], text=row["prompt"], answer=row["answer"]),
+                response=row["response"],
+                response_tokens=row["response_tokens"],
+                truncated=row["truncated"],
+            )
+            for row in rows
+        ]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        fail(f"--samples {path} is no samples.jsonl of a run ({type(error).__name__}: {error})")
+
+
+def make_pairs(samples: Sequence[Sample], verifier: Verifier, most: int) -> list[Row]:
+    """For each prompt, up to `most` pairs of a right and a wrong response, different in their text.
+
+    Examples: prompt, chosen, rejected and the gold answer.
+    """
+    scores = score_samples({"verifier": verifier}, samples).by_name["verifier"]
+    by_prompt: dict[tuple[str, str], dict[str, float]] = {}
+    for sample, score in zip(samples, scores, strict=True):
+        if score is not None:
+            by_prompt.setdefault((sample.prompt.text, sample.prompt.answer), {})[sample.response] = score
+    rows = []
+    for (prompt, answer), responses in by_prompt.items():
+        right = [response for response, score in responses.items() if score > 0.5]
+        wrong = [response for response, score in responses.items() if score <= 0.5]
+        pairs = list(product(right, wrong))
+        for i in permutation(len(pairs), derive_seed("pairs", prompt))[:most]:
+            chosen, rejected = pairs[i]
+            rows.append({"prompt": prompt, "chosen": chosen, "rejected": rejected, "answer": answer})
+    return rows
+
+
+def label_steps(
+    rollout: Rollout, data: RolloutDataModule, verifier: Verifier, steps: str, continuations: int
+) -> list[Row]:
+    """For each different response, its steps and how often the policy gets from each to a right answer.
+
+    The label of a step is the share of right answers among `continuations` responses that begin with all
+    steps up to it, that of the last step the verifier's word (Math-Shepherd, Wang et al. 2024, arXiv:
+    2312.08935, section 3.3, soft estimation).
+    """
+    separator, samples = compiled("--steps", steps), rollout.samples
+    final = score_samples({"verifier": verifier}, samples).by_name["verifier"]
+    seen: dict[tuple[str, str], int] = {}
+    for n, sample in enumerate(samples):
+        if final[n] is not None and sample.response.strip():
+            seen.setdefault((sample.prompt.text, sample.response), n)
+    prefixes: list[tuple[int, int, Prompt]] = []
+    for n in seen.values():
+        prompt, response_ids = samples[n].prompt, rollout.token_ids[n][rollout.loss_mask[n]].tolist()
+        for end in step_ends(samples[n].response, separator)[:-1]:
+            last = bisect_left(samples[n].token_ends, end)
+            prefix = Prompt(
+                token_ids=prompt.token_ids + response_ids[: last + 1],
+                text=prompt.text,
+                answer=prompt.answer,
+                metadata=prompt.metadata,
+                seed=derive_seed(prompt.seed, "steps", n, end),
+            )
+            prefixes.append((n, samples[n].token_ends[last], prefix))
+    labels = continued(prefixes, samples, data, verifier, continuations)
+    rows = []
+    for n in seen.values():
+        ends = step_ends(samples[n].response, separator)
+        begins = [0, *ends[:-1]]
+        rows.append(
+            {
+                "prompt": samples[n].prompt.text,
+                "completions": [samples[n].response[a:b] for a, b in zip(begins, ends, strict=True)],
+                "labels": [*labels.get(n, []), final[n]],
+                "answer": samples[n].prompt.answer,
+            }
+        )
+    return rows
+
+
+def continued(
+    prefixes: Sequence[tuple[int, int, Prompt]],
+    samples: Sequence[Sample],
+    data: RolloutDataModule,
+    verifier: Verifier,
+    continuations: int,
+) -> dict[int, list[float]]:
+    """Of each response (by its row), the share of right answers among continuations of each prefix."""
+    labels: dict[int, list[float]] = {}
+    if not prefixes:
+        return labels
+    rollout = data.engine.generate([prefix for _, _, prefix in prefixes], continuations, data.sampling)
+    whole = []
+    for i, sample in enumerate(rollout.samples):
+        n, end, _ = prefixes[i // continuations]
+        sample.response = samples[n].response[:end] + sample.response
+        whole.append(sample)
+    scores = score_samples({"verifier": verifier}, whole).by_name["verifier"]
+    for i, (n, _, _) in enumerate(prefixes):
+        of_prefix = [score or 0.0 for score in scores[i * continuations : (i + 1) * continuations]]
+        labels.setdefault(n, []).append(sum(of_prefix) / continuations)
+    return labels
+
+
+def write(rows: Sequence[Row], out: Path, val_share: float) -> dict[str, int]:
+    """Write OUT/train.jsonl and OUT/val.jsonl; returns how many rows each has."""
+    files: dict[str, list[Row]] = {"train": [], "val": []}
+    for row in rows:
+        held_out = derive_seed("val", row["prompt"]) % 1000 < round(1000 * val_share)
+        files["val" if held_out else "train"].append(row)
+    out.mkdir(parents=True, exist_ok=True)
+    for name, of_file in files.items():
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in of_file)
+        (out / f"{name}.jsonl").write_text(text, encoding="utf-8")
+    return {name: len(of_file) for name, of_file in files.items()}
+
+
+def arguments() -> tuple[argparse.Namespace, list[str]]:
+    """Our own options, and what is left for the config."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("kind", choices=("pairs", "steps"))
+    parser.add_argument("out", type=Path, help="the folder to write")
+    parser.add_argument("--prompts", type=int, default=512, help="prompts to sample responses to")
+    parser.add_argument("--samples", type=Path, help="pairs from a run's samples.jsonl: nothing is sampled")
+    parser.add_argument("--pairs-per-prompt", type=int, default=4)
+    parser.add_argument("--steps", default=r"\n+", help="regular expression of what stands between two steps")
+    parser.add_argument("--continuations", type=int, default=8, help="responses that judge a step")
+    parser.add_argument("--verifier", default="", help="one of model.verifiers; where empty, the first")
+    parser.add_argument("--val-share", type=float, default=0.1, help="share of the prompts that is held out")
+    return parser.parse_known_args()
+
+
+def main() -> None:
+    """Read the command line, sample, verify, write."""
+    said, config = arguments()
+    tame_logs()
+    with mistakes_answered():
+        cli = configure(config, run=False)
+        model, data = cli.model, cli.datamodule
+        assert isinstance(model, PolicyOptimization)
+        assert isinstance(data, RolloutDataModule)
+        name = said.verifier or next(iter(model.verifiers), "")
+        if name not in model.verifiers:
+            fail(f"--verifier {name}: model.verifiers has {', '.join(model.verifiers) or 'none'}")
+        verifier = model.verifiers[name]
+        if said.kind == "steps" and said.samples:
+            fail("--samples makes pairs: the steps of recorded responses cannot be continued")
+        if said.samples:
+            rows = make_pairs(recorded(said.samples), verifier, said.pairs_per_prompt)
+        else:
+            rows = []
+            for rollout in rollouts(data, said.prompts, cli.trainer.strategy.root_device):
+                if said.kind == "pairs":
+                    rows += make_pairs(rollout.samples, verifier, said.pairs_per_prompt)
+                else:
+                    rows += label_steps(rollout, data, verifier, said.steps, said.continuations)
+        if not rows:
+            what = "both a right and a wrong response" if said.kind == "pairs" else "a response to judge"
+            fail(f"no prompt had {what}: raise --prompts or data.group_size, or take another policy")
+        counts = write(rows, said.out, said.val_share)
+        print(f"{said.out}: {counts['train']} rows in train.jsonl, {counts['val']} in val.jsonl")
+
+
+if __name__ == "__main__":
+    main()
