@@ -185,7 +185,7 @@ def write(rows: Sequence[Row], out: Path, val_share: float) -> dict[str, int]:
     return {name: len(of_file) for name, of_file in files.items()}
 
 
-def arguments() -> tuple[argparse.Namespace, list[str]]:
+def arguments(args: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     """Our own options, and what is left for the config."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
@@ -199,13 +199,19 @@ def arguments() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--continuations", type=int, default=8, help="responses that judge a step")
     parser.add_argument("--verifier", default="", help="one of model.verifiers; where empty, the first")
     parser.add_argument("--val-share", type=float, default=0.1, help="share of the prompts that is held out")
-    return parser.parse_known_args()
+    said, config = parser.parse_known_args(args)
+    for name in ("prompts", "pairs_per_prompt", "continuations"):
+        if getattr(said, name) < 1:
+            fail(f"--{name.replace('_', '-')} is {getattr(said, name)}: expected 1 or more")
+    if not 0 <= said.val_share < 1:
+        fail(f"--val-share is {said.val_share}: expected 0 or more and less than 1")
+    return said, config
 
 
-def main() -> None:
+def main(args: list[str] | None = None) -> None:
     """Read the command line, sample, verify, write."""
-    said, config = arguments()
     tame_logs()
+    said, config = arguments(args)
     with mistakes_answered():
         cli = configure(config, run=False)
         model, data = cli.model, cli.datamodule
