@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from grpo_pl.callbacks.records import read_metrics
 from grpo_pl.metrics import rollout_metrics
@@ -122,6 +122,18 @@ def test_a_critic_from_a_reward_model_starts_with_its_scores_of_the_text_so_far(
 def test_a_classifier_with_two_labels_is_no_critic(tiny_model: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="2 labels"):
         ValueHead(str(classifier(tiny_model, tmp_path, labels=2))).build()
+
+
+def test_a_critic_of_another_vocabulary_is_refused(
+    policy: LanguageModel, tiny_model: Path, tmp_path: Path
+) -> None:
+    other = AutoModelForCausalLM.from_pretrained(tiny_model)
+    other.resize_token_embeddings(other.config.vocab_size + 8)
+    other.save_pretrained(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"model\.critic\.pretrained=.* has a vocabulary of \d+ tokens and the"
+    ):
+        ValueHead(str(tmp_path)).build(policy)
 
 
 def test_a_run_starts_its_critic_from_a_reward_model(fit: Fit, reward_model: Path) -> None:

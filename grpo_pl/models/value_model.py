@@ -80,6 +80,8 @@ class ValueHead(ModelBuilder):
     def build(self, policy: nn.Module | None = None) -> ValueModel:
         model, score = self._load()
         check_can_pack(model, self.row_tokens)
+        if isinstance(policy, LanguageModel):
+            check_same_tokens(self.pretrained, model, policy.language_model)
         if self.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         trunk = model.train().base_model
@@ -95,6 +97,20 @@ class ValueHead(ModelBuilder):
             return load_language_model(self.pretrained, self.dtype, self.attention), None
         model, _ = load_reward_model(self.pretrained, "outcome", self.dtype, self.attention)
         return model, cast(nn.Linear, model.score)
+
+
+def check_same_tokens(pretrained: str, critic: "PreTrainedModel", policy: "PreTrainedModel") -> None:
+    """Refuse a critic that would read the policy's tokens as other ones.
+
+    Raises:
+        ValueError: If the vocabularies differ in size.
+    """
+    own, others = (model.config.get_text_config().vocab_size for model in (critic, policy))
+    if own != others:
+        raise ValueError(
+            f"model.critic.pretrained={pretrained} has a vocabulary of {own} tokens and the policy one of "
+            f"{others}: give a model of the policy's family, or leave it empty"
+        )
 
 
 class ValueOnTrunk(nn.Module):
