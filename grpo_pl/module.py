@@ -138,6 +138,12 @@ class PolicyOptimization(OptimizedModule):
         return groups
 
     @override
+    def held_models(self) -> dict[str, nn.Module]:
+        rewards = {f"rewards.{name}": reward.held_model for name, reward in self.rewards.items()}
+        own = {"policy": self.policy, "critic": self.critic, "reference": self.reference}
+        return {name: model for name, model in (own | rewards).items() if model is not None}
+
+    @override
     def learning_rates(self) -> dict[str, float | None]:
         return {"critic": self.critic_lr}
 

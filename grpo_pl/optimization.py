@@ -25,6 +25,10 @@ class OptimizedModule(pl.LightningModule):
         """The trained parameters by the model that they belong to; the first group is the main one."""
         raise NotImplementedError
 
+    def held_models(self) -> dict[str, nn.Module]:
+        """The models in memory by their part in training, the engine's copy apart; they may share weights."""
+        raise NotImplementedError
+
     def learning_rates(self) -> dict[str, float | None]:
         """The learning rate of each group that has one of its own; null for the optimizer's."""
         return {}
@@ -70,3 +74,8 @@ class OptimizedModule(pl.LightningModule):
                 torch.nn.utils.clip_grad_value_(parameters, gradient_clip_val)
             else:
                 torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
+
+
+def num_parameters(models: Iterable[nn.Module]) -> int:
+    """The parameters of some models, shared ones once."""
+    return sum({id(p): p.numel() for model in models for p in model.parameters()}.values())

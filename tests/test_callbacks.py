@@ -74,6 +74,30 @@ def test_every_iteration_has_the_contracts_columns(run):
         assert row["time/tokens_per_s"] == pytest.approx(row["rollout/tokens"] / stages, rel=1e-6)
 
 
+def test_the_models_in_memory_are_counted_and_what_they_share_is_counted_once(fit, tiny_model, outcome_model):
+    """Whole critic and reward model are a trunk and a head each; a head on the trunk is a head alone."""
+    from grpo_pl.models.loading import load_language_model
+
+    trunk = sum(p.numel() for p in load_language_model(str(tiny_model), "float32").parameters())
+    hidden = 64
+    short = ("--trainer.max_epochs", 1, "--trainer.limit_val_batches", 0, "--samples.every", 0)
+    reward = {"class_path": "OutcomeRewardModel", "init_args": {"pretrained": str(outcome_model)}}
+    ppo = ("--model.advantage", "GAE", "--model.critic")
+    for arguments, models, parameters in (
+        (("--model.kl", "null"), 1, trunk),
+        ((), 2, 2 * trunk),
+        (("--model.policy", "LoRA", "--model.reference", "AdapterOff"), 1, None),
+        ((*ppo, "TrunkValueHead"), 3, 2 * trunk + hidden + 1),
+        (
+            (*ppo, "ValueHead", "--model.rewards", json.dumps({"rm": reward})),
+            *(4, 4 * trunk + (hidden + 1) + hidden),
+        ),
+    ):
+        row = rows_of(fit(*arguments, *short))[1]
+        assert row["memory/models"] == models
+        assert parameters is None or row["memory/parameters"] == parameters
+
+
 def test_the_file_is_plain_csv_with_iteration_first(run):
     with (run / "metrics.csv").open(newline="") as file:
         header, *rows = csv.reader(file)

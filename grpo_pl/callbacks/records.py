@@ -10,6 +10,8 @@ from typing import Any
 import lightning.pytorch as pl
 from typing_extensions import override
 
+from grpo_pl.optimization import OptimizedModule, num_parameters
+
 METRICS_FILE = "metrics.csv"
 
 
@@ -107,6 +109,9 @@ class MetricsTable(pl.Callback):
         pl_module.log_dict({"iteration": iteration, "step": iteration})  # loggers take `step` as their x axis
         row = {k: float(v) for k, v in trainer.callback_metrics.items() if not k.startswith("val")}
         row["memory/peak_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        if isinstance(pl_module, OptimizedModule):
+            models = [m for m in pl_module.held_models().values() if num_parameters([m])]
+            row["memory/models"], row["memory/parameters"] = float(len(models)), float(num_parameters(models))
         row["optimizer_steps"] = float(trainer.global_step)
         row["lr"] = float(trainer.optimizers[0].param_groups[0]["lr"])
         stages = ("time/sync_s", "time/generate_s", "time/score_s", "time/update_s")

@@ -71,6 +71,11 @@ class RewardModeling(OptimizedModule):
         return {"reward_model": list(self.parameters())}
 
     @override
+    def held_models(self) -> dict[str, nn.Module]:
+        assert self.reward_model is not None, "configure_model comes first"
+        return {"reward_model": self.reward_model}
+
+    @override
     def forward(self, batch: LabeledBatch) -> Tensor:
         """The score after each token, `[B, T]`."""
         assert self.reward_model is not None, "configure_model comes first"

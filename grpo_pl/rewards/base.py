@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import override
 
 from grpo_pl.functional import outcome_rewards
@@ -48,6 +48,11 @@ class RewardFunction(ABC):
 
     def build(self, device: torch.device) -> None:  # noqa: B027 - most have nothing to load
         """Load what the reward holds, a model for instance; called once, inside `configure_model`."""
+
+    @property
+    def held_model(self) -> nn.Module | None:
+        """The model that scores, once it is built; None for most."""
+        return None
 
 
 @dataclass(frozen=True)

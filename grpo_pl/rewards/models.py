@@ -5,7 +5,7 @@ from typing import Any, Literal, final
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import override
 
 from grpo_pl.functional import batches_within, pad_rows
@@ -36,7 +36,7 @@ class FrozenRewardModel:
         if batch_tokens < 1:
             raise ValueError(f"batch_tokens is {batch_tokens}; it must be at least 1.")
         self.pretrained, self.kind, self.dtype, self.batch_tokens = pretrained, kind, dtype, batch_tokens
-        self._model: RewardModel | None = None
+        self.model: RewardModel | None = None
 
     def load(self, device: torch.device) -> None:
         """Load the weights.
@@ -50,16 +50,16 @@ class FrozenRewardModel:
                 f"pretrained={self.pretrained} holds no {self.kind} reward model, so that its score head "
                 f"would be random: give a checkpoint with a trained one"
             )
-        self._model = model.requires_grad_(False).eval().to(device)
+        self.model = model.requires_grad_(False).eval().to(device)
 
     @torch.no_grad()
     def scores(self, samples: Sequence[Sample]) -> list[tuple[EncodedResponse, Float[Tensor, "_"]]]:
         """Each sample's tokens and the score after each of them."""
-        assert self._model is not None, "load() comes first"
-        device = next(self._model.parameters()).device
-        encoded = [self._model.encode(sample.prompt.text, sample.response) for sample in samples]
+        assert self.model is not None, "load() comes first"
+        device = next(self.model.parameters()).device
+        encoded = [self.model.encode(sample.prompt.text, sample.response) for sample in samples]
         lengths = [len(sequence.token_ids) for sequence in encoded]
-        if max(lengths, default=0) > (context := self._model.encode.context):
+        if max(lengths, default=0) > (context := self.model.encode.context):
             raise ValueError(
                 f"prompt and response are {max(lengths)} tokens to the reward model, which reads {context}: "
                 "lower data.sampling.max_tokens, or set on_error to abstain"
@@ -69,7 +69,7 @@ class FrozenRewardModel:
             token_ids = pad_rows([torch.tensor(encoded[row].token_ids) for row in rows], lengths[rows[0]])
             real = torch.tensor([lengths[row] for row in rows])
             for row, of_row in zip(
-                rows, self._model(token_ids.to(device), real.to(device)).cpu(), strict=True
+                rows, self.model(token_ids.to(device), real.to(device)).cpu(), strict=True
             ):
                 scores[row] = of_row[: lengths[row]]
         return list(zip(encoded, scores, strict=True))
@@ -99,15 +99,20 @@ class OutcomeRewardModel(RewardFunction):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self._model, self.link = FrozenRewardModel(pretrained, "outcome", dtype, batch_tokens), link
+        self._frozen, self.link = FrozenRewardModel(pretrained, "outcome", dtype, batch_tokens), link
 
     @override
     def build(self, device: torch.device) -> None:
-        self._model.load(device)
+        self._frozen.load(device)
+
+    @property
+    @override
+    def held_model(self) -> nn.Module | None:
+        return self._frozen.model
 
     @override
     def score(self, samples: Sequence[Sample]) -> list[float]:
-        last = [scores[-1] for _, scores in self._model.scores(samples)]
+        last = [scores[-1] for _, scores in self._frozen.scores(samples)]
         return [(score.sigmoid() if self.link == "sigmoid" else score).item() for score in last]
 
 
@@ -135,12 +140,17 @@ class ProcessRewardModel(ProcessReward):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self._model = FrozenRewardModel(pretrained, "process", dtype, batch_tokens)
+        self._frozen = FrozenRewardModel(pretrained, "process", dtype, batch_tokens)
         self._separator = compiled("steps", steps)
 
     @override
     def build(self, device: torch.device) -> None:
-        self._model.load(device)
+        self._frozen.load(device)
+
+    @property
+    @override
+    def held_model(self) -> nn.Module | None:
+        return self._frozen.model
 
     @override
     def score_steps(self, samples: Sequence[Sample]) -> list[list[StepScore]]:
@@ -149,5 +159,5 @@ class ProcessRewardModel(ProcessReward):
                 StepScore(end, scores[encoded.last_token(end)].sigmoid().item())
                 for end in step_ends(sample.response, self._separator)
             ]
-            for sample, (encoded, scores) in zip(samples, self._model.scores(samples), strict=True)
+            for sample, (encoded, scores) in zip(samples, self._frozen.scores(samples), strict=True)
         ]
