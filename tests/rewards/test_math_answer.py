@@ -112,13 +112,11 @@ def test_only_the_end_of_a_response_is_read():
 )  # fmt: skip
 def test_an_explosive_answer_costs_two_time_limits_and_scores_zero(answer, caplog):
     reward = MathAnswer(timeout_s=1)
-    start = time.perf_counter()
+    start = time.process_time()
     with caplog.at_level(logging.WARNING):
         assert score(rf"\boxed{{{answer}}}", "42", reward) == 0.0
         reward.extract(rf"\boxed{{{answer}}}")
-    assert (
-        time.perf_counter() - start < 60
-    )  # each alone takes minutes or for ever; the limits are seconds of a machine that may be busy
+    assert time.process_time() - start < 4  # what others compute meanwhile does not count
     assert "math-verify could not" in caplog.text
 
 
@@ -131,10 +129,10 @@ def test_an_explosive_answer_costs_two_time_limits_and_scores_zero(answer, caplo
     ids=lambda text: ascii(text[:6]),
 )  # fmt: skip
 def test_a_megabyte_of_anything_scores_zero_quickly(response):
-    start = time.perf_counter()
+    start = time.process_time()
     assert score(response, "42") == 0.0
     REWARD.extract(response)
-    assert time.perf_counter() - start < 60
+    assert time.process_time() - start < 5
 
 
 LATEX = r"""
