@@ -73,6 +73,20 @@ def fit(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[
     return run
 
 
+@pytest.fixture
+def refused(fit: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs `grpo_pl fit` as `fit` does, with a mistake in it, and returns the sentence it is refused with."""
+    from runs import said
+
+    def run(*arguments: object) -> str:
+        with pytest.raises(SystemExit) as end:
+            fit(*arguments)
+        assert end.value.code == 2
+        return said(capsys)
+
+    return run
+
+
 @pytest.fixture(scope="session")
 def smollm() -> Path:
     """The real demo model, where tools/fetch_model.py has put it."""

@@ -8,14 +8,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from runs import column, rows, said, untimed
 
-from grpo_pl.callbacks.records import read_metrics
 from grpo_pl.cli import main
 from grpo_pl.parser import explain
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = ROOT / "configs" / "tiny.yaml"
-NO_TRACES = ("Traceback", "usage:", "Union", "Parser key", "<class", "Namespace(", "typing.")
 
 
 def boom(**_):
@@ -31,16 +30,6 @@ def boom_on_digits(*, response, **_):
 def reward(function, **settings):
     inside = {"function": f"{__name__}.{function}", **settings}
     return json.dumps({"mine": {"class_path": "Function", "init_args": inside}})
-
-
-def said(capsys):
-    """What a refused command wrote: one sentence and nothing else."""
-    lines = capsys.readouterr().err.splitlines()
-    text = "\n".join(line for line in lines if line and "Loading weights" not in line)
-    assert text.startswith("grpo_pl: error: "), text
-    assert "\n" not in text, text
-    assert not [trace for trace in NO_TRACES if trace in text], text
-    return text
 
 
 @pytest.fixture(scope="module")
@@ -227,9 +216,8 @@ def test_a_reward_that_raises_shows_the_sample(fit, capsys):
 
 def test_a_reward_that_abstains_where_it_fails_does_not_stop_the_run(fit):
     run = fit("--model.rewards", reward("boom_on_digits", on_error="abstain"), "--samples.every", 0)
-    rows = read_metrics(run / "metrics.csv")
-    assert [row["iteration"] for row in rows] == [0, 1, 2, 3]
-    assert all(0 < row["rewards/mine_abstained"] < 1 for row in rows[1:])
+    assert column(run, "iteration") == [0, 1, 2, 3]
+    assert all(0 < row["rewards/mine_abstained"] < 1 for row in rows(run)[1:])
     samples = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
     for sample in samples:
         unscored = any(character.isdigit() for character in sample["response"])
@@ -329,13 +317,8 @@ def test_components_go_by_their_short_names_and_their_arguments_by_theirs(capsys
 
 def test_a_runs_config_runs_again_to_the_same_config_and_the_same_metrics(fit):
     run = fit("--samples.every", 0)
-    config, rows = (run / "config.yaml").read_bytes(), read_metrics(run / "metrics.csv")
+    config, metrics = (run / "config.yaml").read_bytes(), rows(run)
     main(["fit", "--config", str(run / "config.yaml")])
     assert (run / "config.yaml").read_bytes() == config
-    again = read_metrics(run / "metrics.csv")
-    assert read_metrics(run.with_name("run.1") / "metrics.csv") == rows
-
-    def untimed(rows):
-        return [{k: v for k, v in row.items() if not k.startswith(("time/", "memory/"))} for row in rows]
-
-    assert untimed(again) == untimed(rows)
+    assert rows(run.with_name("run.1")) == metrics
+    assert untimed(run) == untimed(run.with_name("run.1"))

@@ -3,39 +3,24 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from runs import NO_VALIDATION, Fit, Refused, column, rows, saved, untimed
 
-from grpo_pl.callbacks.records import read_metrics
 from grpo_pl.cli import main
 
-Fit = Callable[..., Path]
 CONFIG = Path(__file__).parents[1] / "configs" / "tiny.yaml"
-NO_VALIDATION = ("--trainer.limit_val_batches", "0")
-
-
-def rows(folder: Path) -> list[dict[str, float]]:
-    return read_metrics(folder / "metrics.csv")
-
-
-def column(folder: Path, name: str) -> list[float]:
-    return [row[name] for row in rows(folder) if name in row]
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    return saved(folder)["state_dict"]
 
 
 def difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
     assert a.keys() == b.keys()
     return max(float((a[name] - b[name]).abs().max()) for name in a)
-
-
-def untimed(folder: Path) -> list[dict[str, float]]:
-    return [{k: v for k, v in row.items() if not k.startswith(("time/", "memory/"))} for row in rows(folder)]
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
@@ -148,13 +133,8 @@ def test_two_ranks_equal_one(fit: Fit, tiny_model: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("precision", ["bf16-true", "16-true"])
-def test_weights_in_half_precision_are_refused(
-    fit: Fit, precision: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as refused:
-        fit("--trainer.precision", precision)
-    assert refused.value.code == 2
-    assert "bf16-mixed" in capsys.readouterr().err
+def test_weights_in_half_precision_are_refused(refused: Refused, precision: str) -> None:
+    assert "bf16-mixed" in refused("--trainer.precision", precision)
 
 
 VLLM = (

@@ -2,16 +2,15 @@
 
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import load_tool
+from runs import NO_VALIDATION, Fit, Refused, column, saved, untimed
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from grpo_pl.callbacks.records import read_metrics
 from grpo_pl.models import AdapterOff, CausalLM, LanguageModel, LoRA
 from grpo_pl.models.loading import load_language_model, load_tokenizer
 from grpo_pl.rollout.engine import RolloutEngine, SamplingConfig
@@ -20,9 +19,7 @@ from grpo_pl.rollout.vllm import VLLMEngine
 from grpo_pl.types import Prompt
 from grpo_pl.weight_sync import full_weights
 
-Fit = Callable[..., Path]
 CONFIG = Path(__file__).parents[1] / "configs" / "tiny.yaml"
-NO_VALIDATION = ("--trainer.limit_val_batches", "0")
 ADAPTED = ("--model.policy", "LoRA", "--model.policy.r", "4", "--model.reference", "AdapterOff")
 
 
@@ -159,12 +156,9 @@ def test_an_adapter_that_cannot_be_is_refused(tiny_model: Path, arguments: dict,
         LoRA(str(tiny_model), **arguments).build()
 
 
-def test_a_policy_with_adapters_takes_what_one_without_takes(
-    fit: Fit, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit):
-        fit(*ADAPTED, "--model.policy.row_token", "64")
-    assert "Did you mean model.policy.row_tokens?" in capsys.readouterr().err
+def test_a_policy_with_adapters_takes_what_one_without_takes(refused: Refused) -> None:
+    said = refused(*ADAPTED, "--model.policy.row_token", "64")
+    assert "Did you mean model.policy.row_tokens?" in said
 
 
 # ------------------------------------------------------------------------------------------------ the engines
@@ -211,17 +205,8 @@ def run(fit: Fit) -> Path:
     return fit(*ADAPTED, "--model.optimizer.lr", "0.01", *NO_VALIDATION)
 
 
-def column(folder: Path, name: str) -> list[float]:
-    return [row[name] for row in read_metrics(folder / "metrics.csv") if name in row]
-
-
-def untimed(folder: Path) -> list[dict[str, float]]:
-    rows = read_metrics(folder / "metrics.csv")
-    return [{k: v for k, v in row.items() if not k.startswith(("time/", "memory/"))} for row in rows]
-
-
 def state(folder: Path, file: str = "last.ckpt") -> dict[str, Tensor]:
-    return torch.load(folder / "checkpoints" / file, weights_only=True)["state_dict"]
+    return saved(folder, file)["state_dict"]
 
 
 def test_an_adapted_policy_learns_in_step_with_its_engine(run: Path) -> None:

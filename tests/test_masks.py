@@ -1,20 +1,18 @@
 """Which tokens are learned from."""
 
 import math
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from runs import Fit
 from torch import Tensor
 
 from grpo_pl.callbacks.records import read_metrics
 from grpo_pl.masks import TokenMask, TopEntropy, WithoutTruncated
 from grpo_pl.types import Feedback
 
-Fit = Callable[..., Path]
 SHORT = ("--trainer.max_epochs", "1", "--trainer.limit_val_batches", "0")
 
 

@@ -2,12 +2,11 @@
 
 import math
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
+from runs import NO_VALIDATION, Fit, Refused, untimed
 
-from grpo_pl.callbacks.records import read_metrics
 from grpo_pl.regularizers import AdaptiveCoefficient, EntropyBonus, KLInLoss, KLInReward
 from grpo_pl.types import Experience
 
@@ -147,17 +146,6 @@ def test_a_fixed_coefficient_stays_and_has_no_state() -> None:
     assert not penalty.state_dict()
 
 
-Fit = Callable[..., Path]
-NO_VALIDATION = ("--trainer.limit_val_batches", "0")
-
-
-def rows(folder: Path) -> list[dict[str, float]]:
-    return [
-        {k: v for k, v in row.items() if not k.startswith(("time/", "memory/"))}
-        for row in read_metrics(folder / "metrics.csv")
-    ]
-
-
 def test_a_resumed_run_goes_on_with_its_own_coefficient(fit: Fit) -> None:
     adaptive = (
         *("--model.kl.controller", "AdaptiveCoefficient", "--model.kl.controller.horizon", "2"),
@@ -166,9 +154,9 @@ def test_a_resumed_run_goes_on_with_its_own_coefficient(fit: Fit) -> None:
     whole = fit("--trainer.max_epochs", "4", "--checkpoint.every_n_epochs", "2", *adaptive)
     half = fit("--trainer.max_epochs", "2", *adaptive)
     fit("--trainer.max_epochs", "4", "--ckpt_path", "last", *adaptive, root=half)
-    assert rows(whole) == rows(half)
-    coefficients = [row["train/kl_coefficient"] for row in rows(half)[1:]]
-    divergences = [row["train/kl"] for row in rows(half)[1:]]
+    assert untimed(whole) == untimed(half)
+    coefficients = [row["train/kl_coefficient"] for row in untimed(half)[1:]]
+    divergences = [row["train/kl"] for row in untimed(half)[1:]]
     assert coefficients[0] == pytest.approx(0.01)
     for i in range(3):
         factor = 1 + min(max(divergences[i] / 0.1 - 1, -0.2), 0.2) / 2
@@ -179,7 +167,7 @@ def test_a_resumed_run_goes_on_with_its_own_coefficient(fit: Fit) -> None:
 def test_a_kl_in_the_reward_changes_what_is_learned_and_is_measured(fit: Fit) -> None:
     two = ("--trainer.max_epochs", "2", "--data.update_epochs", "2", "--model.optimizer.lr", "0.01")
     free, held = (
-        rows(fit(*two, "--model.kl", "KLInReward", "--model.kl.coefficient", coefficient, *NO_VALIDATION))
+        untimed(fit(*two, "--model.kl", "KLInReward", "--model.kl.coefficient", coefficient, *NO_VALIDATION))
         for coefficient in ("0.0", "10.0")
     )
     assert free[1] | {"train/kl_coefficient": 10.0} == held[1]  # no divergence yet, so no cost
@@ -220,12 +208,9 @@ def test_a_bad_argument_is_refused_with_its_key_and_what_is_expected(
 
 
 @pytest.mark.parametrize("build", [KLInLoss, KLInReward])
-def test_an_unknown_estimator_is_refused_by_the_command_line(
-    build: type, fit: Fit, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit):
-        fit("--model.kl", build.__name__, "--model.kl.estimator", "k4")
-    assert "model.kl.estimator: expected one of 'k1', 'k2', 'k3', got k4" in capsys.readouterr().err
+def test_an_unknown_estimator_is_refused_by_the_command_line(build: type, refused: Refused) -> None:
+    said = refused("--model.kl", build.__name__, "--model.kl.estimator", "k4")
+    assert "model.kl.estimator: expected one of 'k1', 'k2', 'k3', got k4" in said
 
 
 def test_a_negative_entropy_coefficient_is_a_penalty() -> None:

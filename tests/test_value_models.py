@@ -1,27 +1,24 @@
 """Critics: what they say, what learns, and what stays still while they warm up."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from runs import NO_VALIDATION, Fit, Refused, rows, saved, untimed
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from grpo_pl.callbacks.records import read_metrics
 from grpo_pl.metrics import rollout_metrics
 from grpo_pl.models import CausalLM, LanguageModel, TrunkValueHead, ValueHead, ValueModel
 from grpo_pl.models.loading import load_language_model
 from grpo_pl.types import Experience, Prompt, Rollout, TokenScores
 
-Fit = Callable[..., Path]
 PPO = ("--model.critic", "ValueHead", "--model.advantage", "GAE")
 CRITICS = {
     "own": PPO,
     "detached": (*PPO, "--model.critic", "TrunkValueHead"),
     "shared": (*PPO, "--model.critic", "TrunkValueHead", "--model.critic.detach", "false"),
 }
-NO_VALIDATION = ("--trainer.limit_val_batches", "0")
 
 
 def batch() -> tuple[Tensor, Tensor]:
@@ -31,15 +28,6 @@ def batch() -> tuple[Tensor, Tensor]:
 
 def size(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-def untimed(folder: Path) -> list[dict[str, float]]:
-    rows = read_metrics(folder / "metrics.csv")
-    return [{k: v for k, v in row.items() if not k.startswith(("time/", "memory/"))} for row in rows]
-
-
-def saved(folder: Path, file: str = "last.ckpt") -> dict[str, dict[str, Tensor]]:
-    return torch.load(folder / "checkpoints" / file, weights_only=True)
 
 
 def unmoved(folder: Path, pretrained: Path) -> dict[str, bool]:
@@ -164,7 +152,7 @@ def test_a_warm_up_moves_the_critic_and_nothing_else(kind: str, fit: Fit, tiny_m
     policy, critic = (set(group["params"]) for group in optimizer["param_groups"])
     assert optimizer["state"].keys() == critic
     assert policy
-    for row in read_metrics(folder / "metrics.csv")[1:]:
+    for row in rows(folder)[1:]:
         assert row["train/ratio_deviation"] == 0
         assert row["train/grad_norm"] == 0
         assert row["train/critic_grad_norm"] > 0
@@ -262,9 +250,10 @@ def test_a_critic_that_learns_is_wrong_by_less(fit: Fit) -> None:
         *(*CRITICS["detached"], "--model.critic_lr", "0.03", "--model.critic_warmup", "8"),
         *("--trainer.max_epochs", "8", "--data.update_epochs", "4", *NO_VALIDATION),
     )
-    rows = read_metrics(folder / "metrics.csv")[1:]
-    assert rows[0]["train/explained_variance"] == 0, "a critic that says 0 of everything explains nothing"
-    assert sum(row["train/value_loss"] for row in rows[4:]) < sum(row["train/value_loss"] for row in rows[:4])
+    learned = rows(folder)[1:]
+    assert learned[0]["train/explained_variance"] == 0, "a critic that says 0 of everything explains nothing"
+    losses = [row["train/value_loss"] for row in learned]
+    assert sum(losses[4:]) < sum(losses[:4])
 
 
 @pytest.mark.parametrize(
@@ -279,9 +268,6 @@ def test_a_critic_that_learns_is_wrong_by_less(fit: Fit) -> None:
     ],
 )
 def test_a_critic_that_cannot_be_meant_is_refused(
-    fit: Fit, arguments: tuple[str, ...], sentence: str, capsys: pytest.CaptureFixture[str]
+    refused: Refused, arguments: tuple[str, ...], sentence: str
 ) -> None:
-    with pytest.raises(SystemExit) as refused:
-        fit(*arguments, *NO_VALIDATION)
-    assert refused.value.code == 2
-    assert sentence in capsys.readouterr().err
+    assert sentence in refused(*arguments, *NO_VALIDATION)

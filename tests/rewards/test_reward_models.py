@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from runs import Fit, Refused
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoTokenizer
 
 from grpo_pl.callbacks.records import read_metrics
@@ -20,7 +20,6 @@ from grpo_pl.rewards.models import OutcomeRewardModel, ProcessRewardModel
 from grpo_pl.types import Prompt, Sample
 
 few = settings(max_examples=40, deadline=None, derandomize=True)
-Fit = Callable[..., Path]
 CPU = torch.device("cpu")
 RESPONSES = ["5", "2 + 3 is\n5", "", "I think that\n\nit is 6.\n", "0" * 60]
 
@@ -146,18 +145,11 @@ def test_a_reward_model_beside_a_rule_is_logged_on_its_own_and_in_no_checkpoint(
     ],
 )
 def test_what_is_no_such_reward_model_is_refused_in_one_sentence(
-    model: str, cls: str, sentence: str, fit: Fit, request: pytest.FixtureRequest, capsys
+    model: str, cls: str, sentence: str, refused: Refused, request: pytest.FixtureRequest
 ) -> None:
     pretrained = str(request.getfixturevalue(model)) if model else ""
-    with pytest.raises(SystemExit) as end:
-        fit(*added(cls, pretrained=pretrained))
-    assert end.value.code == 2
-    said = capsys.readouterr().err.strip().splitlines()[-1]
-    assert said.startswith("grpo_pl: error: ")
-    assert sentence in said
+    assert sentence in refused(*added(cls, pretrained=pretrained))
 
 
-def test_a_reward_model_must_be_named(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        fit(*added("OutcomeRewardModel"))
-    assert "pretrained" in capsys.readouterr().err
+def test_a_reward_model_must_be_named(refused: Refused) -> None:
+    assert "pretrained" in refused(*added("OutcomeRewardModel"))

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from runs import Fit
 from torch import Tensor
 
 from grpo_pl.advantages import GroupRelative
@@ -22,7 +23,6 @@ from grpo_pl.rewards.transforms import Clip, RewardTransform, RunningNormalizati
 from grpo_pl.types import Prompt, Sample, only_here
 
 few = settings(max_examples=40, deadline=None, derandomize=True)
-Fit = Callable[..., Path]
 
 
 def rewards(*values: float) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,47 @@
+"""What a run of the command line leaves behind: numbers, weights, and the sentence it was refused with."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from grpo_pl.callbacks.records import read_metrics
+
+Fit = Callable[..., Path]
+"""The fixture `fit`."""
+Refused = Callable[..., str]
+"""The fixture `refused`."""
+NO_VALIDATION = ("--trainer.limit_val_batches", "0")
+NO_TRACES = ("Traceback", "usage:", "Union", "Parser key", "<class", "Namespace(", "typing.")
+
+
+def rows(folder: Path) -> list[dict[str, float]]:
+    """The metrics of each iteration."""
+    return read_metrics(folder / "metrics.csv")
+
+
+def column(folder: Path, name: str) -> list[float]:
+    """One metric in all iterations that have it."""
+    return [row[name] for row in rows(folder) if name in row]
+
+
+def untimed(folder: Path) -> list[dict[str, float]]:
+    """The metrics that are the same whenever and wherever a run is repeated."""
+    return [{k: v for k, v in row.items() if not k.startswith(("time/", "memory/"))} for row in rows(folder)]
+
+
+def saved(folder: Path, file: str = "last.ckpt") -> dict[str, Any]:
+    """A checkpoint."""
+    return torch.load(folder / "checkpoints" / file, weights_only=True)
+
+
+def said(capsys: pytest.CaptureFixture[str]) -> str:
+    """What a refused command wrote: one sentence and nothing else."""
+    lines = capsys.readouterr().err.splitlines()
+    text = "\n".join(line for line in lines if line and "Loading weights" not in line)
+    assert text.startswith("grpo_pl: error: "), text
+    assert "\n" not in text, text
+    assert not [trace for trace in NO_TRACES if trace in text], text
+    return text
