@@ -9,6 +9,7 @@ from threading import Barrier
 import numpy as np
 import pytest
 import torch
+from feedbacks import feedback, outcomes
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -41,20 +42,6 @@ few = settings(max_examples=25, deadline=None, derandomize=True)
 eighths = st.integers(-40, 40).map(lambda i: i / 8)
 
 
-def feedback(rewards: Tensor, scored: Tensor, values: Tensor | None, mask: Tensor, ids: Tensor) -> Feedback:
-    return Feedback(
-        rewards=rewards,
-        step_ends=torch.zeros_like(mask),
-        scored=scored,
-        loss_mask=mask,
-        group_ids=ids,
-        truncated=torch.zeros_like(scored),
-        by_name={"reward": rewards.sum(-1)},
-        weights={"reward": 1.0},
-        values=values,
-    )
-
-
 def assign(
     estimator: AdvantageEstimator,
     rewards: Sequence[float],
@@ -70,7 +57,7 @@ def assign(
         mask[n, 2 : 2 + length] = True
         paid[n, 1 + length] = reward
     known = torch.ones(len(rewards), dtype=torch.bool) if scored is None else torch.tensor(scored)
-    credit = estimator(feedback(paid, known, None, mask, torch.tensor(group_ids)))
+    credit = estimator(feedback(paid, mask, torch.tensor(group_ids), scored=known))
     first = credit.advantages[:, 2]
     assert torch.equal(credit.advantages, torch.where(mask, first[:, None], 0.0).to(dtype))
     assert credit.returns is None
@@ -123,10 +110,9 @@ def test_rewards_of_several_tokens_of_a_response_add_up_to_its_outcome() -> None
     rewards = torch.tensor(
         [[0.0, 1.0, 0.5, 2.5], [0.0, 0.5, 1.5, 0.0]], dtype=F64
     )  # outcomes 4 and 2, mean 3
-    scored, ids = torch.tensor([True, True]), torch.tensor([0, 0])
     for estimator, size in ((GroupRelative(scale="none"), 1.0), (LeaveOneOut(), 2.0)):
         close(
-            estimator(feedback(rewards, scored, None, mask, ids)).advantages,
+            estimator(feedback(rewards, mask)).advantages,
             torch.tensor([[0.0, size, size, size], [0.0, -size, -size, 0.0]]),
         )
 
@@ -272,17 +258,6 @@ def test_leave_one_out_without_scale_is_the_estimator_of_that_name(
     close(assign(plain, rewards, ids, scored)[0], assign(LeaveOneOut(), rewards, ids, scored)[0])
 
 
-def outcomes(rewards: Sequence[float], ids: Sequence[int], lengths: Sequence[int]) -> Feedback:
-    """Responses of the given lengths, each paid with its last token."""
-    steps = torch.arange(1 + max(lengths))
-    mask = (steps > 0) & (steps <= torch.tensor(lengths)[:, None])
-    paid = torch.where(
-        steps == torch.tensor(lengths)[:, None], torch.tensor(rewards, dtype=F64)[:, None], 0.0
-    )
-    scored = torch.ones(len(rewards), dtype=torch.bool)
-    return feedback(paid, scored, None, mask, torch.tensor(ids))
-
-
 @pytest.mark.parametrize("scale", ["group", "batch", "none"])
 def test_truncated_responses_are_left_out_as_if_they_were_not_there(scale: str) -> None:
     estimator = GroupRelative(scale=scale, truncated="out")
@@ -340,18 +315,17 @@ def test_gae_by_hand() -> None:
     # gamma = lam = 1/2, one response of two tokens that pays 1 at the end, values 1/2 and 1/4:
     # A_2 = 1 - 1/4 = 3/4; A_1 = (1/2 * 1/4 - 1/2) + 1/4 * 3/4 = -3/16; returns 3/4 + 1/4 and -3/16 + 1/2
     rewards, values = (torch.tensor([row], dtype=F64) for row in ([0.0, 0.0, 1.0], [0.0, 0.5, 0.25]))
-    mask, scored = torch.tensor([[False, True, True]]), torch.tensor([True])
-    credit = GAE(gamma=0.5, lam=0.5, whiten=False)(feedback(rewards, scored, values, mask, torch.tensor([0])))
+    mask = torch.tensor([[False, True, True]])
+    credit = GAE(gamma=0.5, lam=0.5, whiten=False)(feedback(rewards, mask, values=values))
     close(credit.advantages, [[0.0, -3 / 16, 3 / 4]])
     close(credit.returns, [[0.0, 5 / 16, 1.0]])
 
 
 def test_returns_are_advantages_plus_values_before_whitening() -> None:
     rewards, values, mask, ids = trajectories()
-    scored = torch.ones(4, dtype=torch.bool)
     raw = generalized_advantages(rewards, values, mask, 0.9, 0.8)
-    plain = GAE(gamma=0.9, lam=0.8, whiten=False)(feedback(rewards, scored, values, mask, ids))
-    white = GAE(gamma=0.9, lam=0.8, whiten=True)(feedback(rewards, scored, values, mask, ids))
+    plain = GAE(gamma=0.9, lam=0.8, whiten=False)(feedback(rewards, mask, ids, values=values))
+    white = GAE(gamma=0.9, lam=0.8, whiten=True)(feedback(rewards, mask, ids, values=values))
     assert torch.equal(plain.advantages, raw)
     close(plain.returns, raw + values)
     close(white.returns, raw + values)
@@ -362,9 +336,8 @@ def test_returns_are_advantages_plus_values_before_whitening() -> None:
 
 def test_with_lam_1_the_returns_do_not_depend_on_the_critic() -> None:
     rewards, values, mask, ids = trajectories()
-    scored = torch.ones(4, dtype=torch.bool)
     for critic in (values, torch.zeros_like(values)):
-        credit = GAE(gamma=1.0, lam=1.0)(feedback(rewards, scored, critic, mask, ids))
+        credit = GAE(gamma=1.0, lam=1.0)(feedback(rewards, mask, ids, values=critic))
         close(credit.returns, torch.where(mask, rewards.flip(-1).cumsum(-1).flip(-1), 0.0))
 
 
@@ -373,12 +346,12 @@ def test_an_unscored_response_has_no_advantage_and_asks_the_critic_for_no_change
     rewards, values, mask, ids = trajectories()
     rewards[1] = math.nan
     scored = torch.tensor([True, False, True, True])
-    credit = GAE(lam=0.8, whiten=whiten)(feedback(rewards, scored, values, mask, ids))
+    credit = GAE(lam=0.8, whiten=whiten)(feedback(rewards, mask, ids, scored=scored, values=values))
     assert (credit.advantages[1] == 0).all()
     assert torch.equal(credit.returns[1], values[1])
     others = [0, 2, 3]
     alone = GAE(lam=0.8, whiten=whiten)(
-        feedback(rewards[others], scored[others], values[others], mask[others], ids[others])
+        feedback(rewards[others], mask[others], ids[others], values=values[others])
     )
     close(credit.advantages[others], alone.advantages)
     close(credit.returns[others], alone.returns)
@@ -389,9 +362,8 @@ def test_an_unscored_response_has_no_advantage_and_asks_the_critic_for_no_change
 def test_gae_looks_at_no_group(order: list[int]) -> None:
     assume(order != [0, 1, 2, 3])
     rewards, values, mask, ids = trajectories()
-    scored = torch.ones(4, dtype=torch.bool)
     straight, regrouped = (
-        GAE()(feedback(rewards, scored, values, mask, groups)) for groups in (ids, torch.tensor(order))
+        GAE()(feedback(rewards, mask, groups, values=values)) for groups in (ids, torch.tensor(order))
     )
     assert torch.equal(straight.advantages, regrouped.advantages)
 
@@ -430,9 +402,8 @@ def test_reinforce_plus_plus_by_hand() -> None:
 
 def test_reinforce_plus_plus_takes_rewards_of_tokens_as_the_return_to_go() -> None:
     rewards, _, mask, ids = trajectories()
-    scored = torch.ones(4, dtype=torch.bool)
     returns = rewards.flip(-1).cumsum(-1).flip(-1)[mask]
-    got = ReinforcePlusPlus()(feedback(rewards, scored, None, mask, ids)).advantages
+    got = ReinforcePlusPlus()(feedback(rewards, mask, ids)).advantages
     close(got[mask], (returns - returns.mean()) / returns.std(), 1e-7)
     assert (got[~mask] == 0).all()
 
@@ -547,10 +518,7 @@ def test_process_rewards_by_hand() -> None:
     # steps of the group: 1, 3 and 2; mean 2, std 1; z = -1, 1 and 0
     given_two = feedback(
         torch.tensor([[0.0, 1.0, 0.0, 3.0, 0.0], [0.0, 0.0, 2.0, 0.0, 0.0]], dtype=F64),
-        torch.tensor([True, True]),
-        None,
         torch.tensor([[False, True, True, True, True], [False, True, True, True, False]]),
-        torch.tensor([0, 0]),
     )
     given_two.step_ends = given_two.rewards != 0
     got = ProcessGroupRelative(eps=0.0)(given_two).advantages
@@ -564,10 +532,7 @@ def test_process_rewards_by_hand() -> None:
 def test_a_step_with_score_0_counts_in_the_statistics() -> None:
     given_two = feedback(
         torch.tensor([[0.0, 0.0, 1.0], [0.0, 0.0, 2.0]], dtype=F64),
-        torch.tensor([True, True]),
-        None,
         torch.tensor([[False, True, True]] * 2),
-        torch.tensor([0, 0]),
     )
     given_two.step_ends = given_two.loss_mask
     # steps 0, 1, 0, 2: mean 3/4, squared deviations 9/16 + 1/16 + 9/16 + 25/16 = 11/4, over 4: 11/16
@@ -579,10 +544,7 @@ def test_a_step_with_score_0_counts_in_the_statistics() -> None:
 def test_what_is_earned_outside_of_steps_is_an_outcome_for_all_tokens() -> None:
     given_two = feedback(
         torch.tensor([[0.0, 1.0, 0.0, 6.0], [0.0, 3.0, 0.0, 2.0]], dtype=F64),
-        torch.tensor([True, True]),
-        None,
         torch.tensor([[False, True, True, True]] * 2),
-        torch.tensor([0, 0]),
     )
     given_two.step_ends[:, 1] = True
     # steps 1 and 3, outcomes 6 and 2: each +-1 / sqrt(2), and the step's share on the first token alone
@@ -608,12 +570,10 @@ def test_one_step_at_the_end_of_each_response_is_an_outcome(
 
 def test_the_steps_of_an_unscored_response_enter_no_statistic() -> None:
     rewards, _, mask, _ = trajectories()
-    ids, scored = torch.zeros(4, dtype=torch.long), torch.tensor([True, False, True, True])
+    scored = torch.tensor([True, False, True, True])
     rewards[1] = math.nan
-    given_all = feedback(rewards, scored, None, mask, ids)
-    given_all.step_ends = mask
-    alone = feedback(rewards[scored], scored[scored], None, mask[scored], ids[scored])
-    alone.step_ends = mask[scored]
+    given_all = feedback(rewards, mask, scored=scored, step_ends=mask)
+    alone = feedback(rewards[scored], mask[scored], step_ends=mask[scored])
     got = ProcessGroupRelative()(given_all).advantages
     assert (got[1] == 0).all()
     close(got[scored], ProcessGroupRelative()(alone).advantages)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from feedbacks import feedback
 from torch import Tensor
 
 from grpo_pl.advantages import (
@@ -21,7 +22,6 @@ from grpo_pl.advantages import (
     ReinforcePlusPlusBaseline,
     ReMax,
 )
-from grpo_pl.types import Feedback
 
 F64 = torch.float64
 REWARDS = torch.tensor([0.3, 1.0, -0.5, 0.4, 0.1, 0.7, -1.0, 0.2, 0.9], dtype=F64)
@@ -84,15 +84,10 @@ class Toy:
         greedy = self.rewards[self.probabilities.argmax()]
         critic = None if values is None else torch.nn.functional.pad(values[rows], (1, 0)) * mask
         credit = estimator(
-            Feedback(
-                rewards=rewards,
+            feedback(
+                rewards,
+                mask,
                 step_ends=rewards != 0,
-                scored=torch.ones(len(group), dtype=torch.bool),
-                loss_mask=mask,
-                group_ids=torch.zeros(len(group), dtype=torch.long),
-                truncated=torch.zeros(len(group), dtype=torch.bool),
-                by_name={"reward": self.rewards[rows]},
-                weights={"reward": 1.0},
                 values=critic,
                 greedy=greedy.expand(len(group)),
             )
@@ -199,20 +194,21 @@ def test_the_std_of_the_others_scales_the_gradient_by_one_number_and_keeps_its_d
 # ----------------------------------------------------------------------------------------------------- biased
 
 
+ONE_SCALE = [
+    GroupRelative(scale="group"),
+    GroupRelative(scale="batch"),
+    OPO(),
+    ReinforcePlusPlus(),
+    ReinforcePlusPlusBaseline(),
+    ReinforcePlusPlusBaseline(over="tokens"),
+    GDPO(),
+    GAE(lam=1.0),
+]
+"""Estimators whose statistics contain the response itself, and are only a scale where responses are many."""
+
+
 @pytest.mark.parametrize(
-    "estimator",
-    [
-        GroupRelative(scale="group"),
-        GroupRelative(scale="batch"),
-        OPO(),
-        ReinforcePlusPlus(),
-        ReinforcePlusPlusBaseline(),
-        ReinforcePlusPlusBaseline(over="tokens"),
-        GDPO(),
-        ProcessGroupRelative(),
-        GAE(lam=1.0),
-    ],
-    ids=lambda estimator: type(estimator).__name__,
+    "estimator", [*ONE_SCALE, ProcessGroupRelative()], ids=lambda estimator: type(estimator).__name__
 )
 def test_statistics_that_contain_the_response_itself_turn_the_gradient(estimator: AdvantageEstimator) -> None:
     values = torch.zeros(7, 2, dtype=F64)
@@ -239,19 +235,7 @@ EVERYONE = [n for n, p in enumerate(SIXTEENTHS.probabilities) for _ in range(rou
 
 
 @pytest.mark.parametrize(
-    "estimator",
-    [
-        GroupRelative(scale="none"),
-        GroupRelative(scale="group"),
-        GroupRelative(scale="batch"),
-        OPO(),
-        ReinforcePlusPlus(),
-        ReinforcePlusPlusBaseline(),
-        ReinforcePlusPlusBaseline(over="tokens"),
-        GDPO(),
-        GAE(lam=1.0),
-    ],
-    ids=lambda estimator: type(estimator).__name__,
+    "estimator", [GroupRelative(scale="none"), *ONE_SCALE], ids=lambda estimator: type(estimator).__name__
 )
 def test_with_many_responses_to_one_prompt_only_a_scale_is_left_of_the_bias(
     estimator: AdvantageEstimator,

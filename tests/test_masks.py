@@ -4,36 +4,22 @@ import math
 
 import pytest
 import torch
+from feedbacks import feedback
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from runs import Fit
-from torch import Tensor
 
 from grpo_pl.callbacks.records import read_metrics
 from grpo_pl.masks import TokenMask, TopEntropy, WithoutTruncated
-from grpo_pl.types import Feedback
 
 SHORT = ("--trainer.max_epochs", "1", "--trainer.limit_val_batches", "0")
-
-
-def feedback(mask: Tensor, truncated: list[bool] | None = None) -> Feedback:
-    """A feedback of which only the masks matter."""
-    n = len(mask)
-    return Feedback(
-        rewards=torch.zeros(mask.shape),
-        step_ends=torch.zeros_like(mask),
-        scored=torch.ones(n, dtype=torch.bool),
-        loss_mask=mask,
-        group_ids=torch.zeros(n, dtype=torch.int64),
-        truncated=torch.tensor(truncated or [False] * n),
-    )
-
-
 MASK = torch.tensor([[False, True, True, True], [False, True, True, False]])
+NOTHING = torch.zeros(2, 4)
 
 
 def test_truncated_responses_are_left_out_whole() -> None:
-    kept = WithoutTruncated()(feedback(MASK, [True, False]), torch.zeros(2, 4))
+    first_cut = feedback(NOTHING, MASK, truncated=torch.tensor([True, False]))
+    kept = WithoutTruncated()(first_cut, NOTHING)
     assert kept.tolist() == [[False] * 4, [True] * 4]
 
 
@@ -58,12 +44,12 @@ def test_the_most_undecided_tokens_are_kept_and_prompts_and_padding_do_not_count
     share: float, kept: list[list[int]]
 ) -> None:
     entropy = torch.tensor([[9.0, 0.3, 0.5, 0.0], [9.0, 0.1, 0.4, 9.0]])
-    assert (TopEntropy(share)(feedback(MASK), entropy) & MASK).int().tolist() == kept
+    assert (TopEntropy(share)(feedback(NOTHING, MASK), entropy) & MASK).int().tolist() == kept
 
 
 def test_tokens_at_the_threshold_are_kept_together() -> None:
     entropy = torch.tensor([[0.0, 0.7, 0.7, 0.2], [0.0, 0.7, 0.1, 0.0]])
-    assert int((TopEntropy(0.2)(feedback(MASK), entropy) & MASK).sum()) == 3
+    assert int((TopEntropy(0.2)(feedback(NOTHING, MASK), entropy) & MASK).sum()) == 3
 
 
 @settings(max_examples=30, deadline=None, derandomize=True)
@@ -73,7 +59,7 @@ def test_the_share_is_kept_to_the_token_and_every_kept_one_is_above_every_other(
 ) -> None:
     entropy = torch.rand(1, 1 + tokens, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     mask = torch.arange(1 + tokens)[None] > 0
-    kept = TopEntropy(percent / 100)(feedback(mask), entropy) & mask
+    kept = TopEntropy(percent / 100)(feedback(torch.zeros(mask.shape), mask), entropy) & mask
     assert int(kept.sum()) == math.ceil(percent / 100 * tokens)
     assert entropy[kept].min() >= entropy[mask & ~kept].max() if (mask & ~kept).any() else kept[mask].all()
 
