@@ -43,9 +43,8 @@ class DynamicSampling:
         `has_signal` says of each group whether its rewards differ; `other_prompts(round, count)` gives
         prompts for a later round.
         """
-        rollout, generated = generate(prompts), 0
-        good, rounds = list(has_signal(rollout)), 1
-        generated = int(rollout.loss_mask.sum())
+        rollout = generate(prompts)
+        generated, good, rounds = int(rollout.loss_mask.sum()), list(has_signal(rollout)), 1
         while rounds < self.rounds and not all(good):
             silent = [group for group, it_has in enumerate(good) if not it_has]
             again = generate(other_prompts(rounds, len(silent)))

@@ -224,8 +224,7 @@ class Experience:
     are cut."""
     num_sequences: int = 0
     """Sequences with a counted token in the whole optimizer step, over all micro-batches and ranks; 0 before
-    the minibatches are
-    cut."""
+    the minibatches are cut."""
     metrics: dict[str, float] = field(default_factory=dict)
     """The iteration's metrics; only its first micro-batch carries them."""
     records: list[SampleRecord] = field(default_factory=list)

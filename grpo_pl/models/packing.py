@@ -36,8 +36,7 @@ class Layout(NamedTuple):
     """Of each token, its place in its sequence."""
     visible: Bool[Tensor, "R 1 S S"]
     """`[r, 0, i, j]`: whether token i sees token j: its prompt and what its own sequence said before.
-    Padding sees
-    itself, so that its softmax exists."""
+    Padding sees itself, so that its softmax exists."""
     home: Int[Tensor, "B T"]
     """Where token t of sequence b stands, counted through all rows; 0 for padding."""
 
