@@ -1,0 +1,51 @@
+"""The mathematics of the loop as pure functions of tensors, knowing nothing of models and engines."""
+
+from grpo_pl.functional.groups import (
+    group_is_constant,
+    group_mean,
+    group_normalize,
+    group_size,
+    group_std,
+    max_at_k_gains,
+    others_mean,
+    others_std,
+    prompt_weights,
+)
+from grpo_pl.functional.partition import balanced_partition, batches_within, pad_rows
+from grpo_pl.functional.ratios import MAX_LOG_RATIO, bounded_exp, importance_ratio, kl_k1, kl_k2, kl_k3
+from grpo_pl.functional.returns import generalized_advantages, outcome_rewards
+from grpo_pl.functional.seeds import derive_seed, permutation
+from grpo_pl.functional.statistics import divide_by_std, masked_mean, mean_and_std, whiten
+from grpo_pl.functional.verdicts import majority_at_k, pass_at_k, wilson_interval
+
+__all__ = [
+    "MAX_LOG_RATIO",
+    "balanced_partition",
+    "batches_within",
+    "bounded_exp",
+    "derive_seed",
+    "divide_by_std",
+    "generalized_advantages",
+    "group_is_constant",
+    "group_mean",
+    "group_normalize",
+    "group_size",
+    "group_std",
+    "importance_ratio",
+    "kl_k1",
+    "kl_k2",
+    "kl_k3",
+    "majority_at_k",
+    "masked_mean",
+    "max_at_k_gains",
+    "mean_and_std",
+    "others_mean",
+    "others_std",
+    "outcome_rewards",
+    "pad_rows",
+    "pass_at_k",
+    "permutation",
+    "prompt_weights",
+    "whiten",
+    "wilson_interval",
+]
