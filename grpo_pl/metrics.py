@@ -2,7 +2,7 @@
 
 import torch
 
-from grpo_pl.functional import masked_mean
+from grpo_pl.functional import groups_with, masked_mean
 from grpo_pl.rewards.base import ScoredSamples
 from grpo_pl.types import Experience, Rollout, SampleRecord, TokenScores
 
@@ -11,16 +11,13 @@ def rollout_metrics(rollout: Rollout, experience: Experience, scores: TokenScore
     """What one looks at first: lengths, truncation, signal, and whether the engine's weights are ours."""
     mask = experience.loss_mask
     silent = experience.advantages.abs().sum(-1) == 0
-    groups = set(rollout.group_ids.tolist())
-    without_signal = sum(
-        bool(silent[(rollout.group_ids == group).to(silent.device)].all()) for group in groups
-    )
+    with_signal = groups_with(~silent.cpu(), rollout.group_ids).tolist()
     metrics = {
         "rollout/policy_version": float(rollout.policy_version),
         "rollout/response_tokens": float(mask.sum(-1).float().mean()),
         "rollout/tokens": float(mask.sum()),
         "rollout/truncated": float(rollout.truncated.float().mean()),
-        "rollout/groups_without_signal": without_signal / len(groups),
+        "rollout/groups_without_signal": with_signal.count(False) / len(with_signal),
     }
     metrics |= rollout.metrics
     seen = experience.read

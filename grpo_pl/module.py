@@ -18,7 +18,7 @@ from grpo_pl.checks import (
 )
 from grpo_pl.corrections import ImportanceCorrection
 from grpo_pl.evaluation import Evaluation
-from grpo_pl.functional import group_is_constant, group_size, masked_mean, prompt_weights
+from grpo_pl.functional import group_is_constant, group_size, groups_with, masked_mean, prompt_weights
 from grpo_pl.losses import Aggregation, ClippedValueLoss, PolicyLoss
 from grpo_pl.masks import TokenMask
 from grpo_pl.metrics import rollout_metrics, sample_records
@@ -197,7 +197,7 @@ class PolicyOptimization(OptimizedModule):
         scored = score_samples(self.rewards, rollout.samples)
         groups, known = rollout.group_ids, scored.scored
         constant = group_is_constant(scored.total, groups, known) | (group_size(groups, known) < 2)
-        return [not bool(constant[groups == group].all()) for group in groups.unique()]
+        return groups_with(~constant, groups).tolist()
 
     @torch.no_grad()
     def make_experience(self, rollout: Rollout, micro_batches: Sequence[Sequence[int]]) -> Experience:

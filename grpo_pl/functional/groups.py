@@ -46,6 +46,12 @@ def group_is_constant(
     return (low >= high)[group]
 
 
+def groups_with(marked: Bool[Tensor, "N"], group_ids: Int[Tensor, "N"]) -> Bool[Tensor, "G"]:
+    """For each group, in ascending order of their ids, whether any of its rows is marked."""
+    ids, group = torch.unique(group_ids, return_inverse=True)
+    return torch.zeros_like(ids).index_add(0, group, marked.to(ids.dtype)) > 0
+
+
 def group_normalize(
     x: Float[Tensor, "N"], group_ids: Int[Tensor, "N"], valid: Bool[Tensor, "N"], ddof: int, eps: float
 ) -> Float[Tensor, "N"]:

@@ -15,6 +15,7 @@ from grpo_pl.functional import (
     group_normalize,
     group_size,
     group_std,
+    groups_with,
     max_at_k_gains,
     others_mean,
     others_std,
@@ -136,3 +137,19 @@ def test_a_group_is_constant_only_if_all_its_valid_entries_are_the_very_same_num
     )
     assert just_above != 0.1
     assert group_is_constant(x, ids, valid).tolist() == [True, True, True, False, False, True, True]
+
+
+def test_a_group_counts_as_marked_if_any_of_its_rows_is_in_ascending_order_of_ids() -> None:
+    marked = torch.tensor([False, False, True, False, False, True, False])
+    assert groups_with(marked, IDS).tolist() == [False, True, False]
+    assert groups_with(torch.arange(7) == 6, IDS).tolist() == [False, False, True]
+    assert groups_with(torch.ones(7, dtype=torch.bool), IDS).tolist() == [True] * 3
+    assert not groups_with(torch.zeros(7, dtype=torch.bool), IDS).any()
+
+
+@few
+@given(st.lists(st.tuples(st.booleans(), st.integers(-2, 2)), min_size=1, max_size=9))
+def test_marked_groups_equal_a_loop_over_groups(rows: list[tuple[bool, int]]) -> None:
+    marked, ids = (torch.tensor(column) for column in zip(*rows, strict=True))
+    expected = [any(it for it, group in rows if group == one) for one in sorted({id for _, id in rows})]
+    assert groups_with(marked, ids).tolist() == expected
