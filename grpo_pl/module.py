@@ -1,6 +1,5 @@
 """PolicyOptimization: holds the components and states the objective."""
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -10,14 +9,10 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from grpo_pl.advantages import AdvantageEstimator
-from grpo_pl.checks import (
-    check_advantage_sources,
-    check_components,
-    check_critic,
-    check_reference_update,
-)
+from grpo_pl.checks import check_advantage_sources, check_components, check_critic, check_reference_update
 from grpo_pl.corrections import ImportanceCorrection
 from grpo_pl.evaluation import Evaluation
+from grpo_pl.feedback import RewardStage
 from grpo_pl.functional import group_is_constant, group_size, groups_with, masked_mean, prompt_weights
 from grpo_pl.losses import Aggregation, ClippedValueLoss, PolicyLoss
 from grpo_pl.masks import TokenMask
@@ -26,16 +21,9 @@ from grpo_pl.models import LanguageModel, ModelBuilder, WithoutAdapter
 from grpo_pl.optimization import OptimizedModule, OptimizerFactory, SchedulerFactory
 from grpo_pl.references import ReferenceUpdate
 from grpo_pl.regularizers import EntropyBonus, KLPenalty
-from grpo_pl.rewards.base import (
-    RewardFunction,
-    ScoredSamples,
-    Verifier,
-    earning_tokens,
-    score_samples,
-    token_rewards,
-)
+from grpo_pl.rewards.base import RewardFunction, Verifier, score_samples
 from grpo_pl.rewards.transforms import RewardTransform
-from grpo_pl.types import Experience, Feedback, Prompt, Rollout, Sample, TokenScores
+from grpo_pl.types import Experience, Prompt, Rollout, TokenScores
 from grpo_pl.weight_sync import full_weights
 
 
@@ -192,6 +180,12 @@ class PolicyOptimization(OptimizedModule):
                         "choose another function"
                     )
 
+    @property
+    def reward_stage(self) -> RewardStage:
+        """The rewards and what is done to them, on this device."""
+        transforms: list[RewardTransform] = list(self.reward_transforms)  # type: ignore[arg-type]
+        return RewardStage(self.rewards, transforms, self.device, self.sum_over_ranks)
+
     def groups_with_signal(self, rollout: Rollout) -> list[bool]:
         """Of each group, whether the rewards of its responses differ."""
         scored = score_samples(self.rewards, rollout.samples)
@@ -208,7 +202,7 @@ class PolicyOptimization(OptimizedModule):
         """
         samples = rollout.samples
         scored = score_samples(self.rewards, samples)
-        feedback = self._feedback(rollout, scored, samples)
+        feedback = self.reward_stage.feedback(rollout, scored, samples)
         mask, blank = feedback.loss_mask, torch.zeros_like(feedback.rewards)
         experience = Experience(
             token_ids=rollout.token_ids.to(self.device),
@@ -248,46 +242,6 @@ class PolicyOptimization(OptimizedModule):
             experience.metrics |= correction.metrics
         experience.records = sample_records(rollout, experience, scored)
         return experience
-
-    def _feedback(self, rollout: Rollout, scored: ScoredSamples, samples: Sequence[Sample]) -> Feedback:
-        """What the rewards say, on the device."""
-        rewards, step_ends = self._token_rewards(scored, samples, rollout.loss_mask, observe=True)
-        greedy = None
-        if rollout.greedy:
-            greedy = self._greedy_rewards(rollout.greedy)[rollout.group_ids.to(self.device)]
-        return Feedback(
-            rewards=rewards,
-            step_ends=step_ends,
-            scored=scored.scored.to(self.device),
-            loss_mask=rollout.loss_mask.to(self.device),
-            group_ids=rollout.group_ids.to(self.device),
-            truncated=rollout.truncated.to(self.device),
-            by_name={name: score.to(self.device) for name, score in scored.weighted.items()},
-            weights={name: self.rewards[name].weight for name in scored.weighted},
-            greedy=greedy,
-            sum_over_ranks=self.sum_over_ranks,
-        )
-
-    def _token_rewards(
-        self, scored: ScoredSamples, samples: Sequence[Sample], loss_mask: Tensor, *, observe: bool
-    ) -> tuple[Tensor, Tensor]:
-        """The transformed reward of each token and where steps end, on the device."""
-        rewards, step_ends = token_rewards(scored, samples, loss_mask)
-        earned = earning_tokens(scored, step_ends, loss_mask).to(self.device)
-        rewards = rewards.to(self.device)
-        for transform in self.reward_transforms:
-            if observe:
-                transform.observe(rewards, earned, self.sum_over_ranks)  # type: ignore[operator]
-            rewards = transform(rewards, earned)
-        return rewards, step_ends.to(self.device)
-
-    def _greedy_rewards(self, samples: Sequence[Sample]) -> Tensor:
-        """The whole reward of each greedy response, in the units of the sampled ones; NaN where unknown."""
-        lengths = torch.tensor([sample.response_tokens for sample in samples])
-        mask = torch.arange(int(lengths.max())) < lengths[:, None]
-        scored = score_samples(self.rewards, samples)
-        rewards = self._token_rewards(scored, samples, mask, observe=False)[0].sum(-1)
-        return torch.where(scored.scored.to(self.device), rewards, math.nan)
 
     def _score(self, experience: Experience, micro_batches: Sequence[Sequence[int]]) -> TokenScores:
         read = [experience.among(rows) for rows in micro_batches]

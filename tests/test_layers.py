@@ -23,7 +23,7 @@ LAYERS = [
         "weight_sync",
     },
     {"rewards"},
-    {"rollout.in_process", "rollout.vllm", "loop", "evaluation", "metrics", "checks"},
+    {"rollout.in_process", "rollout.vllm", "loop", "evaluation", "metrics", "checks", "feedback"},
     {"optimization"},
     {"module", "datamodule", "reward_modeling", "callbacks"},
     {"parser"},

@@ -13,11 +13,8 @@ from hypothesis import strategies as st
 from runs import Fit
 from torch import Tensor
 
-from grpo_pl.advantages import GroupRelative
 from grpo_pl.callbacks.records import read_metrics
-from grpo_pl.losses import ClippedSurrogate, TokenMean
-from grpo_pl.models import CausalLM
-from grpo_pl.module import PolicyOptimization
+from grpo_pl.feedback import RewardStage
 from grpo_pl.rewards.rules import Format
 from grpo_pl.rewards.transforms import Clip, RewardTransform, RunningNormalization
 from grpo_pl.types import Prompt, Sample, only_here
@@ -127,22 +124,15 @@ def test_two_ranks_have_the_statistics_of_one(first: list[float], second: list[f
 
 
 def test_greedy_rewards_are_transformed_but_not_counted() -> None:
-    module = PolicyOptimization(
-        policy=CausalLM(),
-        rewards={"digit": Format(".*[0-9]")},
-        advantage=GroupRelative(),
-        loss=ClippedSurrogate(),
-        aggregation=TokenMean(),
-        reward_transforms=[RunningNormalization()],
-    )
-    transform = module.reward_transforms[0]
+    transform = RunningNormalization()
+    stage = RewardStage({"digit": Format(".*[0-9]")}, [transform], torch.device("cpu"), only_here)
     transform.observe(*rewards(0.0, 0.5), only_here)
     prompt = Prompt(token_ids=[1], text="?", answer="")
     greedy = [
         Sample(prompt=prompt, response=text, response_tokens=len(text), truncated=False)
         for text in ("is 5", "no", "7")
     ]
-    assert module._greedy_rewards(greedy).tolist() == [4.0, 0.0, 4.0]
+    assert stage.greedy_rewards(greedy).tolist() == [4.0, 0.0, 4.0]
     assert int(transform.count) == 2
 
 
