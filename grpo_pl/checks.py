@@ -1,9 +1,10 @@
-"""Which components go together: combinations that cannot be meant are refused before anything is loaded.
+"""Which components and settings go together: what cannot be meant is refused before anything is loaded.
 
 Every check raises a ValueError of one sentence, with the key to change.
 """
 
 from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
 
 from grpo_pl.advantages import AdvantageEstimator
 from grpo_pl.models import AdapterOff, CausalLM, ModelBuilder
@@ -115,4 +116,91 @@ def check_advantage_sources(
         raise ValueError(
             f"model.kl {type(kl).__name__} changes the sum of the rewards, and model.advantage {name} reads "
             "each reward on its own: set model.kl to KLInLoss"
+        )
+
+
+@runtime_checkable
+class TrainerSettings(Protocol):
+    """What `check_trainer` reads of Lightning's Trainer."""
+
+    limit_train_batches: int | float
+    val_check_interval: int | float
+
+    @property
+    def precision(self) -> str:
+        """How numbers are held, as in `bf16-mixed`."""
+        ...
+
+    @property
+    def max_steps(self) -> int:
+        """Optimizer steps after which training ends; -1 for no such end."""
+        ...
+
+
+@runtime_checkable
+class RolloutSettings(Protocol):
+    """What `check_schedule` reads of the DataModule."""
+
+    group_size: int
+    prompts_per_iteration: int
+    minibatches: int
+    keep_groups: bool
+
+
+def check_trainer(trainer: TrainerSettings, optimizer_steps: int) -> None:
+    """Refuse settings of the Trainer that would cut an iteration in two or spoil its numbers.
+
+    Raises:
+        ValueError: In one sentence, with the key to change.
+    """
+    if trainer.precision in ("bf16-true", "16-true"):
+        raise ValueError(
+            f"trainer.precision={trainer.precision} rounds small updates and old log-probabilities away: set "
+            "it to bf16-mixed"
+        )
+    if trainer.limit_train_batches != 1.0:
+        raise ValueError(
+            f"trainer.limit_train_batches={trainer.limit_train_batches} would use half a rollout: an epoch "
+            "is one iteration; set trainer.max_epochs instead"
+        )
+    if trainer.val_check_interval not in (1.0, None):
+        raise ValueError(
+            f"trainer.val_check_interval={trainer.val_check_interval} would validate inside an iteration: "
+            "set trainer.check_val_every_n_epoch, which counts iterations"
+        )
+    if trainer.max_steps > 0 and trainer.max_steps % optimizer_steps:
+        right = -(-trainer.max_steps // optimizer_steps) * optimizer_steps
+        raise ValueError(
+            f"trainer.max_steps={trainer.max_steps} ends inside an iteration of {optimizer_steps} optimizer "
+            f"steps: set it to {right}, or trainer.max_epochs to {right // optimizer_steps} iterations"
+        )
+
+
+def check_schedule(data: RolloutSettings, micro_batches: int, ranks: int, min_group_size: int) -> None:
+    """Refuse a rollout that cannot be shared out evenly among ranks, minibatches and micro-batches.
+
+    Raises:
+        ValueError: In one sentence, with the key to change.
+    """
+    if data.group_size < min_group_size:
+        raise ValueError(
+            f"data.group_size={data.group_size}: model.advantage compares the responses to one prompt; set "
+            f"data.group_size to {min_group_size} or more, or choose another model.advantage"
+        )
+    if data.prompts_per_iteration % ranks:
+        raise ValueError(
+            f"data.prompts_per_iteration={data.prompts_per_iteration} cannot be shared out among {ranks} "
+            f"ranks: set it to a multiple of {ranks}"
+        )
+    prompts = data.prompts_per_iteration // ranks
+    units, what = (prompts, "groups") if data.keep_groups else (prompts * data.group_size, "responses")
+    if units % data.minibatches:
+        raise ValueError(
+            f"data.minibatches={data.minibatches} does not divide the {units} {what} that a rank has: set it "
+            "to a divisor"
+        )
+    if (share := units // data.minibatches) < micro_batches:
+        raise ValueError(
+            f"trainer.accumulate_grad_batches={micro_batches} is more than the {share} {what} of a "
+            "minibatch: set it to at most that, or data.minibatches lower"
         )

@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 from torch.utils.data import DataLoader, IterableDataset
 from typing_extensions import override
 
+from grpo_pl.checks import check_schedule, check_trainer
 from grpo_pl.functional import derive_seed
 from grpo_pl.loop import Learner, UpdateSchedule, experience_stream
 from grpo_pl.models.loading import context_length, load_tokenizer
@@ -127,7 +128,12 @@ class RolloutDataModule(pl.LightningDataModule):
             return
         if stage == "fit":
             check_trainer(self.trainer, optimizer_steps=self.update_epochs * self.minibatches)
-            check_schedule(self, ranks=self.trainer.world_size, min_group_size=self.learner.min_group_size)
+            check_schedule(
+                self,
+                micro_batches=self.trainer.accumulate_grad_batches,
+                ranks=self.trainer.world_size,
+                min_group_size=self.learner.min_group_size,
+            )
         self._check_context()
         tokenizer = load_tokenizer(self.pretrained)
         self.prompts: dict[str, PromptSet] = {}
@@ -253,66 +259,3 @@ class RolloutDataModule(pl.LightningDataModule):
     def teardown(self, stage: str) -> None:
         self.engine.shutdown()
         self._started = False
-
-
-# ---------------------------------------------------------------------------------------- checks at the start
-
-
-def check_trainer(trainer: pl.Trainer, optimizer_steps: int) -> None:
-    """Refuse settings of the Trainer that would cut an iteration in two or spoil its numbers.
-
-    Raises:
-        ValueError: In one sentence, with the key to change.
-    """
-    if trainer.precision in ("bf16-true", "16-true"):
-        raise ValueError(
-            f"trainer.precision={trainer.precision} rounds small updates and old log-probabilities away: set "
-            "it to bf16-mixed"
-        )
-    if trainer.limit_train_batches != 1.0:
-        raise ValueError(
-            f"trainer.limit_train_batches={trainer.limit_train_batches} would use half a rollout: an epoch "
-            "is one iteration; set trainer.max_epochs instead"
-        )
-    if trainer.val_check_interval not in (1.0, None):
-        raise ValueError(
-            f"trainer.val_check_interval={trainer.val_check_interval} would validate inside an iteration: "
-            "set trainer.check_val_every_n_epoch, which counts iterations"
-        )
-    if trainer.max_steps > 0 and trainer.max_steps % optimizer_steps:
-        right = -(-trainer.max_steps // optimizer_steps) * optimizer_steps
-        raise ValueError(
-            f"trainer.max_steps={trainer.max_steps} ends inside an iteration of {optimizer_steps} optimizer "
-            f"steps: set it to {right}, or trainer.max_epochs to {right // optimizer_steps} iterations"
-        )
-
-
-def check_schedule(data: RolloutDataModule, ranks: int, min_group_size: int) -> None:
-    """Refuse a rollout that cannot be shared out evenly among ranks, minibatches and micro-batches.
-
-    Raises:
-        ValueError: In one sentence, with the key to change.
-    """
-    if data.group_size < min_group_size:
-        raise ValueError(
-            f"data.group_size={data.group_size}: model.advantage compares the responses to one prompt; set "
-            f"data.group_size to {min_group_size} or more, or choose another model.advantage"
-        )
-    if data.prompts_per_iteration % ranks:
-        raise ValueError(
-            f"data.prompts_per_iteration={data.prompts_per_iteration} cannot be shared out among {ranks} "
-            f"ranks: set it to a multiple of {ranks}"
-        )
-    assert data.trainer is not None, "the trainer attaches itself before setup"
-    micro_batches, prompts = data.trainer.accumulate_grad_batches, data.prompts_per_iteration // ranks
-    units, what = (prompts, "groups") if data.keep_groups else (prompts * data.group_size, "responses")
-    if units % data.minibatches:
-        raise ValueError(
-            f"data.minibatches={data.minibatches} does not divide the {units} {what} that a rank has: set it "
-            "to a divisor"
-        )
-    if (share := units // data.minibatches) < micro_batches:
-        raise ValueError(
-            f"trainer.accumulate_grad_batches={micro_batches} is more than the {share} {what} of a "
-            "minibatch: set it to at most that, or data.minibatches lower"
-        )
