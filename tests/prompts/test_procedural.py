@@ -1,0 +1,125 @@
+"""Problems that are made: splits, order, and answers."""
+
+import pickle
+from typing import Any
+
+import pytest
+
+from grpo_pl.prompts import Arithmetic, ReasoningGym
+
+
+@pytest.mark.parametrize("operators", ["+", "+-", "*"])
+@pytest.mark.parametrize("digits", [1, 2])
+def test_arithmetic_splits_are_disjoint_and_cover_every_problem(digits: int, operators: str) -> None:
+    options: dict[str, Any] = {"digits": digits, "operators": operators, "held_out": 20}
+    val = {row.text for row in Arithmetic(split="val", **options)}
+    numbers = 9 * 10 ** (digits - 1)
+    everything = len(operators) * numbers * (numbers + 1) // 2
+    train = Arithmetic(split="train", size=everything - 20, **options)
+    seen = {row.text for row in train}
+    assert len(val) == 20
+    assert len(seen) == len(train) == everything - 20
+    assert not val & seen
+
+
+def test_no_held_out_sum_is_trained_on_the_other_way_round() -> None:
+    def problem(text: str) -> tuple[str, frozenset[str]]:
+        a, operator, b = text.split()
+        return operator, frozenset((a, b))
+
+    options: dict[str, Any] = {"operators": "+*", "template": "{a} {operator} {b}"}
+    val = {problem(row.text) for row in Arithmetic(split="val", **options)}
+    train = {problem(row.text) for row in Arithmetic(split="train", **options)}
+    assert len(val) == 200
+    assert len(train) == 2 * 4095 - 200
+    assert not val & train
+
+
+def test_both_orders_of_the_operands_occur() -> None:
+    pairs = [row.text.split() for row in Arithmetic(template="{a} {operator} {b}")]
+    larger_first = sum(int(a) > int(b) for a, _, b in pairs)
+    assert 0.4 < larger_first / len(pairs) < 0.6
+
+
+def test_arithmetic_asks_the_standard_question_with_the_right_answer() -> None:
+    for row in Arithmetic(digits=2, operators="+-*", size=500):
+        head, a, operator, b = row.text.removesuffix("? Reply with just the number.").rsplit(maxsplit=3)
+        assert head == "What is"
+        assert 10 <= int(a) <= 99
+        assert 10 <= int(b) <= 99
+        assert int(row.answer) == {"+": int(a) + int(b), "-": int(a) - int(b), "*": int(a) * int(b)}[operator]
+
+
+def test_a_larger_arithmetic_set_only_adds_rows_and_another_seed_changes_them() -> None:
+    small, large = Arithmetic(size=50), Arithmetic(size=3000)
+    assert list(small) == [large[i] for i in range(50)]
+    assert list(small) == list(Arithmetic(size=50))
+    assert list(small) != list(Arithmetic(size=50, seed=1))
+
+
+def test_many_digits_are_sampled_without_listing_all_pairs() -> None:
+    train, val = Arithmetic(digits=12), Arithmetic(digits=12, split="val", template="{a}{operator}{b}")
+    assert (len(train), len(val)) == (10_000, 200)
+    assert len({row.text for row in train}) == 10_000
+    assert all(len(row.text) == 25 for row in val)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"digits": 0}, "1 to 18 digits, got 0; set `digits`"),
+        ({"operators": "/"}, "got '/'; set `operators`"),
+        ({"operators": ""}, "got ''; set `operators`"),
+        ({"operators": "++"}, r"each once, got '\+\+'; set `operators`"),
+        ({"held_out": 0}, "0 < held_out < 4095 .*, got 0; set `held_out`"),
+        ({"digits": 1, "held_out": 45}, "0 < held_out < 45 .*, got 45; set `held_out`"),
+        ({"size": 3896}, r"0 < size <= 3895 \(all of split 'train'\), got 3896; set `size`"),
+        ({"size": 201, "split": "val"}, r"0 < size <= 200 \(all of split 'val'\), got 201; set `size`"),
+        ({"size": 0}, "got 0; set `size`"),
+        ({"template": "{a} + {b}"}, r"got '\{a\} \+ \{b\}' without \{operator\}; set `template`"),
+    ],
+)
+def test_arithmetic_refuses_what_it_cannot_do(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^Arithmetic: expected .*{message}"):
+        Arithmetic(**options)
+
+
+def test_reasoning_gym_entries_are_scored_by_their_own_verifier() -> None:
+    import reasoning_gym
+
+    rows = list(ReasoningGym("leg_counting", size=5, config={"min_animals": 2, "max_animals": 3}))
+    assert len(rows) == 5
+    for row in pickle.loads(pickle.dumps(rows)):
+        task, config, entry = (row.metadata[key] for key in ("task", "config", "entry"))
+        assert 2 <= entry["metadata"]["num_animals"] <= 3
+        verifier = reasoning_gym.create_dataset(task, **config)
+        assert verifier.score_answer(row.answer, entry) == 1.0
+        assert verifier.score_answer("no idea", entry) < 1.0
+
+
+def test_reasoning_gym_rows_depend_on_the_seed_alone() -> None:
+    texts = {seed: [row.text for row in ReasoningGym("chain_sum", size=30, seed=seed)] for seed in (0, 1)}
+    assert texts[0] == [row.text for row in ReasoningGym("chain_sum", size=30, seed=0)]
+    assert not set(texts[0]) & set(texts[1])
+
+
+def test_a_reasoning_gym_task_without_a_gold_answer_has_an_empty_one() -> None:
+    assert ReasoningGym("graph_color", size=1)[0].answer == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"task": "leg_countin"}, "no such task; set `task`, perhaps to one of: leg_counting"),
+        ({"task": "leg_counting", "size": 0}, "size >= 1, got 0; set `size`"),
+        ({"task": "leg_counting", "config": {"legs": 2}}, "'legs', got {'legs': 2}; set `config`"),
+        ({"task": "leg_counting", "config": {"min_animals": 0}}, "got {'min_animals': 0}; set `config`"),
+        (
+            {"task": "leg_counting", "config": {"size": 3}},
+            r"got \['size'\] in `config`; set `size` and `seed` next",
+        ),
+    ],
+)
+def test_reasoning_gym_refuses_what_it_cannot_do(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^ReasoningGym task=leg_count.*: .*{message}"):
+        ReasoningGym(**options)
