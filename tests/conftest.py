@@ -76,7 +76,7 @@ def fit(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[
 @pytest.fixture
 def refused(fit: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """Runs `grpo_pl fit` as `fit` does, with a mistake in it, and returns the sentence it is refused with."""
-    from runs import said
+    from run_results import said
 
     def run(*arguments: object) -> str:
         with pytest.raises(SystemExit) as end:

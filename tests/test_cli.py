@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from runs import column, rows, said, untimed
+from run_results import column, rows, said, untimed
 
 from grpo_pl.cli import main
 from grpo_pl.parser import explain

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import NO_VALIDATION, Fit, Refused, column, rows, saved, untimed
+from run_results import NO_VALIDATION, Fit, Refused, column, rows, saved, untimed
 
 from grpo_pl.cli import main
 

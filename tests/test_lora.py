@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import load_tool
-from runs import NO_VALIDATION, Fit, Refused, column, saved, untimed
+from run_results import NO_VALIDATION, Fit, Refused, column, saved, untimed
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 

@@ -7,7 +7,7 @@ import torch
 from feedbacks import feedback
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from runs import Fit
+from run_results import Fit
 
 from grpo_pl.callbacks.records import read_metrics
 from grpo_pl.masks import TokenMask, TopEntropy, WithoutTruncated

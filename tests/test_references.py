@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import NO_VALIDATION, Fit, Refused, column, saved, untimed
+from run_results import NO_VALIDATION, Fit, Refused, column, saved, untimed
 from torch import Tensor, nn
 
 from grpo_pl.models import CausalLM, LoRA

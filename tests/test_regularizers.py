@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from runs import NO_VALIDATION, Fit, Refused, untimed
+from run_results import NO_VALIDATION, Fit, Refused, untimed
 
 from grpo_pl.regularizers import AdaptiveCoefficient, EntropyBonus, KLInLoss, KLInReward
 from grpo_pl.types import Experience

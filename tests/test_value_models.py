@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import NO_VALIDATION, Fit, Refused, rows, saved, untimed
+from run_results import NO_VALIDATION, Fit, Refused, rows, saved, untimed
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 

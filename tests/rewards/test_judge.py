@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from runs import Fit, Refused
+from run_results import Fit, Refused
 
 from grpo_pl.callbacks.records import read_metrics
 from grpo_pl.rewards.base import RewardError, score_samples
