@@ -68,9 +68,8 @@ PARSED = {
     ),
     "a class": ("--model.advantage GroupRelativ", "model.advantage: .*Did you mean GroupRelative?"),
     "a class of another kind": (
-        "--model.advantage LastNumber",
-        "model.advantage: expected one of GAE, GDPO, GroupRelative, LeaveOneOut, OPO, PassAtK, "
-        "ProcessGroupRelative, ReMax, ReinforcePlusPlus, ReinforcePlusPlusBaseline, got LastNumber$",
+        "--data.engine LastNumber",
+        "data.engine: expected one of InProcessEngine, VLLMEngine, got LastNumber$",
     ),
     "a class or null": ("--model.kl KLInLos", "model.kl: .*Did you mean KLInLoss?"),
     "an engine": ("--data.engine VLLM", "data.engine: expected one of InProcessEngine, VLLMEngine, got VLLM"),
