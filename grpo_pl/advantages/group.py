@@ -104,6 +104,29 @@ class LeaveOneOut(AdvantageEstimator):
 
 
 @final
+class WinRate(AdvantageEstimator):
+    """How many of the other responses to the same prompt a response beats, less how many beat it.
+
+    A_n = 1 / (G - 1) sum_{m != n} sign(r_n - r_m), in [-1, 1]: the gradient of the probability to beat a
+    response of the policy of now, ties halved, times 2. It reads the order of the rewards alone, as the
+    centred ranks of evolution strategies do (Salimans et al. 2017, arXiv:1703.03864, section 2): no
+    increasing transform of the rewards changes it, nor an outlier, so that scores without a unit, such as
+    those of Bradley-Terry models, need neither a scale nor clipping. With rewards of 0 and 1 it is
+    `LeaveOneOut`. A group with one scored response has advantage 0. Not in any peer.
+    """
+
+    min_group_size = 2
+
+    @override
+    def __call__(self, feedback: Feedback) -> Credit:
+        scored, rewards, groups = feedback.scored, feedback.outcome, feedback.group_ids
+        compared = (groups[:, None] == groups) & scored[:, None] & scored
+        beaten = torch.where(compared, (rewards[:, None] - rewards).sign(), 0.0).sum(-1)
+        advantages = beaten / (compared.sum(-1) - 1).clamp(min=1)
+        return same_for_all_tokens(advantages, group_has_signal(feedback, scored), feedback)
+
+
+@final
 class PassAtK(AdvantageEstimator):
     """What a response adds to the best of k: the policy is trained to solve a prompt in k attempts.
 

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from grpo_pl.advantages import GDPO, GroupRelative, LeaveOneOut, PassAtK
+from grpo_pl.advantages.group import WinRate
 from grpo_pl.types import Feedback
 
 # group 9: 2, 4, 6, mean 4, squared deviations 4 + 0 + 4 = 8
@@ -211,3 +212,29 @@ def test_gdpo_over_tokens_is_the_whitened_sum_of_normalised_rewards() -> None:
     z = 1 / math.sqrt(2)
     tokens = torch.tensor([-z, z, z, z, 0.0, 0.0], dtype=F64)
     close(got[given_all.loss_mask], (tokens - tokens.mean()) / tokens.std())
+
+
+# --------------------------------------------------------------------------------------------------- win rate
+
+
+def test_win_rate_by_hand() -> None:
+    got, _ = assign(WinRate(), [5.0, 1.0, 1.0, 100.0, 7.0], [9, 9, 9, 9, 2])
+    close(got, [1 / 3, -2 / 3, -2 / 3, 1.0, 0.0])
+
+
+@few
+@given(rewards_of_two_groups)
+def test_a_win_rate_sees_the_order_of_rewards_alone(rows: list[tuple[float, int, bool]]) -> None:
+    rewards, ids, scored = (list(column) for column in zip(*rows, strict=True))
+    got, _ = assign(WinRate(), rewards, ids, scored)
+    stretched, _ = assign(WinRate(), [math.sinh(r) - 7 for r in rewards], ids, scored)
+    assert torch.equal(got, stretched)
+    for group in set(ids):
+        assert abs(float(got[torch.tensor(ids) == group].sum())) < 1e-12, "what one wins another loses"
+
+
+@few
+@given(st.lists(st.tuples(st.booleans(), st.sampled_from([3, 8]), st.booleans()), min_size=2, max_size=10))
+def test_with_right_and_wrong_a_win_rate_is_leave_one_out(rows: list[tuple[bool, int, bool]]) -> None:
+    rewards, ids, scored = [float(row[0]) for row in rows], [row[1] for row in rows], [row[2] for row in rows]
+    close(assign(WinRate(), rewards, ids, scored)[0], assign(LeaveOneOut(), rewards, ids, scored)[0])
