@@ -53,7 +53,13 @@ class KLPenalty(nn.Module, ABC):
     A module, so that the state of the controller is in every checkpoint.
     """
 
-    def __init__(self, coefficient: float, controller: AdaptiveCoefficient | None) -> None:
+    def __init__(
+        self,
+        coefficient: float,
+        estimator: Estimator,
+        controller: AdaptiveCoefficient | None,
+        bound: float | None,
+    ) -> None:
         super().__init__()
         if not 0 <= coefficient < math.inf:
             raise ValueError(f"model.kl.coefficient={coefficient}: expected 0 or more")
@@ -62,7 +68,12 @@ class KLPenalty(nn.Module, ABC):
                 "model.kl.coefficient=0.0: expected more than 0, for model.kl.controller multiplies it; set "
                 "it to 0.01, or the controller to null"
             )
+        if estimator not in ESTIMATORS:
+            raise ValueError(f"model.kl.estimator={estimator}: expected k1, k2 or k3")
+        if bound is not None and not bound > 0:
+            raise ValueError(f"model.kl.bound={bound}: expected a number above 0, or null for no bound")
         self.initial_coefficient, self.controller = coefficient, controller
+        self.estimator, self.bound = ESTIMATORS[estimator], bound
 
     @property
     def coefficient(self) -> float | Tensor:
@@ -70,6 +81,10 @@ class KLPenalty(nn.Module, ABC):
         if self.controller is None:
             return self.initial_coefficient
         return self.initial_coefficient * self.controller.scale
+
+    def bounded(self, estimate: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """The estimate, moved to the bound where its absolute value is greater: there without a gradient."""
+        return estimate if self.bound is None else estimate.clamp(-self.bound, self.bound)
 
     def cost(
         self,
@@ -118,6 +133,9 @@ class KLInLoss(KLPenalty):
         estimator: What estimates the divergence.
         gradient: What is differentiated: the estimate, or the estimate times the importance ratio.
         controller: Moves the coefficient after each iteration; null for a fixed one.
+        bound: The greatest absolute value of what is differentiated, in nats, above 0: a token beyond it has
+            no gradient. 10 in verl, OpenRLHF and NeMo-RL, which for k3 is a token 13 times as probable under
+            the reference; null for none (the papers, TRL).
     """
 
     def __init__(
@@ -126,12 +144,12 @@ class KLInLoss(KLPenalty):
         estimator: Estimator = "k3",
         gradient: Literal["plain", "unbiased"] = "plain",
         controller: AdaptiveCoefficient | None = None,
+        bound: float | None = None,
     ) -> None:
-        super().__init__(coefficient, controller)
-        _check_estimator(estimator)
+        super().__init__(coefficient, estimator, controller, bound)
         if gradient not in ("plain", "unbiased"):
             raise ValueError(f"model.kl.gradient={gradient}: expected plain or unbiased")
-        self.estimator, self.gradient = ESTIMATORS[estimator], gradient
+        self.gradient = gradient
 
     @override
     def loss(
@@ -141,7 +159,7 @@ class KLInLoss(KLPenalty):
         estimate = self.estimator(logprobs, batch.ref_logprobs)
         if self.gradient == "unbiased":
             estimate = importance_ratio(logprobs, batch.old_logprobs) * estimate
-        return self.coefficient * estimate, kl_k3(logprobs.detach(), batch.ref_logprobs)
+        return self.coefficient * self.bounded(estimate), kl_k3(logprobs.detach(), batch.ref_logprobs)
 
 
 @final
@@ -157,6 +175,8 @@ class KLInReward(KLPenalty):
         coefficient: Beta, in units of reward per nat, 0 or more.
         estimator: What estimates the divergence; k1 in the papers.
         controller: Moves the coefficient after each iteration; null for a fixed one.
+        bound: The greatest absolute value of a token's estimate, in nats, above 0: 10 in OpenRLHF; null for
+            none (the papers, TRL, verl).
     """
 
     def __init__(
@@ -164,16 +184,15 @@ class KLInReward(KLPenalty):
         coefficient: float = 0.05,
         estimator: Estimator = "k1",
         controller: AdaptiveCoefficient | None = None,
+        bound: float | None = None,
     ) -> None:
-        super().__init__(coefficient, controller)
-        _check_estimator(estimator)
-        self.estimator = ESTIMATORS[estimator]
+        super().__init__(coefficient, estimator, controller, bound)
 
     @override
     def cost(
         self, old_logprobs: Float[Tensor, "N T"], ref_logprobs: Float[Tensor, "N T"]
     ) -> Float[Tensor, "N T"]:
-        return self.coefficient * self.estimator(old_logprobs, ref_logprobs)
+        return self.coefficient * self.bounded(self.estimator(old_logprobs, ref_logprobs))
 
     @override
     def loss(
@@ -181,11 +200,6 @@ class KLInReward(KLPenalty):
     ) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"]]:
         assert batch.ref_logprobs is not None, "the module refuses a KL without a reference"
         return torch.zeros_like(logprobs), kl_k3(logprobs.detach(), batch.ref_logprobs)
-
-
-def _check_estimator(estimator: str) -> None:
-    if estimator not in ESTIMATORS:
-        raise ValueError(f"model.kl.estimator={estimator}: expected k1, k2 or k3")
 
 
 @final

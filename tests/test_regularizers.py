@@ -105,6 +105,34 @@ def test_the_unbiased_gradient_weighs_with_the_ratio_to_the_old_policy() -> None
     torch.testing.assert_close(logprobs.grad, torch.tensor([[3.0, 1.0]], dtype=F64))
 
 
+def test_beyond_the_bound_a_token_costs_the_bound_and_has_no_gradient() -> None:
+    # d = ref - logprob = ln 2, 0, -ln 2; k1 = -d is bounded on both sides
+    logprobs = torch.tensor([[-2.0, -1.0, -1.0]], dtype=F64, requires_grad=True)
+    ref = logprobs.detach() + torch.tensor([[LN2, 0.0, -LN2]], dtype=F64)
+    loss, divergence = KLInLoss(0.5, "k1", bound=0.25).loss(logprobs, against(ref))
+    torch.testing.assert_close(loss, torch.tensor([[-0.125, 0.0, 0.125]], dtype=F64))
+    torch.testing.assert_close(divergence, torch.tensor([K3], dtype=F64))
+    loss.sum().backward()
+    torch.testing.assert_close(logprobs.grad, torch.tensor([[0.0, 0.5, 0.0]], dtype=F64))
+    cost = KLInReward(0.5, "k1", bound=0.25).cost(logprobs.detach(), ref)
+    torch.testing.assert_close(cost, loss.detach())
+
+
+def test_the_bound_is_that_of_what_is_differentiated() -> None:
+    # rho = 2 and k3 = 1 - ln 2 = 0.307 for d = ln 2: rho k3 = 0.614
+    logprobs = torch.tensor([[-2.0]], dtype=F64, requires_grad=True)
+    batch = against(logprobs.detach() + LN2, old_logprobs=logprobs.detach() - LN2)
+    for bound, expected in ((0.5, 0.5), (0.7, 2 * (1 - LN2))):
+        loss, _ = KLInLoss(1.0, "k3", "unbiased", bound=bound).loss(logprobs, batch)
+        assert loss.item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("build", [KLInLoss, KLInReward])
+def test_a_bound_of_0_is_refused(build: Callable[..., object]) -> None:
+    with pytest.raises(ValueError, match=r"model\.kl\.bound=0\.0: expected a number above 0, or null"):
+        build(bound=0.0)
+
+
 @pytest.mark.parametrize("gradient", ["plain", "unbiased"])
 @pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
 def test_policies_without_overlap_give_finite_penalties_and_gradients(estimator: str, gradient: str) -> None:
