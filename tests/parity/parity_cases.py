@@ -1,0 +1,482 @@
+"""The cases: for each key of a peer's table the component of ours that is meant to say the same.
+
+Responses alone have columns here, and none of the prompt, which no formula looks at. What a peer writes at
+padding is not compared, except in gradients, which are 0 there.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from parity_batches import Batch, G, T
+from torch import Tensor
+
+from grpo_pl.advantages import (
+    GAE,
+    GDPO,
+    OPO,
+    AdvantageEstimator,
+    GroupRelative,
+    LeaveOneOut,
+    PassAtK,
+    ReinforcePlusPlus,
+    ReinforcePlusPlusBaseline,
+    ReMax,
+)
+from grpo_pl.corrections import ImportanceCorrection
+from grpo_pl.functional import outcome_rewards, whiten
+from grpo_pl.losses import (
+    CISPO,
+    GMPO,
+    GSPO,
+    SAPO,
+    Aggregation,
+    ClippedSurrogate,
+    ClippedValueLoss,
+    ConstantLength,
+    PolicyLoss,
+    Reinforce,
+    SequenceMean,
+    TokenMean,
+)
+from grpo_pl.masks import TopEntropy
+from grpo_pl.regularizers import AdaptiveCoefficient, EntropyBonus, KLInLoss, KLInReward, KLPenalty
+from grpo_pl.types import Experience, Feedback, only_here
+
+Outputs = dict[str, Tensor]
+Ours = Callable[[Batch], Outputs]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A formula of a peer, in words, and what of ours is compared with it."""
+
+    key: str
+    """`peer/entry` of the tables."""
+    formula: str
+    ours: Ours
+
+
+# ------------------------------------------------------------------------------ our components on a batch
+
+
+def feedback_of(batch: Batch, rewards: Tensor) -> Feedback:
+    """What the learner would hand the estimator."""
+    weights = {"correct": 1.0, "format": 0.5}
+    return Feedback(
+        rewards=rewards,
+        step_ends=torch.zeros_like(batch["mask"]),
+        scored=batch["scored"],
+        loss_mask=batch["mask"],
+        group_ids=batch["group_ids"],
+        truncated=torch.zeros_like(batch["scored"]),
+        by_name={name: weight * batch[name] for name, weight in weights.items()},
+        weights=weights,
+        values=batch["old_values"],
+        greedy=batch["greedy"],
+    )
+
+
+def advantage(
+    estimator: AdvantageEstimator,
+    *,
+    rewards: str = "rewards",
+    kl: KLPenalty | None = None,
+    factor: float = 1.0,
+) -> Ours:
+    """Advantages times `factor`, from `rewards` of responses or `token_rewards`, less a KL in the reward."""
+
+    def ours(batch: Batch) -> Outputs:
+        mask = batch["mask"]
+        earned = outcome_rewards(batch[rewards], mask) if rewards == "rewards" else batch[rewards] * mask
+        cost = None if kl is None else kl.cost(batch["old_logprobs"], batch["ref_logprobs"])
+        credit = estimator(feedback_of(batch, earned if cost is None else earned - mask * cost))
+        out = {"advantages": factor * credit.advantages}
+        return out if credit.returns is None else out | {"returns": torch.where(mask, credit.returns, 0.0)}
+
+    return ours
+
+
+def experience_of(batch: Batch, correction: ImportanceCorrection | None = None) -> Experience:
+    """A micro-batch that is a whole optimizer step."""
+    mask = batch["mask"]
+    return Experience(
+        token_ids=torch.zeros_like(mask, dtype=torch.int64),
+        loss_mask=mask,
+        sampling_logprobs=batch["sampling_logprobs"],
+        old_logprobs=batch["old_logprobs"],
+        advantages=batch["advantages"],
+        temperature=1.0,
+        ref_logprobs=batch["ref_logprobs"],
+        returns=batch["returns"],
+        old_values=batch["old_values"],
+        weights=None if correction is None else weights_of(batch, correction),
+        num_tokens=int(mask.sum()),
+        num_sequences=int(mask.any(-1).sum()),
+    )
+
+
+def weights_of(batch: Batch, correction: ImportanceCorrection) -> Tensor:
+    """The weight of each token in the policy loss."""
+    return correction(batch["old_logprobs"], batch["sampling_logprobs"], batch["mask"]).weights
+
+
+def masked(batch: Batch, value: Tensor) -> Tensor:
+    """0 at padding."""
+    return torch.where(batch["mask"], value, 0.0)
+
+
+def policy(
+    loss: PolicyLoss,
+    aggregation: Aggregation | None = None,
+    *,
+    kl: KLPenalty | None = None,
+    entropy: EntropyBonus | None = None,
+    correction: ImportanceCorrection | None = None,
+) -> Ours:
+    """The objective of an optimizer step, its gradients, and the loss of each token; put together as in
+    `PolicyOptimization.training_step`.
+    """
+    aggregate = aggregation or TokenMean()
+
+    def ours(batch: Batch) -> Outputs:
+        experience = experience_of(batch, correction)
+        logprobs = batch["logprobs"].clone().requires_grad_()
+        undecided = batch["entropy"].clone().requires_grad_()
+        tokens = loss(logprobs, experience).loss
+        tokens = tokens if experience.weights is None else tokens * experience.weights
+        tokens = tokens if kl is None else tokens + kl.loss(logprobs, experience)[0]
+        tokens = tokens if entropy is None else tokens + entropy.loss(undecided)
+        objective = aggregate(tokens, experience)
+        objective.backward()
+        out = {"loss": objective, "gradient": logprobs.grad, "token_loss": masked(batch, tokens)}
+        if undecided.grad is not None:
+            out["entropy_gradient"] = undecided.grad
+        return {name: value.detach() for name, value in out.items() if value is not None}
+
+    return ours
+
+
+def aggregation(aggregate: Aggregation) -> Ours:
+    """The sum over tokens of any matrix, and its gradient."""
+
+    def ours(batch: Batch) -> Outputs:
+        matrix = batch["token_advantages"].clone().requires_grad_()
+        objective = aggregate(matrix, experience_of(batch))
+        return {"loss": objective.detach(), "gradient": torch.autograd.grad(objective, matrix)[0]}
+
+    return ours
+
+
+def divergence(kl: KLInLoss) -> Ours:
+    """What the penalty says of each token, and the gradient of its sum over all of them."""
+
+    def ours(batch: Batch) -> Outputs:
+        logprobs = batch["logprobs"].clone().requires_grad_()
+        estimate = kl.loss(logprobs, experience_of(batch))[0]
+        (gradient,) = torch.autograd.grad(estimate.sum(), logprobs)
+        return {"estimate": masked(batch, estimate.detach()), "gradient": gradient}
+
+    return ours
+
+
+def correction(**options: Any) -> Ours:
+    """The weight of each token in the policy loss."""
+    return lambda batch: {"weights": masked(batch, weights_of(batch, ImportanceCorrection(**options)))}
+
+
+def critic(loss: ClippedValueLoss) -> Ours:
+    """The critic's loss as a mean over tokens, and its gradient."""
+
+    def ours(batch: Batch) -> Outputs:
+        experience = experience_of(batch)
+        values = batch["values"].clone().requires_grad_()
+        objective = TokenMean()(loss(values, experience).loss, experience)
+        return {"loss": objective.detach(), "gradient": torch.autograd.grad(objective, values)[0]}
+
+    return ours
+
+
+def controller(batch: Batch) -> Outputs:
+    """The coefficient after each of eight iterations of 4 responses: 40 responses are 10 iterations."""
+    penalty = KLInLoss(0.1, controller=AdaptiveCoefficient(target=0.5, horizon=10.0).double())
+    coefficients = []
+    for divergence_now in batch["entropy"][:, 0].tolist():
+        penalty.adapt(divergence_now)
+        coefficients.append(float(penalty.coefficient))
+    return {"coefficients": torch.tensor(coefficients, dtype=torch.float64)}
+
+
+def whitened(batch: Batch) -> Outputs:
+    """Any matrix over its masked entries."""
+    return {"advantages": whiten(batch["token_advantages"], batch["mask"], only_here)}
+
+
+def kl_in_reward(batch: Batch) -> Outputs:
+    """The reward of each token with the cost taken off."""
+    cost = KLInReward(0.001).cost(batch["old_logprobs"], batch["ref_logprobs"])
+    return {"rewards": masked(batch, batch["token_rewards"] - cost)}
+
+
+def most_undecided(batch: Batch) -> Outputs:
+    """Where the mask keeps a token."""
+    kept = TopEntropy(0.2)(feedback_of(batch, batch["token_rewards"]), masked(batch, batch["entropy"]))
+    return {"kept": (kept & batch["mask"]).double()}
+
+
+# ------------------------------------------------------------------------------------------------- the cases
+
+PPO, DUAL = ClippedSurrogate(), ClippedSurrogate(dual_clip=3.0)
+HIGHER = ClippedSurrogate(clip_high=0.28)
+WIDE_GSPO, AT_TOKENS = GSPO(0.2, 0.2), "token_rewards"
+SEQUENCE_MASK = ImportanceCorrection("sequence", "mask", high=3.0)
+TRUNCATE, MASK = ImportanceCorrection(high=2.0), ImportanceCorrection(mode="mask", low=0.5, high=2.0)
+
+TRL = [
+    Case("trl/grpo", "(r - mean) / (std + 1e-4), std with ddof 1 of the group", advantage(GroupRelative())),
+    Case(
+        "trl/grpo_batch_std",
+        "(r - mean of the group) / (std of all raw rewards + 1e-4)",
+        advantage(GroupRelative("batch")),
+    ),
+    Case("trl/grpo_without_std", "r - mean (Dr. GRPO)", advantage(GroupRelative("none"))),
+    Case(
+        "trl/grpo_unscored",
+        "unscored responses leave the statistics; advantage 0",
+        advantage(GroupRelative()),
+    ),
+    Case(
+        "trl/gdpo", "normalize_then_sum: each reward in its group, the sum over the batch", advantage(GDPO())
+    ),
+    Case(
+        "trl/rloo",
+        "r - beta sum k1 less the mean of the others, unscored ones left out",
+        advantage(LeaveOneOut(), kl=KLInReward(0.05)),
+    ),
+    Case("trl/clip", "dapo: the clipped surrogate, mean over tokens", policy(PPO)),
+    Case("trl/clip_higher", "the same with bounds 0.2 and 0.28", policy(HIGHER)),
+    Case(
+        "trl/delta",
+        "two-sided clipping: min(rho, delta) before the minimum",
+        policy(ClippedSurrogate(dual_clip=1.5)),
+    ),
+    Case("trl/loss_grpo", "grpo: mean over sequences of the mean over tokens", policy(PPO, SequenceMean())),
+    Case("trl/loss_bnpo", "bnpo: mean over the tokens of the micro-batch", policy(PPO, TokenMean())),
+    Case(
+        "trl/loss_dr_grpo",
+        "dr_grpo: sum over (sequences times max_completion_length)",
+        policy(PPO, ConstantLength(T)),
+    ),
+    Case("trl/gspo", "the sequence's ratio, mean over sequences", policy(WIDE_GSPO, SequenceMean())),
+    Case("trl/gspo_token_mean", "the sequence's ratio, mean over tokens", policy(WIDE_GSPO)),
+    Case("trl/luspo", "luspo: the sequence's ratio, sum over tokens", policy(WIDE_GSPO, ConstantLength(1))),
+    Case("trl/cispo", "-sg(min(rho, 5)) A logp", policy(CISPO(0.0, 5.0))),
+    Case("trl/sapo", "-(4 / tau) sigmoid(tau (rho - 1)) A", policy(SAPO(), SequenceMean())),
+    Case("trl/gmpo", "-A times the geometric mean of clipped ratios", policy(GMPO(), SequenceMean())),
+    Case("trl/kl_plain", "the clipped surrogate + 0.04 k3", policy(PPO, kl=KLInLoss(0.04))),
+    Case(
+        "trl/kl_unbiased",
+        "the clipped surrogate + 0.04 rho k3, rho with gradient",
+        policy(PPO, kl=KLInLoss(0.04, gradient="unbiased")),
+    ),
+    Case(
+        "trl/entropy_bonus", "the clipped surrogate - 0.01 entropy", policy(PPO, entropy=EntropyBonus(0.01))
+    ),
+    Case("trl/high_entropy", "the fifth of the tokens with the highest entropy", most_undecided),
+    Case("trl/token_truncate", "min(pi_trainer / pi_engine, 2) of a token", correction(high=2.0)),
+    Case(
+        "trl/token_mask",
+        "the same ratio, 0 outside of [0.5, 2]",
+        correction(mode="mask", low=0.5, high=2.0),
+    ),
+    Case(
+        "trl/sequence_truncate",
+        "the ratio of the sequence, at most 3",
+        correction(level="sequence", high=3.0),
+    ),
+    Case(
+        "trl/sequence_mask",
+        "the ratio of the sequence, 0 above 3",
+        correction(level="sequence", mode="mask", high=3.0),
+    ),
+    Case(
+        "trl/whole_loss",
+        "the default loss: clip, sequence_mask weights, then + 0.04 rho k3",
+        policy(PPO, kl=KLInLoss(0.04, gradient="unbiased"), correction=SEQUENCE_MASK),
+    ),
+]
+
+VERL = [
+    Case(
+        "verl/grpo",
+        "(r - mean) / (std + 1e-6), std with ddof 1 of the group",
+        advantage(GroupRelative(eps=1e-6), rewards=AT_TOKENS),
+    ),
+    Case("verl/grpo_without_std", "r - mean", advantage(GroupRelative("none"), rewards=AT_TOKENS)),
+    Case("verl/rloo", "G / (G - 1) (r - mean)", advantage(LeaveOneOut(), rewards=AT_TOKENS)),
+    Case("verl/remax", "return to go - the reward of the greedy response", advantage(ReMax())),
+    Case("verl/opo", "r - the mean weighted by lengths", advantage(OPO(), rewards=AT_TOKENS)),
+    Case(
+        "verl/pass_at_k",
+        "the best response's lead over the second; PassAtK is G times it, as its docstring says",
+        advantage(PassAtK(G), rewards=AT_TOKENS, factor=1 / G),
+    ),
+    Case(
+        "verl/reinforce_plus_plus",
+        "discounted return to go, whitened over tokens; gaps stepped over",
+        advantage(ReinforcePlusPlus(gamma=0.9), rewards=AT_TOKENS),
+    ),
+    Case(
+        "verl/reinforce_plus_plus_baseline",
+        "r - mean, whitened over tokens",
+        advantage(ReinforcePlusPlusBaseline(over="tokens"), rewards=AT_TOKENS),
+    ),
+    Case(
+        "verl/gae",
+        "GAE whitened with ddof 1, and the returns; gaps stepped over",
+        advantage(GAE(gamma=0.95, lam=0.9), rewards=AT_TOKENS),
+    ),
+    Case(
+        "verl/gdpo",
+        "each reward in its group with eps 1e-6, the sum whitened over tokens",
+        advantage(GDPO(eps=1e-6, batch_eps=0.0, over="tokens")),
+    ),
+    Case("verl/whiten", "masked_whiten: (x - mean) / sqrt(var + 1e-8), ddof 1", whitened),
+    Case("verl/dual_clip", "vanilla: the clipped surrogate, dual clip 3 always on", policy(DUAL)),
+    Case(
+        "verl/clip_higher",
+        "vanilla with bounds 0.2 and 0.28",
+        policy(ClippedSurrogate(clip_high=0.28, dual_clip=3.0)),
+    ),
+    Case(
+        "verl/gspo",
+        "the sequence's ratio in token form, mean over sequences",
+        policy(WIDE_GSPO, SequenceMean()),
+    ),
+    Case("verl/gspo_token_mean", "the same with the paper's bounds, mean over tokens", policy(GSPO())),
+    Case("verl/cispo", "-sg(clip(rho, 0.8, 1.2)) A logp", policy(CISPO(0.8, 1.2))),
+    Case("verl/sapo", "-(4 / tau) sigmoid(tau (rho - 1)) A", policy(SAPO(), SequenceMean())),
+    Case(
+        "verl/gmpo", "geo_mean: -A times the geometric mean of clipped ratios", policy(GMPO(), SequenceMean())
+    ),
+    Case("verl/reinforce", "gpg's loss: -A logp", policy(Reinforce())),
+    Case("verl/token_mean", "sum / tokens", aggregation(TokenMean())),
+    Case("verl/seq_mean_token_sum", "mean over non-empty sequences of sums", aggregation(ConstantLength(1))),
+    Case("verl/seq_mean_token_mean", "mean over non-empty sequences of means", aggregation(SequenceMean())),
+    Case("verl/seq_mean_token_sum_norm", "the sum over a constant length", aggregation(ConstantLength(T))),
+    Case("verl/kl_k1", "k1", divergence(KLInLoss(1.0, "k1"))),
+    Case("verl/kl_k2", "k2", divergence(KLInLoss(1.0, "k2"))),
+    Case("verl/kl_k3", "low_var_kl: k3 of d within 20, at most 10", divergence(KLInLoss(1.0, bound=10.0))),
+    Case("verl/kl_in_reward", "token reward - 0.001 k1", kl_in_reward),
+    Case("verl/kl_controller", "beta *= 1 + clip(KL / target - 1, +-0.2) n / horizon", controller),
+    Case("verl/token_truncate", "min(pi_trainer / pi_engine, 2) of a token", correction(high=2.0)),
+    Case("verl/sequence_truncate", "the same of the sequence", correction(level="sequence", high=2.0)),
+    Case(
+        "verl/icepop",
+        "the ratio of a token, 0 outside of [0.5, 5]",
+        correction(mode="mask", low=0.5, high=5.0),
+    ),
+    Case(
+        "verl/value_loss",
+        "max of squared errors / 2, values clipped at 0.5",
+        critic(ClippedValueLoss(1.0, 0.5)),
+    ),
+    Case(
+        "verl/whole_loss",
+        "ppo_loss: dual clip + 0.001 k3 - 0.01 entropy, mean over tokens",
+        policy(DUAL, kl=KLInLoss(0.001, bound=10.0), entropy=EntropyBonus(0.01)),
+    ),
+]
+
+OPENRLHF = [
+    Case("openrlhf/group_norm", "(r - mean) / (std + 1e-9)", advantage(GroupRelative(eps=1e-9))),
+    Case("openrlhf/rloo", "r - the mean of the others", advantage(LeaveOneOut())),
+    Case("openrlhf/dr_grpo", "r - mean", advantage(GroupRelative("none"))),
+    Case(
+        "openrlhf/reinforce_baseline",
+        "r - mean, whitened over tokens with ddof 0",
+        advantage(ReinforcePlusPlusBaseline(over="tokens", ddof=0)),
+    ),
+    Case(
+        "openrlhf/reinforce",
+        "discounted return to go of r - 0.01 k1 (at most 10), whitened over tokens with ddof 0",
+        advantage(ReinforcePlusPlus(gamma=0.9, ddof=0), kl=KLInReward(0.01, bound=10.0)),
+    ),
+    Case(
+        "openrlhf/gae",
+        "GAE of r - 0.01 k1 whitened with ddof 0, and the returns",
+        advantage(GAE(gamma=0.95, lam=0.9, ddof=0), kl=KLInReward(0.01, bound=10.0)),
+    ),
+    Case("openrlhf/clip", "the clipped surrogate, mean over tokens", policy(PPO)),
+    Case(
+        "openrlhf/clip_higher_sequence_mean",
+        "bounds 0.2 and 0.28, mean over sequences of means",
+        policy(HIGHER, SequenceMean()),
+    ),
+    Case("openrlhf/dual_clip", "the clipped surrogate with dual clip 3", policy(DUAL)),
+    Case("openrlhf/gspo", "the sequence's ratio, mean over sequences", policy(WIDE_GSPO, SequenceMean())),
+    Case(
+        "openrlhf/token_truncate",
+        "weights pi_trainer / pi_engine moved into [0.5, 2]",
+        policy(PPO, correction=ImportanceCorrection(low=0.5, high=2.0)),
+    ),
+    Case("openrlhf/token_mask", "weights that are 0 outside of [0.5, 2]", policy(PPO, correction=MASK)),
+    Case("openrlhf/kl_k1", "k1 within 10", divergence(KLInLoss(1.0, "k1", bound=10.0))),
+    Case("openrlhf/kl_k2", "k2 at most 10", divergence(KLInLoss(1.0, "k2", bound=10.0))),
+    Case("openrlhf/kl_k3", "k3 at most 10", divergence(KLInLoss(1.0, "k3", bound=10.0))),
+    Case("openrlhf/kl_controller", "beta *= 1 + clip(KL / target - 1, +-0.2) n / horizon", controller),
+    Case(
+        "openrlhf/value_loss", "max of squared errors / 2, clipped at 0.5", critic(ClippedValueLoss(1.0, 0.5))
+    ),
+]
+
+LEFT_OUT = GroupRelative(eps=1e-6, leave_one_out=True)
+NEMO_RL = [
+    Case("nemo_rl/grpo", "(r - mean) / (std + 1e-6), both of the others, where std > 0", advantage(LEFT_OUT)),
+    Case("nemo_rl/grpo_not_left_out", "(r - mean) / (std + 1e-6)", advantage(GroupRelative(eps=1e-6))),
+    Case("nemo_rl/grpo_without_std", "r - the mean of the others", advantage(LeaveOneOut())),
+    Case(
+        "nemo_rl/gdpo",
+        "each reward in its group, the sum over the batch without eps",
+        advantage(GDPO(eps=1e-6, batch_eps=0.0)),
+    ),
+    Case(
+        "nemo_rl/reinforce_plus_plus_baseline",
+        "r - mean, whitened over tokens with ddof 0",
+        advantage(ReinforcePlusPlusBaseline(over="tokens", ddof=0)),
+    ),
+    Case(
+        "nemo_rl/reinforce_plus_plus",
+        "r, whitened over tokens with ddof 0",
+        advantage(ReinforcePlusPlus(ddof=0)),
+    ),
+    Case(
+        "nemo_rl/gae",
+        "GAE whitened, and the returns; gaps stepped over",
+        advantage(GAE(gamma=0.95, lam=0.9)),
+    ),
+    Case("nemo_rl/clip", "the clipped surrogate, mean over tokens", policy(PPO)),
+    Case("nemo_rl/clip_higher", "the same with bounds 0.2 and 0.28", policy(HIGHER)),
+    Case("nemo_rl/dual_clip", "the same with dual clip 3", policy(DUAL)),
+    Case("nemo_rl/clip_sequence_mean", "the same, mean over sequences of means", policy(PPO, SequenceMean())),
+    Case("nemo_rl/gspo", "the sequence's ratio, mean over sequences", policy(WIDE_GSPO, SequenceMean())),
+    Case("nemo_rl/cispo", "-sg(clip(rho, 0.8, 1.2)) A logp", policy(CISPO(0.8, 1.2))),
+    Case("nemo_rl/reinforce", "disable_ppo_ratio: -A logp", policy(Reinforce())),
+    Case(
+        "nemo_rl/token_truncate",
+        "weights pi_trainer / pi_engine, at most 2",
+        policy(PPO, correction=TRUNCATE),
+    ),
+    Case("nemo_rl/icepop", "weights that are 0 outside of [0.5, 2]", policy(PPO, correction=MASK)),
+    Case(
+        "nemo_rl/whole_loss",
+        "on policy, where its exp(l - sg(l)) is our rho: the clip + 0.01 w k3, at most 10",
+        policy(PPO, kl=KLInLoss(0.01, gradient="unbiased", bound=10.0)),
+    ),
+    Case(
+        "nemo_rl/value_loss", "max of squared errors / 2, clipped at 0.5", critic(ClippedValueLoss(1.0, 0.5))
+    ),
+]
+
+CASES = [*TRL, *VERL, *OPENRLHF, *NEMO_RL]
