@@ -14,6 +14,7 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 OVERLAYS = [CONFIGS / "ppo.yaml", *sorted(CONFIGS.glob("task/*.yaml"))]
 BASES = ["grpo.yaml", "quickstart.yaml"]
 ABLATIONS = sorted(CONFIGS.glob("ablations/*.yaml"))
+PRESETS = sorted(CONFIGS.glob("presets/*.yaml"))
 
 
 @pytest.mark.parametrize("name", BASES)
@@ -24,7 +25,7 @@ def test_a_base_config_parses_alone(name: str, capsys: pytest.CaptureFixture[str
     assert "class_path: grpo_pl.rollout.vllm.VLLMEngine" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("overlay", [*OVERLAYS, *PRESETS], ids=lambda p: p.stem)
 def test_an_overlay_parses_over_grpo(overlay: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as done:
         main(["fit", "--config", str(CONFIGS / "grpo.yaml"), "--config", str(overlay), "--print_config"])
@@ -41,7 +42,19 @@ def test_an_ablation_is_one_line(overlay: Path) -> None:
 
 @pytest.mark.parametrize("overlay", ABLATIONS, ids=lambda p: p.stem)
 def test_an_ablation_runs(overlay: Path, fit: Callable[..., Path]) -> None:
-    folder = fit("--config", str(overlay), "--trainer.max_epochs", "2", "--trainer.limit_val_batches", "0")
+    check_two_iterations(fit, overlay)
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda p: p.stem)
+def test_a_preset_runs_over_any_config(preset: Path, fit: Callable[..., Path]) -> None:
+    """Even over one with a critic and without a reference: it takes the one away and brings the other."""
+    without_reference = CONFIGS / "ablations" / "no_reference.yaml"
+    check_two_iterations(fit, CONFIGS / "ppo.yaml", without_reference, preset)
+
+
+def check_two_iterations(fit: Callable[..., Path], *overlays: Path) -> None:
+    configs = [argument for overlay in overlays for argument in ("--config", str(overlay))]
+    folder = fit(*configs, "--trainer.max_epochs", "2", "--trainer.limit_val_batches", "0")
     rows = read_metrics(folder / "metrics.csv")
     assert [row["iteration"] for row in rows] == [0, 1, 2]
     assert all(math.isfinite(row["train/loss"]) for row in rows[1:])
