@@ -51,7 +51,8 @@ def call(script: str, *arguments: object) -> None:
     """Run a command of this checkout; a failure ends everything."""
     command = [sys.executable, *script.split(), *map(str, arguments)]
     print("$", *command[1:], flush=True)
-    subprocess.run(command, cwd=ROOT, check=True)
+    if code := subprocess.run(command, cwd=ROOT).returncode:
+        sys.exit(code)
 
 
 def finished(folder: Path) -> bool:
@@ -117,13 +118,20 @@ def main() -> None:
         "| algorithm | accuracy before | after | models held | parameters | peak memory | an iteration |",
         "|---|---|---|---|---|---|---|",
     ]
-    for name, difference in algorithms(out).items():
+    differences = algorithms(out)
+
+    def train(name: str) -> None:
+        folder = ("--trainer.default_root_dir", out / name)
+        if not finished(out / name):
+            call("-m grpo_pl fit", *config, *differences[name], *options, *folder)
+
+    for name in differences:
         if name not in said.only:
             continue
-        if "RewardModel" in str(difference):
+        if "RewardModel" in str(differences[name]):
+            train("grpo")
             train_reward_models(out, config)
-        if not finished(out / name):
-            call("-m grpo_pl fit", *config, *difference, *options, "--trainer.default_root_dir", out / name)
+        train(name)
         lines.append(row(name, out / name))
         (out / "table.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
