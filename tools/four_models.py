@@ -60,23 +60,24 @@ def finished(folder: Path) -> bool:
     return (folder / "checkpoints" / "last.ckpt").is_file()
 
 
-def train_reward_models(out: Path, config: list[str]) -> None:
-    """Both kinds, from rollouts of the pretrained model and of the policy that GRPO made of it."""
+def train_reward_model(out: Path, config: list[str], options: str) -> None:
+    """The one that the options name, from rollouts of the pretrained model and of what GRPO made of it."""
     policy = out / "grpo_policy"
     if not policy.is_dir():
         call("tools/export_hf.py", out / "grpo" / "checkpoints" / "last.ckpt", policy)
     process = ("--config", ROOT / "configs" / "process_reward_model.yaml", "--trainer.max_epochs", 2)
-    for kind, name, overlay, made in (
-        ("pairs", "reward_model", ("--trainer.max_epochs", 1), (400, 1200, "--pairs-per-prompt", 2)),
-        ("steps", "process_reward_model", process, (100, 100, "--continuations", 4, "--steps", STEPS)),
+    for kind, name, overlay, of_base, how in (
+        ("pairs", "reward_model", ("--trainer.max_epochs", 1), (400, 8), ("--pairs-per-prompt", 2)),
+        ("steps", "process_reward_model", process, (40, 4), ("--continuations", 4, "--steps", STEPS)),
     ):
-        if finished(out / name):
+        of_policy = (1200, 4) if kind == "pairs" else (100, 4)
+        if str(out / name / "model") not in options or finished(out / name):
             continue
-        data, (of_base, of_policy, *more) = out / f"{name}_data", made
-        sources = {"base": (of_base, 8), "policy": (of_policy, 4, "--pretrained", policy)}
-        for source, (prompts, group_size, *pretrained) in sources.items():
+        data = out / f"{name}_data"
+        sources = {"base": (of_base, ()), "policy": (of_policy, ("--pretrained", policy))}
+        for source, ((prompts, group_size), pretrained) in sources.items():
             call(
-                *("tools/make_reward_data.py", kind, data / source, *config, *pretrained, *more),
+                *("tools/make_reward_data.py", kind, data / source, *config, *pretrained, *how),
                 *("--prompts", prompts, "--data.group_size", group_size),
             )
         for split in ("train", "val"):
@@ -130,7 +131,7 @@ def main() -> None:
             continue
         if "RewardModel" in str(differences[name]):
             train("grpo")
-            train_reward_models(out, config)
+            train_reward_model(out, config, str(differences[name]))
         train(name)
         lines.append(row(name, out / name))
         (out / "table.md").write_text("\n".join(lines) + "\n")
