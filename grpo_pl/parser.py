@@ -9,7 +9,7 @@ from pathlib import Path
 from pydoc import locate
 from typing import Any, NoReturn, get_args
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, _typehints
 from lightning.pytorch.cli import LightningArgumentParser
 from typing_extensions import override
 
@@ -56,6 +56,28 @@ class Parser(LightningArgumentParser):
         if not self.exit_on_error:  # the parser of a component inside: the outer one will name the whole key
             super().error(message, ex)
         fail(explain(message, known_options(self)))
+
+
+def drop_what_means_something_else(owner: Any, before: Any, after: Any) -> None:
+    """When a component gives way to one of another class, keep those settings alone that mean the same there.
+
+    They do where the two classes have the same default. jsonargparse keeps every setting whose name the new
+    class knows: `--model.loss GSPO` over `ClippedSurrogate` would be GSPO with bounds 500 times too wide.
+    """
+    if before and "init_args" in before and before["class_path"] != after["class_path"]:
+        arguments = getattr(owner, "sub_add_kwargs", {})
+        old, new = (
+            _typehints.ActionTypeHint.get_class_parser(value["class_path"], arguments).get_defaults()  # type: ignore[no-untyped-call]
+            for value in (before, after)
+        )
+        for key in list(before["init_args"].keys()):
+            if key in old and key in new and old[key] != new[key]:
+                before["init_args"].pop(key)
+    _keep_what_the_new_class_knows(owner, before, after)  # type: ignore[no-untyped-call]
+
+
+_keep_what_the_new_class_knows = _typehints.discard_init_args_on_class_path_change
+_typehints.discard_init_args_on_class_path_change = drop_what_means_something_else
 
 
 def known_options(parser: ArgumentParser) -> dict[str, Any]:

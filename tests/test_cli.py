@@ -294,6 +294,24 @@ def test_print_config_shows_the_whole_config(capsys):
     assert config["model"]["advantage"]["class_path"].endswith("GroupRelative")
 
 
+def test_a_component_of_another_class_starts_from_its_own_defaults(capsys):
+    """Not from the bounds and coefficients of the one before, which mean something else there."""
+    before = ("--model.loss.clip_low", 0.1, "--model.kl.coefficient", 0.3, "--model.policy.row_tokens", 64)
+    config = printed_config(capsys, *before)["model"]
+    assert config["loss"]["init_args"]["clip_low"] == 0.1
+    config = printed_config(capsys, *before, "--model.loss", "GSPO", "--model.kl", "KLInReward")["model"]
+    assert (config["loss"]["init_args"]["clip_low"], config["loss"]["init_args"]["clip_high"]) == (3e-4, 4e-4)
+    assert config["kl"]["init_args"]["coefficient"] == 0.05
+    again = ("--model.loss", "GSPO", "--model.loss.clip_low", 0.01)
+    assert printed_config(capsys, *before, *again)["model"]["loss"]["init_args"]["clip_low"] == 0.01
+
+
+def test_what_means_the_same_to_another_class_is_kept(capsys):
+    config = printed_config(capsys, "--model.policy.row_tokens", 64, "--model.policy", "LoRA")["model"]
+    assert config["policy"]["class_path"].endswith("LoRA")
+    assert config["policy"]["init_args"]["row_tokens"] == 64
+
+
 def test_later_configs_and_options_win(capsys, tmp_path):
     (tmp_path / "one.yaml").write_text("data: {group_size: 8, minibatches: 4}\nmodel: {kl: null}")
     (tmp_path / "two.yaml").write_text("data: {group_size: 16}")
