@@ -58,6 +58,16 @@ class Parser(LightningArgumentParser):
         fail(explain(message, known_options(self)))
 
 
+def defaults(class_path: str | None) -> dict[str, Any]:
+    """What the constructor of a class takes where nothing is said; empty for what is no import path."""
+    cls = locate(class_path or "")
+    if not inspect.isclass(cls):
+        return {}
+    parser = ArgumentParser()
+    parser.add_class_arguments(cls, fail_untyped=False)
+    return parser.get_defaults().as_dict()
+
+
 def drop_what_means_something_else(owner: Any, before: Any, after: Any) -> None:
     """When a component gives way to one of another class, keep those settings alone that mean the same there.
 
@@ -65,11 +75,7 @@ def drop_what_means_something_else(owner: Any, before: Any, after: Any) -> None:
     class knows: `--model.loss GSPO` over `ClippedSurrogate` would be GSPO with bounds 500 times too wide.
     """
     if before and "init_args" in before and before["class_path"] != after["class_path"]:
-        arguments = getattr(owner, "sub_add_kwargs", {})
-        old, new = (
-            _typehints.ActionTypeHint.get_class_parser(value["class_path"], arguments).get_defaults()  # type: ignore[no-untyped-call]
-            for value in (before, after)
-        )
+        old, new = defaults(before["class_path"]), defaults(after["class_path"])
         for key in list(before["init_args"].keys()):
             if key in old and key in new and old[key] != new[key]:
                 before["init_args"].pop(key)

@@ -166,7 +166,7 @@ def test_a_critic_s_gradient_does_not_shrink_the_policy_s_step(fit: Fit) -> None
             *(*CRITICS["own"], "--model.value_loss.coefficient", coefficient, *NO_VALIDATION),
             *("--trainer.gradient_clip_val", "1e-3", "--trainer.max_epochs", "1"),
         )
-        row = read_metrics(folder / "metrics.csv")[1]
+        row = rows(folder)[1]
         assert row["train/grad_norm"] > 1e-3
         assert row["train/critic_grad_norm"] > 1e-3
         return {name: t for name, t in saved(folder)["state_dict"].items() if name.startswith("policy.")}
