@@ -128,9 +128,9 @@ def test_last_number_reads_any_text(text):
     ids=lambda text: repr(text[:5]),
 )  # fmt: skip
 def test_last_number_takes_linear_time_on_a_megabyte(response):
-    start = time.perf_counter()
+    start = time.process_time()
     LastNumber().score([sample(response, "5")])
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
 
 
 def test_a_number_of_a_million_digits_is_compared_digit_by_digit():
