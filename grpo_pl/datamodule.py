@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import cached_property
 from itertools import islice
 from typing import Generic, Literal, TypeVar, cast
 
@@ -14,7 +15,7 @@ from grpo_pl.checks import check_schedule, check_trainer
 from grpo_pl.functional import derive_seed
 from grpo_pl.loop import Learner, UpdateSchedule, experience_stream
 from grpo_pl.models.loading import context_length, load_tokenizer
-from grpo_pl.prompts.chat import ChatFormat
+from grpo_pl.prompts.chat import ChatFormat, Tokenizer
 from grpo_pl.prompts.prompt_set import PromptSet, iteration_prompts
 from grpo_pl.prompts.sources import PromptSource
 from grpo_pl.resampling import DynamicSampling
@@ -135,19 +136,11 @@ class RolloutDataModule(pl.LightningDataModule):
                 min_group_size=self.learner.min_group_size,
             )
         self._check_context()
-        tokenizer = load_tokenizer(self.pretrained)
         self.prompts: dict[str, PromptSet] = {}
         for name, source in (("train", self.train), ("val", self.val)):
             if source is None or (name == "train" and stage != "fit"):
                 continue
-            prompts = self.prompts[name] = PromptSet(
-                source,
-                self.format,
-                tokenizer,
-                max_prompt_tokens=self.max_prompt_tokens,
-                long_prompts=self.long_prompts,
-                key=f"data.{name}",
-            )
+            prompts = self.prompts[name] = self.read_prompts(name, source)
             self.learner.check_prompts(f"data.{name}", [prompts[row] for row in range(len(prompts))])
             log.info(
                 "data.%s: %d prompts, %d over %d tokens (data.long_prompts: %s)",
@@ -164,6 +157,21 @@ class RolloutDataModule(pl.LightningDataModule):
             device=self.trainer.strategy.root_device,
         )
         self._started = True
+
+    @cached_property
+    def _tokenizer(self) -> Tokenizer:
+        return load_tokenizer(self.pretrained)
+
+    def read_prompts(self, name: str, source: PromptSource) -> PromptSet:
+        """The encoded prompts of `data.<name>`, as this config puts them to the model."""
+        return PromptSet(
+            source,
+            self.format,
+            self._tokenizer,
+            max_prompt_tokens=self.max_prompt_tokens,
+            long_prompts=self.long_prompts,
+            key=f"data.{name}",
+        )
 
     @property
     def _longest_response(self) -> int:

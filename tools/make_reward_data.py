@@ -25,10 +25,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout ne
 from grpo_pl.cli import configure, mistakes_answered
 from grpo_pl.datamodule import RolloutDataModule
 from grpo_pl.functional import derive_seed, permutation
-from grpo_pl.models.loading import load_tokenizer
 from grpo_pl.module import PolicyOptimization
 from grpo_pl.parser import fail
-from grpo_pl.prompts.prompt_set import PromptSet, iteration_prompts
+from grpo_pl.prompts.prompt_set import iteration_prompts
 from grpo_pl.quiet import tame_logs
 from grpo_pl.rewards.base import Verifier, score_samples
 from grpo_pl.rewards.patterns import compiled
@@ -42,14 +41,7 @@ CHUNK = 32
 
 def rollouts(data: RolloutDataModule, num_prompts: int, device: Any) -> Iterator[Rollout]:
     """Groups of responses to the training prompts, as a run of this config would sample them first."""
-    prompts = PromptSet(
-        data.train,
-        data.format,
-        load_tokenizer(data.pretrained),
-        max_prompt_tokens=data.max_prompt_tokens,
-        long_prompts=data.long_prompts,
-        key="data.train",
-    )
+    prompts = data.read_prompts("train", data.train)
     chunks = -(-num_prompts // CHUNK)
     data.engine.start(
         max_sequence_tokens=data.max_prompt_tokens + 2 * data.sampling.max_tokens,  # a prefix continued
