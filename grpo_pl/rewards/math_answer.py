@@ -2,8 +2,10 @@
 
 import logging
 import re
+import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, Literal, final
 
@@ -28,12 +30,12 @@ class MathAnswer(Verifier):
     of a number may be spelled out. A response that takes longer than `timeout_s` to parse or to compare
     scores 0; a gold answer that takes longer to parse counts as unreadable.
 
-    The time limit is an alarm signal, which works in the main thread only. In any other thread there is none,
+    The time limit is a signal, which works in the main thread only. In any other thread there is none,
     and one response such as `7^{10^{10}}` can hang: score there in a process of its own.
 
     Args:
         max_chars: only the end of a response, of this many characters, is read.
-        timeout_s: limit in whole seconds for each parse and each comparison.
+        timeout_s: limit in whole seconds of CPU time of the process for each parse and each comparison.
         on_error: unlike other rewards this one abstains, since SymPy may fail on what a response happens to
             hold. A math-verify that fails on everything is refused at construction.
     """
@@ -55,7 +57,7 @@ class MathAnswer(Verifier):
             import math_verify  # noqa: F401
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError("MathAnswer needs math-verify: pip install grpo_pl[math]") from error
-        if not _equal(r"\boxed{\frac{1}{2}}", r"\boxed{0.5}", self._alarm_s):
+        if not _equal(r"\boxed{\frac{1}{2}}", r"\boxed{0.5}", self._limit_s):
             raise RuntimeError(
                 "math-verify finds 1/2 unequal to 0.5: reinstall it, pip install grpo_pl[math]"
             )
@@ -66,26 +68,26 @@ class MathAnswer(Verifier):
 
     @override
     def can_score(self, prompt: Prompt) -> bool:
-        parsed = _parse(_gold_math(prompt.answer), self._alarm_s)
+        parsed = _parse(_gold_math(prompt.answer), self._limit_s)
         return bool(parsed) and not isinstance(parsed[0], str)
 
     @override
     def extract(self, response: str) -> str | None:
-        parsed = _parse(self._response_math(response), self._alarm_s)
+        parsed = _parse(self._response_math(response), self._limit_s)
         return _spell(parsed) if parsed else None
 
     def _score(self, sample: Sample) -> float | None:
         if not self.can_score(sample.prompt):
             return None
         gold, answer = _gold_math(sample.prompt.answer), self._response_math(sample.response)
-        return float(_equal(gold, answer, self._alarm_s))
+        return float(_equal(gold, answer, self._limit_s))
 
     def _response_math(self, response: str) -> str:
         tail = ascii_numbers(response[-self.max_chars :])
         return _marked_math(tail) or tail
 
     @property
-    def _alarm_s(self) -> int | None:
+    def _limit_s(self) -> int | None:
         return self.timeout_s if threading.current_thread() is threading.main_thread() else None
 
 
@@ -127,29 +129,56 @@ def _last_boxed(text: str) -> str | None:
     return None if last is None else text[last]
 
 
+class _OutOfTimeError(BaseException):
+    """Not an Exception: SymPy catches those wherever it tries one way after the other."""
+
+
+@contextmanager
+def _time_limit(seconds: int | None) -> Iterator[None]:
+    """Raise _OutOfTimeError after so many seconds of computing, and again and again until somebody hears it.
+
+    Unlike math-verify's own limit, which counts seconds on the clock, so that a busy machine makes right
+    answers wrong, and rings once, which is lost where it rings inside a finalizer.
+    """
+    if seconds is None:
+        yield
+        return
+
+    def ring(*_: object) -> None:
+        raise _OutOfTimeError
+
+    before = signal.signal(signal.SIGPROF, ring)
+    signal.setitimer(signal.ITIMER_PROF, seconds, 0.2)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
+
+
 @lru_cache(maxsize=16384)
-def _parse(math: str, alarm_s: int | None) -> tuple[Any, ...]:
+def _parse(math: str, limit_s: int | None) -> tuple[Any, ...]:
     """The expressions that math-verify finds in a text, then the text that it read; empty if none."""
     import math_verify
-    from math_verify.errors import TimeoutException
 
     try:
-        return tuple(math_verify.parse(math, parsing_timeout=alarm_s, raise_on_error=True))
-    except TimeoutException:
-        _logger.warning("math-verify could not parse within %s s: %.200r", alarm_s, math)
+        with _time_limit(limit_s):
+            return tuple(math_verify.parse(math, parsing_timeout=None, raise_on_error=True))
+    except _OutOfTimeError:
+        _logger.warning("math-verify could not parse within %s s: %.200r", limit_s, math)
         return ()
 
 
 @lru_cache(maxsize=16384)
-def _equal(gold: str, answer: str, alarm_s: int | None) -> bool:
+def _equal(gold: str, answer: str, limit_s: int | None) -> bool:
     import math_verify
-    from math_verify.errors import TimeoutException
 
-    golds, answers = list(_parse(gold, alarm_s)), list(_parse(answer, alarm_s))
+    golds, answers = list(_parse(gold, limit_s)), list(_parse(answer, limit_s))
     try:
-        return bool(math_verify.verify(golds, answers, timeout_seconds=alarm_s, raise_on_error=True))
-    except TimeoutException:
-        _logger.warning("math-verify could not compare within %s s: %.200r", alarm_s, answer)
+        with _time_limit(limit_s):
+            return bool(math_verify.verify(golds, answers, timeout_seconds=None, raise_on_error=True))
+    except _OutOfTimeError:
+        _logger.warning("math-verify could not compare within %s s: %.200r", limit_s, answer)
         return False
 
 
