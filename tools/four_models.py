@@ -16,7 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 KL_IN_LOSS = ("--model.kl", "KLInLoss", "--model.kl.coefficient", "0.001", "--model.kl.bound", "10")
-"""Unbounded, one token that the policy has given up outweighs all others in k3: the mean was 3 after a step."""
+"""Without the bound, one token that the policy has given up outweighs all others: k3 was 3 on average."""
 STEPS = r"[^0-9]+(?=[0-9])"
 """Between two steps: whatever stands before a number, so that each step ends where one begins."""
 PPO = (
