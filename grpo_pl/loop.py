@@ -45,8 +45,8 @@ class Learner(Protocol):
         """Of each group, whether the rewards of its responses differ."""
         ...
 
-    def make_experience(self, rollout: Rollout, micro_batches: Sequence[Sequence[int]]) -> Experience:
-        """Rewards, scores and advantages of a rollout, scored in the given micro-batches."""
+    def make_experience(self, rollout: Rollout, steps: Sequence[Step]) -> Experience:
+        """Rewards, scores and advantages of a rollout that is learned from in the given optimizer steps."""
         ...
 
     def sum_over_ranks(self, values: Tensor) -> Tensor:
@@ -67,6 +67,13 @@ class UpdateSchedule:
     def batches_per_iteration(self) -> int:
         """Micro-batches that one rollout gives."""
         return self.update_epochs * self.minibatches * self.micro_batches
+
+    def steps(
+        self, lengths: Sequence[int], iteration: int, group_ids: Sequence[int] | None = None
+    ) -> list[Step]:
+        """The optimizer steps of a rollout in their order: one epoch after the other."""
+        epochs = range(self.update_epochs)
+        return [step for e in epochs for step in self.epoch(lengths, iteration, e, group_ids)]
 
     def epoch(
         self, lengths: Sequence[int], iteration: int, epoch: int, group_ids: Sequence[int] | None = None
@@ -105,6 +112,17 @@ class Stopwatch:
         self.seconds[f"time/{stage}_s"] = time.perf_counter() - start
 
 
+def first_pass(steps: Sequence[Step]) -> list[Step]:
+    """The steps in which every row is read for the first time."""
+    seen: set[int] = set()
+    for i, step in enumerate(steps):
+        rows = {row for micro_batch in step for row in micro_batch}
+        if rows & seen:
+            return list(steps[:i])
+        seen |= rows
+    return list(steps)
+
+
 def experience_stream(
     learner: Learner,
     engine: RolloutEngine,
@@ -134,16 +152,12 @@ def experience_stream(
                 greedy = SamplingConfig(sampling.max_tokens, temperature=0.0)
                 rollout = replace(rollout, greedy=engine.generate(first_prompts(rollout), 1, greedy).samples)
         together = rollout.group_ids.tolist() if keep_groups else None
-        epochs = [
-            schedule.epoch(rollout.lengths, iteration, e, together) for e in range(schedule.update_epochs)
-        ]
+        steps = schedule.steps(rollout.lengths, iteration, together)
         with clock("score"):
-            experience = learner.make_experience(rollout, [rows for step in epochs[0] for rows in step])
+            experience = learner.make_experience(rollout, steps)
         experience.metrics |= clock.seconds
         on_stage("update")
-        yield from micro_batches(
-            experience, [step for epoch in epochs for step in epoch], learner.sum_over_ranks
-        )
+        yield from micro_batches(experience, steps, learner.sum_over_ranks)
 
 
 def micro_batches(

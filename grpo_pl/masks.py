@@ -22,7 +22,7 @@ class TokenMask(ABC):
     def __call__(self, feedback: Feedback, entropy: Float[Tensor, "N T"]) -> Bool[Tensor, "N T"]:
         """False on the tokens to leave out; what it says of tokens outside the loss mask does not matter.
 
-        `entropy` is that of the old policy, in nats.
+        `entropy` is that of the old policy, in nats; zeros where `needs_entropy` is False.
         """
 
 

@@ -1,14 +1,12 @@
 """What an iteration looked like: numbers for curves, and responses for people to read."""
 
-import torch
-
-from grpo_pl.functional import groups_with, masked_mean
+from grpo_pl.functional import groups_with
 from grpo_pl.rewards.base import ScoredSamples
-from grpo_pl.types import Experience, Rollout, SampleRecord, TokenScores
+from grpo_pl.types import Experience, Rollout, SampleRecord
 
 
-def rollout_metrics(rollout: Rollout, experience: Experience, scores: TokenScores) -> dict[str, float]:
-    """What one looks at first: lengths, truncation, signal, and whether the engine's weights are ours."""
+def rollout_metrics(rollout: Rollout, experience: Experience) -> dict[str, float]:
+    """What one looks at first: lengths, truncation, signal."""
     mask = experience.loss_mask
     silent = experience.advantages.abs().sum(-1) == 0
     with_signal = groups_with(~silent.cpu(), rollout.group_ids).tolist()
@@ -20,13 +18,6 @@ def rollout_metrics(rollout: Rollout, experience: Experience, scores: TokenScore
         "rollout/groups_without_signal": with_signal.count(False) / len(with_signal),
     }
     metrics |= rollout.metrics
-    seen = experience.read
-    if seen.any():
-        gap = (experience.sampling_logprobs - experience.old_logprobs).abs()
-        metrics["sync/logprob_mismatch"] = float(masked_mean(gap, seen))
-        metrics["sync/logprob_mismatch_max"] = float(torch.where(seen, gap, 0.0).max())
-        if scores.entropy is not None:
-            metrics["train/entropy"] = float(masked_mean(scores.entropy, seen))
     if experience.returns is not None and experience.old_values is not None:
         error = (experience.returns - experience.old_values)[mask].var(correction=0)
         total = experience.returns[mask].var(correction=0)

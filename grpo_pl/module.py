@@ -14,6 +14,7 @@ from grpo_pl.corrections import ImportanceCorrection
 from grpo_pl.evaluation import Evaluation
 from grpo_pl.feedback import RewardStage
 from grpo_pl.functional import group_is_constant, group_size, groups_with, masked_mean, prompt_weights
+from grpo_pl.loop import Step, first_pass
 from grpo_pl.losses import Aggregation, ClippedValueLoss, PolicyLoss
 from grpo_pl.masks import TokenMask
 from grpo_pl.metrics import rollout_metrics, sample_records
@@ -87,7 +88,9 @@ class PolicyOptimization(OptimizedModule):
         self.reward_transforms = nn.ModuleList(reward_transforms or [])
         self.correction, self.masks, self.entropy = correction, masks or [], entropy
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
-        self.reads_silent = any((kl, critic, entropy, *(mask.needs_entropy for mask in self.masks)))
+        by_entropy = any(mask.needs_entropy for mask in self.masks)
+        self.reads_silent = any((kl, critic, entropy, by_entropy))
+        self.scores_first = any((kl and kl.needs_old_logprobs, critic, correction, by_entropy))
         self.min_group_size, self.needs_greedy = advantage.min_group_size, advantage.needs_greedy
         self.policy: LanguageModel | None = None
         self.critic: nn.Module | None = None
@@ -139,8 +142,8 @@ class PolicyOptimization(OptimizedModule):
     def forward(self, batch: Experience) -> TokenScores:
         """What the trained models say of a micro-batch."""
         assert self.policy is not None, "configure_model comes first"
-        with_entropy = self.entropy is not None or not torch.is_grad_enabled()
-        said = self.policy(batch.token_ids, batch.loss_mask, batch.temperature, with_entropy)
+        entropy = "value" if self.entropy is None else "gradient"
+        said = self.policy(batch.token_ids, batch.loss_mask, batch.temperature, entropy)
         values = None
         if self.critic is not None:
             values = self.critic(batch.token_ids, batch.loss_mask, said.hidden)
@@ -194,11 +197,13 @@ class PolicyOptimization(OptimizedModule):
         return groups_with(~constant, groups).tolist()
 
     @torch.no_grad()
-    def make_experience(self, rollout: Rollout, micro_batches: Sequence[Sequence[int]]) -> Experience:
-        """Rewards, scores and advantages of a rollout.
+    def make_experience(self, rollout: Rollout, steps: Sequence[Step]) -> Experience:
+        """Rewards, scores and advantages of a rollout that is learned from in the given optimizer steps.
 
         It is scored in the very micro-batches of the first update epoch, through the strategy's wrapper and
-        in `training_step`'s precision: so the first ratio is exactly 1, whatever the precision.
+        in `training_step`'s precision: so the first ratio is exactly 1, whatever the precision. What is read
+        once, in the first step, is not scored by the trained models unless something asks for their scores
+        before: that step's own forward gives the old log-probabilities, to the last bit.
         """
         samples = rollout.samples
         scored = score_samples(self.rewards, samples)
@@ -212,28 +217,30 @@ class PolicyOptimization(OptimizedModule):
             advantages=blank,
             temperature=rollout.temperature,
         )
-        if not self.reads_silent:
-            credit = self.advantage(feedback)  # without an advantage a sequence has no gradient
+        credit = None if self.reads_silent else self.advantage(feedback)
+        if credit is not None:  # without an advantage a sequence has no gradient
             experience.active = (credit.advantages != 0).any(-1)
-            scores = self._score(experience, micro_batches)
-        else:
-            scores = self._score(experience, micro_batches)
-            feedback.values = scores.values
-            if self.kl is not None and scores.ref_logprobs is not None:
-                cost = self.kl.cost(scores.logprobs, scores.ref_logprobs)
-                feedback.rewards = feedback.rewards if cost is None else feedback.rewards - mask * cost
-            credit = self.advantage(feedback)
-        experience.old_logprobs, experience.ref_logprobs = scores.logprobs, scores.ref_logprobs
+        first = first_pass(steps)
+        unscored = first[:1] if len(first) == len(steps) and not self.scores_first else []
+        if unscored:
+            experience.scored = torch.ones_like(mask[:, 0])
+            experience.scored[[row for step in unscored for rows in step for row in rows]] = False
+        scores = self._scores(self.trainer.model, experience, first[len(unscored) :])
+        experience.old_logprobs = scores.logprobs
+        experience.old_values = feedback.values = scores.values
+        if self.kl is not None:
+            experience.ref_logprobs = self._scores(self._reference_scores, experience, first).logprobs
+            cost = self.kl.cost(scores.logprobs, experience.ref_logprobs)
+            feedback.rewards = feedback.rewards if cost is None else feedback.rewards - mask * cost
+        credit = credit or self.advantage(feedback)
         experience.advantages, experience.returns = credit.advantages, credit.returns
-        experience.old_values = scores.values
         for token_mask in self.masks:
-            assert scores.entropy is not None, "a pass without gradient gives it"
-            kept = token_mask(feedback, scores.entropy)
+            kept = token_mask(feedback, blank if scores.entropy is None else scores.entropy)
             experience.kept = kept if experience.kept is None else experience.kept & kept
         experience.prompt_weights = prompt_weights(
             experience.counted.sum(-1), feedback.group_ids, self.sum_over_ranks
         )
-        experience.metrics = rollout_metrics(rollout, experience, scores) | scored.metrics()
+        experience.metrics = rollout_metrics(rollout, experience) | scored.metrics()
         if self.kl is not None:
             experience.metrics["train/kl_coefficient"] = float(self.kl.coefficient)
         if self.correction is not None:
@@ -243,19 +250,21 @@ class PolicyOptimization(OptimizedModule):
         experience.records = sample_records(rollout, experience, scored)
         return experience
 
-    def _score(self, experience: Experience, micro_batches: Sequence[Sequence[int]]) -> TokenScores:
-        read = [experience.among(rows) for rows in micro_batches]
-        parts = []
+    def _scores(self, model: Any, experience: Experience, steps: Sequence[Step]) -> TokenScores:
+        """What a model says of the active sequences among the given ones; zero elsewhere."""
+        read = [experience.among(rows) for step in steps for rows in step]
+        parts: list[TokenScores] = []
         for rows in read:
             batch = experience.select(rows, num_tokens=0, num_sequences=0)
             with self.trainer.precision_plugin.forward_context():
-                part: TokenScores = self.trainer.model(batch)  # type: ignore[misc]
-                if self.reference is not None:
-                    part.ref_logprobs = self.reference(
-                        batch.token_ids, batch.loss_mask, batch.temperature
-                    ).logprobs
-            parts.append(part)
-        return TokenScores.assemble(parts, read, experience.token_ids.shape)
+                parts.append(model(batch))
+        return TokenScores.assemble(parts, read, like=experience.advantages)
+
+    def _reference_scores(self, batch: Experience) -> TokenScores:
+        assert self.reference is not None, "check_components refuses a KL without a reference"
+        return TokenScores(
+            logprobs=self.reference(batch.token_ids, batch.loss_mask, batch.temperature).logprobs
+        )
 
     # ------------------------------------------------------------------------------------- experience -> loss
 
@@ -263,6 +272,9 @@ class PolicyOptimization(OptimizedModule):
     def training_step(self, batch: Experience, batch_idx: int) -> Tensor:
         self.log_dict(batch.metrics, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
         scores = self(batch)
+        if batch.scored is not None:
+            known = batch.scored[:, None]
+            batch.old_logprobs = torch.where(known, batch.old_logprobs, scores.logprobs.detach())
         loss, metrics = self.loss(scores.logprobs, batch)
         loss = loss if batch.weights is None else loss * batch.weights
         if self.kl is not None:
@@ -274,7 +286,13 @@ class PolicyOptimization(OptimizedModule):
         if scores.values is not None:
             value_loss, value_metrics = self.value_loss(scores.values, batch)
             objective, metrics = objective + self.aggregation(value_loss, batch), metrics | value_metrics
-        self._log_tokens(metrics | {"train/loss": loss.detach()}, batch)
+        gap = torch.where(batch.read, batch.sampling_logprobs - batch.old_logprobs, 0.0).abs()
+        worst = {"on_step": False, "on_epoch": True, "reduce_fx": "max", "sync_dist": True, "batch_size": 1}
+        self.log("sync/logprob_mismatch_max", gap.max(), **worst)  # type: ignore[arg-type]
+        metrics |= {"train/loss": loss.detach(), "sync/logprob_mismatch": gap}
+        if scores.entropy is not None:
+            metrics["train/entropy"] = scores.entropy.detach()
+        self._log_tokens(metrics, batch)
         # Lightning divides by the micro-batches and strategies average over ranks: undo both, shares add up.
         return objective * self.trainer.accumulate_grad_batches * self.trainer.world_size
 

@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from typing import Literal, final
+from typing import ClassVar, Literal, final
 
 import torch
 from jaxtyping import Float
@@ -52,6 +52,9 @@ class KLPenalty(nn.Module, ABC):
 
     A module, so that the state of the controller is in every checkpoint.
     """
+
+    needs_old_logprobs: ClassVar[bool] = False
+    """Whether `cost` looks at the old policy, so that it must be asked before the update."""
 
     def __init__(
         self,
@@ -178,6 +181,8 @@ class KLInReward(KLPenalty):
         bound: The greatest absolute value of a token's estimate, in nats, above 0: 10 in OpenRLHF; null for
             none (the papers, TRL, verl).
     """
+
+    needs_old_logprobs = True
 
     def __init__(
         self,

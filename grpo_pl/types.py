@@ -112,22 +112,26 @@ class TokenScores:
 
     logprobs: Float[Tensor, "B T"]
     entropy: Float[Tensor, "B T"] | None = None
-    """Entropy in nats of the distribution that token `t` was drawn from; None where a gradient is wanted."""
-    ref_logprobs: Float[Tensor, "B T"] | None = None
+    """Entropy in nats of the distribution that token `t` was drawn from; None where it was not asked for."""
     values: Float[Tensor, "B T"] | None = None
     """The critic's estimate before token `t` is chosen."""
 
     @classmethod
     def assemble(
-        cls, parts: Sequence["TokenScores"], rows: Sequence[Sequence[int]], shape: torch.Size
+        cls, parts: Sequence["TokenScores"], rows: Sequence[Sequence[int]], like: Float[Tensor, "N T"]
     ) -> "TokenScores":
-        """The scores of all `[N, T]` tokens from those of micro-batches of the given rows; float32."""
+        """The scores of all `[N, T]` tokens from those of micro-batches of the given rows; float32.
+
+        Zero in other rows. Without any micro-batch, that is all, and there are log-probabilities alone.
+        """
 
         def whole(name: str) -> Any:
             pieces = [getattr(part, name) for part in parts]
+            out = torch.zeros_like(like)
+            if not pieces:
+                return out if name == "logprobs" else None
             if pieces[0] is None:
                 return None
-            out = torch.zeros(shape, device=pieces[0].device)
             for piece, where in zip(pieces, rows, strict=True):
                 out[torch.tensor(where, device=out.device), : piece.shape[1]] = piece.float()
             return out
@@ -216,6 +220,10 @@ class Experience:
     in."""
     active: Bool[Tensor, "B"] | None = None
     """False on sequences that no term of the loss depends on: no pass reads them; None where all are read."""
+    scored: Bool[Tensor, "B"] | None = None
+    """False on sequences whose `old_logprobs` are still zeros: they are read once, in the rollout's first
+    optimizer step, which sees the very weights that `old_logprobs` are of and takes them from its forward.
+    None where there are no such sequences."""
     prompt_weights: Float[Tensor, "B"] | None = None
     """What each counted token of a sequence weighs where every prompt counts the same, before the mean over
     sequences: `functional.prompt_weights`."""
@@ -255,6 +263,9 @@ class Experience:
         def cut(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else tensor[index, :width]
 
+        def of_rows(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor[index]
+
         def must(tensor: Tensor) -> Tensor:
             return tensor[index, :width]
 
@@ -270,8 +281,9 @@ class Experience:
             old_values=cut(self.old_values),
             weights=cut(self.weights),
             kept=cut(self.kept),
-            active=None if self.active is None else self.active[index],
-            prompt_weights=None if self.prompt_weights is None else self.prompt_weights[index],
+            active=of_rows(self.active),
+            scored=of_rows(self.scored),
+            prompt_weights=of_rows(self.prompt_weights),
             num_tokens=num_tokens,
             num_sequences=num_sequences,
         )

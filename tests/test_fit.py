@@ -10,6 +10,8 @@ import torch
 from run_results import NO_VALIDATION, Fit, Refused, column, rows, saved, untimed
 
 from grpo_pl.cli import main
+from grpo_pl.module import PolicyOptimization
+from grpo_pl.types import Experience, TokenScores
 
 CONFIG = Path(__file__).parents[1] / "configs" / "tiny.yaml"
 
@@ -24,11 +26,42 @@ def difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_the_first_minibatch_is_exactly_on_policy(fit: Fit, precision: str) -> None:
-    folder = fit("--data.minibatches", "1", "--trainer.precision", precision, *NO_VALIDATION)
+def test_what_has_not_moved_is_exactly_on_policy(fit: Fit, precision: str) -> None:
+    """Also in the second minibatch, whose old log-probabilities are from a pass of their own."""
+    folder = fit("--model.optimizer.lr", "0.0", "--trainer.precision", precision, *NO_VALIDATION)
     assert column(folder, "train/ratio_deviation") == [0.0, 0.0, 0.0]
     assert column(folder, "train/clip_fraction") == [0.0, 0.0, 0.0]
     assert column(folder, "train/kl")[0] == 0.0
+
+
+@pytest.mark.parametrize(("minibatches", "without", "with_"), [(1, 2, 4), (2, 6, 8)])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_the_first_step_gives_its_own_old_logprobs_and_they_are_the_same(
+    fit: Fit, monkeypatch: pytest.MonkeyPatch, minibatches: int, without: int, with_: int, precision: str
+) -> None:
+    """A mask that keeps every token by its entropy changes nothing but that all is scored before."""
+    passes = 0
+    forward = PolicyOptimization.forward
+
+    def counted(self: PolicyOptimization, batch: Experience) -> TokenScores:
+        nonlocal passes
+        passes += 1
+        return forward(self, batch)
+
+    monkeypatch.setattr(PolicyOptimization, "forward", counted)
+    results = []
+    everything = ("--model.masks", '[{"class_path": "TopEntropy", "init_args": {"share": 1.0}}]')
+    for arguments, expected in (((), without), (everything, with_)):
+        passes = 0
+        folder = fit(
+            *("--data.minibatches", minibatches, "--trainer.precision", precision, "--trainer.max_epochs", 1),
+            *(*arguments, *NO_VALIDATION),
+        )
+        assert passes == expected, "micro-batches that the policy reads in an iteration"
+        results.append((weights(folder), rows(folder)[1]["sync/logprob_mismatch"]))
+    (ours, our_gap), (theirs, their_gap) = results
+    assert difference(ours, theirs) == 0
+    assert our_gap == their_gap
 
 
 def test_later_minibatches_are_off_policy_and_the_clip_acts(fit: Fit) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from grpo_pl.loop import Step, Stopwatch, UpdateSchedule, micro_batches
+from grpo_pl.loop import Step, Stopwatch, UpdateSchedule, first_pass, micro_batches
 from grpo_pl.types import Experience, Prompt, Rollout, SampleRecord, TokenScores
 
 few = settings(max_examples=30, deadline=None, derandomize=True)
@@ -203,12 +203,21 @@ def test_the_scores_of_micro_batches_assemble_to_those_of_the_whole() -> None:
         )
         for some, width in zip(rows, widths, strict=True)
     ]
-    scores = TokenScores.assemble(parts, rows, mask.shape)
+    scores = TokenScores.assemble(parts, rows, like=whole)
     assert torch.equal(scores.logprobs, whole)
     assert torch.equal(scores.entropy, 2 * whole)
     assert torch.equal(scores.values, -whole)
-    assert scores.ref_logprobs is None
     assert scores.logprobs.dtype == torch.float32
+    nothing = TokenScores.assemble([], [], like=whole)
+    assert torch.equal(nothing.logprobs, torch.zeros_like(whole))
+    assert nothing.entropy is None
+    assert nothing.values is None
+
+
+def test_the_first_pass_ends_where_a_row_comes_again() -> None:
+    once = [[[0, 1], [2]], [[3], [4, 5]]]
+    assert first_pass(once) == once
+    assert first_pass([*once, [[5, 0], [1]], [[2, 3], [4]]]) == once
 
 
 def test_a_rollout_knows_the_lengths_of_its_sequences_and_shows_rewards_its_samples() -> None:

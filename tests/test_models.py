@@ -31,7 +31,7 @@ def test_logprobs_and_entropy_are_those_of_the_full_logits(
     tokens, mask = batch()
     with torch.no_grad():
         model = CausalLM(str(tiny_model), chunk_tokens=chunk_tokens).build()
-        said = model(tokens, mask, temperature, with_entropy=True)
+        said = model(tokens, mask, temperature, entropy="value")
         logits = AutoModelForCausalLM.from_pretrained(tiny_model)(tokens).logits[:, :-1] / temperature
     expected = logits.log_softmax(-1)
     chosen = expected.gather(-1, tokens[:, 1:, None])[..., 0]

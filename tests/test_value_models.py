@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 from grpo_pl.metrics import rollout_metrics
 from grpo_pl.models import CausalLM, LanguageModel, TrunkValueHead, ValueHead, ValueModel
 from grpo_pl.models.loading import load_language_model
-from grpo_pl.types import Experience, Prompt, Rollout, TokenScores
+from grpo_pl.types import Experience, Prompt, Rollout
 
 PPO = ("--model.critic", "ValueHead", "--model.advantage", "GAE")
 CRITICS = {
@@ -242,7 +242,7 @@ def explained_variance(returns: list[float], values: list[float]) -> float:
         token_ids=tokens, loss_mask=mask, sampling_logprobs=blank, old_logprobs=blank, advantages=blank,
         temperature=1.0, returns=masked(returns), old_values=masked(values),
     )  # fmt: skip
-    return rollout_metrics(rollout, experience, TokenScores(logprobs=blank))["train/explained_variance"]
+    return rollout_metrics(rollout, experience)["train/explained_variance"]
 
 
 def test_a_critic_that_learns_is_wrong_by_less(fit: Fit) -> None:

@@ -1,6 +1,6 @@
 """The policy and the reference: log-probabilities of response tokens, without logits of a whole batch."""
 
-from typing import TYPE_CHECKING, NamedTuple, cast, final
+from typing import TYPE_CHECKING, Literal, NamedTuple, cast, final
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -16,13 +16,17 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+Entropy = Literal["value", "gradient"]
+"""Entropy to look at, or with its gradient."""
+
+
 def chunked_logprobs(
     hidden: Float[Tensor, "M H"],
     targets: Int[Tensor, "M"],
     language_model: "PreTrainedModel",
     temperature: float,
     chunk_tokens: int,
-    with_entropy: bool,
+    entropy: Entropy | None,
 ) -> tuple[Float[Tensor, "M"], Float[Tensor, "M"] | None]:
     """Log-probability of each target and entropy of the distribution it was drawn from, in nats, float32.
 
@@ -45,17 +49,18 @@ def chunked_logprobs(
     def chosen(h: Tensor, target: Tensor) -> tuple[Tensor, ...]:
         log_distribution = distribution(h)
         logprobs = log_distribution.gather(-1, target[:, None])[:, 0]
-        if not with_entropy:
+        if entropy is None:
             return (logprobs,)
-        return logprobs, -(log_distribution.exp() * log_distribution).sum(-1)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and entropy == "gradient"):
+            return logprobs, -(log_distribution.exp() * log_distribution).sum(-1)
 
     pairs = zip(torch.split(hidden, chunk_tokens), torch.split(targets, chunk_tokens), strict=True)
     if torch.is_grad_enabled():
         chunks = [checkpoint(chosen, h, target, use_reentrant=False) for h, target in pairs]
     else:
         chunks = [chosen(h, target) for h, target in pairs]
-    logprobs, *entropy = (torch.cat(parts) for parts in zip(*chunks, strict=True))
-    return logprobs, entropy[0] if entropy else None
+    logprobs, *entropies = (torch.cat(parts) for parts in zip(*chunks, strict=True))
+    return logprobs, entropies[0] if entropies else None
 
 
 class TokenLogprobs(NamedTuple):
@@ -89,17 +94,17 @@ class LanguageModel(nn.Module):
         token_ids: Int[Tensor, "B T"],
         loss_mask: Bool[Tensor, "B T"],
         temperature: float,
-        with_entropy: bool = False,
+        entropy: Entropy | None = None,
     ) -> TokenLogprobs:
         """Log-probability (and entropy) of each masked token, at the temperature it was sampled with."""
         trunk = cast("PreTrainedModel", self.language_model.base_model)
         chosen = hidden_before_each_token(trunk, token_ids, loss_mask, self.row_tokens)
-        logprobs, entropy = chunked_logprobs(
-            chosen, token_ids[loss_mask], self.language_model, temperature, self.chunk_tokens, with_entropy
+        logprobs, entropies = chunked_logprobs(
+            chosen, token_ids[loss_mask], self.language_model, temperature, self.chunk_tokens, entropy
         )
         return TokenLogprobs(
             at_each_token(logprobs, loss_mask),
-            None if entropy is None else at_each_token(entropy, loss_mask),
+            None if entropies is None else at_each_token(entropies, loss_mask),
             chosen,
         )
 
