@@ -271,7 +271,11 @@ class PolicyOptimization(OptimizedModule):
     @override
     def training_step(self, batch: Experience, batch_idx: int) -> Tensor:
         self.log_dict(batch.metrics, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
+        assert self.policy is not None, "configure_model comes first"
         scores = self(batch)
+        self.log(
+            "train/padding", self.policy.padding, on_step=False, on_epoch=True, batch_size=1, sync_dist=True
+        )
         if batch.scored is not None:
             known = batch.scored[:, None]
             batch.old_logprobs = torch.where(known, batch.old_logprobs, scores.logprobs.detach())

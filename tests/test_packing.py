@@ -20,6 +20,7 @@ def test_two_responses_share_their_prompt() -> None:
     assert layout.token_ids.shape == (1, WIDTH_STEP)
     assert layout.token_ids[:, :5].tolist() == [[5, 6, 7, 2, 8]]
     assert layout.positions[:, :5].tolist() == [[0, 1, 2, 3, 2]]
+    assert layout.padding == (WIDTH_STEP - 5) / WIDTH_STEP
     assert layout.home.tolist() == [[0, 1, 2, 3], [0, 1, 4, 0]]
     assert layout.visible[0, 0, :5, :5].int().tolist() == [
         [1, 0, 0, 0, 0],
@@ -62,6 +63,14 @@ def test_every_token_has_a_home_with_its_own_past(spans: list[tuple[int, int]], 
             seen = layout.visible[r, 0, s]
             assert layout.token_ids[r][seen].tolist() == tokens[row, : t + 1].tolist()
             assert layout.positions[r][seen].tolist() == list(range(t + 1))
+
+
+def test_padding_is_the_share_of_positions_without_a_token(tiny_model: Path) -> None:
+    padded, packed = CausalLM(str(tiny_model)).build(), CausalLM(str(tiny_model), row_tokens=5).build()
+    padded(TOKENS, MASK, 1.0)
+    packed(TOKENS, MASK, 1.0)
+    assert padded.padding == pytest.approx(1 / 8)  # the second response is one token shorter
+    assert packed.padding == pytest.approx(27 / 32)
 
 
 def test_a_packed_critic_says_the_same(tiny_model: Path) -> None:

@@ -87,6 +87,8 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.language_model = language_model
         self.chunk_tokens, self.row_tokens = chunk_tokens, row_tokens
+        self.padding = 0.0
+        """The share of the positions of the last forward that held no token."""
 
     @override
     def forward(
@@ -98,7 +100,7 @@ class LanguageModel(nn.Module):
     ) -> TokenLogprobs:
         """Log-probability (and entropy) of each masked token, at the temperature it was sampled with."""
         trunk = cast("PreTrainedModel", self.language_model.base_model)
-        chosen = hidden_before_each_token(trunk, token_ids, loss_mask, self.row_tokens)
+        chosen, self.padding = hidden_before_each_token(trunk, token_ids, loss_mask, self.row_tokens)
         logprobs, entropies = chunked_logprobs(
             chosen, token_ids[loss_mask], self.language_model, temperature, self.chunk_tokens, entropy
         )

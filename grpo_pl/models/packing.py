@@ -1,7 +1,7 @@
 """How sequences lie in the rows that a model reads: padded, or packed with their prompts shared."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -39,6 +39,17 @@ class Layout(NamedTuple):
     Padding sees itself, so that its softmax exists."""
     home: Int[Tensor, "B T"]
     """Where token t of sequence b stands, counted through all rows; 0 for padding."""
+    padding: float
+    """The share of the R * S positions that hold no token."""
+
+
+class States(NamedTuple):
+    """What a trunk makes of sequences."""
+
+    hidden: Float[Tensor, "M H"]
+    """The state from which each of the M masked tokens was chosen."""
+    padding: float
+    """The share of the positions computed that hold no token."""
 
 
 def pack(token_ids: Int[Tensor, "B T"], loss_mask: Bool[Tensor, "B T"], row_tokens: int) -> Layout:
@@ -89,6 +100,7 @@ def pack(token_ids: Int[Tensor, "B T"], loss_mask: Bool[Tensor, "B T"], row_toke
             _padded([row.owners for row in rows], width, _SHARED).to(device),
         ),
         home.to(device),
+        1 - sum(len(row.tokens) for row in rows) / (len(rows) * width),
     )
 
 
@@ -123,14 +135,16 @@ def hidden_before_each_token(
     token_ids: Int[Tensor, "B T"],
     loss_mask: Bool[Tensor, "B T"],
     row_tokens: int | None,
-) -> Float[Tensor, "M H"]:
+) -> States:
     """The state from which each masked token was chosen: the one shift of the project.
 
     Padded on the right, where causal attention needs no mask; packed where `row_tokens` is a number.
     """
     if row_tokens is None:
         hidden = trunk(input_ids=token_ids, use_cache=False).last_hidden_state
-        return cast(Tensor, hidden[:, :-1][loss_mask[:, 1:]])
+        ends = (loss_mask * torch.arange(1, loss_mask.shape[1] + 1, device=loss_mask.device)).amax(-1)
+        padding = 1 - float(ends.sum()) / loss_mask.numel()
+        return States(hidden[:, :-1][loss_mask[:, 1:]], padding)
     layout = pack(token_ids, loss_mask, row_tokens)
     mask: Tensor = layout.visible
     if trunk.config._attn_implementation == "eager":  # it adds the mask
@@ -140,7 +154,8 @@ def hidden_before_each_token(
         input_ids=layout.token_ids, position_ids=layout.positions, attention_mask=mask, use_cache=False
     ).last_hidden_state
     # index_select: unlike indexing, its backward adds up the gradients of a shared state in a fixed order
-    return cast(Tensor, hidden.flatten(0, 1).index_select(0, layout.home[:, :-1][loss_mask[:, 1:]]))
+    chosen = hidden.flatten(0, 1).index_select(0, layout.home[:, :-1][loss_mask[:, 1:]])
+    return States(chosen, layout.padding)
 
 
 def checked_row_tokens(row_tokens: int | None) -> int | None:

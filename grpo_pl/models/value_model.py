@@ -43,7 +43,7 @@ class ValueModel(nn.Module):
 
         `policy_hidden` is what the policy says of the same tokens, for critics on its trunk.
         """
-        hidden = hidden_before_each_token(self.trunk, token_ids, loss_mask, self.row_tokens)
+        hidden, _ = hidden_before_each_token(self.trunk, token_ids, loss_mask, self.row_tokens)
         return at_each_token(self.head(hidden).float()[:, 0], loss_mask)
 
 
