@@ -22,7 +22,8 @@ from grpo_pl.rollout.engine import Response, RolloutEngine, SamplingConfig, asse
 from grpo_pl.types import Prompt, Rollout
 
 if TYPE_CHECKING:
-    from vllm import LLM
+    from vllm import LLM, SamplingParams
+    from vllm.inputs import TokensPrompt
 
 GIB = 1 << 30
 
@@ -132,21 +133,7 @@ class VLLMEngine(RolloutEngine):
 
     @override
     def generate(self, prompts: Sequence[Prompt], group_size: int, sampling: SamplingConfig) -> Rollout:
-        from vllm import SamplingParams
-
-        inputs, parameters = [], []
-        for prompt in prompts:
-            for g in range(group_size):
-                inputs.append({"prompt_token_ids": prompt.token_ids})
-                parameters.append(
-                    SamplingParams(
-                        temperature=sampling.temperature,
-                        max_tokens=sampling.max_tokens,
-                        seed=derive_seed(prompt.seed, g),
-                        logprobs=0,
-                    )
-                )
-        outputs = self.llm.generate(inputs, parameters, use_tqdm=False)
+        outputs = self.llm.generate(*requests(prompts, group_size, sampling), use_tqdm=False)
         self._rest()
         tokenizer = self.llm.get_tokenizer()
         flat = [_response(request.outputs[0], tokenizer) for request in outputs]
@@ -167,6 +154,24 @@ class VLLMEngine(RolloutEngine):
         if self._llm is not None:
             self._llm.llm_engine.engine_core.shutdown()
             self._llm = None
+
+
+def requests(
+    prompts: Sequence[Prompt], group_size: int, sampling: SamplingConfig
+) -> "tuple[list[TokensPrompt], list[SamplingParams]]":
+    """What `LLM.generate` takes: each response a request of its own, with a seed of its own."""
+    from vllm import SamplingParams
+
+    pairs = [(prompt, g) for prompt in prompts for g in range(group_size)]
+    return [{"prompt_token_ids": prompt.token_ids} for prompt, _ in pairs], [
+        SamplingParams(
+            temperature=sampling.temperature,
+            max_tokens=sampling.max_tokens,
+            seed=derive_seed(prompt.seed, g),
+            logprobs=0,
+        )
+        for prompt, g in pairs
+    ]
 
 
 def _response(completion: Any, tokenizer: Any) -> Response:

@@ -1,0 +1,79 @@
+"""The numbers of tools/bench.py: by hand from made-up iterations, and once for real on the tiny model."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TOOLS = Path(__file__).parents[1] / "tools"
+sys.path.insert(0, str(TOOLS))
+
+import bench
+
+
+def row(iteration_s: float, **numbers: float) -> dict[str, float]:
+    stages = {"time/sync_s": 1.0, "time/generate_s": 2.0, "time/score_s": 0.0, "time/update_s": 4.0}
+    others = {"engine_s": 2.0, "padded_s": 5.0, "packed_s": 3.0, "peak_gib": 6.0}
+    return {
+        **stages, **others, "rollout/tokens": 100.0, "train/padding": 0.25, "iteration_s": iteration_s, **numbers,
+    }  # fmt: skip
+
+
+def test_medians_leave_the_first_iteration_out() -> None:
+    found = bench.summary([row(1000.0, peak_gib=99.0), row(8.0), row(10.0), row(20.0, packed_s=18.0)])
+    assert found["ratio_to_limit"] == 2.0  # 8 / (2 + 3), 10 / (2 + 3), 20 / (2 + 5): padded was faster there
+    assert found["sync_share"] == 0.1
+    assert found["stages"] == {"sync": 1, "generate": 2, "score": 0, "update": 4, "other": 3, "iteration": 10}
+    assert found["limit"] == {"engine": 2, "padded": 5, "packed": 3, "whole": 5}
+    assert found["tokens"] == {"response": 100, "per_s": 10, "padding": 0.25}
+    assert found["memory_gib"] == {"peak": 6}
+
+
+def test_growth_is_measured_over_both_axes_in_micro_batches_of_16() -> None:
+    asked = []
+
+    def part(name: str, _: str, options: list[str], iterations: int) -> list[dict[str, float]]:
+        asked.append((name, iterations, {o.partition("=")[0]: o.partition("=")[2] for o in options}))
+        return [row(1.0), row(10.0), row(10.0)]
+
+    grown = bench.scaling(part, ["--pretrained=tiny"], 3)
+    assert [r["group_size"] for r in grown["group_size"]] == [4, 8, 16, 32]
+    assert [r["max_tokens"] for r in grown["max_tokens"]] == [32, 64, 128, 256]
+    assert grown["group_size"][0]["ms_per_token"] == 100
+    sizes = [
+        8 * int(o["--data.group_size"]) // int(o["--trainer.accumulate_grad_batches"])
+        for _, _, o in asked[:4]
+    ]
+    assert sizes == [16, 16, 16, 32]  # a micro-batch holds whole groups
+    assert all(o["--pretrained"] == "tiny" for _, _, o in asked)
+
+
+@pytest.mark.vllm
+def test_an_iteration_is_measured_beside_its_limit(tiny_model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "bench.json"
+    command = [sys.executable, TOOLS / "bench.py", "--iterations", "2", "--no-scaling", "--out", out]
+    done = subprocess.run(
+        [*command, "--pretrained", tiny_model, "--trainer.precision=32-true"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(out.read_text())
+    assert found["ratio_to_limit"] > 0
+    assert 0 < found["sync_share"] < 1
+    stages = found["stages"]
+    assert sum(s for name, s in stages.items() if name != "iteration") == pytest.approx(stages["iteration"])
+    assert stages["score"] < stages["update"], "nothing has to be scored before the only optimizer step"
+    assert found["tokens"]["response"] > 8 * 8
+    assert found["memory_gib"]["peak"] > found["memory_gib"]["engine_alone"] > 0
+    assert found["ratio_to_peer"] is found["scaling"] is None
+    assert "ratio to the limit" in done.stdout
+
+
+def test_a_wrong_option_is_refused_in_one_sentence() -> None:
+    command = [sys.executable, TOOLS / "bench.py", "--iterations", "2", "--data.group_sise", "3"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "data.group_sise" in done.stderr
+    assert "data.group_size" in done.stderr

@@ -1,0 +1,243 @@
+"""What an iteration costs, beside what it must cost and beside what TRL needs for the same work.
+
+  python tools/bench.py [--iterations 5] [--peer] [--no-scaling] [--out FILE] [any option of `grpo_pl fit`]
+
+The work is configs/quickstart.yaml with 8 prompts x 8 responses of at most 64 tokens, one optimizer step, a
+learning rate of 0 (so that every iteration finds the same policy), and a reward that differs within every
+group (so that no sequence is left out). After each iteration the same process measures the raw limit of that
+very iteration: vLLM alone on the same requests, and a forward and backward over the same tokens, padded with
+plain transformers and packed with ours; the faster of the two counts. So whatever else the machine does
+slows both sides. The first iteration is left out, and medians are taken over the others.
+
+`--peer` runs TRL's GRPOTrainer on the same prompts, with generation by transformers (its only way on a CPU).
+TRL is installed once, for this alone, into ~/.cache/grpo_pl/bench.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.status import Status
+from rich.table import Table
+
+ROOT = Path(__file__).resolve().parent.parent
+TRL = "trl==1.16.0"
+PROMPTS, GROUP_SIZE, MAX_TOKENS = 8, 8, 64
+REWARDS = {
+    "correct": "LastNumber",
+    "short": {"class_path": "LengthPenalty", "init_args": {"max_tokens": 4096}},
+}
+WORK = {
+    "data.prompts_per_iteration": PROMPTS,
+    "data.group_size": GROUP_SIZE,
+    "data.minibatches": 1,
+    "data.sampling.max_tokens": MAX_TOKENS,
+    "data.sampling.temperature": 1.0,
+    "data.val": "null",
+    "model.rewards": json.dumps(REWARDS),
+    "model.optimizer.init_args.lr": 0.0,
+    "model.lr_scheduler": "null",
+    "checkpoint.every_n_epochs": 1_000_000,
+    "checkpoint.save_last": "false",
+}
+LONG = "What is {a} {operator} {b}? Explain every step in great detail, as to a child, with many examples."
+"""What asks for answers that reach any limit."""
+SCALING = {"data.group_size": (4, 8, 16, 32), "data.sampling.max_tokens": (32, 64, 128, 256)}
+Numbers = dict[str, float]
+
+
+def options_of(work: dict[str, Any], said: list[str]) -> list[str]:
+    """The command line of a part: the config, the work, and what the user said."""
+    options = [f"--{key}={value}" for key, value in work.items()]
+    return ["--config", str(ROOT / "configs" / "quickstart.yaml"), *options, *said]
+
+
+class Bench:
+    """Runs the parts one after the other, each in a process of its own, and shows where it is."""
+
+    def __init__(self, status: Status) -> None:
+        self.status = status
+
+    def __call__(
+        self, part: str, label: str, options: list[str], iterations: int, path: str = ""
+    ) -> list[Numbers]:
+        """What a part found in each iteration; its failure ends everything."""
+        with tempfile.TemporaryDirectory() as folder:
+            result, log = Path(folder) / "result.json", Path(folder) / "log"
+            script = Path(__file__).with_name("bench_parts.py")
+            command = [sys.executable, str(script), part, str(iterations), str(result), *options]
+            paths = [path, os.environ.get("PYTHONPATH", "")]
+            environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in paths if p)}
+            with log.open("w") as file:
+                process = subprocess.Popen(command, stdout=file, stderr=file, env=environment)
+                try:
+                    while process.poll() is None:
+                        reached = [it for it in log.read_text().splitlines() if it.startswith("measured")]
+                        self.status.update(f"{label}: {reached[-1] if reached else 'starting'}")
+                        time.sleep(0.5)
+                finally:
+                    process.kill()
+            if process.returncode:
+                text = log.read_text().strip()
+                sys.stderr.write((text.splitlines()[-1] if process.returncode == 2 else text) + "\n")
+                sys.exit(process.returncode)
+            found: list[Numbers] = json.loads(result.read_text())
+            return found
+
+
+def trl_folder() -> Path:
+    """Where TRL is installed, for this alone, on top of this environment's packages."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(cache) / "grpo_pl" / "bench" / TRL.replace("==", "-")
+    if not (folder / "trl").is_dir():
+        install = [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(folder)]
+        missing = [name for name in ("accelerate", "datasets") if find_spec(name) is None]
+        subprocess.run([*install, "--no-deps", TRL, *missing], check=True)
+    return folder
+
+
+def median(rows: list[Numbers], key: str) -> float:
+    """Over all iterations but the first."""
+    return statistics.median(row[key] for row in rows[1:])
+
+
+def limit(row: Numbers) -> float:
+    """The seconds of the engine alone, and of the faster of the two ways to read the same tokens."""
+    return row["engine_s"] + min(row["padded_s"], row["packed_s"])
+
+
+def ratio_to_limit(rows: list[Numbers]) -> float:
+    """An iteration over what it had to cost."""
+    return statistics.median(row["iteration_s"] / limit(row) for row in rows[1:])
+
+
+def summary(rows: list[Numbers]) -> dict[str, Any]:
+    """The numbers of grpo_pl and of its limit."""
+    stages = {name: median(rows, f"time/{name}_s") for name in ("sync", "generate", "score", "update")}
+    whole = median(rows, "iteration_s")
+    return {
+        "ratio_to_limit": ratio_to_limit(rows),
+        "ratio_to_peer": None,
+        "peak_memory_ratio_to_peer": None,
+        "sync_share": statistics.median(row["time/sync_s"] / row["iteration_s"] for row in rows[1:]),
+        "stages": stages | {"other": whole - sum(stages.values()), "iteration": whole},
+        "scaling": None,
+        "limit": {key: median(rows, f"{key}_s") for key in ("engine", "padded", "packed")}
+        | {"whole": statistics.median(limit(row) for row in rows[1:])},
+        "tokens": {
+            "response": median(rows, "rollout/tokens"),
+            "per_s": statistics.median(row["rollout/tokens"] / row["iteration_s"] for row in rows[1:]),
+            "padding": median(rows, "train/padding"),
+        },
+        "memory_gib": {"peak": median(rows, "peak_gib")},
+        "peer": None,
+    }
+
+
+def scaling(bench: Bench, said: list[str], iterations: int) -> dict[str, list[Numbers]]:
+    """How the cost grows with the group and with the length of responses."""
+    grown: dict[str, list[Numbers]] = {}
+    for key, values in SCALING.items():
+        name = key.rpartition(".")[2]
+        grown[name] = []
+        for value in values:
+            work = WORK | {key: value, "data.train.init_args.template": LONG}
+            work["data.engine.init_args.kv_cache_gib"] = 1.0
+            if key == "data.group_size":  # micro-batches of 16 sequences, like those of the work itself
+                work["trainer.accumulate_grad_batches"] = min(value // 2, PROMPTS)
+            rows = bench("train", f"{name} {value}", options_of(work, said), iterations)
+            tokens, whole = median(rows, "rollout/tokens"), median(rows, "iteration_s")
+            grown[name].append(
+                {
+                    name: value,
+                    "response_tokens": tokens,
+                    "iteration_s": whole,
+                    "ms_per_token": 1000 * whole / tokens,
+                    "ratio_to_limit": ratio_to_limit(rows),
+                    "peak_gib": median(rows, "peak_gib"),
+                }
+            )
+    return grown
+
+
+def measure(said: argparse.Namespace, options: list[str]) -> dict[str, Any]:
+    """Everything that was asked for."""
+    with Console(stderr=True).status("starting") as status:
+        bench, work = Bench(status), options_of(WORK, options)
+        found = summary(bench("train", "grpo_pl and its limit", work, said.iterations))
+        memory = found["memory_gib"]
+        memory["engine_alone"] = bench("engine", "the engine's memory", work, 1)[0]["peak_gib"]
+        memory["above_engine"] = memory["peak"] - memory["engine_alone"]
+        if said.peer:
+            rows = bench("peer", TRL, work, said.peer_iterations, str(trl_folder()))
+            found["peer"] = {key: median(rows, key) for key in ("iteration_s", "peak_gib", "response_tokens")}
+            found["ratio_to_peer"] = found["peer"]["iteration_s"] / found["stages"]["iteration"]
+            found["peak_memory_ratio_to_peer"] = memory["peak"] / found["peer"]["peak_gib"]
+        if said.scaling:
+            found["scaling"] = scaling(bench, options, max(said.iterations - 2, 2))
+    return found | {"work": {key: str(value) for key, value in WORK.items()} | {"options": options}}
+
+
+def show(found: dict[str, Any]) -> None:
+    """The tables."""
+    console, stages, limits = Console(), found["stages"], found["limit"]
+    table = Table("what", "seconds", "share", title="an iteration (medians)")
+    for name, value in stages.items():
+        table.add_row(name, f"{value:.2f}", f"{value / stages['iteration']:.0%}")
+    table.add_section()
+    table.add_row("limit: engine alone", f"{limits['engine']:.2f}", "")
+    table.add_row("limit: forward and backward, padded", f"{limits['padded']:.2f}", "")
+    table.add_row("limit: forward and backward, packed", f"{limits['packed']:.2f}", "")
+    if found["peer"]:
+        table.add_row(TRL, f"{found['peer']['iteration_s']:.2f}", "")
+    console.print(table)
+    memory, tokens = found["memory_gib"], found["tokens"]
+    lines = {
+        "ratio to the limit": f"{found['ratio_to_limit']:.2f}",
+        "weight sync": f"{found['sync_share']:.1%} of an iteration",
+        "response tokens": f"{tokens['response']:.0f}, {tokens['per_s']:.0f} a second",
+        "positions without a token": f"{tokens['padding']:.0%}",
+        "peak memory": f"{memory['peak']:.2f} GiB, {memory['above_engine']:.2f} above the engine's own",
+    }
+    if found["peer"]:
+        lines["iteration rate to TRL's"] = f"{found['ratio_to_peer']:.1f} times"
+        lines["peak memory to TRL's"] = f"{found['peak_memory_ratio_to_peer']:.2f}"
+    for name, text in lines.items():
+        console.print(f"{name:26} {text}")
+    for name, rows in (found["scaling"] or {}).items():
+        table = Table(*rows[0], title=f"growth with {name}")
+        for row in rows:
+            table.add_row(*(f"{value:.4g}" for value in row.values()))
+        console.print(table)
+
+
+def main() -> None:
+    """Measure, show, write."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--iterations", type=int, default=5, help="the first is left out")
+    parser.add_argument("--peer", action="store_true", help="measure TRL too")
+    parser.add_argument("--peer-iterations", type=int, default=3, help="the first is left out")
+    parser.add_argument("--scaling", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--out", type=Path, help="a file for the numbers, as JSON")
+    said, options = parser.parse_known_args()
+    if min(said.iterations, said.peer_iterations) < 2:
+        parser.error("--iterations and --peer-iterations: expected 2 or more, for the first is left out")
+    found = measure(said, options)
+    show(found)
+    if said.out:
+        said.out.write_text(json.dumps(found, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
