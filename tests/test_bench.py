@@ -6,19 +6,17 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import ROOT, load_tool
 
-TOOLS = Path(__file__).parents[1] / "tools"
-sys.path.insert(0, str(TOOLS))
-
-import bench
+BENCH = ROOT / "tools" / "bench.py"
+bench = load_tool("bench")
 
 
 def row(iteration_s: float, **numbers: float) -> dict[str, float]:
     stages = {"time/sync_s": 1.0, "time/generate_s": 2.0, "time/score_s": 0.0, "time/update_s": 4.0}
     others = {"engine_s": 2.0, "padded_s": 5.0, "packed_s": 3.0, "peak_gib": 6.0}
-    return {
-        **stages, **others, "rollout/tokens": 100.0, "train/padding": 0.25, "iteration_s": iteration_s, **numbers,
-    }  # fmt: skip
+    rollout = {"rollout/tokens": 100.0, "train/padding": 0.25}
+    return {**stages, **others, **rollout, "iteration_s": iteration_s, **numbers}
 
 
 def test_medians_leave_the_first_iteration_out() -> None:
@@ -53,7 +51,7 @@ def test_growth_is_measured_over_both_axes_in_micro_batches_of_16() -> None:
 @pytest.mark.vllm
 def test_an_iteration_is_measured_beside_its_limit(tiny_model: Path, tmp_path: Path) -> None:
     out = tmp_path / "bench.json"
-    command = [sys.executable, TOOLS / "bench.py", "--iterations", "2", "--no-scaling", "--out", out]
+    command = [sys.executable, BENCH, "--iterations", "2", "--no-scaling", "--out", out]
     done = subprocess.run(
         [*command, "--pretrained", tiny_model, "--trainer.precision=32-true"], capture_output=True, text=True
     )
@@ -71,7 +69,7 @@ def test_an_iteration_is_measured_beside_its_limit(tiny_model: Path, tmp_path: P
 
 
 def test_a_wrong_option_is_refused_in_one_sentence() -> None:
-    command = [sys.executable, TOOLS / "bench.py", "--iterations", "2", "--data.group_sise", "3"]
+    command = [sys.executable, BENCH, "--iterations", "2", "--data.group_sise", "3"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
