@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from grpo_pl.models import CausalLM, ValueHead
-from grpo_pl.models.loading import load_language_model, resolve_pretrained
+from grpo_pl.models.loading import blocks, load_language_model, resolve_pretrained
 
 
 def batch(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -127,6 +127,19 @@ def test_gradient_checkpointing_changes_no_gradient(tiny_model: Path) -> None:
         model(tokens, mask, 1.0).logprobs.sum().backward()
         gradients.append([p.grad for p in model.parameters()])
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*gradients, strict=True))
+
+
+def test_compiled_blocks_say_the_same(tiny_model: Path) -> None:
+    tokens, mask = batch()
+    results = []
+    for backend in (None, "aot_eager"):  # inductor takes a minute of C++ compiler
+        model = CausalLM(str(tiny_model), compile=backend).build()
+        logprobs = model(tokens, mask, 1.0).logprobs
+        logprobs.sum().backward()
+        results.append([logprobs, *(p.grad for p in model.parameters())])
+        compiled = [block._compiled_call_impl is not None for block in blocks(model.language_model)]
+        assert compiled == [backend is not None] * 2
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*results, strict=True))
 
 
 def test_a_value_head_starts_at_zero_and_sees_only_what_comes_before(tiny_model: Path) -> None:

@@ -116,6 +116,12 @@ def load_language_model(pretrained: str, dtype: DType, attention: str | None = N
     return cast("PreTrainedModel", model)
 
 
+def blocks(model: "PreTrainedModel") -> list[torch.nn.Module]:
+    """The layers that repeat, in their order: the unit in which a model is compiled."""
+    kinds = set(model._no_split_modules or ())
+    return [module for module in model.modules() if type(module).__name__ in kinds]
+
+
 def load_reward_model(
     pretrained: str, kind: RewardKind, dtype: DType, attention: str | None = None
 ) -> tuple["PreTrainedModel", bool]:
