@@ -3,11 +3,13 @@
 import math
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
+from grpo_pl.memory import forget_peak, peak_gib, release_free_memory
 from grpo_pl.models import CausalLM, ValueHead
 from grpo_pl.models.loading import blocks, load_language_model, resolve_pretrained
 
@@ -92,6 +94,28 @@ def test_no_logits_of_a_whole_batch_ever_exist(tiny_model: Path) -> None:
     with Watch():
         model(tokens, mask, 1.0).logprobs.sum().backward()
     assert largest == 4
+
+
+def test_the_peak_does_not_grow_with_the_vocabulary_times_the_sequence(tmp_path: Path) -> None:
+    """All logits of this batch would be 0.25 GiB, and 1 GiB with a vocabulary four times larger.
+
+    With them (`chunk_tokens=4096`) the peak grows by 2.2 GiB, with chunks by 0.2.
+    """
+    peaks = []
+    for vocabulary in (32_768, 131_072):
+        sizes = {"n_embd": 16, "n_layer": 1, "n_head": 1, "n_positions": 128}
+        GPT2LMHeadModel(GPT2Config(vocab_size=vocabulary, **sizes)).save_pretrained(
+            tmp_path / str(vocabulary)
+        )
+        model = CausalLM(str(tmp_path / str(vocabulary)), chunk_tokens=64).build()
+        tokens = torch.randint(3, 300, (16, 128), generator=torch.Generator().manual_seed(0))
+        mask = torch.arange(128).expand(16, 128) >= 1
+        release_free_memory()
+        before = psutil.Process().memory_info().rss / 2**30
+        forget_peak()
+        model(tokens, mask, 1.0).logprobs.sum().backward()
+        peaks.append(peak_gib() - before)
+    assert peaks[1] - peaks[0] < 0.5
 
 
 def test_padding_and_neighbours_change_nothing(tiny_model: Path) -> None:
