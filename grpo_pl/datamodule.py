@@ -1,11 +1,12 @@
 """RolloutDataModule: prompts in, micro-batches of experience out."""
 
 import logging
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import cached_property
 from itertools import islice
-from typing import Generic, Literal, TypeVar, cast
+from typing import Any, Generic, Literal, TypeVar, cast
 
 import lightning.pytorch as pl
 from torch.utils.data import DataLoader, IterableDataset
@@ -135,6 +136,12 @@ class RolloutDataModule(pl.LightningDataModule):
                 ranks=self.trainer.world_size,
                 min_group_size=self.learner.min_group_size,
             )
+            if self.engine.lookahead and not self.learner.corrects_mismatch:
+                log.warning(
+                    "data.engine samples with weights up to %d iterations old and nothing corrects for it: "
+                    "set model.correction to ImportanceCorrection",
+                    self.engine.lookahead,
+                )
         self._check_context()
         self.prompts: dict[str, PromptSet] = {}
         for name, source in (("train", self.train), ("val", self.val)):
@@ -201,7 +208,9 @@ class RolloutDataModule(pl.LightningDataModule):
         loop = experience_stream(
             self.learner,
             self.engine,
-            self._prompt_batches(),
+            self._iterations(),
+            self._iteration_prompts,
+            end=self._end,
             group_size=self.group_size,
             sampling=self.sampling,
             schedule=schedule,
@@ -223,19 +232,30 @@ class RolloutDataModule(pl.LightningDataModule):
             seed=derive_seed(self.seed, "again", again, self.trainer.global_rank),
         )
 
-    def _prompt_batches(self) -> Iterator[tuple[int, list[Prompt]]]:
+    def _iterations(self) -> Iterator[int]:
         assert self.trainer is not None, "the trainer attaches itself before setup"
         while True:
-            iteration = self.trainer.current_epoch
-            prompts = iteration_prompts(
-                self.prompts["train"],
-                iteration=iteration,
-                prompts_per_iteration=self.prompts_per_iteration,
-                seed=self.seed,
-                rank=self.trainer.global_rank,
-                world_size=self.trainer.world_size,
-            )
-            yield iteration, prompts
+            yield self.trainer.current_epoch
+
+    @property
+    def _end(self) -> int:
+        """How many iterations the run has at most."""
+        assert self.trainer is not None, "the trainer attaches itself before setup"
+        epochs, steps = self.trainer.max_epochs or -1, self.trainer.max_steps
+        ends = [epochs, steps // (self.update_epochs * self.minibatches)]
+        return min((end for end in ends if end > 0), default=sys.maxsize)
+
+    def _iteration_prompts(self, iteration: int) -> list[Prompt]:
+        """Prompts on this rank of an iteration."""
+        assert self.trainer is not None, "the trainer attaches itself before setup"
+        return iteration_prompts(
+            self.prompts["train"],
+            iteration=iteration,
+            prompts_per_iteration=self.prompts_per_iteration,
+            seed=self.seed,
+            rank=self.trainer.global_rank,
+            world_size=self.trainer.world_size,
+        )
 
     @override
     def val_dataloader(self) -> Iterable[Rollout]:
@@ -262,6 +282,15 @@ class RolloutDataModule(pl.LightningDataModule):
             yield self.engine.generate(prompts, 1, self.val_sampling)
             if self.val_samples:
                 yield self.engine.generate(prompts, self.val_samples, self.sampling)
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        """What the engine has sampled ahead."""
+        return self.engine.state_dict()
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.engine.load_state_dict(state_dict)
 
     @override
     def teardown(self, stage: str) -> None:

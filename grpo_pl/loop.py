@@ -27,6 +27,8 @@ class Learner(Protocol):
     """Fewer responses to a prompt give this learner no signal."""
     needs_greedy: bool
     """Whether it compares with a greedy response to each prompt."""
+    corrects_mismatch: bool
+    """Whether it weighs tokens by how much likelier they are to it than to the engine that sampled them."""
 
     @property
     def version(self) -> int:
@@ -107,9 +109,9 @@ class Stopwatch:
     def __call__(self, stage: str) -> Iterator[None]:
         """Time the body under the metric `time/{stage}_s`."""
         self.on_stage(stage)
-        start = time.perf_counter()
+        key, start = f"time/{stage}_s", time.perf_counter()
         yield
-        self.seconds[f"time/{stage}_s"] = time.perf_counter() - start
+        self.seconds[key] = self.seconds.get(key, 0.0) + time.perf_counter() - start
 
 
 def first_pass(steps: Sequence[Step]) -> list[Step]:
@@ -126,8 +128,10 @@ def first_pass(steps: Sequence[Step]) -> list[Step]:
 def experience_stream(
     learner: Learner,
     engine: RolloutEngine,
-    prompt_batches: Iterable[tuple[int, list[Prompt]]],
+    iterations: Iterable[int],
+    prompts_of: Callable[[int], list[Prompt]],
     *,
+    end: int,
     group_size: int,
     sampling: SamplingConfig,
     schedule: UpdateSchedule,
@@ -137,8 +141,10 @@ def experience_stream(
     on_stage: Callable[[str], None],
 ) -> Iterator[Experience]:
     """The whole of reinforcement learning here: between two `yield`s the Trainer takes its optimizer step."""
-    for iteration, prompts in prompt_batches:
-        clock = Stopwatch(on_stage)
+    for iteration in iterations:
+        prompts, clock = prompts_of(iteration), Stopwatch(on_stage)
+        with clock("generate"):
+            engine.wait()
         with clock("sync"):
             engine.load_weights(learner.policy_weights(), version=learner.version)
         with clock("generate"):
@@ -151,6 +157,8 @@ def experience_stream(
             if learner.needs_greedy:
                 greedy = SamplingConfig(sampling.max_tokens, temperature=0.0)
                 rollout = replace(rollout, greedy=engine.generate(first_prompts(rollout), 1, greedy).samples)
+        for later in range(iteration + 1, min(iteration + 1 + engine.lookahead, end)):
+            engine.prefetch(prompts_of(later), group_size, sampling)
         together = rollout.group_ids.tolist() if keep_groups else None
         steps = schedule.steps(rollout.lengths, iteration, together)
         with clock("score"):

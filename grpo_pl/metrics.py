@@ -5,13 +5,17 @@ from grpo_pl.rewards.base import ScoredSamples
 from grpo_pl.types import Experience, Rollout, SampleRecord
 
 
-def rollout_metrics(rollout: Rollout, experience: Experience) -> dict[str, float]:
-    """What one looks at first: lengths, truncation, signal."""
+def rollout_metrics(rollout: Rollout, experience: Experience, version: int) -> dict[str, float]:
+    """What one looks at first: lengths, truncation, signal, staleness.
+
+    `version` counts the optimizer steps that the trainer's weights have behind them.
+    """
     mask = experience.loss_mask
     silent = experience.advantages.abs().sum(-1) == 0
     with_signal = groups_with(~silent.cpu(), rollout.group_ids).tolist()
     metrics = {
         "rollout/policy_version": float(rollout.policy_version),
+        "rollout/staleness": float(version - rollout.policy_version),
         "rollout/response_tokens": float(mask.sum(-1).float().mean()),
         "rollout/tokens": float(mask.sum()),
         "rollout/truncated": float(rollout.truncated.float().mean()),

@@ -92,6 +92,7 @@ class PolicyOptimization(OptimizedModule):
         self.reads_silent = any((kl, critic, entropy, by_entropy))
         self.scores_first = any((kl and kl.needs_old_logprobs, critic, correction, by_entropy))
         self.min_group_size, self.needs_greedy = advantage.min_group_size, advantage.needs_greedy
+        self.corrects_mismatch = correction is not None
         self.policy: LanguageModel | None = None
         self.critic: nn.Module | None = None
         self.reference: LanguageModel | WithoutAdapter | None
@@ -240,7 +241,7 @@ class PolicyOptimization(OptimizedModule):
         experience.prompt_weights = prompt_weights(
             experience.counted.sum(-1), feedback.group_ids, self.sum_over_ranks
         )
-        experience.metrics = rollout_metrics(rollout, experience) | scored.metrics()
+        experience.metrics = rollout_metrics(rollout, experience, self.version) | scored.metrics()
         if self.kl is not None:
             experience.metrics["train/kl_coefficient"] = float(self.kl.coefficient)
         if self.correction is not None:

@@ -53,13 +53,19 @@ class Response:
 class RolloutEngine(ABC):
     """Samples responses from the policy's current weights.
 
-    Life cycle: `start`, then `load_weights` and `generate` in turns, at last `shutdown`.
+    Life cycle: `start`, then `load_weights` and `generate` in turns, at last `shutdown`. An engine that
+    samples ahead says so in `lookahead`, and is told by `prefetch` what it will be asked for.
 
     Args:
         pretrained: Model folder or hub name; where empty, the one of `--pretrained`.
     """
 
     pretrained: str
+
+    @property
+    def lookahead(self) -> int:
+        """How many iterations ahead it wants to know the prompts; 0 for an engine that samples when asked."""
+        return 0
 
     @abstractmethod
     def start(self, *, max_sequence_tokens: int, max_sequences: int, device: torch.device) -> None:
@@ -76,6 +82,19 @@ class RolloutEngine(ABC):
     @abstractmethod
     def generate(self, prompts: Sequence[Prompt], group_size: int, sampling: SamplingConfig) -> Rollout:
         """`group_size` responses to each prompt, response g drawn with `derive_seed(prompt.seed, g)`."""
+
+    def prefetch(self, prompts: Sequence[Prompt], group_size: int, sampling: SamplingConfig) -> None:  # noqa: B027
+        """`generate` will be asked for just these; saying it again changes nothing."""
+
+    def wait(self) -> None:  # noqa: B027
+        """Return when no rollout is under way."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs of it beside the weights, of types that a checkpoint may have."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027
+        """Go on from what `state_dict` gave, perhaps that of another engine; called after `start`."""
 
     @abstractmethod
     def shutdown(self) -> None:
