@@ -51,6 +51,7 @@ JOBS = {
             "model.reference.init_args.pretrained",
             "model.critic.init_args.pretrained",
             "data.engine.init_args.pretrained",
+            "data.engine.init_args.engine.init_args.pretrained",
             "data.pretrained",
         ),
     ),

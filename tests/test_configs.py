@@ -13,7 +13,10 @@ from grpo_pl.cli import main
 CONFIGS = Path(__file__).parents[1] / "configs"
 OVERLAYS = [CONFIGS / "ppo.yaml", *sorted(CONFIGS.glob("task/*.yaml"))]
 BASES = ["grpo.yaml", "quickstart.yaml"]
-ABLATIONS = sorted(CONFIGS.glob("ablations/*.yaml"))
+ABLATIONS = [
+    pytest.param(path, marks=[pytest.mark.vllm] * ("VLLMEngine" in path.read_text()))
+    for path in sorted(CONFIGS.glob("ablations/*.yaml"))
+]
 PRESETS = sorted(CONFIGS.glob("presets/*.yaml"))
 
 

@@ -1,0 +1,246 @@
+"""Any engine, in a process of its own: it samples the next rollout while the trainer updates on this one."""
+
+import multiprocessing
+import pickle
+import signal
+import time
+import traceback
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, fields
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from typing import Any, final
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from grpo_pl.rollout.engine import RolloutEngine, SamplingConfig
+from grpo_pl.types import Prompt, Rollout
+
+BUCKET_BYTES = 16 << 20
+"""The shared memory that weights travel through; a container's whole /dev/shm may be 64 MiB."""
+SHUTDOWN_S = 30.0
+
+Request = tuple[tuple[tuple[int, ...], ...], int, int, float]
+"""All that responses depend on beside the weights: seed and tokens of each prompt, group size, sampling."""
+
+
+@final
+class OverlappedEngine(RolloutEngine):
+    """Samples with another engine, in a process of its own, while the trainer updates on what it has.
+
+    One-step off-policy, arXiv:2410.18252: the rollout of iteration i + 1 is sampled by the weights of the
+    beginning of iteration i, whatever takes how long and whether or not there is a validation between them:
+    the process does one thing after the other, so new weights wait for the rollout under way. What the
+    rollouts of an iteration are asked for beside its own prompts (by dynamic sampling, for greedy responses)
+    is sampled by the newest weights.
+
+    With several ranks each has a process, and a resumed run samples the rollouts again that were under way
+    on all of them but the first.
+
+    Args:
+        engine: What samples the responses.
+        max_staleness: Iterations that the weights of a rollout may be behind when it is trained on. 0 samples
+            when asked, as `engine` alone does; more than 1 is no faster and shows what staleness does.
+        threads: CPU threads of the engine's process; null for as many as the environment says.
+    """
+
+    def __init__(self, engine: RolloutEngine, max_staleness: int = 1, threads: int | None = None) -> None:
+        if max_staleness < 0:
+            raise ValueError(f"data.engine.max_staleness={max_staleness}: expected 0 or more iterations")
+        if threads is not None and threads < 1:
+            raise ValueError(f"data.engine.threads={threads}: expected 1 or more, or null")
+        self.engine, self.max_staleness, self.threads = engine, max_staleness, threads
+        self.pretrained = engine.pretrained
+        self._process: SpawnProcess | None = None
+        self._under_way: list[Request] = []
+        self._ready: dict[Request, dict[str, Any]] = {}
+
+    @property
+    @override
+    def lookahead(self) -> int:
+        return self.max_staleness
+
+    @override
+    def start(self, *, max_sequence_tokens: int, max_sequences: int, device: torch.device) -> None:
+        spawn = multiprocessing.get_context("spawn")
+        self._connection, theirs = spawn.Pipe()
+        self._bucket = torch.empty(BUCKET_BYTES, dtype=torch.uint8).share_memory_()
+        self._process = spawn.Process(
+            target=serve, args=(self.engine, theirs, self._bucket, self.threads), daemon=True
+        )
+        self._process.start()
+        theirs.close()  # or the connection would outlive the process
+        self._ask("start", max_sequence_tokens, max_sequences, device)
+
+    @override
+    def wait(self) -> None:
+        while self._under_way:
+            rollout = self._answer()
+            self._ready[self._under_way.pop(0)] = rollout
+
+    @override
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
+        self.wait()
+        self._send(("load_weights", version))
+        for name, tensor in weights:
+            self._send((name, tensor.dtype, tensor.shape))
+            for part in as_bytes(tensor).split(len(self._bucket)):
+                self._bucket[: len(part)].copy_(part)
+                self._send("filled")
+                self._answer()
+        self._send(None)
+        self._answer()
+
+    @override
+    def generate(self, prompts: Sequence[Prompt], group_size: int, sampling: SamplingConfig) -> Rollout:
+        self.wait()
+        request = as_request(prompts, group_size, sampling)
+        if request not in self._ready:
+            self._ready[request] = self._ask("generate", prompts, group_size, sampling)
+        return Rollout(
+            prompts=[prompt for prompt in prompts for _ in range(group_size)], **self._ready.pop(request)
+        )
+
+    @override
+    def prefetch(self, prompts: Sequence[Prompt], group_size: int, sampling: SamplingConfig) -> None:
+        request = as_request(prompts, group_size, sampling)
+        if request not in self._under_way and request not in self._ready:
+            self._send(("generate", prompts, group_size, sampling))
+            self._under_way.append(request)
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        self.wait()
+        return {"rollouts": list(self._ready.items())} if self._ready else {}
+
+    @override
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._ready = dict(state.get("rollouts", [])[: self.max_staleness])
+
+    @override
+    def shutdown(self) -> None:
+        if self._process is None:
+            return
+        if self._under_way:
+            self._process.kill()  # nobody will read what it samples
+        self._connection.close()
+        self._process.join(SHUTDOWN_S)
+        self._process.kill()
+        self._process.join()
+        self._process, self._under_way, self._ready = None, [], {}
+
+    # ----------------------------------------------------------------------------------------- the connection
+
+    def _ask(self, *command: Any) -> Any:
+        self._send(command)
+        return self._answer()
+
+    def _send(self, message: Any) -> None:
+        with suppress(BrokenPipeError):  # why the process has ended, `_answer` says
+            send(self._connection, message)
+
+    def _answer(self) -> Any:
+        """What the process says to the oldest command that it has not answered.
+
+        Raises:
+            ValueError: What the engine refused, in its own sentence.
+            RuntimeError: If the engine failed or its process has ended.
+        """
+        assert self._process is not None, "start() comes first"
+        try:
+            if self._connection not in wait([self._connection, self._process.sentinel]):
+                raise EOFError
+            answer = receive(self._connection)
+        except (EOFError, OSError):
+            self._process.join()
+            raise RuntimeError(
+                f"data.engine: the process of {type(self.engine).__name__} has ended with exit code "
+                f"{self._process.exitcode} (-9 is how the system ends one when memory is short)"
+            ) from None
+        if not isinstance(answer, Failure):
+            return answer
+        if answer.sentence:
+            raise ValueError(answer.sentence) from RuntimeError(answer.trace)
+        raise RuntimeError(f"data.engine: {type(self.engine).__name__} failed:\n{answer.trace}")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """How an engine's process ended."""
+
+    trace: str
+    sentence: str = ""
+    """What a ValueError said; empty for other errors."""
+
+
+def as_request(prompts: Sequence[Prompt], group_size: int, sampling: SamplingConfig) -> Request:
+    """What tells these responses from all others."""
+    asked = tuple((prompt.seed, *prompt.token_ids) for prompt in prompts)
+    return asked, group_size, sampling.max_tokens, sampling.temperature
+
+
+def as_bytes(tensor: Tensor) -> Tensor:
+    """The bytes of a tensor, without a copy where it is contiguous."""
+    return tensor.detach().contiguous().view(-1).view(torch.uint8)
+
+
+def send(connection: Connection, message: Any) -> None:
+    """Send with plain pickle: multiprocessing's own would put each tensor into a shared file."""
+    connection.send_bytes(pickle.dumps(message))
+
+
+def receive(connection: Connection) -> Any:
+    """The next message."""
+    return pickle.loads(connection.recv_bytes())
+
+
+# ------------------------------------------------------------------------------------ in the other process
+
+
+def serve(engine: RolloutEngine, connection: Connection, bucket: Tensor, threads: int | None) -> None:
+    """Do what comes over the connection, one after the other, until it is closed or the engine fails."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches both; the trainer decides
+    if threads is not None:
+        torch.set_num_threads(threads)
+    with suppress(EOFError, ConnectionError):  # the trainer has ended
+        while True:
+            command = receive(connection)
+            try:
+                answer = obey(engine, connection, bucket, *command)
+            except BaseException as error:
+                sentence = str(error) if type(error) is ValueError else ""
+                send(connection, Failure(traceback.format_exc(), sentence))
+                raise SystemExit(1) from error
+            send(connection, answer)
+    engine.shutdown()
+
+
+def obey(engine: RolloutEngine, connection: Connection, bucket: Tensor, command: str, *arguments: Any) -> Any:
+    """Do one thing and give its answer."""
+    match command, *arguments:
+        case "start", max_sequence_tokens, max_sequences, device:
+            engine.start(max_sequence_tokens=max_sequence_tokens, max_sequences=max_sequences, device=device)
+        case "load_weights", version:
+            engine.load_weights(received_weights(connection, bucket), version)
+        case "generate", prompts, group_size, sampling:
+            begin = time.perf_counter()
+            rollout = engine.generate(prompts, group_size, sampling)
+            rollout.metrics["time/sampling_s"] = time.perf_counter() - begin
+            plain = {field.name: getattr(rollout, field.name) for field in fields(rollout)}
+            return {name: value for name, value in plain.items() if name != "prompts"}
+    return None
+
+
+def received_weights(connection: Connection, bucket: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """The weights as they come, each in memory of its own: an engine may keep some until it has others."""
+    while (described := receive(connection)) is not None:
+        name, dtype, shape = described
+        tensor = torch.empty(shape, dtype=dtype)
+        for part in as_bytes(tensor).split(len(bucket)):
+            receive(connection)
+            part.copy_(bucket[: len(part)])
+            send(connection, "taken")
+        yield name, tensor

@@ -1,0 +1,228 @@
+"""The engine in a process of its own: what it samples with which weights, and how it ends."""
+
+import multiprocessing
+import os
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from run_results import NO_VALIDATION, Fit, Refused, column, saved, untimed
+from test_engines import SAMPLING, Served, mismatch, perturbed, prompts
+
+from grpo_pl.models import CausalLM
+from grpo_pl.rollout import overlapped
+from grpo_pl.rollout.engine import RolloutEngine, SamplingConfig
+from grpo_pl.rollout.in_process import InProcessEngine
+from grpo_pl.rollout.overlapped import OverlappedEngine
+from grpo_pl.rollout.vllm import VLLMEngine
+from grpo_pl.types import Rollout
+from grpo_pl.weight_sync import full_weights
+
+OVERLAPPED = (
+    *("--data.engine", "OverlappedEngine", "--data.engine.threads", "1"),
+    *("--data.engine.engine", "InProcessEngine"),
+)
+CORRECTED = ("--model.correction", "ImportanceCorrection")
+
+
+def same(one: Rollout, other: Rollout) -> bool:
+    names = ("token_ids", "sampling_logprobs")
+    return all(torch.equal(getattr(one, name), getattr(other, name)) for name in names)
+
+
+def same_weights(one: Path, other: Path) -> None:
+    ours, theirs = saved(one)["state_dict"], saved(other)["state_dict"]
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+# ----------------------------------------------------------------------------------------------- the engine
+
+
+@pytest.fixture(
+    scope="module", params=["InProcessEngine", pytest.param("VLLMEngine", marks=pytest.mark.vllm)]
+)
+def served(request: pytest.FixtureRequest, tiny_model: Path) -> Iterator[Served]:
+    folder = str(tiny_model)
+    inner = (
+        InProcessEngine(folder) if request.param == "InProcessEngine" else VLLMEngine(folder, "float32", 0.1)
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(overlapped, "BUCKET_BYTES", 9999)  # most weights of the tiny model take several
+        one = Served(OverlappedEngine(inner, threads=1), tiny_model)
+    yield one
+    one.engine.shutdown()
+
+
+def test_after_a_sync_the_logprobs_are_those_of_the_trainer(served: Served) -> None:
+    model = perturbed(served.folder)
+    served.sync(CausalLM(str(served.folder)).build())
+    stale = served.engine.generate(prompts(served.folder), 4, SAMPLING)
+    assert mismatch(model, stale).mean() > 0.01, "the perturbation is too small to show a stale engine"
+    served.sync(model)
+    assert mismatch(model, served.engine.generate(prompts(served.folder), 4, SAMPLING)).mean() < 1e-4
+
+
+def test_what_is_prefetched_is_sampled_by_the_weights_before_the_next_ones(served: Served) -> None:
+    first, second = CausalLM(str(served.folder)).build(), perturbed(served.folder)
+    some = prompts(served.folder)
+    served.sync(first, version=3)
+    now = served.engine.generate(some, 4, SAMPLING)
+    served.engine.prefetch(some, 4, SAMPLING)
+    served.engine.prefetch(some, 4, SAMPLING)
+    served.sync(second, version=5)
+    ahead = served.engine.generate(some, 4, SAMPLING)
+    assert (now.policy_version, ahead.policy_version) == (3, 3)
+    assert same(now, ahead)
+    assert served.engine.generate(some, 4, SAMPLING).policy_version == 5
+
+
+def test_only_exactly_what_was_prefetched_is_given_for_it(served: Served) -> None:
+    some, model = prompts(served.folder), CausalLM(str(served.folder)).build()
+    served.sync(model, version=0)
+    served.engine.prefetch(some, 2, SAMPLING)
+    served.sync(model, version=1)
+    others = [(some[:2], 2, SAMPLING), (some, 1, SAMPLING), (some, 2, SamplingConfig(max_tokens=8))]
+    assert [served.engine.generate(*other).policy_version for other in others] == [1, 1, 1]
+    assert served.engine.generate(some, 2, SAMPLING).policy_version == 0
+
+
+def test_a_rollout_has_the_very_prompts_it_was_asked_for(served: Served) -> None:
+    some = prompts(served.folder)
+    served.engine.prefetch(prompts(served.folder), 2, SAMPLING)
+    rollout = served.engine.generate(some, 2, SAMPLING)
+    assert all(rollout.prompts[n] is some[n // 2] for n in range(6))
+
+
+# --------------------------------------------------------------------------------------------------- failures
+
+
+@pytest.fixture
+def engine(tiny_model: Path) -> Iterator[RolloutEngine]:
+    one = Served(OverlappedEngine(InProcessEngine(str(tiny_model)), threads=1), tiny_model).engine
+    yield one
+    one.shutdown()
+
+
+def test_a_killed_process_is_reported_and_a_new_one_can_be_started(
+    engine: RolloutEngine, tiny_model: Path
+) -> None:
+    process = max(multiprocessing.active_children(), key=lambda child: child.pid or 0)
+    engine.prefetch(prompts(tiny_model), 64, SamplingConfig(max_tokens=80))
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGKILL)
+    with pytest.raises(RuntimeError, match=r"process of InProcessEngine has ended with exit code -9") as end:
+        engine.generate(prompts(tiny_model), 1, SAMPLING)
+    assert "\n" not in str(end.value)
+    engine.shutdown()
+    Served(engine, tiny_model).sync(CausalLM(str(tiny_model)).build(), version=2)
+    assert engine.generate(prompts(tiny_model), 1, SAMPLING).policy_version == 2
+
+
+def test_what_fails_while_it_samples_ahead_is_raised_with_its_trace(
+    engine: RolloutEngine, tiny_model: Path
+) -> None:
+    wrong = [replace(prompt, token_ids=[10**6]) for prompt in prompts(tiny_model)]
+    engine.prefetch(wrong, 1, SAMPLING)
+    with pytest.raises(RuntimeError, match=r"InProcessEngine failed:\n(?s:.*)IndexError"):
+        engine.load_weights(iter([]), version=1)
+
+
+def test_what_fails_amid_the_weights_is_raised_with_its_trace(
+    engine: RolloutEngine, tiny_model: Path
+) -> None:
+    weights = full_weights(CausalLM(str(tiny_model)).build().language_model)
+    with pytest.raises(RuntimeError, match=r"KeyError: 'model\.wrong'"):
+        engine.load_weights((("model.wrong", tensor) for _, tensor in weights), version=1)
+
+
+def test_shutting_down_does_not_wait_for_what_is_sampled_ahead(
+    engine: RolloutEngine, tiny_model: Path
+) -> None:
+    before = len(multiprocessing.active_children())
+    engine.prefetch(prompts(tiny_model), 512, SamplingConfig(max_tokens=80))
+    begin = time.monotonic()
+    engine.shutdown()
+    assert time.monotonic() - begin < 5
+    assert len(multiprocessing.active_children()) == before - 1
+
+
+def test_what_the_inner_engine_refuses_arrives_as_its_sentence(refused: Refused) -> None:
+    huge = ("--data.engine.engine", "VLLMEngine", "--data.engine.engine.kv_cache_gib", "100000")
+    assert "data.engine.kv_cache_gib=100000 is more than" in refused(*OVERLAPPED[:4], *huge)
+
+
+@pytest.mark.parametrize(("key", "value"), [("max_staleness", -1), ("threads", 0)])
+def test_a_bound_that_cannot_be_is_refused(refused: Refused, key: str, value: int) -> None:
+    assert f"data.engine.{key}={value}: expected" in refused(*OVERLAPPED, f"--data.engine.{key}", value)
+
+
+# ----------------------------------------------------------------------------------------------------- runs
+
+
+def test_with_bound_0_a_run_is_the_synchronous_one(fit: Fit) -> None:
+    alone, wrapped = fit(), fit(*OVERLAPPED, "--data.engine.max_staleness", "0")
+    assert untimed(alone) == untimed(wrapped)
+    assert (alone / "samples.jsonl").read_text() == (wrapped / "samples.jsonl").read_text()
+    assert column(alone, "rollout/staleness") == [0, 0, 0]
+    same_weights(alone, wrapped)
+
+
+def test_versions_lag_by_one_iteration_and_validation_changes_nothing(
+    fit: Fit, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = (*OVERLAPPED, "--trainer.max_epochs", "5", *CORRECTED)
+    never, often = fit(*run, *NO_VALIDATION), fit(*run)
+    assert "model.correction" not in capsys.readouterr().out
+    for folder in (never, often):
+        assert column(folder, "rollout/policy_version") == [0, 0, 2, 4, 6]
+        assert column(folder, "rollout/staleness") == [0, 2, 2, 2, 2]
+        assert "RolloutDataModule" not in saved(folder), "sampled for an iteration that the run has not"
+    same_weights(never, often)
+
+
+def test_a_resumed_run_ends_like_one_never_stopped(fit: Fit, tmp_path: Path) -> None:
+    run = (*OVERLAPPED, "--data.engine.max_staleness", "2", "--trainer.max_epochs", "5", *CORRECTED)
+    whole = fit(*run, "--checkpoint.save_top_k", "-1")
+    assert column(whole, "rollout/policy_version") == [0, 0, 0, 2, 4]
+    killed = tmp_path / "killed"
+    shutil.copytree(whole, killed)
+    fit(*run, "--ckpt_path", killed / "checkpoints" / "iteration-0001.ckpt", root=killed)
+    assert untimed(whole) == untimed(killed)
+    assert (whole / "samples.jsonl").read_text() == (killed / "samples.jsonl").read_text()
+    same_weights(whole, killed)
+
+
+def test_with_bound_0_what_a_checkpoint_has_sampled_ahead_is_forgotten(fit: Fit) -> None:
+    run = (*OVERLAPPED, "--trainer.max_epochs", "2", *CORRECTED, *NO_VALIDATION)
+    first = fit(*run, "--checkpoint.save_top_k", "-1") / "checkpoints" / "iteration-0001.ckpt"
+    folder = fit(*run, "--data.engine.max_staleness", "0", "--ckpt_path", first)
+    assert column(folder, "rollout/staleness") == [0]
+
+
+def test_what_is_sampled_again_or_greedily_comes_from_the_newest_weights(fit: Fit) -> None:
+    run = (*OVERLAPPED, *CORRECTED, *NO_VALIDATION)
+    again = fit(*run, "--data.resample.rounds", "3")
+    assert column(again, "rollout/staleness") == [0, 2, 2]
+    assert max(column(again, "rollout/groups_replaced")) < 1
+    assert column(fit(*run, "--model.advantage", "ReMax"), "rollout/staleness") == [0, 2, 2]
+
+
+def test_old_weights_without_a_correction_are_warned_of(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+    fit(*OVERLAPPED, "--trainer.max_epochs", "1", *NO_VALIDATION)
+    assert "set model.correction to ImportanceCorrection" in capsys.readouterr().out
+
+
+@pytest.mark.vllm
+def test_vllm_samples_ahead(fit: Fit) -> None:
+    inner = ("--data.engine.engine", "VLLMEngine", "--data.engine.engine.dtype", "float32")
+    folder = fit(
+        *OVERLAPPED[:4], *inner, "--data.engine.engine.kv_cache_gib", "0.1", *CORRECTED, *NO_VALIDATION
+    )
+    assert column(folder, "rollout/staleness") == [0, 2, 2]
+    assert column(folder, "sync/logprob_mismatch")[0] < 1e-5
