@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from typing import Any, final
 
@@ -151,10 +151,8 @@ class OverlappedEngine(RolloutEngine):
         """
         assert self._process is not None, "start() comes first"
         try:
-            if self._connection not in wait([self._connection, self._process.sentinel]):
-                raise EOFError
             answer = receive(self._connection)
-        except (EOFError, OSError):
+        except (EOFError, OSError):  # the system closes its end, however it ends
             self._process.join()
             raise RuntimeError(
                 f"data.engine: the process of {type(self.engine).__name__} has ended with exit code "
