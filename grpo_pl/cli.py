@@ -1,4 +1,4 @@
-"""The command line: `python -m grpo_pl {fit,validate} --config ...`."""
+"""The command line: `python -m grpo_pl {fit,validate,plan} --config ...`."""
 
 import argparse
 import os
@@ -24,6 +24,7 @@ from grpo_pl.callbacks.checkpoint_io import AtomicCheckpointIO
 from grpo_pl.datamodule import RolloutDataModule
 from grpo_pl.module import PolicyOptimization
 from grpo_pl.parser import Parser, fail, nearest
+from grpo_pl.planning.command import PlanningTrainer
 from grpo_pl.quiet import tame_logs
 from grpo_pl.reward_modeling.data import RewardDataModule
 from grpo_pl.reward_modeling.module import RewardModeling
@@ -103,12 +104,13 @@ class CLI(LightningCLI):
 
     def __init__(self, job: str, **kwargs: Any) -> None:
         self.job = job
-        super().__init__(JOBS[job].model, JOBS[job].data, **kwargs)
+        super().__init__(JOBS[job].model, JOBS[job].data, trainer_class=PlanningTrainer, **kwargs)
 
     @staticmethod
     @override
     def subcommands() -> dict[str, set[str]]:
-        return {name: LightningCLI.subcommands()[name] for name in ("fit", "validate")}
+        lightnings = LightningCLI.subcommands()
+        return {name: lightnings[name] for name in ("fit", "validate")} | {"plan": {"model", "datamodule"}}
 
     @override
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:

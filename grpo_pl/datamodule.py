@@ -128,21 +128,7 @@ class RolloutDataModule(pl.LightningDataModule):
         assert self.trainer is not None, "the trainer attaches itself before setup"
         if self._started:
             return
-        if stage == "fit":
-            check_trainer(self.trainer, optimizer_steps=self.update_epochs * self.minibatches)
-            check_schedule(
-                self,
-                micro_batches=self.trainer.accumulate_grad_batches,
-                ranks=self.trainer.world_size,
-                min_group_size=self.learner.min_group_size,
-            )
-            if self.engine.lookahead and not self.learner.corrects_mismatch:
-                log.warning(
-                    "data.engine samples with weights up to %d iterations old and nothing corrects for it: "
-                    "set model.correction to ImportanceCorrection",
-                    self.engine.lookahead,
-                )
-        self._check_context()
+        self.check(stage)
         self.prompts: dict[str, PromptSet] = {}
         for name, source in (("train", self.train), ("val", self.val)):
             if source is None or (name == "train" and stage != "fit"):
@@ -164,6 +150,29 @@ class RolloutDataModule(pl.LightningDataModule):
             device=self.trainer.strategy.root_device,
         )
         self._started = True
+
+    def check(self, stage: str) -> None:
+        """Refuse settings that do not go together.
+
+        Raises:
+            ValueError: In one sentence, with the key to change.
+        """
+        assert self.trainer is not None, "the trainer attaches itself before setup"
+        if stage == "fit":
+            check_trainer(self.trainer, optimizer_steps=self.update_epochs * self.minibatches)
+            check_schedule(
+                self,
+                micro_batches=self.trainer.accumulate_grad_batches,
+                ranks=self.trainer.world_size,
+                min_group_size=self.learner.min_group_size,
+            )
+            if self.engine.lookahead and not self.learner.corrects_mismatch:
+                log.warning(
+                    "data.engine samples with weights up to %d iterations old and nothing corrects for it: "
+                    "set model.correction to ImportanceCorrection",
+                    self.engine.lookahead,
+                )
+        self._check_context()
 
     @cached_property
     def _tokenizer(self) -> Tokenizer:

@@ -81,6 +81,7 @@ class PolicyOptimization(OptimizedModule):
         check_reference_update(reference_update, kl, reference)
         check_advantage_sources(advantage, rewards, kl, reward_transforms or [])
         self.builders = {"policy": policy, "reference": reference if kl else None, "critic": critic}
+        self.idle_reference = reference is not None and kl is None
         self.rewards, self.verifiers = rewards, verifiers or {}
         self.advantage, self.loss, self.aggregation, self.kl = advantage, loss, aggregation, kl
         self.reference_update, self.value_loss = reference_update, value_loss or ClippedValueLoss()
@@ -101,8 +102,15 @@ class PolicyOptimization(OptimizedModule):
 
     @override
     def configure_model(self) -> None:
-        if self.policy is not None:
-            return
+        if self.policy is None:
+            self.build(self.trainer.strategy.root_device)
+
+    def build(self, device: torch.device) -> None:
+        """Build every model, and put on the device those that are never trained.
+
+        Raises:
+            ValueError: If a builder builds what has no place here, with the key to change.
+        """
         policy = self.builders["policy"].build()  # type: ignore[union-attr]
         if not isinstance(policy, LanguageModel):
             raise ValueError("model.policy builds no language model: set it to CausalLM")
@@ -113,12 +121,12 @@ class PolicyOptimization(OptimizedModule):
         }
         self.policy, self.critic = policy, built.get("critic")
         for reward in self.rewards.values():
-            reward.build(self.trainer.strategy.root_device)
+            reward.build(device)
         reference = built.get("reference")
         if reference is not None:
             if not isinstance(reference, LanguageModel | WithoutAdapter):
                 raise ValueError("model.reference builds no language model: set it to CausalLM")
-            reference.requires_grad_(False).eval().to(self.trainer.strategy.root_device)
+            reference.requires_grad_(False).eval().to(device)
         object.__setattr__(self, "reference", reference)  # unregistered: in no checkpoint, in no optimizer
 
     @override

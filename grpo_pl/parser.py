@@ -107,7 +107,10 @@ def explain(message: str, options: dict[str, Any]) -> str:
         cls = locate(re.findall(r"class_path[ =]'([\w.]+)'", message)[-1])
         return no_such_option(f"{key}.{unknown[1]}", [f"{key}.{name}" for name in parameters(cls)])
     if missing := re.search(r"arguments are required: (.+)", message):
-        names = [".".join(filter(None, (key, name.removeprefix("fit.")))) for name in missing[1].split(", ")]
+        names = [
+            ".".join(filter(None, (key, name.removeprefix("fit.").removeprefix("plan."))))
+            for name in missing[1].split(", ")
+        ]
         return f"{', '.join(names)}: no value is given; set it in a --config file or on the command line"
     if file := re.search(r"File does not exist: '(.+)'", message):
         return (

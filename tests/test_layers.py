@@ -35,7 +35,7 @@ LAYERS = [
     },
     {"optimization"},
     {"module", "datamodule", "reward_modeling", "callbacks"},
-    {"parser"},
+    {"parser", "planning"},
     {"cli"},
     {"__main__"},
 ]

@@ -1,6 +1,9 @@
 """Finding and loading pretrained models; the only importer of transformers."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -12,6 +15,20 @@ if TYPE_CHECKING:
 DType = Literal["float32", "bfloat16", "float16"]
 RewardKind = Literal["outcome", "process"]
 """Whether a reward model scores whole responses or the steps of them."""
+
+
+_shapes_alone = ContextVar("shapes_alone", default=False)
+
+
+@contextmanager
+def without_weights() -> Iterator[None]:
+    """Inside it, models are built on the `meta` device from their config.json alone: shapes, no numbers."""
+    before = _shapes_alone.set(True)
+    try:
+        with torch.device("meta"):
+            yield
+    finally:
+        _shapes_alone.reset(before)
 
 
 def cached_model_folder(name: str) -> Path:
@@ -106,10 +123,14 @@ def load_language_model(pretrained: str, dtype: DType, attention: str | None = N
 
     logging.disable_progress_bar()
     config = _load_config_without_dropout(pretrained)
-    arguments: dict[str, Any] = {} if attention is None else {"attn_implementation": attention}
+    arguments: dict[str, Any] = {"dtype": getattr(torch, dtype)}
+    if attention is not None:
+        arguments["attn_implementation"] = attention
+    if _shapes_alone.get():
+        return cast("PreTrainedModel", AutoModelForCausalLM.from_config(config, **arguments))
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            resolve_pretrained(pretrained), config=config, dtype=getattr(torch, dtype), **arguments
+            resolve_pretrained(pretrained), config=config, **arguments
         )
     except OSError as error:
         raise _unreachable(pretrained, error) from error
@@ -146,15 +167,19 @@ def load_reward_model(
             "with one"
         )
     config.num_labels = 1
-    arguments: dict[str, Any] = {} if attention is None else {"attn_implementation": attention}
+    arguments: dict[str, Any] = {"dtype": getattr(torch, dtype)}
+    if attention is not None:
+        arguments["attn_implementation"] = attention
     auto, own_kind = {
         "outcome": (AutoModelForSequenceClassification, "ForSequenceClassification"),
         "process": (AutoModelForTokenClassification, "ForTokenClassification"),
     }[kind]
+    report: dict[str, Any] = {"missing_keys": set()}
     try:
-        model, report = auto.from_pretrained(
-            path, config=config, dtype=getattr(torch, dtype), output_loading_info=True, **arguments
-        )
+        if _shapes_alone.get():
+            model = auto.from_config(config, **arguments)
+        else:
+            model, report = auto.from_pretrained(path, config=config, output_loading_info=True, **arguments)
     except (OSError, ValueError) as error:  # a ValueError names an architecture without such a head
         raise _unreachable(pretrained, error) from error
     if not isinstance(getattr(model, "score", None), torch.nn.Linear):

@@ -54,6 +54,11 @@ class RewardFunction(ABC):
         """The model that scores, once it is built; None for most."""
         return None
 
+    @property
+    def tokens_at_once(self) -> int:
+        """The most tokens that its model reads at once; 0 without one."""
+        return 0
+
 
 @dataclass(frozen=True)
 class StepScore:

@@ -110,6 +110,11 @@ class OutcomeRewardModel(RewardFunction):
     def held_model(self) -> nn.Module | None:
         return self._frozen.model
 
+    @property
+    @override
+    def tokens_at_once(self) -> int:
+        return self._frozen.batch_tokens
+
     @override
     def score(self, samples: Sequence[Sample]) -> list[float]:
         last = [scores[-1] for _, scores in self._frozen.scores(samples)]
@@ -151,6 +156,11 @@ class ProcessRewardModel(ProcessReward):
     @override
     def held_model(self) -> nn.Module | None:
         return self._frozen.model
+
+    @property
+    @override
+    def tokens_at_once(self) -> int:
+        return self._frozen.batch_tokens
 
     @override
     def score_steps(self, samples: Sequence[Sample]) -> list[list[StepScore]]:

@@ -37,6 +37,33 @@ class SamplingConfig:
             )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Demand:
+    """What the largest rollout asks of an engine, at most."""
+
+    sequences: int
+    group_size: int
+    prompt_tokens: int
+    response_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineMemory:
+    """Bytes that an engine holds on its device."""
+
+    libraries: int = 0
+    """What it adds to the process by itself."""
+    weights: int = 0
+    cache: int = 0
+    cache_needed: int = 0
+    """Of the key-value cache, what the rollout fills when all of its responses are as long as they may be."""
+    sampling: int = 0
+    """What one forward and the drawing of its tokens need beside weights and cache."""
+    max_sequences: int = 0
+    sleeps: bool = False
+    """Whether weights and cache are given back while the policy learns."""
+
+
 @dataclass(kw_only=True)
 class Response:
     """One response as an engine returns it."""
@@ -99,6 +126,19 @@ class RolloutEngine(ABC):
     @abstractmethod
     def shutdown(self) -> None:
         """Give everything back; the engine may be started again."""
+
+    def memory(self, demand: Demand, device: torch.device) -> EngineMemory:  # noqa: ARG002 - for those that have some
+        """What it will hold, for `plan`; nothing for an engine outside of the process."""
+        return EngineMemory()
+
+
+LOGITS_COPIES = 3
+"""Float32 copies of the logits while tokens are drawn: as they come, log-probabilities, probabilities."""
+
+
+def sampling_bytes(vocabulary: int, sequences: int) -> int:
+    """What drawing one token of each sequence needs."""
+    return LOGITS_COPIES * 4 * vocabulary * sequences
 
 
 def token_ends(tokenizer: Any, token_ids: Sequence[int], text: str) -> list[int]:

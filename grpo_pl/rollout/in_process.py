@@ -8,8 +8,18 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from grpo_pl.functional import derive_seed
-from grpo_pl.models.loading import DType, eos_token_ids, load_language_model, load_tokenizer
-from grpo_pl.rollout.engine import Response, RolloutEngine, SamplingConfig, assemble_rollout, token_ends
+from grpo_pl.models.architecture import Architecture
+from grpo_pl.models.loading import DType, eos_token_ids, load_language_model, load_tokenizer, without_weights
+from grpo_pl.rollout.engine import (
+    Demand,
+    EngineMemory,
+    Response,
+    RolloutEngine,
+    SamplingConfig,
+    assemble_rollout,
+    sampling_bytes,
+    token_ends,
+)
 from grpo_pl.types import Prompt, Rollout
 
 if TYPE_CHECKING:
@@ -117,3 +127,18 @@ class InProcessEngine(RolloutEngine):
     @override
     def shutdown(self) -> None:
         self._model = None
+
+    @override
+    def memory(self, demand: Demand, device: torch.device) -> EngineMemory:
+        with without_weights():
+            model = load_language_model(self.pretrained, self.dtype)
+        architecture, sequences = Architecture.of(model), min(demand.sequences, self.max_sequences)
+        tokens = sequences * (demand.prompt_tokens + demand.response_tokens)
+        cache = architecture.cache_bytes(tokens, model.dtype.itemsize)
+        return EngineMemory(
+            weights=sum(p.numel() * p.element_size() for p in model.parameters()),
+            cache=cache,
+            cache_needed=cache,
+            sampling=sampling_bytes(architecture.vocabulary, sequences),
+            max_sequences=self.max_sequences,
+        )

@@ -16,9 +16,25 @@ from typing_extensions import override
 
 from grpo_pl.functional import derive_seed
 from grpo_pl.memory import release_free_memory
-from grpo_pl.models.loading import resolve_pretrained
+from grpo_pl.models.architecture import Architecture
+from grpo_pl.models.loading import (
+    DType,
+    load_config,
+    load_language_model,
+    resolve_pretrained,
+    without_weights,
+)
 from grpo_pl.quiet import captured_output
-from grpo_pl.rollout.engine import Response, RolloutEngine, SamplingConfig, assemble_rollout, token_ends
+from grpo_pl.rollout.engine import (
+    Demand,
+    EngineMemory,
+    Response,
+    RolloutEngine,
+    SamplingConfig,
+    assemble_rollout,
+    sampling_bytes,
+    token_ends,
+)
 from grpo_pl.types import Prompt, Rollout
 
 if TYPE_CHECKING:
@@ -26,6 +42,11 @@ if TYPE_CHECKING:
     from vllm.inputs import TokensPrompt
 
 GIB = 1 << 30
+LIBRARIES_BYTES = int(0.38 * GIB)
+"""What vLLM adds to a process without a GPU beside weights and cache, as `tools/measure_overhead.py`
+found it."""
+READ_AT_ONCE = 8192
+"""Most prompt tokens in one forward: what vLLM takes by default, and what it is told on a CPU."""
 
 
 @final
@@ -82,7 +103,7 @@ class VLLMEngine(RolloutEngine):
             "dtype": self.dtype,
             "enforce_eager": self.enforce_eager,
             "max_model_len": max_sequence_tokens,
-            "max_num_seqs": self.max_sequences or min(max_sequences, 256),
+            "max_num_seqs": self._at_once(max_sequences),
             "kv_cache_memory_bytes": int(self.kv_cache_gib * GIB),
             "gpu_memory_utilization": 0.05,  # only checked against free memory: the cache's size is given
             "logprobs_mode": "processed_logprobs",
@@ -91,13 +112,16 @@ class VLLMEngine(RolloutEngine):
         }
         if self._on_cpu:  # vLLM rewinds the seed of a request whose prompt it reads in pieces: a CPU cannot
             arguments["enable_chunked_prefill"] = False
-            arguments["max_num_batched_tokens"] = max(8192, max_sequence_tokens)
+            arguments["max_num_batched_tokens"] = max(READ_AT_ONCE, max_sequence_tokens)
             arguments["block_size"] = 32  # its 128 would share few prompts within a group
         with captured_output(), undisturbed_process():
             from vllm import LLM
 
             self._llm = LLM(resolve_pretrained(self.pretrained), **(arguments | self.engine_args))
         self._rest()
+
+    def _at_once(self, sequences: int) -> int:
+        return self.max_sequences or min(sequences, 256)
 
     def _check_memory(self, device: torch.device) -> None:
         if device.type == "cpu":
@@ -154,6 +178,35 @@ class VLLMEngine(RolloutEngine):
         if self._llm is not None:
             self._llm.llm_engine.engine_core.shutdown()
             self._llm = None
+
+    @override
+    def memory(self, demand: Demand, device: torch.device) -> EngineMemory:
+        with without_weights():
+            model = load_language_model(self.pretrained, self._weights_dtype())
+        architecture, size = Architecture.of(model), model.dtype.itemsize
+        weights = sum(p.numel() * p.element_size() for p in model.parameters())
+        if device.type == "cpu" and model.config.tie_word_embeddings:
+            weights += architecture.vocabulary * architecture.hidden * size  # repack_tied_head's copy
+        at_once = min(self._at_once(demand.sequences), demand.sequences)
+        groups = -(-at_once // demand.group_size)  # which share the blocks of their prompts
+        read = min(READ_AT_ONCE, at_once * demand.prompt_tokens)
+        needed = groups * demand.prompt_tokens + at_once * demand.response_tokens
+        return EngineMemory(
+            libraries=LIBRARIES_BYTES if device.type == "cpu" else 0,
+            weights=weights,
+            cache=int(self.kv_cache_gib * GIB),
+            cache_needed=architecture.cache_bytes(needed, size),
+            sampling=sampling_bytes(architecture.vocabulary, at_once)
+            + read * (4 * architecture.hidden + 3 * architecture.intermediate) * size,
+            max_sequences=self._at_once(demand.sequences),
+            sleeps=self.sleep and device.type != "cpu",
+        )
+
+    def _weights_dtype(self) -> DType:
+        """What vLLM makes of `auto`: the checkpoint's type, and float16 of float32."""
+        if self.dtype != "auto":
+            return self.dtype
+        return "bfloat16" if load_config(self.pretrained).dtype == torch.bfloat16 else "float16"
 
 
 def requests(

@@ -1,0 +1,116 @@
+"""Bytes and rows as pure functions of plain numbers; each term is explained where it stands."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from grpo_pl.models.architecture import Architecture
+
+FLOAT32 = 4
+LOGITS_COPIES = 3
+"""Float32 `[chunk, V]` tensors that exist at once in the backward of the LM head: the log-probabilities, the
+gradient of the chosen ones, that of the logits."""
+LOGITS_COPIES_WITH_ENTROPY = 6
+"""With an entropy bonus also the probabilities, and the gradients of both factors of p log p."""
+
+
+class Rows(NamedTuple):
+    """The shape that a model reads: so many rows of so many tokens."""
+
+    count: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Network:
+    """How a model with layers of its own computes."""
+
+    architecture: Architecture
+    linear_parameters: int
+    """Weights of its linear layers, a tied LM head among them: what autocast copies."""
+    weight_bytes: int
+    """Of an element of its weights, and so of the states between its layers."""
+    compute_bytes: int
+    """Of an element in its matrix products."""
+    eager: bool
+    """Whether attention holds its scores; else a kernel such as sdpa forgets them."""
+    checkpointing: bool = False
+    row_tokens: int | None = None
+    chunk_tokens: int = 0
+    """Rows of logits at once; 0 for a model without LM head."""
+
+
+def packed_rows(groups: int, group_size: int, prompt: int, response: int, row_tokens: int, step: int) -> Rows:
+    """The rows of `pack` for groups of responses of equal length: first fit, one copy of a prompt a row."""
+    capacity = max(row_tokens, prompt + response)
+    rows: list[int] = []
+    for _ in range(groups):
+        holding: set[int] = set()
+        for _ in range(group_size):
+            homes = [r for r in sorted(holding) if rows[r] + response <= capacity]
+            homes += [r for r, used in enumerate(rows) if used + prompt + response <= capacity]
+            if not homes:
+                rows.append(0)
+                homes = [len(rows) - 1]
+            rows[homes[0]] += response + (0 if homes[0] in holding else prompt)
+            holding.add(homes[0])
+    return Rows(len(rows), -(-max(rows) // step) * step)
+
+
+def layer_bytes(network: Network, rows: Rows) -> int:
+    """What one layer keeps of its forward for its backward.
+
+    Of each token, with H states, q query states and I inner ones, w bytes a weight and c in products:
+    2 norms keep their input and its scale in float32 and the normalised states, 2 (4 H + 4 + w H); 5 linear
+    layers keep their input, as copies in c bytes where autocast makes them, 5 c H, else shared by q, k, v and
+    by gate and up, 2 c H; the gated layer keeps gate, its activation, up and their product, 4 c I; the
+    output projection keeps its input, c q. Eager attention keeps q and the repeated k and v, 3 c q, and
+    the scores of all heads against a row of S tokens, in float32 and, where that differs, in c bytes. A
+    kernel keeps q and k and v, repeated only under a mask, 4 bytes a head, and the mask in c bytes.
+    """
+    a, w, c = network.architecture, network.weight_bytes, network.compute_bytes
+    q, kv, masked = a.heads * a.head_dim, a.kv_heads * a.head_dim, network.row_tokens is not None
+    norms = 2 * (FLOAT32 * a.hidden + FLOAT32 + w * a.hidden)
+    inputs = (2 if c == w else 5) * c * a.hidden + c * q
+    inner = 4 * c * a.intermediate
+    if network.eager:
+        scores = a.heads * rows.tokens * (FLOAT32 + (c if c != FLOAT32 else 0))
+        attention = 3 * c * q + scores
+    else:
+        mask = c * rows.tokens if masked else 0
+        attention = c * q + 2 * c * (q if masked else kv) + FLOAT32 * a.heads + mask
+    return rows.count * rows.tokens * (norms + inputs + inner + attention)
+
+
+def cast_bytes(network: Network) -> int:
+    """Autocast's copies of the weights of linear layers, which live until the backward has used them."""
+    different = network.compute_bytes != network.weight_bytes
+    return network.linear_parameters * network.compute_bytes if different else 0
+
+
+def head_bytes(network: Network, with_entropy: bool) -> int:
+    """What the backward of one chunk of logits needs: copies of it, and the head's gradient twice.
+
+    Twice, since the gradients of chunks are added up in the precision they are computed in.
+    """
+    if not network.chunk_tokens:
+        return 0
+    copies = LOGITS_COPIES_WITH_ENTROPY if with_entropy else LOGITS_COPIES
+    a = network.architecture
+    return a.vocabulary * (copies * FLOAT32 * network.chunk_tokens + 2 * network.compute_bytes * a.hidden)
+
+
+def activation_bytes(network: Network, rows: Rows) -> int:
+    """What the trunk keeps between forward and backward, and one layer's backward beside it.
+
+    With gradient checkpointing, of each layer its input alone; the layer under way is computed again.
+    """
+    layer, a = layer_bytes(network, rows), network.architecture
+    if network.checkpointing:
+        return a.layers * rows.count * rows.tokens * a.hidden * network.weight_bytes + 2 * layer
+    return (a.layers + 1) * layer
+
+
+def forward_bytes(network: Network, rows: Rows, with_head: bool) -> int:
+    """What a pass without gradient needs: one layer, and a chunk of logits with its entropy."""
+    logits = LOGITS_COPIES * FLOAT32 * network.chunk_tokens * network.architecture.vocabulary
+    return layer_bytes(network, rows) + (logits if with_head else 0)
