@@ -77,8 +77,8 @@ def show(run: Run, console: Console) -> None:
 
 def models_table(run: Run) -> Table:
     """What each model holds, and how often it reads a rollout."""
-    table = Table("GiB on each rank", title_justify="left", title="Models")
-    for heading in ("parameters", "weights", "gradients", "optimizer", "forwards", "backwards"):
+    table = Table("GiB of a rank", title_justify="left", title="Models, and what a micro-batch needs")
+    for heading in ("params", "weights", "grads", "optim.", "forwards", "backw."):
         table.add_column(heading, justify="right")
     for model, made in zip(run.models, passes(run), strict=True):
         table.add_row(
@@ -89,11 +89,11 @@ def models_table(run: Run) -> Table:
             str(made.backward),
         )
     if run.engine.weights:
-        table.add_row(f"engine ({run.engine_name})", "", gib(run.engine.weights))
-        table.add_row(f"  its cache; needed: {gib(run.engine.cache_needed)}", "", gib(run.engine.cache))
+        table.add_row("engine", "", gib(run.engine.weights))
+        table.add_row("engine's cache", "", gib(run.engine.cache))
     for name, needed in update_bytes(run).items():
-        table.add_row(f"{name} of a micro-batch", "", gib(needed))
-    table.add_row("process and libraries", "", gib(overhead_bytes(run)))
+        table.add_row(name, "", gib(needed))
+    table.add_row("libraries", "", gib(overhead_bytes(run)))
     return table
 
 

@@ -57,7 +57,6 @@ class Run:
     """Of the device, or of the machine's memory this rank's share."""
     models: tuple[Model, ...]
     engine: EngineMemory
-    engine_name: str
     prompts: int
     """A rank's, in one iteration."""
     group_size: int
@@ -79,7 +78,6 @@ class Run:
     learning_rate: float
     adapters: bool
     idle_reference: bool
-    with_kl: bool
     attention: str = ""
     """The policy's."""
     bucket_bytes: int = 0
@@ -151,7 +149,6 @@ def read_run(trainer: pl.Trainer, module: PolicyOptimization, data: RolloutDataM
         free_bytes=free_bytes(device, trainer.num_devices),
         models=models,
         engine=data.engine.memory(demand, device),
-        engine_name=type(data.engine).__name__,
         prompts=mine,
         group_size=data.group_size,
         prompt_tokens=longest,
@@ -168,7 +165,6 @@ def read_run(trainer: pl.Trainer, module: PolicyOptimization, data: RolloutDataM
         learning_rate=learning_rate,
         adapters=isinstance(module.builders["policy"], LoRA),
         idle_reference=module.idle_reference,
-        with_kl=module.kl is not None,
         attention=policy.language_model.config._attn_implementation,
         bucket_bytes=sum(model.gradient_bytes for model in models)
         if ranks > 1 and isinstance(trainer.strategy, DDPStrategy)

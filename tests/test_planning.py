@@ -1,0 +1,484 @@
+"""What `plan` says, against hand-computed bytes, against autograd, and as a command."""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from run_results import said
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+
+from grpo_pl.cli import main
+from grpo_pl.models import CausalLM
+from grpo_pl.models.architecture import Architecture
+from grpo_pl.models.loading import load_language_model, without_weights
+from grpo_pl.models.packing import WIDTH_STEP, pack
+from grpo_pl.planning.advice import warnings
+from grpo_pl.planning.estimate import (
+    GIB,
+    overhead_bytes,
+    passes_of,
+    peak,
+    phases,
+    resident_bytes,
+    smallest_that_fits,
+    update_bytes,
+)
+from grpo_pl.planning.formulas import (
+    Network,
+    Rows,
+    activation_bytes,
+    cast_bytes,
+    head_bytes,
+    layer_bytes,
+    packed_rows,
+)
+from grpo_pl.planning.run import Model, Run, optimizer_costs
+from grpo_pl.rollout.engine import Demand, EngineMemory
+from grpo_pl.rollout.in_process import InProcessEngine
+from grpo_pl.rollout.vllm import VLLMEngine
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = Architecture(layers=2, hidden=64, intermediate=128, heads=2, kv_heads=1, head_dim=32, vocabulary=320)
+TINY_PARAMETERS = 320 * 64 + 2 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128 + 2 * 64) + 64
+FLOAT32 = Network(TINY, 94_208, 4, 4, eager=True, chunk_tokens=16)
+MIXED = replace(FLOAT32, compute_bytes=2)
+CPU = torch.device("cpu")
+
+
+def model(**changes: object) -> Model:
+    held = {"name": "policy", "parameters": 1000, "parameter_bytes": 4000, "gradient_bytes": 4000}
+    return Model(**(held | {"optimizer_bytes": 8000, "network": FLOAT32} | changes))  # type: ignore[arg-type]
+
+
+def small_run(**changes: object) -> Run:
+    """A run that nothing is wrong with: 8 prompts of 8 responses, packed, in 2 minibatches of 2."""
+    settings = {
+        "on_cpu": True,
+        "free_bytes": 8 * GIB,
+        "models": (model(network=replace(MIXED, row_tokens=256)),),
+        "engine": EngineMemory(
+            weights=2000, cache=GIB, cache_needed=GIB // 2, sampling=100, max_sequences=64
+        ),
+        "prompts": 8,
+        "group_size": 8,
+        "prompt_tokens": 40,
+        "response_tokens": 24,
+        "minibatches": 2,
+        "update_epochs": 1,
+        "micro_batches": 2,
+        "keep_groups": True,
+        "val_prompts": 0,
+        "val_cache_bytes": 0,
+        "reward_tokens": 0,
+        "with_entropy": False,
+        "loss_name": "ClippedSurrogate",
+        "learning_rate": 1e-5,
+        "adapters": False,
+        "idle_reference": False,
+        "attention": "eager",
+    }
+    return Run(**(settings | changes))  # type: ignore[arg-type]
+
+
+# ------------------------------------------------------------------------------------------------- formulas
+
+
+def test_the_bytes_of_a_tiny_layer_computed_by_hand() -> None:
+    """3 rows of 32 tokens; of each token: norms 2 (256 + 4 + 256), inputs 5 64 c + 64 c, inner 4 128 c."""
+    rows, tokens = Rows(3, 32), 96
+    shared_inputs = 2 * 64 * 4 + 64 * 4
+    assert layer_bytes(FLOAT32, rows) == tokens * (1032 + shared_inputs + 2048 + 3 * 64 * 4 + 2 * 32 * 4)
+    copies = 5 * 64 * 2 + 64 * 2
+    assert layer_bytes(MIXED, rows) == tokens * (1032 + copies + 1024 + 3 * 64 * 2 + 2 * 32 * (4 + 2))
+    kernel = 64 * 2 + 2 * 32 * 2 + 2 * 4
+    assert layer_bytes(replace(MIXED, eager=False), rows) == tokens * (1032 + copies + 1024 + kernel)
+
+
+def kept_by_autograd(network: Network, rows: Rows, layers: int) -> int:
+    """Bytes that the real layers keep for a backward, their weights and the copies of those apart."""
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    a = network.architecture
+    config = LlamaConfig(
+        vocab_size=a.vocabulary,
+        hidden_size=a.hidden,
+        intermediate_size=a.intermediate,
+        num_attention_heads=a.heads,
+        num_key_value_heads=a.kv_heads,
+        head_dim=a.head_dim,
+        num_hidden_layers=layers,
+    )
+    dtype = torch.float32 if network.weight_bytes == 4 else torch.bfloat16
+    attention = "eager" if network.eager else "sdpa"
+    built = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention).train()
+    weights = {p.untyped_storage().data_ptr() for p in built.parameters()}
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if (pointer := tensor.untyped_storage().data_ptr()) not in weights:
+            kept[pointer] = tensor
+        return tensor
+
+    mask: Tensor | None = None
+    if network.row_tokens is not None:
+        mask = torch.ones(rows.count, 1, rows.tokens, rows.tokens, dtype=torch.bool).tril()
+        mask = torch.zeros(mask.shape).masked_fill(~mask, -1e30) if network.eager else mask
+    tokens = torch.zeros(rows, dtype=torch.long)
+    mixed = network.compute_bytes != network.weight_bytes
+    with torch.autocast("cpu", torch.bfloat16, enabled=mixed), saved_tensors_hooks(keep, lambda t: t):
+        built.base_model(tokens, attention_mask=mask, use_cache=False)
+    copies = sum(m.weight.numel() for m in built.base_model.modules() if isinstance(m, torch.nn.Linear))
+    return sum(t.untyped_storage().nbytes() for t in kept.values()) - (2 * copies if mixed else 0)
+
+
+@pytest.mark.parametrize("row_tokens", [None, 32])
+@pytest.mark.parametrize("eager", [True, False])
+@pytest.mark.parametrize("sizes", [(4, 4), (4, 2), (2, 2)])
+def test_a_layer_keeps_what_autograd_keeps(
+    sizes: tuple[int, int], eager: bool, row_tokens: int | None
+) -> None:
+    network = Network(
+        replace(TINY, heads=4, kv_heads=2, head_dim=16),
+        linear_parameters=0,
+        weight_bytes=sizes[0],
+        compute_bytes=sizes[1],
+        eager=eager,
+        row_tokens=row_tokens,
+    )
+    rows = Rows(3, 32)
+    two, four = (kept_by_autograd(network, rows, layers) for layers in (2, 4))
+    assert layer_bytes(network, rows) == (four - two) // 2
+
+
+def test_the_vocabulary_enters_the_logits_alone() -> None:
+    larger = replace(MIXED, architecture=replace(TINY, vocabulary=640))
+    rows = Rows(4, 64)
+    assert activation_bytes(larger, rows) == activation_bytes(MIXED, rows)
+    assert head_bytes(larger, False) == 2 * head_bytes(MIXED, False)
+    assert head_bytes(MIXED, False) == 320 * (3 * 4 * 16 + 2 * 2 * 64)
+
+
+def test_gradient_checkpointing_keeps_the_input_of_each_layer() -> None:
+    rows = Rows(4, 64)
+    again = replace(MIXED, checkpointing=True)
+    assert activation_bytes(again, rows) == 2 * 4 * 64 * 64 * 4 + 2 * layer_bytes(MIXED, rows)
+
+
+def test_autocast_copies_the_weights_of_another_type_alone() -> None:
+    assert cast_bytes(MIXED) == 2 * 94_208
+    assert cast_bytes(FLOAT32) == 0
+
+
+@pytest.mark.parametrize(
+    ("groups", "size", "prompt", "response", "row_tokens"),
+    [
+        (2, 8, 47, 24, 256),
+        (3, 8, 96, 24, 256),
+        (5, 1, 30, 20, 256),
+        (2, 4, 100, 100, 64),
+        (7, 3, 20, 15, 128),
+    ],
+)
+def test_the_rows_are_those_of_pack(
+    groups: int, size: int, prompt: int, response: int, row_tokens: int
+) -> None:
+    prompts = torch.arange(groups)[:, None].expand(-1, prompt).repeat_interleave(size, 0)
+    answers = torch.arange(groups * size)[:, None].expand(-1, response)
+    token_ids = torch.cat([prompts, answers], 1)
+    mask = torch.zeros(token_ids.shape, dtype=torch.bool)
+    mask[:, prompt:] = True
+    made = pack(token_ids, mask, row_tokens).token_ids.shape
+    assert packed_rows(groups, size, prompt, response, row_tokens, WIDTH_STEP) == made
+
+
+# ----------------------------------------------------------------------------------------------- optimizers
+
+
+def adamw(parameters: object) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, lr=3e-4)  # type: ignore[arg-type]
+
+
+def sgd(parameters: object) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=0.5)  # type: ignore[arg-type]
+
+
+def momentum(parameters: object) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=0.5, momentum=0.9)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("factory", "costs"), [(adamw, (8, 3e-4)), (sgd, (0, 0.5)), (momentum, (4, 0.5))])
+def test_an_optimizer_says_its_state_by_one_step(factory: Callable, costs: tuple[float, float]) -> None:
+    assert optimizer_costs(factory) == costs
+
+
+# --------------------------------------------------------------------------------------------------- models
+
+
+def test_without_weights_nothing_is_held(tiny_model: Path) -> None:
+    with without_weights():
+        built = CausalLM(str(tiny_model)).build()
+    assert all(p.is_meta for p in built.parameters())
+    assert sum(p.numel() for p in built.parameters()) == TINY_PARAMETERS
+    assert Architecture.of(built.language_model) == TINY
+    assert not any(p.is_meta for p in load_language_model(str(tiny_model), "float32").parameters())
+
+
+def test_the_key_value_cache_by_hand() -> None:
+    assert TINY.cache_bytes(tokens=10, element_bytes=2) == 2 * 2 * 1 * 32 * 10 * 2
+
+
+DEMAND = Demand(sequences=16, group_size=4, prompt_tokens=20, response_tokens=10)
+
+
+def test_vllm_on_a_cpu_packs_a_tied_head_again(tiny_model: Path, tiny_untied_model: Path) -> None:
+    tied, untied = (
+        VLLMEngine(str(folder), dtype="bfloat16", kv_cache_gib=0.5).memory(DEMAND, CPU)
+        for folder in (tiny_model, tiny_untied_model)
+    )
+    assert tied.weights == untied.weights == 2 * (TINY_PARAMETERS + 320 * 64)
+    assert tied.cache == GIB // 2
+    assert tied.cache_needed == TINY.cache_bytes(4 * 20 + 16 * 10, 2)
+    assert not tied.sleeps
+
+
+def test_vllm_on_a_gpu_sleeps(tiny_model: Path) -> None:
+    engine = VLLMEngine(str(tiny_model), dtype="bfloat16").memory(DEMAND, torch.device("cuda", 0))
+    assert engine.sleeps
+    assert engine.weights == 2 * TINY_PARAMETERS
+    assert engine.libraries == 0
+
+
+def test_the_engine_in_the_process_holds_a_copy(tiny_model: Path) -> None:
+    engine = InProcessEngine(str(tiny_model), max_sequences=8).memory(DEMAND, CPU)
+    assert engine.weights == 4 * TINY_PARAMETERS
+    assert engine.cache == TINY.cache_bytes(8 * 30, 4)
+
+
+# --------------------------------------------------------------------------------------------------- phases
+
+
+def test_on_a_cpu_everything_is_there_at_once() -> None:
+    run = small_run()
+    held = phases(run)
+    assert resident_bytes(run) == overhead_bytes(run) + 16_000
+    assert held["checkpoint"] == resident_bytes(run) + GIB + 2000
+    assert held["update"] == held["checkpoint"] + sum(update_bytes(run).values())
+    assert peak(run) == ("update", held["update"])
+
+
+def test_an_engine_that_sleeps_is_away_while_the_policy_learns() -> None:
+    run = small_run(on_cpu=False, engine=EngineMemory(weights=2000, cache=GIB, sampling=100, sleeps=True))
+    held = phases(run)
+    assert held["update"] == resident_bytes(run) + sum(update_bytes(run).values())
+    assert held["sync"] == resident_bytes(run) + 2000
+    assert held["generate"] == resident_bytes(run) + GIB + 2100
+    assert peak(run)[0] == "generate"
+
+
+def test_the_smallest_number_of_micro_batches_that_fits() -> None:
+    run = small_run(minibatches=1)
+    needed = [peak(replace(run, micro_batches=k))[1] for k in range(1, 9)]
+    assert sorted(needed, reverse=True) == needed
+    assert smallest_that_fits(replace(run, free_bytes=needed[0])) == 1
+    assert smallest_that_fits(replace(run, free_bytes=needed[0] - 1)) == 2
+    assert smallest_that_fits(replace(run, free_bytes=needed[-1] - 1)) is None
+
+
+def test_checkpointing_repeats_the_forwards_of_updates() -> None:
+    run = small_run(update_epochs=3)
+    trained = model(network=replace(FLOAT32, checkpointing=True))
+    assert (passes_of(run, trained).score, passes_of(run, trained).update) == (1, 6)
+    frozen = passes_of(run, model(gradient_bytes=0))
+    assert (frozen.score, frozen.update, frozen.backward) == (1, 0, 0)
+
+
+# ------------------------------------------------------------------------------------------------- warnings
+
+
+def test_nothing_is_said_of_a_run_that_is_right() -> None:
+    assert warnings(small_run()) == []
+
+
+def with_policy(**changes: object) -> tuple[Model, ...]:
+    network = replace(MIXED, row_tokens=256)
+    return (model(network=replace(network, **changes)),)  # type: ignore[arg-type]
+
+
+WIDE = replace(TINY, layers=400, vocabulary=320)
+ADVICE: dict[str, tuple[dict[str, object], str]] = {
+    "memory": ({"free_bytes": GIB}, "no trainer.accumulate_grad_batches fits"),
+    "dtype": (
+        {"models": with_policy(weight_bytes=2)},
+        "model.policy.dtype .*lr=1e-05 away: set it to float32",
+    ),
+    "padding": (
+        {"models": with_policy(row_tokens=None)},
+        "model.policy.row_tokens=null .* set it to 256 and data.keep_groups",
+    ),
+    "attention": ({"attention": "sdpa"}, "model.policy.attention=sdpa: .* set it to eager"),
+    "groups": ({"keep_groups": False}, "data.keep_groups=false .* set it to true"),
+    "an engine too wide": (
+        {"engine": EngineMemory(max_sequences=65)},
+        "data.engine.max_sequences=65 is more than the 64",
+    ),
+    "no clip": ({"minibatches": 1}, "data.minibatches=1 .* ClippedSurrogate never clips: raise"),
+    "a small cache": (
+        {"engine": EngineMemory(cache=GIB, cache_needed=3 * GIB)},
+        "data.engine.kv_cache_gib=1 is less than the 3 GiB .* set it to 3.0",
+    ),
+    "a large cache": (
+        {"engine": EngineMemory(cache=3 * GIB, cache_needed=GIB)},
+        "data.engine.kv_cache_gib=3 is more than the 1 GiB .* set it to 1.0",
+    ),
+    "validation": (
+        {"val_prompts": 40, "val_cache_bytes": 2 * GIB},
+        "data.val_prompts_per_batch=40 may fill 2 GiB .* set it to 20",
+    ),
+    "reference": ({"idle_reference": True}, "model.kl=null, .* set model.kl to KLInLoss"),
+    "activations": (
+        {"models": with_policy(architecture=replace(TINY, layers=1000))},
+        "activations .* raise trainer.accumulate_grad_batches, or set model.policy.gradient_checkpointing",
+    ),
+    "logits": (
+        {"models": with_policy(architecture=replace(TINY, vocabulary=150_000), chunk_tokens=1024)},
+        "model.policy.chunk_tokens=1024 .* set it lower",
+    ),
+    "sleep": (
+        {"on_cpu": False, "engine": EngineMemory(weights=GIB, cache=GIB, cache_needed=GIB)},
+        "data.engine.sleep=false keeps 2.0 GiB .* set it to true",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ADVICE)
+def test_what_is_likely_not_meant_is_said_with_the_key_and_the_fix(name: str) -> None:
+    changes, sentence = ADVICE[name]
+    said_of_it = warnings(small_run(**changes))
+    assert len(said_of_it) == 1
+    assert re.search(sentence, said_of_it[0])
+
+
+def test_memory_that_another_number_of_micro_batches_would_fit() -> None:
+    run = small_run(minibatches=1, loss_name=None)
+    least = peak(replace(run, micro_batches=8))[1]
+    assert "set trainer.accumulate_grad_batches to 8" in warnings(replace(run, free_bytes=least))[0]
+
+
+# ---------------------------------------------------------------------------------------------- the command
+
+
+def plan(tmp_path: Path, *arguments: object) -> dict:
+    out = tmp_path / "plan.json"
+    words = ["plan", "--config", str(ROOT / "configs" / "tiny.yaml"), "--out", str(out)]
+    main([*words, "--trainer.default_root_dir", str(tmp_path / "run"), *map(str, arguments)])
+    assert not (tmp_path / "run").exists()
+    return json.loads(out.read_text())
+
+
+def by_name(said_of_it: dict) -> dict:
+    return {each["name"]: each for each in said_of_it["models"]}
+
+
+def test_the_tiny_run_computed_by_hand(tiny_model: Path, tmp_path: Path) -> None:
+    planned = plan(tmp_path, "--pretrained", tiny_model)
+    weights = 4 * TINY_PARAMETERS
+    assert by_name(planned) == {
+        "policy": {
+            "name": "policy",
+            "parameters": TINY_PARAMETERS,
+            "parameter_bytes": weights,
+            "gradient_bytes": weights,
+            "optimizer_bytes": 2 * weights,
+        },
+        "reference": {
+            "name": "reference",
+            "parameters": TINY_PARAMETERS,
+            "parameter_bytes": weights,
+            "gradient_bytes": 0,
+            "optimizer_bytes": 0,
+        },
+    }
+    assert set(planned["phases"]) == {"engine start", "sync", "generate", "score", "update", "checkpoint"}
+    assert planned["peak_bytes"] == max(planned["phases"].values()) == planned["phases"]["update"]
+    assert planned["largest_micro_batch"] == {"sequences": 8, "accumulate_grad_batches": 1}
+    assert planned["tokens_at_most"]["generated"] == 16 * 16
+    assert planned["forwards"][0] == {"model": "policy", "score": 1, "update": 1, "backward": 1}
+
+
+def test_a_critic_on_the_policys_trunk_and_adapters_share_its_weights(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    ppo = ROOT / "configs" / "ppo.yaml"
+    planned = plan(tmp_path, "--pretrained", tiny_model, "--config", ppo, "--model.critic", "TrunkValueHead")
+    assert by_name(planned)["critic"]["parameters"] == 65
+    pytest.importorskip("peft")
+    lora = ("--model.policy", "LoRA", "--model.policy.r", "4", "--model.reference", "AdapterOff")
+    planned = by_name(plan(tmp_path, "--pretrained", tiny_model, *lora))
+    adapters = 2 * 4 * (2 * 128 + 2 * 96 + 3 * 192)
+    assert planned["policy"]["gradient_bytes"] == 4 * adapters
+    assert planned["policy"]["parameters"] == TINY_PARAMETERS + adapters
+    assert "reference" not in planned or planned["reference"]["parameters"] == 0
+
+
+def test_a_critic_and_a_reward_model_of_their_own(
+    tiny_model: Path, outcome_model: Path, tmp_path: Path
+) -> None:
+    rm = ("--model.rewards.rm", "OutcomeRewardModel", "--model.rewards.rm.pretrained", outcome_model)
+    ppo = ("--config", ROOT / "configs" / "ppo.yaml", "--pretrained", tiny_model)
+    planned = by_name(plan(tmp_path, *ppo, *rm))
+    assert planned["critic"]["parameters"] == TINY_PARAMETERS + 65
+    assert planned["critic"]["optimizer_bytes"] == 8 * (TINY_PARAMETERS + 65)
+    assert planned["rewards.rm"]["parameters"] == TINY_PARAMETERS + 64
+    assert planned["rewards.rm"]["gradient_bytes"] == 0
+
+
+@pytest.mark.usefixtures("smollm")
+def test_the_quickstart_is_planned_without_vllm_and_weights(tmp_path: Path) -> None:
+    out = tmp_path / "plan.json"
+    code = (
+        "import sys; from grpo_pl.cli import main\n"
+        f"main(['plan', '--config', 'configs/quickstart.yaml', '--out', '{out}'])\n"
+        "assert 'vllm' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"update .*# peak", done.stdout)
+    planned = json.loads(out.read_text())
+    assert planned["peak_phase"] == "update"
+    assert by_name(planned)["policy"]["parameters"] == 134_515_008
+    assert "model.kl=null" in planned["warnings"][0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ("--data.minibatches 3", "data.minibatches=3 does not divide the 16 responses"),
+        ("--data.max_prompt_tokens 250", "context of 256: make data.max_prompt_tokens"),
+        ("--data.group_sizes 4", "there is no option data.group_sizes. Did you mean data.group_size?"),
+        ("--pretrained /no/such/model", "/no/such/model is no folder"),
+    ],
+)
+def test_what_fit_refuses_is_refused(
+    arguments: str, sentence: str, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        plan(tmp_path, "--pretrained", tiny_model, *arguments.split())
+    assert end.value.code == 2
+    assert sentence in said(capsys)
+
+
+def test_a_reward_models_training_is_not_planned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text('{"prompt": "1 + 1", "chosen": "2", "rejected": "3"}\n')
+    paths = ("--data.train.path", str(pairs), "--data.val.path", str(pairs))
+    with pytest.raises(SystemExit) as end:
+        main(["plan", "--config", str(ROOT / "configs" / "reward_model.yaml"), *paths])
+    assert end.value.code == 2
+    assert "plan knows the job policy alone" in said(capsys)
