@@ -128,7 +128,7 @@ def kept_by_autograd(network: Network, rows: Rows, layers: int) -> int:
 
     mask: Tensor | None = None
     if network.row_tokens is not None:
-        mask = torch.ones(rows.count, 1, rows.tokens, rows.tokens, dtype=torch.bool).tril()
+        mask = torch.ones(rows.number, 1, rows.tokens, rows.tokens, dtype=torch.bool).tril()
         mask = torch.zeros(mask.shape).masked_fill(~mask, -1e30) if network.eager else mask
     tokens = torch.zeros(rows, dtype=torch.long)
     mixed = network.compute_bytes != network.weight_bytes

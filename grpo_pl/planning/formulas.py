@@ -16,7 +16,7 @@ LOGITS_COPIES_WITH_ENTROPY = 6
 class Rows(NamedTuple):
     """The shape that a model reads: so many rows of so many tokens."""
 
-    count: int
+    number: int
     tokens: int
 
 
@@ -78,7 +78,7 @@ def layer_bytes(network: Network, rows: Rows) -> int:
     else:
         mask = c * rows.tokens if masked else 0
         attention = c * q + 2 * c * (q if masked else kv) + FLOAT32 * a.heads + mask
-    return rows.count * rows.tokens * (norms + inputs + inner + attention)
+    return rows.number * rows.tokens * (norms + inputs + inner + attention)
 
 
 def cast_bytes(network: Network) -> int:
@@ -106,7 +106,7 @@ def activation_bytes(network: Network, rows: Rows) -> int:
     """
     layer, a = layer_bytes(network, rows), network.architecture
     if network.checkpointing:
-        return a.layers * rows.count * rows.tokens * a.hidden * network.weight_bytes + 2 * layer
+        return a.layers * rows.number * rows.tokens * a.hidden * network.weight_bytes + 2 * layer
     return (a.layers + 1) * layer
 
 
