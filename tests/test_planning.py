@@ -74,6 +74,7 @@ def small_run(**changes: object) -> Run:
         "update_epochs": 1,
         "micro_batches": 2,
         "keep_groups": True,
+        "scores_first": False,
         "val_prompts": 0,
         "val_cache_bytes": 0,
         "reward_tokens": 0,
@@ -291,6 +292,15 @@ def test_the_smallest_number_of_micro_batches_that_fits() -> None:
     assert smallest_that_fits(replace(run, free_bytes=needed[-1] - 1)) is None
 
 
+def test_the_first_of_the_steps_is_not_scored_unless_something_asks_for_it() -> None:
+    run = small_run(minibatches=4, update_epochs=1, scores_first=False)
+    assert passes_of(run, model()).score == 0.75
+    assert passes_of(replace(run, minibatches=1), model()).score == 0
+    assert passes_of(replace(run, scores_first=True), model()).score == 1
+    assert passes_of(replace(run, update_epochs=2), model()).score == 1
+    assert passes_of(run, model(gradient_bytes=0)).score == 1
+
+
 def test_checkpointing_repeats_the_forwards_of_updates() -> None:
     run = small_run(update_epochs=3)
     trained = model(network=replace(FLOAT32, checkpointing=True))
@@ -409,7 +419,7 @@ def test_the_tiny_run_computed_by_hand(tiny_model: Path, tmp_path: Path) -> None
     assert planned["peak_bytes"] == max(planned["phases"].values()) == planned["phases"]["update"]
     assert planned["largest_micro_batch"] == {"sequences": 8, "accumulate_grad_batches": 1}
     assert planned["tokens_at_most"]["generated"] == 16 * 16
-    assert planned["forwards"][0] == {"model": "policy", "score": 1, "update": 1, "backward": 1}
+    assert planned["forwards"][0] == {"model": "policy", "score": 0.5, "update": 1, "backward": 1}
 
 
 def test_a_critic_on_the_policys_trunk_and_adapters_share_its_weights(

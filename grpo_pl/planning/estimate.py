@@ -30,7 +30,8 @@ class Passes:
     """How often a model reads a whole rollout in one iteration."""
 
     model: str
-    score: int
+    score: float
+    """Less than 1 where the first optimizer step gives its own old log-probabilities."""
     update: int
     """Forwards, those that gradient checkpointing repeats among them."""
     backward: int
@@ -106,7 +107,9 @@ def passes(run: Run) -> list[Passes]:
 
 
 def passes_of(run: Run, model: Model) -> Passes:
-    """Those of one model; a trained one scores once and learns in every epoch of updates."""
+    """Those of one model; a trained one scores at most once and learns in every epoch of updates."""
     epochs = run.update_epochs if model.trained else 0
     again = 2 if model.network is not None and model.network.checkpointing else 1
-    return Passes(model=model.name, score=1, update=epochs * again, backward=epochs)
+    spares = model.trained and epochs == 1 and not run.scores_first
+    score = 1 - 1 / run.minibatches if spares else 1
+    return Passes(model=model.name, score=score, update=epochs * again, backward=epochs)

@@ -85,7 +85,7 @@ def models_table(run: Run) -> Table:
             model.name,
             f"{model.parameters / 1e6:,.1f} M",
             *map(gib, (model.parameter_bytes, model.gradient_bytes, model.optimizer_bytes)),
-            f"{made.score} + {made.update}",
+            f"{made.score:.2g} + {made.update}",
             str(made.backward),
         )
     if run.engine.weights:

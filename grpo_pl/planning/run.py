@@ -67,6 +67,8 @@ class Run:
     update_epochs: int
     micro_batches: int
     keep_groups: bool
+    scores_first: bool
+    """Whether something asks for scores of the trained models before the first step."""
     val_prompts: int
     val_cache_bytes: int
     """What a validation batch fills of the engine's cache."""
@@ -157,6 +159,7 @@ def read_run(trainer: pl.Trainer, module: PolicyOptimization, data: RolloutDataM
         update_epochs=data.update_epochs,
         micro_batches=trainer.accumulate_grad_batches,
         keep_groups=data.keep_groups,
+        scores_first=module.scores_first,
         val_prompts=val_prompts,
         val_cache_bytes=data.engine.memory(validation, device).cache_needed if val_prompts else 0,
         reward_tokens=max(reward.tokens_at_once for reward in module.rewards.values()),
