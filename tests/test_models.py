@@ -6,12 +6,14 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from grpo_pl.memory import forget_peak, peak_gib, release_free_memory
 from grpo_pl.models import CausalLM, ValueHead
 from grpo_pl.models.loading import blocks, load_language_model, resolve_pretrained
+from grpo_pl.models.logprobs import chunked_logprobs
 
 
 def batch(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -94,6 +96,40 @@ def test_no_logits_of_a_whole_batch_ever_exist(tiny_model: Path) -> None:
     with Watch():
         model(tokens, mask, 1.0).logprobs.sum().backward()
     assert largest == 4
+
+
+class OtherHead(nn.Linear):
+    """A head that `LinearLogprobs` does not know, so that autograd derives it."""
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("entropy", [None, "value", "gradient"])
+def test_a_plain_head_says_and_learns_what_autograd_derives(
+    tiny_untied_model: Path, entropy: str | None, bias: bool, dtype: torch.dtype | None
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    hidden, targets = torch.randn(7, 64, generator=generator), torch.arange(7)
+    found = []
+    for kind in (nn.Linear, OtherHead):
+        model = load_language_model(str(tiny_untied_model), "float32")
+        head = kind(64, 320, bias=bias)
+        for parameter in head.parameters():
+            torch.nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(1))
+        model.set_output_embeddings(head)
+        states = hidden.clone().requires_grad_()
+        with torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
+            logprobs, entropies = chunked_logprobs(states, targets, model, 0.7, 3, entropy)
+        objective = (logprobs * torch.linspace(-1, 2, 7)).sum()
+        if entropy == "gradient":
+            objective = objective + (entropies * torch.linspace(2, -1, 7)).sum()
+        objective.backward()
+        gradients = [states.grad, *(p.grad for p in head.parameters())]
+        found.append([logprobs, *([] if entropies is None else [entropies]), *gradients])
+    assert len(found[0]) == 3 + bias + (entropy is not None)
+    for ours, theirs in zip(*found, strict=True):
+        tolerance = 1e-5 if dtype is None else 2e-2  # autograd adds up the gradients of chunks in bfloat16
+        assert torch.allclose(ours, theirs, atol=tolerance * float(theirs.abs().max()))
 
 
 def test_the_peak_does_not_grow_with_the_vocabulary_times_the_sequence(tmp_path: Path) -> None:

@@ -2,65 +2,17 @@
 
 from typing import TYPE_CHECKING, Literal, NamedTuple, cast, final
 
-import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from typing_extensions import override
 
 from grpo_pl.models.builder import ModelBuilder
 from grpo_pl.models.loading import DType, blocks, load_language_model
+from grpo_pl.models.logprobs import Entropy, chunked_logprobs
 from grpo_pl.models.packing import check_can_pack, checked_row_tokens, hidden_before_each_token
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-
-Entropy = Literal["value", "gradient"]
-"""Entropy to look at, or with its gradient."""
-
-
-def chunked_logprobs(
-    hidden: Float[Tensor, "M H"],
-    targets: Int[Tensor, "M"],
-    language_model: "PreTrainedModel",
-    temperature: float,
-    chunk_tokens: int,
-    entropy: Entropy | None,
-) -> tuple[Float[Tensor, "M"], Float[Tensor, "M"] | None]:
-    """Log-probability of each target and entropy of the distribution it was drawn from, in nats, float32.
-
-    The LM head runs on `chunk_tokens` rows at a time and again in the backward, so at most `[chunk_tokens,
-    V]` logits exist at once.
-    """
-    head = cast(nn.Module, language_model.get_output_embeddings())
-    config = language_model.config.get_text_config()
-    scale = getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
-    cap = getattr(config, "final_logit_softcapping", None)
-
-    def distribution(h: Tensor) -> Tensor:
-        logits: Tensor = head(h).float()
-        if cap is not None:
-            logits = cap * torch.tanh(logits * scale / cap) / temperature
-        elif scale != temperature:
-            logits = logits * (scale / temperature)
-        return logits.log_softmax(-1)
-
-    def chosen(h: Tensor, target: Tensor) -> tuple[Tensor, ...]:
-        log_distribution = distribution(h)
-        logprobs = log_distribution.gather(-1, target[:, None])[:, 0]
-        if entropy is None:
-            return (logprobs,)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and entropy == "gradient"):
-            return logprobs, -(log_distribution.exp() * log_distribution).sum(-1)
-
-    pairs = zip(torch.split(hidden, chunk_tokens), torch.split(targets, chunk_tokens), strict=True)
-    if torch.is_grad_enabled():
-        chunks = [checkpoint(chosen, h, target, use_reentrant=False) for h, target in pairs]
-    else:
-        chunks = [chosen(h, target) for h, target in pairs]
-    logprobs, *entropies = (torch.cat(parts) for parts in zip(*chunks, strict=True))
-    return logprobs, entropies[0] if entropies else None
 
 
 class TokenLogprobs(NamedTuple):

@@ -6,11 +6,11 @@ from typing import NamedTuple
 from grpo_pl.models.architecture import Architecture
 
 FLOAT32 = 4
-LOGITS_COPIES = 3
-"""Float32 `[chunk, V]` tensors that exist at once in the backward of the LM head: the log-probabilities, the
-gradient of the chosen ones, that of the logits."""
-LOGITS_COPIES_WITH_ENTROPY = 6
-"""With an entropy bonus also the probabilities, and the gradients of both factors of p log p."""
+LOGITS_COPIES = 2
+"""Float32 `[chunk, V]` tensors that exist at once in `LinearLogprobs`: the logits, and what the matrix
+product gave or, in the backward, takes."""
+LOGITS_COPIES_WITH_ENTROPY = 3
+"""With an entropy bonus also the probabilities."""
 
 
 class Rows(NamedTuple):
@@ -90,13 +90,13 @@ def cast_bytes(network: Network) -> int:
 def head_bytes(network: Network, with_entropy: bool) -> int:
     """What the backward of one chunk of logits needs: copies of it, and the head's gradient twice.
 
-    Twice, since the gradients of chunks are added up in the precision they are computed in.
+    Twice: that of the chunk in the precision it is computed in, and the sum over chunks in float32.
     """
     if not network.chunk_tokens:
         return 0
     copies = LOGITS_COPIES_WITH_ENTROPY if with_entropy else LOGITS_COPIES
-    a = network.architecture
-    return a.vocabulary * (copies * FLOAT32 * network.chunk_tokens + 2 * network.compute_bytes * a.hidden)
+    gradients = (network.compute_bytes + FLOAT32) * network.architecture.hidden
+    return network.architecture.vocabulary * (copies * FLOAT32 * network.chunk_tokens + gradients)
 
 
 def activation_bytes(network: Network, rows: Rows) -> int:

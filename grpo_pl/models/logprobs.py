@@ -1,0 +1,140 @@
+"""Log-probabilities from hidden states, chunk by chunk: logits of a whole batch never exist."""
+
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.nn.functional import linear
+from torch.utils.checkpoint import checkpoint
+from typing_extensions import override
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Entropy = Literal["value", "gradient"]
+"""Entropy to look at, or with its gradient."""
+
+
+def chunked_logprobs(
+    hidden: Float[Tensor, "M H"],
+    targets: Int[Tensor, "M"],
+    language_model: "PreTrainedModel",
+    temperature: float,
+    chunk_tokens: int,
+    entropy: Entropy | None,
+) -> tuple[Float[Tensor, "M"], Float[Tensor, "M"] | None]:
+    """Log-probability of each target and entropy of the distribution it was drawn from, in nats, float32.
+
+    The LM head runs on `chunk_tokens` rows at a time and again in the backward, so at most `[chunk_tokens,
+    V]` logits exist at once.
+    """
+    head = cast(nn.Module, language_model.get_output_embeddings())
+    config = language_model.config.get_text_config()
+    scale = getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
+    cap = getattr(config, "final_logit_softcapping", None)
+    if type(head) is nn.Linear and not isinstance(head.weight, DTensor) and cap is None:
+        arguments = (hidden, head.weight, head.bias, targets, scale / temperature, chunk_tokens, entropy)
+        logprobs, entropies = LinearLogprobs.apply(*arguments)  # type: ignore[no-untyped-call]
+        return logprobs, entropies if entropy else None
+
+    def chosen(h: Tensor, target: Tensor) -> tuple[Tensor, ...]:
+        logits: Tensor = head(h).float()
+        if cap is not None:
+            logits = cap * torch.tanh(logits * scale / cap) / temperature
+        else:
+            logits = logits * (scale / temperature)
+        log_distribution = logits.log_softmax(-1)
+        logprobs = log_distribution.gather(-1, target[:, None])[:, 0]
+        if entropy is None:
+            return (logprobs,)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and entropy == "gradient"):
+            return logprobs, -(log_distribution.exp() * log_distribution).sum(-1)
+
+    pairs = [(hidden[rows], targets[rows]) for rows in chunks(len(hidden), chunk_tokens)]
+    if torch.is_grad_enabled():
+        said = [checkpoint(chosen, h, target, use_reentrant=False) for h, target in pairs]
+    else:
+        said = [chosen(h, target) for h, target in pairs]
+    found, *entropies = (torch.cat(parts) for parts in zip(*said, strict=True))
+    return found, entropies[0] if entropies else None
+
+
+class LinearLogprobs(torch.autograd.Function):
+    """The same for a head that is a plain linear layer, in few passes over the logits, each in place.
+
+    With p the distribution, log p the chosen log-probability and H its entropy, the gradient of the logits is
+    that of log p, one-hot(target) - p, and that of H, -p (log p + H), each times what comes from above. It is
+    computed from logits made again and the stored log of their normaliser.
+    """
+
+    @staticmethod
+    @override
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        scale: float,
+        chunk_tokens: int,
+        entropy: Entropy | None,
+    ) -> tuple[Tensor, Tensor]:
+        kind = hidden.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+        h, w, b = hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+        normalisers, logprobs, entropies = torch.empty((3, len(h)), device=h.device)
+        for rows in chunks(len(h), chunk_tokens):
+            logits = scaled_logits(h[rows], w, b, scale)
+            normaliser = logits.logsumexp(-1, keepdim=True)
+            logits -= normaliser
+            normalisers[rows] = normaliser[:, 0]
+            logprobs[rows] = logits.gather(-1, targets[rows, None])[:, 0]
+            if entropy is not None:
+                entropies[rows] = -logits.exp().mul_(logits).sum(-1)
+        ctx.save_for_backward(h, weight, bias, targets, normalisers, entropies)
+        ctx.scale, ctx.chunk_tokens, ctx.hidden_dtype = scale, chunk_tokens, hidden.dtype
+        if entropy != "gradient":
+            ctx.mark_non_differentiable(entropies)
+        ctx.entropy = entropy
+        return logprobs, entropies
+
+    @staticmethod
+    @override
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        h, weight, bias, targets, normalisers, entropies = ctx.saved_tensors
+        w, b = weight.to(h.dtype), None if bias is None else bias.to(h.dtype)
+        of_logprobs, of_entropies = gradients
+        grad_hidden = torch.empty_like(h)
+        grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        grad_bias = torch.zeros_like(bias) if bias is not None and ctx.needs_input_grad[2] else None
+        for rows in chunks(len(h), ctx.chunk_tokens):
+            logits = scaled_logits(h[rows], w, b, ctx.scale)
+            logits -= normalisers[rows, None]
+            above = of_logprobs[rows, None]
+            if ctx.entropy == "gradient":
+                p = logits.exp()
+                above_entropy = of_entropies[rows, None]
+                grad = logits.add_(entropies[rows, None]).mul_(-above_entropy).sub_(above).mul_(p)
+            else:
+                grad = logits.exp_().mul_(-above)
+            grad.scatter_add_(-1, targets[rows, None], above)
+            grad = grad.mul_(ctx.scale).to(h.dtype)
+            grad_hidden[rows] = grad @ w
+            if grad_weight is not None:
+                grad_weight += grad.T @ h[rows]
+            if grad_bias is not None:
+                grad_bias += grad.sum(0)
+        return grad_hidden.to(ctx.hidden_dtype), grad_weight, grad_bias, None, None, None, None
+
+
+def chunks(rows: int, size: int) -> list[slice]:
+    """Consecutive rows, `size` at a time."""
+    return [slice(start, start + size) for start in range(0, rows, size)]
+
+
+def scaled_logits(h: Tensor, w: Tensor, b: Tensor | None, scale: float) -> Tensor:
+    """Logits in float32, in memory of their own."""
+    logits = linear(h, w, b).float()
+    return logits if scale == 1 else logits.mul_(scale)
