@@ -7,9 +7,12 @@ starting vLLM adds beside weights and cache, which is `rollout.vllm.LIBRARIES_BY
 """
 
 import sys
+from pathlib import Path
 
 import psutil
 import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout need not be installed
 
 import grpo_pl.cli  # noqa: F401 - what every run imports
 from grpo_pl.memory import release_free_memory

@@ -111,5 +111,5 @@ def passes_of(run: Run, model: Model) -> Passes:
     epochs = run.update_epochs if model.trained else 0
     again = 2 if model.network is not None and model.network.checkpointing else 1
     spares = model.trained and epochs == 1 and not run.scores_first
-    score = 1 - 1 / run.minibatches if spares else 1
+    score = 1 - 1 / run.minibatches if spares else 1.0
     return Passes(model=model.name, score=score, update=epochs * again, backward=epochs)

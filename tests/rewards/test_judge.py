@@ -26,6 +26,7 @@ class Server(ThreadingHTTPServer):
     """Answers chat completions with `answer(question)`: a text, a status, or a raw body."""
 
     daemon_threads = True
+    request_queue_size = 64  # with the 5 of socketserver a busy machine turns connections away
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
