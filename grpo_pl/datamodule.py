@@ -149,6 +149,7 @@ class RolloutDataModule(pl.LightningDataModule):
             max_sequences=max(batches),
             device=self.trainer.strategy.root_device,
         )
+        self.engine.rest()
         self._started = True
 
     def check(self, stage: str) -> None:
@@ -291,6 +292,7 @@ class RolloutDataModule(pl.LightningDataModule):
             yield self.engine.generate(prompts, 1, self.val_sampling)
             if self.val_samples:
                 yield self.engine.generate(prompts, self.val_samples, self.sampling)
+        self.engine.rest()
 
     @override
     def state_dict(self) -> dict[str, Any]:

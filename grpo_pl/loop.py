@@ -157,6 +157,7 @@ def experience_stream(
             if learner.needs_greedy:
                 greedy = SamplingConfig(sampling.max_tokens, temperature=0.0)
                 rollout = replace(rollout, greedy=engine.generate(first_prompts(rollout), 1, greedy).samples)
+            engine.rest()
         for later in range(iteration + 1, min(iteration + 1 + engine.lookahead, end)):
             engine.prefetch(prompts_of(later), group_size, sampling)
         together = rollout.group_ids.tolist() if keep_groups else None

@@ -58,7 +58,10 @@ class Measure(pl.Callback):
         """End; then generate and read the same again, with nothing around it."""
         whole, peak = time.perf_counter() - self._start, peak_gib()
         row = (newest_row(trainer) or {}) | {"iteration_s": whole, "peak_gib": peak}
+        engine = trainer.datamodule.engine  # type: ignore[attr-defined]
+        engine.load_weights(module.policy_weights(), version=module.version)  # type: ignore[operator]
         row["engine_s"] = engine_seconds(trainer)
+        engine.rest()
         for name, forward in (("padded_s", padded), ("packed_s", packed)):
             module.zero_grad(set_to_none=True)
             release_free_memory()
@@ -86,7 +89,6 @@ def engine_seconds(trainer: Any) -> float:
     if not isinstance(data.engine, VLLMEngine):
         return seconds(lambda: data.engine.generate(prompts, data.group_size, data.sampling))
     llm, asked = data.engine.llm, requests(prompts, data.group_size, data.sampling)
-    llm.reset_prefix_cache()
     return seconds(lambda: llm.generate(*asked, use_tqdm=False))
 
 

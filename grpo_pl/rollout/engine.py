@@ -80,8 +80,9 @@ class Response:
 class RolloutEngine(ABC):
     """Samples responses from the policy's current weights.
 
-    Life cycle: `start`, then `load_weights` and `generate` in turns, at last `shutdown`. An engine that
-    samples ahead says so in `lookahead`, and is told by `prefetch` what it will be asked for.
+    Life cycle: `start`, with the pretrained weights; then in turns `rest`, `load_weights` and `generate`, as
+    often as one likes; at last `shutdown`. An engine that samples ahead says so in `lookahead`, and is told
+    by `prefetch` what it will be asked for.
 
     Args:
         pretrained: Model folder or hub name; where empty, the one of `--pretrained`.
@@ -112,6 +113,9 @@ class RolloutEngine(ABC):
 
     def prefetch(self, prompts: Sequence[Prompt], group_size: int, sampling: SamplingConfig) -> None:  # noqa: B027
         """`generate` will be asked for just these; saying it again changes nothing."""
+
+    def rest(self) -> None:  # noqa: B027
+        """Give back what only generation needs: no `generate` comes before the next `load_weights`."""
 
     def wait(self) -> None:  # noqa: B027
         """Return when no rollout is under way."""

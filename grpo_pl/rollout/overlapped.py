@@ -226,6 +226,7 @@ def obey(engine: RolloutEngine, connection: Connection, bucket: Tensor, command:
         case "generate", prompts, group_size, sampling:
             begin = time.perf_counter()
             rollout = engine.generate(prompts, group_size, sampling)
+            engine.rest()
             rollout.metrics["time/sampling_s"] = time.perf_counter() - begin
             plain = {field.name: getattr(rollout, field.name) for field in fields(rollout)}
             return {name: value for name, value in plain.items() if name != "prompts"}

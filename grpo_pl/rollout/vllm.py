@@ -118,7 +118,6 @@ class VLLMEngine(RolloutEngine):
             from vllm import LLM
 
             self._llm = LLM(resolve_pretrained(self.pretrained), **(arguments | self.engine_args))
-        self._rest()
 
     def _at_once(self, sequences: int) -> int:
         return self.max_sequences or min(sequences, 256)
@@ -158,7 +157,6 @@ class VLLMEngine(RolloutEngine):
     @override
     def generate(self, prompts: Sequence[Prompt], group_size: int, sampling: SamplingConfig) -> Rollout:
         outputs = self.llm.generate(*requests(prompts, group_size, sampling), use_tqdm=False)
-        self._rest()
         tokenizer = self.llm.get_tokenizer()
         flat = [_response(request.outputs[0], tokenizer) for request in outputs]
         groups = [flat[start : start + group_size] for start in range(0, len(flat), group_size)]
@@ -166,8 +164,8 @@ class VLLMEngine(RolloutEngine):
             prompts, groups, policy_version=self._version, temperature=sampling.temperature
         )
 
-    def _rest(self) -> None:
-        """Give back the memory that only generation needs."""
+    @override
+    def rest(self) -> None:
         if self._can_sleep:
             self.llm.sleep(level=2)
         elif self._on_cpu:
