@@ -75,8 +75,28 @@ class FrozenRewardModel:
         return list(zip(encoded, scores, strict=True))
 
 
+class _ByModel:
+    """What both rewards below say of their model."""
+
+    _frozen: FrozenRewardModel
+
+    def build(self, device: torch.device) -> None:
+        """Load the model."""
+        self._frozen.load(device)
+
+    @property
+    def held_model(self) -> nn.Module | None:
+        """The model, once it is built."""
+        return self._frozen.model
+
+    @property
+    def tokens_at_once(self) -> int:
+        """The most tokens that it reads at once."""
+        return self._frozen.batch_tokens
+
+
 @final
-class OutcomeRewardModel(RewardFunction):
+class OutcomeRewardModel(_ByModel, RewardFunction):
     """The score that a trained model gives a whole response: a sequence classifier with one label.
 
     Rewards of Bradley-Terry models are logits without a natural zero or unit (Ouyang et al. 2022, arXiv
@@ -102,27 +122,13 @@ class OutcomeRewardModel(RewardFunction):
         self._frozen, self.link = FrozenRewardModel(pretrained, "outcome", dtype, batch_tokens), link
 
     @override
-    def build(self, device: torch.device) -> None:
-        self._frozen.load(device)
-
-    @property
-    @override
-    def held_model(self) -> nn.Module | None:
-        return self._frozen.model
-
-    @property
-    @override
-    def tokens_at_once(self) -> int:
-        return self._frozen.batch_tokens
-
-    @override
     def score(self, samples: Sequence[Sample]) -> list[float]:
         last = [scores[-1] for _, scores in self._frozen.scores(samples)]
         return [(score.sigmoid() if self.link == "sigmoid" else score).item() for score in last]
 
 
 @final
-class ProcessRewardModel(ProcessReward):
+class ProcessRewardModel(_ByModel, ProcessReward):
     r"""The probability that a step is right, by a trained model: a token classifier with one label.
 
     A step's score is the sigmoid of the logit at the step's last token (Lightman et al. 2023, arXiv
@@ -147,20 +153,6 @@ class ProcessRewardModel(ProcessReward):
         super().__init__(**kwargs)
         self._frozen = FrozenRewardModel(pretrained, "process", dtype, batch_tokens)
         self._separator = compiled("steps", steps)
-
-    @override
-    def build(self, device: torch.device) -> None:
-        self._frozen.load(device)
-
-    @property
-    @override
-    def held_model(self) -> nn.Module | None:
-        return self._frozen.model
-
-    @property
-    @override
-    def tokens_at_once(self) -> int:
-        return self._frozen.batch_tokens
 
     @override
     def score_steps(self, samples: Sequence[Sample]) -> list[list[StepScore]]:
