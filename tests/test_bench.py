@@ -41,10 +41,12 @@ def test_growth_is_measured_over_both_axes_in_micro_batches_of_16() -> None:
     assert [r["max_tokens"] for r in grown["max_tokens"]] == [32, 64, 128, 256]
     assert grown["group_size"][0]["ms_per_token"] == 100
     sizes = [
-        8 * int(o["--data.group_size"]) // int(o["--trainer.accumulate_grad_batches"])
-        for _, _, o in asked[:4]
+        int(o["--data.prompts_per_iteration"])
+        * int(o["--data.group_size"])
+        // int(o["--trainer.accumulate_grad_batches"])
+        for _, _, o in asked
     ]
-    assert sizes == [16, 16, 16, 32]  # a micro-batch holds whole groups
+    assert sizes == [8, 16, 16, 32, 16, 16, 16, 16]  # a micro-batch holds whole groups
     assert all(o["--pretrained"] == "tiny" for _, _, o in asked)
 
 

@@ -7,7 +7,8 @@ learning rate of 0 (so that every iteration finds the same policy), and a reward
 group (so that no sequence is left out). After each iteration the same process measures the raw limit of that
 very iteration: vLLM alone on the same requests, and a forward and backward over the same tokens, padded with
 plain transformers and packed with ours; the faster of the two counts. So whatever else the machine does
-slows both sides. The first iteration is left out, and medians are taken over the others.
+slows both sides. The first iteration is left out, and medians are taken over the others. How the cost grows
+with the group and with the length is measured on 2 prompts that ask for long answers.
 
 `--peer` runs TRL's GRPOTrainer on the same prompts, with generation by transformers (its only way on a CPU).
 TRL is installed once, for this alone, into ~/.cache/grpo_pl/bench.
@@ -52,6 +53,8 @@ WORK = {
 LONG = "What is {a} {operator} {b}? Explain every step in great detail, as to a child, with many examples."
 """What asks for answers that reach any limit."""
 SCALING = {"data.group_size": (4, 8, 16, 32), "data.sampling.max_tokens": (32, 64, 128, 256)}
+SCALING_PROMPTS = 2
+"""Fewer than in the work itself: 8 groups of 32 would take an hour."""
 Numbers = dict[str, float]
 
 
@@ -151,9 +154,10 @@ def scaling(bench: Bench, said: list[str], iterations: int) -> dict[str, list[Nu
         grown[name] = []
         for value in values:
             work = WORK | {key: value, "data.train.init_args.template": LONG}
-            work["data.engine.init_args.kv_cache_gib"] = 1.0
-            if key == "data.group_size":  # micro-batches of 16 sequences, like those of the work itself
-                work["trainer.accumulate_grad_batches"] = min(value // 2, PROMPTS)
+            work |= {"data.prompts_per_iteration": SCALING_PROMPTS, "data.engine.init_args.kv_cache_gib": 1.0}
+            of_16_sequences = max(int(work["data.group_size"]) * SCALING_PROMPTS // 16, 1)
+            of_whole_groups = SCALING_PROMPTS
+            work["trainer.accumulate_grad_batches"] = min(of_16_sequences, of_whole_groups)
             rows = bench("train", f"{name} {value}", options_of(work, said), iterations)
             tokens, whole = median(rows, "rollout/tokens"), median(rows, "iteration_s")
             grown[name].append(
