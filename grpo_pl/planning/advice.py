@@ -48,21 +48,19 @@ def padding_computed(run: Run) -> str | None:
     network = policy(run).network
     if not run.on_cpu or network is None or network.row_tokens is not None:
         return None
-    longest = run.prompt_tokens + run.response_tokens
     return (
         "model.policy.row_tokens=null computes the padding, and each prompt once for every response: "
-        f"set it to {max(256, -(-longest // 32) * 32)} and data.keep_groups to true"
+        f"set it to {max(256, -(-run.sequence_tokens // 32) * 32)} and data.keep_groups to true"
     )
 
 
 def slow_attention(run: Run) -> str | None:
     """For short sequences on a CPU the explicit product is the faster attention."""
-    longest = run.prompt_tokens + run.response_tokens
-    if not run.on_cpu or run.attention == "eager" or longest > SHORT:
+    if not run.on_cpu or run.attention == "eager" or run.sequence_tokens > SHORT:
         return None
     return (
         f"model.policy.attention={run.attention}: on a CPU eager is about 1.5 times as fast for sequences of "
-        f"{longest} tokens: set it to eager"
+        f"{run.sequence_tokens} tokens: set it to eager"
     )
 
 

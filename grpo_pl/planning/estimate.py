@@ -66,7 +66,7 @@ def score_bytes(run: Run) -> int:
         if network is None:
             continue
         if model.name.startswith("rewards."):
-            longest = run.prompt_tokens + run.response_tokens
+            longest = run.sequence_tokens
             tokens = max(longest, min(run.reward_tokens, run.responses * longest))
             rewards.append(forward_bytes(network, Rows(-(-tokens // longest), longest), with_head=False))
         else:

@@ -91,6 +91,11 @@ class Run:
         return self.prompts * self.group_size
 
     @property
+    def sequence_tokens(self) -> int:
+        """Of the longest sequence that there can be."""
+        return self.prompt_tokens + self.response_tokens
+
+    @property
     def units(self) -> int:
         """What a minibatch is cut into: groups where they are kept together, else responses."""
         return (self.prompts if self.keep_groups else self.responses) // self.minibatches
@@ -103,7 +108,7 @@ class Run:
         """What a model reads at once if all prompts and responses are as long as they may be."""
         sequences = self.sequences(micro_batches)
         if network.row_tokens is None:
-            return Rows(sequences, self.prompt_tokens + self.response_tokens)
+            return Rows(sequences, self.sequence_tokens)
         size = self.group_size if self.keep_groups else 1
         lengths = (self.prompt_tokens, self.response_tokens)
         return packed_rows(sequences // size, size, *lengths, network.row_tokens, WIDTH_STEP)
