@@ -219,7 +219,7 @@ class RolloutDataModule(pl.LightningDataModule):
             self.learner,
             self.engine,
             self._iterations(),
-            self._iteration_prompts,
+            self.prompts_of,
             end=self._end,
             group_size=self.group_size,
             sampling=self.sampling,
@@ -255,7 +255,7 @@ class RolloutDataModule(pl.LightningDataModule):
         ends = [epochs, steps // (self.update_epochs * self.minibatches)]
         return min((end for end in ends if end > 0), default=sys.maxsize)
 
-    def _iteration_prompts(self, iteration: int) -> list[Prompt]:
+    def prompts_of(self, iteration: int) -> list[Prompt]:
         """Prompts on this rank of an iteration."""
         assert self.trainer is not None, "the trainer attaches itself before setup"
         return iteration_prompts(

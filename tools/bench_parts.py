@@ -22,7 +22,6 @@ from grpo_pl.callbacks.records import newest_row
 from grpo_pl.cli import CLI, configure, mistakes_answered
 from grpo_pl.memory import forget_peak, peak_gib, release_free_memory
 from grpo_pl.models.loading import resolve_pretrained
-from grpo_pl.prompts.prompt_set import iteration_prompts
 from grpo_pl.quiet import tame_logs
 from grpo_pl.rollout.vllm import VLLMEngine, requests
 
@@ -80,12 +79,7 @@ class Measure(pl.Callback):
 def engine_seconds(trainer: Any) -> float:
     """The engine alone on the requests of this iteration."""
     data = trainer.datamodule
-    prompts = iteration_prompts(
-        data.prompts["train"],
-        iteration=trainer.current_epoch,
-        prompts_per_iteration=data.prompts_per_iteration,
-        seed=data.seed,
-    )
+    prompts = data.prompts_of(trainer.current_epoch)
     if not isinstance(data.engine, VLLMEngine):
         return seconds(lambda: data.engine.generate(prompts, data.group_size, data.sampling))
     llm, asked = data.engine.llm, requests(prompts, data.group_size, data.sampling)
