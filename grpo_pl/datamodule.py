@@ -21,6 +21,7 @@ from grpo_pl.prompts.prompt_set import PromptSet, iteration_prompts
 from grpo_pl.prompts.sources import PromptSource
 from grpo_pl.resampling import DynamicSampling
 from grpo_pl.rollout.engine import RolloutEngine, SamplingConfig
+from grpo_pl.strategies import data_ranks
 from grpo_pl.types import Experience, Prompt, Rollout
 
 log = logging.getLogger(__name__)
@@ -134,6 +135,10 @@ class RolloutDataModule(pl.LightningDataModule):
             if source is None or (name == "train" and stage != "fit"):
                 continue
             prompts = self.prompts[name] = self.read_prompts(name, source)
+            if len(prompts) < (ranks := data_ranks(self.trainer).size):
+                raise ValueError(
+                    f"data.{name} has {len(prompts)} prompts for {ranks} ranks: give it at least {ranks}"
+                )
             self.learner.check_prompts(f"data.{name}", [prompts[row] for row in range(len(prompts))])
             log.info(
                 "data.%s: %d prompts, %d over %d tokens (data.long_prompts: %s)",
@@ -141,7 +146,7 @@ class RolloutDataModule(pl.LightningDataModule):
             )
         log.info("starting %s", type(self.engine).__name__)
         batches = [
-            self.prompts_per_iteration * self.group_size // self.trainer.world_size,
+            self.prompts_per_iteration * self.group_size // data_ranks(self.trainer).size,
             self.val_prompts_per_batch,
         ]
         self.engine.start(
@@ -164,7 +169,7 @@ class RolloutDataModule(pl.LightningDataModule):
             check_schedule(
                 self,
                 micro_batches=self.trainer.accumulate_grad_batches,
-                ranks=self.trainer.world_size,
+                ranks=data_ranks(self.trainer).size,
                 min_group_size=self.learner.min_group_size,
             )
             if self.engine.lookahead and not self.learner.corrects_mismatch:
@@ -239,7 +244,7 @@ class RolloutDataModule(pl.LightningDataModule):
             self.prompts["train"],
             iteration=iteration,
             prompts_per_iteration=count,
-            seed=derive_seed(self.seed, "again", again, self.trainer.global_rank),
+            seed=derive_seed(self.seed, "again", again, data_ranks(self.trainer).rank),
         )
 
     def _iterations(self) -> Iterator[int]:
@@ -258,13 +263,14 @@ class RolloutDataModule(pl.LightningDataModule):
     def prompts_of(self, iteration: int) -> list[Prompt]:
         """Prompts on this rank of an iteration."""
         assert self.trainer is not None, "the trainer attaches itself before setup"
+        ranks = data_ranks(self.trainer)
         return iteration_prompts(
             self.prompts["train"],
             iteration=iteration,
             prompts_per_iteration=self.prompts_per_iteration,
             seed=self.seed,
-            rank=self.trainer.global_rank,
-            world_size=self.trainer.world_size,
+            rank=ranks.rank,
+            world_size=ranks.size,
         )
 
     @override
@@ -280,13 +286,15 @@ class RolloutDataModule(pl.LightningDataModule):
     @property
     def _val_rows(self) -> range:
         assert self.trainer is not None, "the trainer attaches itself before setup"
-        return range(self.trainer.global_rank, len(self.prompts["val"]), self.trainer.world_size)
+        ranks = data_ranks(self.trainer)
+        return range(ranks.rank, len(self.prompts["val"]), ranks.size)
 
     def _val_rollouts(self) -> Iterator[Rollout]:
         rows = self._val_rows
         mine = [replace(self.prompts["val"][row], seed=derive_seed(self.seed, "val", row)) for row in rows]
         self.on_stage("validate")
-        self.engine.load_weights(self.learner.policy_weights(), version=self.learner.version)
+        weights = self.learner.policy_weights(self.engine.weights_dtype)
+        self.engine.load_weights(weights, version=self.learner.version)
         for start in range(0, len(mine), self.val_prompts_per_batch):
             prompts = mine[start : start + self.val_prompts_per_batch]
             yield self.engine.generate(prompts, 1, self.val_sampling)

@@ -16,6 +16,9 @@ class MeanWithInterval(Metric):
     """The mean of numbers in [0, 1] over all ranks, with its 95 % confidence interval.
 
     Wilson's interval where every number is 0 or 1, else the normal approximation.
+
+    Args:
+        copies: Ranks that add the same numbers.
     """
 
     full_state_update = False
@@ -23,8 +26,9 @@ class MeanWithInterval(Metric):
     squares: Tensor
     count: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, copies: int = 1) -> None:
         super().__init__()
+        self.copies = copies
         for state in ("total", "squares", "count"):
             self.add_state(state, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 
@@ -36,7 +40,8 @@ class MeanWithInterval(Metric):
 
     def compute(self) -> tuple[float, float, float]:
         """Mean, and the lower and upper end of its interval."""
-        total, squares, count = self.total.item(), self.squares.item(), int(self.count.item())
+        total, squares = self.total.item() / self.copies, self.squares.item() / self.copies
+        count = int(self.count.item()) // self.copies
         mean = total / max(count, 1)
         if total == squares:
             return mean, *wilson_interval(total, count)
@@ -55,14 +60,19 @@ class Evaluation:
     Greedy rollouts (temperature 0) give `val/<name>`; rollouts with n responses a problem give
     `val/<name>_pass@k` and `val/<name>_majority@k` for k = 1, 2, 4, ... <= n. Each comes with `_low` and
     `_high`. A problem on which the verifier abstains counts as wrong.
+
+    Args:
+        verifiers: What says whether a response is right, by name.
+        device: Where counts are summed up over ranks.
+        copies: Ranks that see the same rollouts.
     """
 
-    def __init__(self, verifiers: Mapping[str, Verifier], device: torch.device) -> None:
-        self.verifiers, self.device = verifiers, device
+    def __init__(self, verifiers: Mapping[str, Verifier], device: torch.device, copies: int = 1) -> None:
+        self.verifiers, self.device, self.copies = verifiers, device, copies
         self.means: dict[str, MeanWithInterval] = {}
 
     def _add(self, name: str, value: float) -> None:
-        self.means.setdefault(name, MeanWithInterval().to(self.device)).update(value)
+        self.means.setdefault(name, MeanWithInterval(self.copies).to(self.device)).update(value)
 
     def update(self, rollout: Rollout) -> None:
         """Verify the responses of a rollout."""

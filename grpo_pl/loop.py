@@ -39,8 +39,8 @@ class Learner(Protocol):
         """Refuse prompts (of config key `key`) whose answers no reward could ever check."""
         ...
 
-    def policy_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """The policy's parameters, whole, one at a time."""
+    def policy_weights(self, dtype: torch.dtype | None = None) -> Iterator[tuple[str, Tensor]]:
+        """The policy's parameters, whole, one at a time; sharded ones are gathered in the given dtype."""
         ...
 
     def groups_with_signal(self, rollout: Rollout) -> Sequence[bool]:
@@ -114,6 +114,23 @@ class Stopwatch:
         self.seconds[key] = self.seconds.get(key, 0.0) + time.perf_counter() - start
 
 
+class Counted:
+    """Weights on their way, and the bytes of those that have passed."""
+
+    def __init__(self, weights: Iterator[tuple[str, Tensor]]) -> None:
+        self.weights, self.bytes = weights, 0
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in self.weights:
+            self.bytes += tensor.nbytes
+            yield name, tensor
+
+
+def on_any_rank(learner: Learner) -> Callable[[bool], bool]:
+    """Whether something holds on any rank, asked by all of them at once."""
+    return lambda here: bool(learner.sum_over_ranks(torch.tensor(int(here))) > 0)
+
+
 def first_pass(steps: Sequence[Step]) -> list[Step]:
     """The steps in which every row is read for the first time."""
     seen: set[int] = set()
@@ -146,14 +163,17 @@ def experience_stream(
         with clock("generate"):
             engine.wait()
         with clock("sync"):
-            engine.load_weights(learner.policy_weights(), version=learner.version)
+            weights = Counted(learner.policy_weights(engine.weights_dtype))
+            engine.load_weights(weights, version=learner.version)
         with clock("generate"):
             generate = partial(engine.generate, group_size=group_size, sampling=sampling)
             if resample is None:
                 rollout = generate(prompts)
             else:
                 others = partial(other_prompts, iteration)
-                rollout = resample(prompts, generate, learner.groups_with_signal, others)
+                rollout = resample(
+                    prompts, generate, learner.groups_with_signal, others, on_any_rank(learner)
+                )
             if learner.needs_greedy:
                 greedy = SamplingConfig(sampling.max_tokens, temperature=0.0)
                 rollout = replace(rollout, greedy=engine.generate(first_prompts(rollout), 1, greedy).samples)
@@ -164,7 +184,7 @@ def experience_stream(
         steps = schedule.steps(rollout.lengths, iteration, together)
         with clock("score"):
             experience = learner.make_experience(rollout, steps)
-        experience.metrics |= clock.seconds
+        experience.metrics |= clock.seconds | {"sync/gib": weights.bytes / 2**30}
         on_stage("update")
         yield from micro_batches(experience, steps, learner.sum_over_ranks)
 

@@ -1,14 +1,22 @@
 """What an iteration looked like: numbers for curves, and responses for people to read."""
 
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
 from grpo_pl.functional import groups_with
 from grpo_pl.rewards.base import ScoredSamples
 from grpo_pl.types import Experience, Rollout, SampleRecord
 
 
-def rollout_metrics(rollout: Rollout, experience: Experience, version: int) -> dict[str, float]:
+def rollout_metrics(
+    rollout: Rollout, experience: Experience, version: int, sum_over_ranks: Callable[[Tensor], Tensor]
+) -> dict[str, float]:
     """What one looks at first: lengths, truncation, signal, staleness.
 
-    `version` counts the optimizer steps that the trainer's weights have behind them.
+    `version` counts the optimizer steps that the trainer's weights have behind them. What is no mean over
+    sequences, of which every rank has as many, is already that of all ranks.
     """
     mask = experience.loss_mask
     silent = experience.advantages.abs().sum(-1) == 0
@@ -17,15 +25,22 @@ def rollout_metrics(rollout: Rollout, experience: Experience, version: int) -> d
         "rollout/policy_version": float(rollout.policy_version),
         "rollout/staleness": float(version - rollout.policy_version),
         "rollout/response_tokens": float(mask.sum(-1).float().mean()),
-        "rollout/tokens": float(mask.sum()),
+        "rollout/tokens": float(sum_over_ranks(mask.sum())),
         "rollout/truncated": float(rollout.truncated.float().mean()),
         "rollout/groups_without_signal": with_signal.count(False) / len(with_signal),
     }
     metrics |= rollout.metrics
     if experience.returns is not None and experience.old_values is not None:
-        error = (experience.returns - experience.old_values)[mask].var(correction=0)
-        total = experience.returns[mask].var(correction=0)
-        metrics["train/explained_variance"] = float(1 - error / total) if total > 1e-12 else 0.0
+        error = (experience.returns - experience.old_values)[mask]
+        moments = [
+            torch.stack([x.double().square().sum(), x.double().sum()])
+            for x in (error, experience.returns[mask])
+        ]
+        (error_square, error_sum), (square, total) = sum_over_ranks(torch.stack(moments)).tolist()
+        tokens = max(metrics["rollout/tokens"], 1.0)
+        variance = square / tokens - (total / tokens) ** 2
+        unexplained = error_square / tokens - (error_sum / tokens) ** 2
+        metrics["train/explained_variance"] = 1 - unexplained / variance if variance > 1e-12 else 0.0
     return metrics
 
 

@@ -1,7 +1,8 @@
 """PolicyOptimization: holds the components and states the objective."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +20,13 @@ from grpo_pl.losses import Aggregation, ClippedValueLoss, PolicyLoss
 from grpo_pl.masks import TokenMask
 from grpo_pl.metrics import rollout_metrics, sample_records
 from grpo_pl.models import LanguageModel, ModelBuilder, WithoutAdapter
+from grpo_pl.models.builder import Place
 from grpo_pl.optimization import OptimizedModule, OptimizerFactory, SchedulerFactory
 from grpo_pl.references import ReferenceUpdate
 from grpo_pl.regularizers import EntropyBonus, KLPenalty
 from grpo_pl.rewards.base import RewardFunction, Verifier, score_samples
 from grpo_pl.rewards.transforms import RewardTransform
+from grpo_pl.strategies import data_ranks, num_shards, place
 from grpo_pl.types import Experience, Prompt, Rollout, TokenScores
 from grpo_pl.weight_sync import full_weights
 
@@ -103,31 +106,34 @@ class PolicyOptimization(OptimizedModule):
     @override
     def configure_model(self) -> None:
         if self.policy is None:
-            self.build(self.trainer.strategy.root_device)
+            self.build(partial(place, self.trainer.strategy))
 
-    def build(self, device: torch.device) -> None:
-        """Build every model, and put on the device those that are never trained.
+    def build(self, place: Place) -> None:
+        """Build every model where `place` puts it.
 
         Raises:
             ValueError: If a builder builds what has no place here, with the key to change.
         """
-        policy = self.builders["policy"].build()  # type: ignore[union-attr]
-        if not isinstance(policy, LanguageModel):
-            raise ValueError("model.policy builds no language model: set it to CausalLM")
-        built = {
-            name: builder.build(policy)
-            for name, builder in self.builders.items()
-            if builder is not None and name != "policy"
-        }
-        self.policy, self.critic = policy, built.get("critic")
+
+        def language_model(key: str, policy: nn.Module | None = None) -> LanguageModel | WithoutAdapter:
+            built = self.builders[key].build(policy)  # type: ignore[union-attr]
+            if not isinstance(built, LanguageModel | WithoutAdapter):
+                raise ValueError(f"model.{key} builds no language model: set it to CausalLM")
+            return built
+
+        self.policy = cast(LanguageModel, place(lambda: language_model("policy")))
+        policy = getattr(self.policy, "module", self.policy)  # FSDP1 wraps it
+        if (critic := self.builders["critic"]) is not None:
+            self.critic = place(lambda: critic.build(policy))
         for reward in self.rewards.values():
-            reward.build(device)
-        reference = built.get("reference")
-        if reference is not None:
-            if not isinstance(reference, LanguageModel | WithoutAdapter):
-                raise ValueError("model.reference builds no language model: set it to CausalLM")
-            reference.requires_grad_(False).eval().to(device)
-        object.__setattr__(self, "reference", reference)  # unregistered: in no checkpoint, in no optimizer
+            reward.build(place)
+        reference = None
+        if self.builders["reference"] is not None:
+            reference = place(lambda: language_model("reference", policy).requires_grad_(False).eval())
+        if self.reference_update is None:
+            object.__setattr__(self, "reference", reference)  # unregistered: in no checkpoint
+        else:
+            self.reference = cast(LanguageModel, reference)
 
     @override
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
@@ -165,16 +171,21 @@ class PolicyOptimization(OptimizedModule):
         """Optimizer steps taken so far."""
         return self.trainer.global_step
 
-    def policy_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """The policy's parameters, whole, one at a time, under their Hugging Face names."""
+    def policy_weights(self, dtype: torch.dtype | None = None) -> Iterator[tuple[str, Tensor]]:
+        """The policy's parameters, whole, one at a time, under their Hugging Face names.
+
+        Args:
+            dtype: Of what is divided among ranks, before it is gathered; null for what it is held in.
+        """
         assert self.policy is not None, "configure_model comes first"
-        return full_weights(self.policy.language_model)
+        for name, tensor in full_weights(self.policy, dtype):
+            yield name.removeprefix("language_model."), tensor
 
     def sum_over_ranks(self, values: Tensor) -> Tensor:
         """The sum of a tensor over all ranks; collective."""
         total = self.trainer.strategy.reduce(values.to(self.device), reduce_op="sum")
         assert isinstance(total, Tensor)
-        return total
+        return total // copies if (copies := data_ranks(self.trainer).copies) > 1 else total
 
     def check_prompts(self, key: str, prompts: Sequence[Prompt]) -> None:
         """Refuse prompts of which no answer can be checked; up to 256 of them are looked at.
@@ -249,7 +260,8 @@ class PolicyOptimization(OptimizedModule):
         experience.prompt_weights = prompt_weights(
             experience.counted.sum(-1), feedback.group_ids, self.sum_over_ranks
         )
-        experience.metrics = rollout_metrics(rollout, experience, self.version) | scored.metrics()
+        experience.metrics = rollout_metrics(rollout, experience, self.version, self.sum_over_ranks)
+        experience.metrics |= scored.metrics(self.sum_over_ranks)
         if self.kl is not None:
             experience.metrics["train/kl_coefficient"] = float(self.kl.coefficient)
         if self.correction is not None:
@@ -307,7 +319,7 @@ class PolicyOptimization(OptimizedModule):
             metrics["train/entropy"] = scores.entropy.detach()
         self._log_tokens(metrics, batch)
         # Lightning divides by the micro-batches and strategies average over ranks: undo both, shares add up.
-        return objective * self.trainer.accumulate_grad_batches * self.trainer.world_size
+        return objective * self.trainer.accumulate_grad_batches * data_ranks(self.trainer).size
 
     def _log_tokens(self, metrics: dict[str, Tensor], batch: Experience) -> None:
         means = {name: masked_mean(value, batch.read) for name, value in metrics.items()}
@@ -328,37 +340,40 @@ class PolicyOptimization(OptimizedModule):
             self.kl.adapt(float(divergence))
         if self.reference_update is not None:
             assert isinstance(self.reference, LanguageModel), "check_reference_update refuses others"
-            self.reference_update(
-                self.reference.language_model, self.policy_weights(), self.current_epoch + 1
-            )
+            weights = self.policy_weights()
+            self.reference_update(self.reference.language_model, weights, self.current_epoch + 1)
 
     # ----------------------------------------------------------------------------------------------- restarts
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave out the weights that stay as pretrained; add the reference where it moves."""
-        for name in self._frozen():
-            checkpoint["state_dict"].pop(name, None)
-        if self.reference_update is not None and self.reference is not None:
-            checkpoint["reference"] = self.reference.state_dict()
+        """Leave out the policy's weights that stay as pretrained."""
+        if self._keeps_whole_checkpoints:
+            for name in self._frozen():
+                checkpoint["state_dict"].pop(name, None)
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the weights that were left out from the pretrained model; put the reference where it was."""
-        checkpoint["state_dict"] = self._frozen() | checkpoint["state_dict"]
-        if "reference" in checkpoint and self.reference is not None:
-            self.reference.load_state_dict(checkpoint["reference"])
+        """Take the weights that were left out from the pretrained model."""
+        if self._keeps_whole_checkpoints:
+            checkpoint["state_dict"] = self._frozen() | checkpoint["state_dict"]
 
     def _frozen(self) -> dict[str, Tensor]:
         """The parameters that are never trained, as they are under a LoRA policy's adapters."""
-        named = self.named_parameters(remove_duplicate=False)
+        assert self.policy is not None, "configure_model comes first"
+        named = self.policy.named_parameters("policy", remove_duplicate=False)
         return {name: parameter.detach() for name, parameter in named if not parameter.requires_grad}
+
+    @property
+    def _keeps_whole_checkpoints(self) -> bool:
+        """Whether a checkpoint is one file that rank 0 writes of what it holds itself."""
+        return num_shards(self.trainer) == 1
 
     # --------------------------------------------------------------------------------------------- validation
 
     @override
     def on_validation_epoch_start(self) -> None:
-        self.evaluation = Evaluation(self.verifiers, self.device)
+        self.evaluation = Evaluation(self.verifiers, self.device, data_ranks(self.trainer).copies)
 
     @override
     def validation_step(self, batch: Rollout, batch_idx: int) -> None:

@@ -5,8 +5,10 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from typing_extensions import override
@@ -64,16 +66,43 @@ class OptimizedModule(pl.LightningModule):
         for i, (name, parameters) in enumerate(self.parameter_groups().items()):
             if not parameters:
                 continue
-            gradients = [p.grad for p in parameters if p.grad is not None]
-            norm = torch.nn.utils.get_total_norm(gradients)
+            kinds = by_mesh(parameters)
+            norm = total_norm(kinds, flat_shards=isinstance(self.trainer.strategy, FSDPStrategy))
             key = f"train/{name}_grad_norm" if i else "train/grad_norm"
             self.log(key, norm, on_step=False, on_epoch=True, batch_size=1)
-            if not gradients or not gradient_clip_val:
+            if not kinds or not gradient_clip_val:
                 continue
             if gradient_clip_algorithm == "value":
                 torch.nn.utils.clip_grad_value_(parameters, gradient_clip_val)
             else:
-                torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
+                for kind in kinds:
+                    torch.nn.utils.clip_grads_with_norm_(kind, gradient_clip_val, norm)
+
+
+def by_mesh(parameters: Iterable[nn.Parameter]) -> list[list[nn.Parameter]]:
+    """Those with a gradient, by the ranks that it is divided among: torch mixes no two kinds."""
+    kinds: dict[Any, list[nn.Parameter]] = {}
+    for parameter in parameters:
+        if parameter.grad is not None:
+            kinds.setdefault(getattr(parameter.grad, "device_mesh", None), []).append(parameter)
+    return list(kinds.values())
+
+
+def total_norm(kinds: Iterable[list[nn.Parameter]], flat_shards: bool) -> Tensor:
+    """The L2 norm of whole gradients, the same on every rank; collective where they are divided.
+
+    Args:
+        kinds: Parameters by the ranks that their gradients are divided among.
+        flat_shards: Whether they are parts of FSDP1's flat parameters, which do not say so themselves.
+    """
+    norms = [torch.nn.utils.get_total_norm([p.grad for p in kind]) for kind in kinds]  # type: ignore[misc]
+    whole = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
+    total = torch.linalg.vector_norm(torch.stack(whole)) if whole else torch.zeros(())
+    if flat_shards:
+        square = total.square()
+        torch.distributed.all_reduce(square)
+        total = square.sqrt()
+    return total
 
 
 def num_parameters(models: Iterable[nn.Module]) -> int:

@@ -6,6 +6,7 @@ from typing import final
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 from typing_extensions import override
 
 
@@ -73,5 +74,9 @@ def move(reference: nn.Module, weights: Iterable[tuple[str, Tensor]], share: flo
     own = dict(reference.named_parameters())
     for name, weight in weights:
         parameter = own.pop(name)
-        parameter.lerp_(weight.to(parameter), share)
+        weight = weight.to(parameter.device, parameter.dtype)
+        if isinstance(parameter, DTensor):  # each rank has the whole weight and moves its own part
+            mesh, placements = parameter.device_mesh, parameter.placements
+            weight = distribute_tensor(weight, mesh, placements, src_data_rank=None)
+        parameter.lerp_(weight, share)
     assert not own, f"the policy has no {sorted(own)}"

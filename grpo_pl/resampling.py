@@ -37,17 +37,19 @@ class DynamicSampling:
         generate: Callable[[Sequence[Prompt]], Rollout],
         has_signal: Callable[[Rollout], Sequence[bool]],
         other_prompts: Callable[[int, int], Sequence[Prompt]],
+        on_any_rank: Callable[[bool], bool] = bool,
     ) -> Rollout:
         """A rollout of as many groups as there are prompts.
 
         `has_signal` says of each group whether its rewards differ; `other_prompts(round, count)` gives
-        prompts for a later round.
+        prompts for a later round. All ranks go through as many rounds as the one that needs most, since
+        engines and reward models may work for several at once: `on_any_rank` asks them.
         """
         rollout = generate(prompts)
         generated, good, rounds = int(rollout.loss_mask.sum()), list(has_signal(rollout)), 1
-        while rounds < self.rounds and not all(good):
+        while rounds < self.rounds and on_any_rank(not all(good)):
             silent = [group for group, it_has in enumerate(good) if not it_has]
-            again = generate(other_prompts(rounds, len(silent)))
+            again = generate(other_prompts(rounds, max(len(silent), 1)))
             generated += int(again.loss_mask.sum())
             better = [group for group, it_has in enumerate(has_signal(again)) if it_has]
             for place, group in zip(silent, better, strict=False):

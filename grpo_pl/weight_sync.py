@@ -1,30 +1,52 @@
 """The trainer's parameters on their way to the engine."""
 
 from collections.abc import Iterator
-from typing import Any
+from contextlib import nullcontext
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FullyShardedDataParallel as FSDP1  # noqa: N814 - it is no constant
 from torch.distributed.tensor import DTensor
 
+FSDP1_PREFIX = "_fsdp_wrapped_module."
 
-def full_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Each parameter whole, one at a time, under its Hugging Face name; tied weights once.
+
+def full_weights(model: nn.Module, dtype: torch.dtype | None = None) -> Iterator[tuple[str, Tensor]]:
+    """Each parameter whole, one at a time, under its name; tied weights once.
 
     A layer with a LoRA adapter gives its merged weight, W + alpha / r * B A, and keeps its own.
 
     Collective where parameters are sharded: every rank of the data-parallel group must run the iterator to
-    its end.
+    its end. No rank then holds more than one whole parameter, or with FSDP1 those of one of its units.
+
+    Args:
+        model: The model, divided or not.
+        dtype: What the shards of FSDP2 are cast to before they are gathered; null for what they are.
     """
-    for name, parameter in model.named_parameters():
-        if ".lora_A." in name or ".lora_B." in name:
-            continue
-        layer, adapted, leaf = name.rpartition(".base_layer.")
-        tensor = parameter.detach()
-        if adapted and leaf == "weight":
-            tensor = merged_weight(model.get_submodule(layer), tensor)
-        whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-        yield f"{layer}.{leaf}" if adapted else name, whole
+    units: list[tuple[str, nn.Module]] = [(n, m) for n, m in model.named_modules() if isinstance(m, FSDP1)]
+    for prefix, unit in units or [("", model)]:
+        inner = [module for module in unit.modules() if isinstance(module, FSDP1) and module is not unit]
+        nested = {id(parameter) for module in inner for parameter in module.parameters()}
+        with FSDP1.summon_full_params(unit, recurse=False, writeback=False) if units else nullcontext():
+            for name, parameter in unit.named_parameters(prefix):
+                if id(parameter) not in nested:
+                    yield from whole(model, name, parameter, dtype)
+
+
+def whole(
+    model: nn.Module, name: str, parameter: nn.Parameter, dtype: torch.dtype | None
+) -> Iterator[tuple[str, Tensor]]:
+    """One parameter, merged with its adapter and gathered; nothing for the adapter itself."""
+    if ".lora_A." in name or ".lora_B." in name:
+        return
+    layer, adapted, leaf = name.rpartition(".base_layer.")
+    tensor = parameter.detach()
+    if adapted and leaf == "weight":
+        tensor = merged_weight(model.get_submodule(layer), tensor)
+    if isinstance(tensor, DTensor):
+        tensor = cast(DTensor, tensor.to(dtype)).full_tensor()
+    yield (f"{layer}.{leaf}" if adapted else name).replace(FSDP1_PREFIX, ""), tensor
 
 
 @torch.no_grad()

@@ -33,7 +33,7 @@ LAYERS = [
         "checks",
         "feedback",
     },
-    {"optimization"},
+    {"optimization", "strategies"},
     {"module", "datamodule", "reward_modeling", "callbacks"},
     {"parser", "planning"},
     {"cli"},

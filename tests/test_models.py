@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from grpo_pl.memory import forget_peak, peak_gib, release_free_memory
 from grpo_pl.models import CausalLM, ValueHead
-from grpo_pl.models.loading import blocks, load_language_model, resolve_pretrained
+from grpo_pl.models.loading import load_language_model, resolve_pretrained, transformer_blocks
 from grpo_pl.models.logprobs import chunked_logprobs
 
 
@@ -197,7 +197,7 @@ def test_compiled_blocks_say_the_same(tiny_model: Path) -> None:
         logprobs = model(tokens, mask, 1.0).logprobs
         logprobs.sum().backward()
         results.append([logprobs, *(p.grad for p in model.parameters())])
-        compiled = [block._compiled_call_impl is not None for block in blocks(model.language_model)]
+        compiled = [block._compiled_call_impl is not None for block in transformer_blocks(model)]
         assert compiled == [backend is not None] * 2
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*results, strict=True))
 

@@ -1,8 +1,13 @@
 """The base of all builders of models."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 from torch import nn
+
+Build = Callable[[], nn.Module]
+Place = Callable[[Build], nn.Module]
+"""Builds a model and puts it where it belongs: on a device, or divided among ranks."""
 
 
 class ModelBuilder(ABC):

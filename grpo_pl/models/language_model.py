@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from grpo_pl.models.builder import ModelBuilder
-from grpo_pl.models.loading import DType, blocks, load_language_model
+from grpo_pl.models.loading import DType, load_language_model, transformer_blocks
 from grpo_pl.models.logprobs import Entropy, chunked_logprobs
 from grpo_pl.models.packing import check_can_pack, checked_row_tokens, hidden_before_each_token
 
@@ -105,6 +105,6 @@ class CausalLM(ModelBuilder):
         if self.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if self.compile is not None:
-            for block in blocks(model):
+            for block in transformer_blocks(model):
                 block.compile(backend=self.compile, dynamic=True)
         return LanguageModel(model.train(), self.chunk_tokens, self.row_tokens)

@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
+from torch import nn
+
+from grpo_pl.models.deferred import deferred, read_head
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -80,6 +83,19 @@ def load_tokenizer(pretrained: str) -> "PreTrainedTokenizerBase":
         raise _unreachable(pretrained, error) from error
 
 
+def weights_folder(pretrained: str) -> Path:
+    """The folder on this machine with the weights of a model folder or hub name."""
+    path = resolve_pretrained(pretrained)
+    if Path(path).is_dir():
+        return Path(path)
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(path, allow_patterns=["*.safetensors", "*.json"]))
+    except OSError as error:
+        raise _unreachable(pretrained, error) from error
+
+
 def load_config(pretrained: str) -> "PretrainedConfig":
     """The configuration of a model folder or hub name."""
     from transformers import AutoConfig
@@ -128,6 +144,11 @@ def load_language_model(pretrained: str, dtype: DType, attention: str | None = N
         arguments["attn_implementation"] = attention
     if _shapes_alone.get():
         return cast("PreTrainedModel", AutoModelForCausalLM.from_config(config, **arguments))
+    if (later := deferred()) is not None:
+        with torch.device("meta"):
+            empty = cast("PreTrainedModel", AutoModelForCausalLM.from_config(config, **arguments))
+        if later.defer(empty, weights_folder(pretrained)):
+            return empty
     try:
         model = AutoModelForCausalLM.from_pretrained(
             resolve_pretrained(pretrained), config=config, **arguments
@@ -137,9 +158,18 @@ def load_language_model(pretrained: str, dtype: DType, attention: str | None = N
     return cast("PreTrainedModel", model)
 
 
-def blocks(model: "PreTrainedModel") -> list[torch.nn.Module]:
-    """The layers that repeat, in their order: the unit in which a model is compiled."""
-    kinds = set(model._no_split_modules or ())
+def pretrained_models(model: nn.Module) -> list["PreTrainedModel"]:
+    """The models of transformers that a model is made of, without those inside of others."""
+    from transformers import PreTrainedModel
+
+    if isinstance(model, PreTrainedModel):
+        return [model]
+    return [found for child in model.children() for found in pretrained_models(child)]
+
+
+def transformer_blocks(model: nn.Module) -> list[nn.Module]:
+    """The layers that repeat, in their order: the unit in which a model is compiled and divided."""
+    kinds = {kind for found in pretrained_models(model) for kind in found._no_split_modules or ()}
     return [module for module in model.modules() if type(module).__name__ in kinds]
 
 
@@ -178,11 +208,18 @@ def load_reward_model(
     try:
         if _shapes_alone.get():
             model = auto.from_config(config, **arguments)
+        elif (later := deferred()) is not None:
+            with torch.device("meta"):
+                model = auto.from_config(config, **arguments)
+            folder = weights_folder(pretrained)
+            report["missing_keys"] = read_head(model.score, folder)
+            if not later.defer(model, folder):
+                model = auto.from_pretrained(path, config=config, **arguments)
         else:
             model, report = auto.from_pretrained(path, config=config, output_loading_info=True, **arguments)
     except (OSError, ValueError) as error:  # a ValueError names an architecture without such a head
         raise _unreachable(pretrained, error) from error
-    if not isinstance(getattr(model, "score", None), torch.nn.Linear):
+    if not isinstance(getattr(model, "score", None), nn.Linear):
         raise ValueError(
             f"pretrained={pretrained} loads as a {type(model).__name__}, which has no linear head `score` on "
             "the state of each token: give a model of another architecture, such as Llama or Qwen2"

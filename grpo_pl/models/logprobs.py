@@ -107,7 +107,7 @@ class LinearLogprobs(torch.autograd.Function):
         w, b = weight.to(h.dtype), None if bias is None else bias.to(h.dtype)
         of_logprobs, of_entropies = gradients
         grad_hidden = torch.empty_like(h)
-        grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
         grad_bias = torch.zeros_like(bias) if bias is not None and ctx.needs_input_grad[2] else None
         for rows in chunks(len(h), ctx.chunk_tokens):
             logits = scaled_logits(h[rows], w, b, ctx.scale)
@@ -126,6 +126,7 @@ class LinearLogprobs(torch.autograd.Function):
                 grad_weight += grad.T @ h[rows]
             if grad_bias is not None:
                 grad_bias += grad.sum(0)
+        grad_weight = None if grad_weight is None else grad_weight.to(weight.dtype)
         return grad_hidden.to(ctx.hidden_dtype), grad_weight, grad_bias, None, None, None, None
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import lightning.pytorch as pl
 import psutil
 import torch
-from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy
+from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 
 from grpo_pl.datamodule import RolloutDataModule
@@ -20,6 +20,7 @@ from grpo_pl.module import PolicyOptimization
 from grpo_pl.optimization import OptimizerFactory
 from grpo_pl.planning.formulas import FLOAT32, Network, Rows, packed_rows
 from grpo_pl.rollout.engine import Demand, EngineMemory
+from grpo_pl.strategies import data_ranks, num_shards
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -124,13 +125,13 @@ def read_run(trainer: pl.Trainer, module: PolicyOptimization, data: RolloutDataM
     trainer.strategy.connect(module)
     data.check("fit")
     with without_weights():
-        module.build(torch.device("meta"))
+        module.build(lambda build: build())
     train = data.read_prompts("train", data.train)
     prompts = [train[row] for row in range(len(train))]
     module.check_prompts("data.train", prompts)
     longest = max(len(prompt.token_ids) for prompt in prompts)
     device = trainer.strategy.root_device
-    ranks, on_cpu = trainer.world_size, device.type == "cpu"
+    ranks, on_cpu = data_ranks(trainer).size, device.type == "cpu"
     mine = data.prompts_per_iteration // ranks
     demand = Demand(
         sequences=mine * data.group_size,
@@ -147,7 +148,7 @@ def read_run(trainer: pl.Trainer, module: PolicyOptimization, data: RolloutDataM
     )
     state_bytes, learning_rate = optimizer_costs(module.optimizer)
     amp_bytes = 2 if "mixed" in trainer.precision else None
-    shards = ranks if isinstance(trainer.strategy, FSDPStrategy) else 1
+    shards = num_shards(trainer)
     models = tuple(read_models(module.held_models(), state_bytes, amp_bytes, shards))
     policy = module.held_models()["policy"]
     assert isinstance(policy, LanguageModel), "build() refuses others"

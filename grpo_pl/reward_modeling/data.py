@@ -12,6 +12,7 @@ from grpo_pl.functional import derive_seed, permutation
 from grpo_pl.models.reward_model import ResponseEncoder
 from grpo_pl.prompts.sources import PromptSource
 from grpo_pl.reward_modeling.objectives import LabeledBatch, LabeledResponse, RewardObjective
+from grpo_pl.strategies import data_ranks
 
 log = logging.getLogger(__name__)
 Example = list[LabeledResponse]
@@ -124,8 +125,8 @@ class RewardDataModule(pl.LightningDataModule):
         assert self.trainer is not None, "the trainer attaches itself before setup"
         sampler: DistributedSampler[Example] = DistributedSampler(
             self.sets[name],
-            num_replicas=self.trainer.world_size,
-            rank=self.trainer.global_rank,
+            num_replicas=data_ranks(self.trainer).size,
+            rank=data_ranks(self.trainer).rank,
             shuffle=name == "train",
             seed=self.seed,
         )

@@ -2,6 +2,7 @@
 
 import logging
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from grpo_pl.models.reward_model import RewardModel
 from grpo_pl.optimization import OptimizedModule, OptimizerFactory, SchedulerFactory
 from grpo_pl.reward_modeling.calibration import Calibration
 from grpo_pl.reward_modeling.objectives import LabeledBatch, RewardObjective
+from grpo_pl.strategies import place
 from grpo_pl.weight_sync import full_weights
 
 log = logging.getLogger(__name__)
@@ -55,8 +57,10 @@ class RewardModeling(OptimizedModule):
 
     @override
     def configure_model(self) -> None:
-        if self.reward_model is not None:
-            return
+        if self.reward_model is None:
+            self.reward_model = cast(RewardModel, place(self.trainer.strategy, self._build))
+
+    def _build(self) -> RewardModel:
         built = RewardModel.load(self.pretrained, self.objective.kind, self.dtype_name, self.attention)
         if built.new_head:
             log.info("pretrained=%s: a new score head, zero at the start", self.pretrained)
@@ -64,7 +68,7 @@ class RewardModeling(OptimizedModule):
                 nn.init.zeros_(parameter)
         if self.gradient_checkpointing:
             built.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        self.reward_model = built.train()
+        return built.train()
 
     @override
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
@@ -111,7 +115,8 @@ class RewardModeling(OptimizedModule):
     def on_train_end(self) -> None:
         """Write the checkpoint; on all ranks, because sharded weights are gathered."""
         assert self.reward_model is not None, "configure_model comes first"
-        weights = {name: whole.cpu() for name, whole in full_weights(self.reward_model.model)}
+        whole = full_weights(self.reward_model)
+        weights = {name.removeprefix("model."): tensor.cpu() for name, tensor in whole}
         if self.trainer.is_global_zero:
             folder = Path(self.trainer.default_root_dir) / EXPORT_FOLDER
             self.reward_model.save(folder, weights)

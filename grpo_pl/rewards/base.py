@@ -4,7 +4,7 @@ import logging
 import math
 from abc import ABC, abstractmethod
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from grpo_pl.functional import outcome_rewards
+from grpo_pl.models.builder import Place
 from grpo_pl.types import Prompt, Sample
 
 _logger = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ class RewardFunction(ABC):
         """False if the gold answer of this prompt is one that this reward can never read."""
         return True
 
-    def build(self, device: torch.device) -> None:  # noqa: B027 - most have nothing to load
+    def build(self, place: Place) -> None:  # noqa: B027 - most have nothing to load
         """Load what the reward holds, a model for instance; called once, inside `configure_model`."""
 
     @property
@@ -119,23 +120,32 @@ class ScoredSamples:
     scored: Bool[Tensor, "N"]
     """False where a reward with non-zero weight abstained, so that the total is not known."""
 
-    def metrics(self) -> dict[str, float]:
-        """Means over the samples that have the number; a mean over no samples is left out.
+    def metrics(self, sum_over_ranks: Callable[[Tensor], Tensor] = lambda here: here) -> dict[str, float]:
+        """Means over the samples of all ranks that have the number; a mean over no samples is left out.
 
         `rewards/<name>` over those on which the reward did not abstain, `rewards/<name>_abstained` (a
         fraction, only if above 0), `rollout/reward` and `rollout/reward_std` (population) over the scored.
         """
         metrics: dict[str, float] = {}
-        for name, scores in self.by_name.items():
-            given = [score for score in scores if score is not None]
-            if given:
-                metrics[f"rewards/{name}"] = math.fsum(given) / len(given)
-            if len(given) < len(scores):
-                metrics[f"rewards/{name}_abstained"] = 1 - len(given) / len(scores)
-        if self.scored.any():
-            total = self.total[self.scored]
-            metrics["rollout/reward"] = total.mean().item()
-            metrics["rollout/reward_std"] = total.std(correction=0).item()
+        known = [[score for score in scores if score is not None] for scores in self.by_name.values()]
+        total = self.total[self.scored].double()
+        here = [[float(len(given)), math.fsum(given)] for given in known]
+        here += [
+            [float(len(self.scored)), float(len(total))],
+            [total.sum().item(), total.square().sum().item()],
+        ]
+        *sums, (samples, count), (total_sum, squares) = sum_over_ranks(
+            torch.tensor(here, dtype=torch.float64)
+        ).tolist()
+        for name, (given_count, given_sum) in zip(self.by_name, sums, strict=True):
+            if given_count:
+                metrics[f"rewards/{name}"] = given_sum / given_count
+            if given_count < samples:
+                metrics[f"rewards/{name}_abstained"] = 1 - given_count / samples
+        if count:
+            mean = total_sum / count
+            metrics["rollout/reward"] = mean
+            metrics["rollout/reward_std"] = math.sqrt(max(squares / count - mean * mean, 0.0))
         return metrics
 
 

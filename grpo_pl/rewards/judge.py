@@ -12,9 +12,9 @@ from typing import Any, final
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
-import torch
 from typing_extensions import override
 
+from grpo_pl.models.builder import Place
 from grpo_pl.rewards.base import RewardError, RewardFunction, describe
 from grpo_pl.rewards.patterns import compiled
 from grpo_pl.types import Prompt, Sample
@@ -94,7 +94,7 @@ class Judge(RewardFunction):
         self.retries, self.concurrency = retries, concurrency
 
     @override
-    def build(self, device: torch.device) -> None:
+    def build(self, place: Place) -> None:
         """Ask once, so that a judge that cannot be reached is found before training.
 
         Raises:

@@ -1,14 +1,16 @@
 """Rewards that are models: trained to score whole responses, or the steps of them."""
 
 from collections.abc import Sequence
-from typing import Any, Literal, final
+from typing import Any, Literal, cast, final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from typing_extensions import override
 
 from grpo_pl.functional import batches_within, pad_rows
+from grpo_pl.models.builder import Place
 from grpo_pl.models.loading import DType, RewardKind
 from grpo_pl.models.reward_model import EncodedResponse, RewardModel
 from grpo_pl.rewards.base import ProcessReward, RewardFunction, StepScore
@@ -18,7 +20,7 @@ from grpo_pl.types import Sample
 
 
 class FrozenRewardModel:
-    """A reward model that only scores: without gradient, in no checkpoint, whole on every rank.
+    """A reward model that only scores: without gradient, in no checkpoint.
 
     Args:
         pretrained: model folder or hub name of a reward model.
@@ -38,19 +40,23 @@ class FrozenRewardModel:
         self.pretrained, self.kind, self.dtype, self.batch_tokens = pretrained, kind, dtype, batch_tokens
         self.model: RewardModel | None = None
 
-    def load(self, device: torch.device) -> None:
-        """Load the weights.
+    def load(self, place: Place) -> None:
+        """Load the model and put it where it belongs.
 
         Raises:
             ValueError: If there are none, or they are not those of a trained reward model of this kind.
         """
-        model = RewardModel.load(self.pretrained, self.kind, self.dtype)
-        if model.new_head:
-            raise ValueError(
-                f"pretrained={self.pretrained} holds no {self.kind} reward model, so that its score head "
-                f"would be random: give a checkpoint with a trained one"
-            )
-        self.model = model.requires_grad_(False).eval().to(device)
+
+        def frozen() -> RewardModel:
+            model = RewardModel.load(self.pretrained, self.kind, self.dtype)
+            if model.new_head:
+                raise ValueError(
+                    f"pretrained={self.pretrained} holds no {self.kind} reward model, so that its score head "
+                    f"would be random: give a checkpoint with a trained one"
+                )
+            return model.requires_grad_(False).eval()
+
+        self.model = cast(RewardModel, place(frozen))
 
     @torch.no_grad()
     def scores(self, samples: Sequence[Sample]) -> list[tuple[EncodedResponse, Float[Tensor, "_"]]]:
@@ -65,14 +71,27 @@ class FrozenRewardModel:
                 "lower data.sampling.max_tokens, or set on_error to abstain"
             )
         scores: list[Tensor] = [torch.empty(0)] * len(samples)
-        for rows in batches_within(lengths, self.batch_tokens):
+        batches = batches_within(lengths, self.batch_tokens)
+        for rows in batches:
             token_ids = pad_rows([torch.tensor(encoded[row].token_ids) for row in rows], lengths[rows[0]])
             real = torch.tensor([lengths[row] for row in rows])
             for row, of_row in zip(
                 rows, self.model(token_ids.to(device), real.to(device)).cpu(), strict=True
             ):
                 scores[row] = of_row[: lengths[row]]
+        blank = torch.zeros((1, 1), dtype=torch.long, device=device)
+        for _ in range(most_on_any_rank(self.model, len(batches)) - len(batches)):
+            self.model(blank, torch.ones(1, dtype=torch.long, device=device))
         return list(zip(encoded, scores, strict=True))
+
+
+def most_on_any_rank(model: nn.Module, times: int) -> int:
+    """How often each rank runs a model that is divided among them: as often as the one that needs it most."""
+    if not isinstance(model, FSDPModule | FullyShardedDataParallel):
+        return times
+    most = torch.tensor(times, device=next(model.parameters()).device)
+    torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
+    return int(most)
 
 
 class _ByModel:
@@ -80,9 +99,9 @@ class _ByModel:
 
     _frozen: FrozenRewardModel
 
-    def build(self, device: torch.device) -> None:
+    def build(self, place: Place) -> None:
         """Load the model."""
-        self._frozen.load(device)
+        self._frozen.load(place)
 
     @property
     def held_model(self) -> nn.Module | None:

@@ -91,6 +91,11 @@ class RolloutEngine(ABC):
     pretrained: str
 
     @property
+    def weights_dtype(self) -> torch.dtype | None:
+        """What it holds weights in, which sharded ones are cast to before they are gathered; null for any."""
+        return None
+
+    @property
     def lookahead(self) -> int:
         """How many iterations ahead it wants to know the prompts; 0 for an engine that samples when asked."""
         return 0

@@ -60,6 +60,11 @@ class OverlappedEngine(RolloutEngine):
 
     @property
     @override
+    def weights_dtype(self) -> torch.dtype | None:
+        return self._weights_dtype
+
+    @property
+    @override
     def lookahead(self) -> int:
         return self.max_staleness
 
@@ -73,7 +78,9 @@ class OverlappedEngine(RolloutEngine):
         )
         self._process.start()
         theirs.close()  # or the connection would outlive the process
-        self._ask("start", max_sequence_tokens, max_sequences, device)
+        self._weights_dtype: torch.dtype | None = self._ask(
+            "start", max_sequence_tokens, max_sequences, device
+        )
 
     @override
     def wait(self) -> None:
@@ -221,6 +228,7 @@ def obey(engine: RolloutEngine, connection: Connection, bucket: Tensor, command:
     match command, *arguments:
         case "start", max_sequence_tokens, max_sequences, device:
             engine.start(max_sequence_tokens=max_sequence_tokens, max_sequences=max_sequences, device=device)
+            return engine.weights_dtype
         case "load_weights", version:
             engine.load_weights(received_weights(connection, bucket), version)
         case "generate", prompts, group_size, sampling:

@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Literal, final
+from typing import TYPE_CHECKING, Any, Literal, cast, final
 
 import numpy as np
 import psutil
@@ -205,6 +205,11 @@ class VLLMEngine(RolloutEngine):
         if self.dtype != "auto":
             return self.dtype
         return "bfloat16" if load_config(self.pretrained).dtype == torch.bfloat16 else "float16"
+
+    @property
+    @override
+    def weights_dtype(self) -> torch.dtype:
+        return cast(torch.dtype, self.llm.model_config.dtype)
 
 
 def requests(

@@ -10,15 +10,20 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
-import torch
 from run_results import Fit, Refused
+from torch import nn
 
 from grpo_pl.callbacks.records import read_metrics
+from grpo_pl.models.builder import Build
 from grpo_pl.rewards.base import RewardError, score_samples
 from grpo_pl.rewards.judge import Judge
 from grpo_pl.types import Prompt, Sample
 
-CPU = torch.device("cpu")
+
+def whole(build: Build) -> nn.Module:
+    return build()
+
+
 Reply = str | int | bytes
 
 
@@ -205,9 +210,9 @@ def test_the_key_comes_from_the_environment(server: Server, monkeypatch: pytest.
     ours = judge(server, api_key_variable="JUDGE_KEY")
     monkeypatch.delenv("JUDGE_KEY", raising=False)
     with pytest.raises(ValueError, match="api_key_variable is JUDGE_KEY, which is not set: export it"):
-        ours.build(CPU)
+        ours.build(whole)
     monkeypatch.setenv("JUDGE_KEY", "secret")
-    ours.build(CPU)
+    ours.build(whole)
     assert server.headers[0]["Authorization"] == "Bearer secret"
     judge(server).score([sample("")])
     assert "Authorization" not in server.headers[1]

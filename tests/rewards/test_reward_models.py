@@ -11,16 +11,23 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from run_results import Fit, Refused
+from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoTokenizer
 
 from grpo_pl.callbacks.records import read_metrics
 from grpo_pl.functional import batches_within
+from grpo_pl.models.builder import Build
 from grpo_pl.rewards.base import StepScore
 from grpo_pl.rewards.models import OutcomeRewardModel, ProcessRewardModel
 from grpo_pl.types import Prompt, Sample
 
 few = settings(max_examples=40, deadline=None, derandomize=True)
-CPU = torch.device("cpu")
+
+
+def whole(build: Build) -> nn.Module:
+    return build()
+
+
 RESPONSES = ["5", "2 + 3 is\n5", "", "I think that\n\nit is 6.\n", "0" * 60]
 
 
@@ -39,7 +46,7 @@ def test_outcomes_are_the_logits_of_transformers_however_they_are_batched(
     outcome_model: Path, batch_tokens: int
 ) -> None:
     reward = OutcomeRewardModel(str(outcome_model), batch_tokens=batch_tokens)
-    reward.build(CPU)
+    reward.build(whole)
     model = AutoModelForSequenceClassification.from_pretrained(outcome_model).eval()
     tokenizer = AutoTokenizer.from_pretrained(outcome_model)
     expected = [model(**tokenizer(rendered(r), return_tensors="pt")).logits.item() for r in RESPONSES]
@@ -49,8 +56,8 @@ def test_outcomes_are_the_logits_of_transformers_however_they_are_batched(
 
 def test_the_sigmoid_link_bounds_the_score(outcome_model: Path) -> None:
     plain, bounded = (OutcomeRewardModel(str(outcome_model), link=link) for link in ("none", "sigmoid"))
-    plain.build(CPU)
-    bounded.build(CPU)
+    plain.build(whole)
+    bounded.build(whole)
     expected = [1 / (1 + math.exp(-score)) for score in plain.score(samples())]
     assert bounded.score(samples()) == pytest.approx(expected, abs=1e-6)
 
@@ -59,7 +66,7 @@ def test_the_sigmoid_link_bounds_the_score(outcome_model: Path) -> None:
 @pytest.mark.parametrize("batch_tokens", [1, 10_000])
 def test_a_step_is_scored_at_its_last_token(process_model: Path, batch_tokens: int) -> None:
     reward = ProcessRewardModel(str(process_model), batch_tokens=batch_tokens)
-    reward.build(CPU)
+    reward.build(whole)
     model = AutoModelForTokenClassification.from_pretrained(process_model).eval()
     tokenizer = AutoTokenizer.from_pretrained(process_model)
     ends = [[1], [9, 10], [], [14, 23], [60]]
@@ -75,7 +82,7 @@ def test_a_step_is_scored_at_its_last_token(process_model: Path, batch_tokens: i
 
 def test_a_process_reward_model_is_worth_the_sum_of_its_steps(process_model: Path) -> None:
     reward = ProcessRewardModel(str(process_model), steps="is")
-    reward.build(CPU)
+    reward.build(whole)
     steps = reward.score_steps(samples())
     assert [len(of_sample) for of_sample in steps] == [1, 2, 0, 2, 1]
     assert all(isinstance(step, StepScore) for of_sample in steps for step in of_sample)
@@ -97,7 +104,7 @@ def test_batches_hold_every_row_once_within_the_budget(lengths: list[int], budge
 
 def test_more_tokens_than_the_model_reads_are_refused(outcome_model: Path) -> None:
     reward = OutcomeRewardModel(str(outcome_model))
-    reward.build(CPU)
+    reward.build(whole)
     with pytest.raises(ValueError, match=r"are 2.. tokens to the reward model, which reads 256: lower"):
         reward.score([replace(samples()[0], response="7" * 250)])
 

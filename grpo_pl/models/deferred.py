@@ -1,0 +1,133 @@
+"""Weights that are read when their model has been divided among ranks: no rank ever holds a whole copy."""
+
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+from torch.distributed.checkpoint import state_dict_loader
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Owed:
+    """A model without weights, and where they are."""
+
+    model: "PreTrainedModel"
+    folder: Path
+    places: dict[str, tuple[nn.Module, str]]
+    """Name in the checkpoint -> the module that holds the parameter, and its name there."""
+
+
+@dataclass
+class DeferredWeights:
+    """What models that were built without weights are owed."""
+
+    owed: list[Owed] = field(default_factory=list)
+
+    def defer(self, model: "PreTrainedModel", folder: Path) -> bool:
+        """Take note of a model on the `meta` device; False if the folder has not all of its parameters."""
+        names = {name for name, parameter in model.named_parameters() if parameter.is_meta}
+        there = stored_names(folder)
+        if not names <= there:
+            log.info("%s names its weights otherwise than the model: each rank reads it whole", folder)
+            return False
+        places = {}
+        for name in names:
+            owner, _, leaf = name.rpartition(".")
+            places[name] = model.get_submodule(owner), leaf
+        self.owed.append(Owed(model, folder, places))
+        return True
+
+    @torch.no_grad()
+    def load(self, model: nn.Module, device: torch.device) -> None:
+        """Put the whole of `model` on the device, and read of what it is owed this rank's part."""
+        model._apply(lambda t: torch.empty_like(t, device=device) if t.is_meta else t.to(device))
+        for owed in self.owed:
+            tensors = {name: getattr(module, leaf).detach() for name, (module, leaf) in owed.places.items()}
+            here = {
+                name: tensor for name, tensor in tensors.items() if not tensor.is_meta
+            }  # no unused LM head
+            state_dict_loader.load(
+                here, storage_reader=HuggingFaceStorageReader(str(owed.folder)), no_dist=True
+            )
+            make_buffers_again(owed.model)
+
+
+def make_buffers_again(model: "PreTrainedModel") -> None:
+    """Compute what a checkpoint does not hold, such as the frequencies of rotary embeddings.
+
+    Raises:
+        ValueError: If the model does not say how.
+    """
+    for name, module in model.named_modules():
+        unsaved: list[Tensor] = [
+            buffer
+            for leaf, buffer in module.named_buffers(recurse=False)
+            if leaf in module._non_persistent_buffers_set
+        ]
+        for buffer in unsaved:
+            buffer.fill_(torch.nan if buffer.is_floating_point() else -1)
+        if unsaved:
+            model._init_weights(module)
+        if any(buffer.isnan().any() for buffer in unsaved):
+            raise ValueError(
+                f"pretrained: {type(model).__name__} does not say how to compute {name or 'its buffers'}, so "
+                "it cannot be read shard by shard: set trainer.strategy to fsdp or ddp"
+            )
+
+
+@torch.no_grad()
+def read_head(head: nn.Module, folder: Path) -> set[str]:
+    """Give the head `score` its stored weights, and zeros where none are stored: their names."""
+    head.to_empty(device="cpu")
+    missing = {f"score.{leaf}" for leaf, _ in head.named_parameters()} - stored_names(folder)
+    for leaf, parameter in head.named_parameters():
+        parameter.zero_()
+        for file in folder.glob("*.safetensors") if f"score.{leaf}" not in missing else ():
+            with safe_open(file, framework="pt") as opened:
+                if f"score.{leaf}" in opened.keys():  # noqa: SIM118 - it is no dict
+                    parameter.copy_(opened.get_tensor(f"score.{leaf}"))
+    return missing
+
+
+def stored_names(folder: Path) -> set[str]:
+    """The names of the tensors in a folder of safetensors files; none where there is no such file."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        return set(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+    names: set[str] = set()
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, framework="pt") as opened:
+            names.update(opened.keys())
+    return names
+
+
+_deferred: ContextVar[DeferredWeights | None] = ContextVar("deferred", default=None)
+
+
+@contextmanager
+def deferred_weights() -> Iterator[DeferredWeights]:
+    """Inside it, pretrained models are built without their weights, wherever these can be read in parts."""
+    token = _deferred.set(weights := DeferredWeights())
+    try:
+        yield weights
+    finally:
+        _deferred.reset(token)
+
+
+def deferred() -> DeferredWeights | None:
+    """What takes note of models without weights; None where models are to be read whole."""
+    return _deferred.get()
