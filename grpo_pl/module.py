@@ -355,7 +355,7 @@ class PolicyOptimization(OptimizedModule):
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the weights that were left out from the pretrained model."""
-        if self._keeps_whole_checkpoints:
+        if "state_dict" in checkpoint:  # else the strategy has loaded all of it, shard by shard
             checkpoint["state_dict"] = self._frozen() | checkpoint["state_dict"]
 
     def _frozen(self) -> dict[str, Tensor]:

@@ -36,6 +36,8 @@ def tame_logs() -> None:
     warnings.filterwarnings("ignore", module=r"lightning\..*", category=UserWarning)
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*torch.distributed.reduce_op.*")
+    warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # each rank reads its own
+    logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
 
 
 class StandardOutput(logging.Handler):

@@ -1,6 +1,8 @@
 """How models are divided among ranks: FSDP2Strategy, and what any strategy means for data."""
 
+import shutil
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -149,6 +151,27 @@ class FSDP2Strategy(ModelParallelStrategy):
         fully_shard(model, **arguments)
         weights.load(model, torch.device("cpu") if self.offload else self.root_device)
         return model
+
+    @override
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any | None = None
+    ) -> None:
+        """Write shards beside the checkpoint's place and rename their folder: a kill leaves the old one."""
+        if not self._save_distributed_checkpoint:
+            super().save_checkpoint(checkpoint, filepath, storage_options)
+            return
+        place = Path(self.broadcast(filepath))
+        partial = place.with_name(f".{place.name}.partial")
+        if self.is_global_zero:
+            shutil.rmtree(partial, ignore_errors=True)
+        self.barrier()
+        super().save_checkpoint(checkpoint, partial, storage_options)
+        self.barrier()
+        if self.is_global_zero:
+            if place.is_dir():
+                shutil.rmtree(place)
+            partial.replace(place)
+        self.barrier()
 
     @override
     def model_to_device(self) -> None:
