@@ -1,4 +1,4 @@
-"""The command line: `python -m grpo_pl {fit,validate,plan} --config ...`."""
+"""The command line: `python -m grpo_pl {fit,validate,plan,check-invariance} --config ...`."""
 
 import argparse
 import os
@@ -190,7 +190,12 @@ def main(args: list[str] | None = None) -> None:
     """Run the command line; a user's mistake ends in one sentence and exit code 2."""
     tame_logs()
     with mistakes_answered():
-        configure(sys.argv[1:] if args is None else args)
+        args = sys.argv[1:] if args is None else args
+        if args[:1] == ["check-invariance"]:
+            from grpo_pl.invariance.command import check_invariance
+
+            sys.exit(check_invariance(args[1:]))
+        configure(args)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import nullcontext
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -24,14 +25,30 @@ def full_weights(model: nn.Module, dtype: torch.dtype | None = None) -> Iterator
         model: The model, divided or not.
         dtype: What the shards of FSDP2 are cast to before they are gathered; null for what they are.
     """
+    for name, parameter in gathered_parameters(model):
+        yield from whole(model, name, parameter, dtype)
+
+
+def full_gradients(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The gradient of each parameter that has one, whole, as `full_weights` gives the weights."""
+    for name, parameter in gathered_parameters(model, with_grads=True):
+        gradient = parameter.grad
+        if gradient is not None:
+            whole_gradient = gradient.full_tensor() if isinstance(gradient, DTensor) else gradient
+            yield name.replace(FSDP1_PREFIX, ""), whole_gradient
+
+
+def gathered_parameters(model: nn.Module, with_grads: bool = False) -> Iterator[tuple[str, nn.Parameter]]:
+    """Each parameter as its module has it, while those of FSDP1's units are whole."""
     units: list[tuple[str, nn.Module]] = [(n, m) for n, m in model.named_modules() if isinstance(m, FSDP1)]
     for prefix, unit in units or [("", model)]:
         inner = [module for module in unit.modules() if isinstance(module, FSDP1) and module is not unit]
         nested = {id(parameter) for module in inner for parameter in module.parameters()}
-        with FSDP1.summon_full_params(unit, recurse=False, writeback=False) if units else nullcontext():
+        gathered = partial(FSDP1.summon_full_params, unit, recurse=False, writeback=False)
+        with gathered(with_grads=with_grads) if units else nullcontext():
             for name, parameter in unit.named_parameters(prefix):
                 if id(parameter) not in nested:
-                    yield from whole(model, name, parameter, dtype)
+                    yield name, parameter
 
 
 def whole(

@@ -26,6 +26,7 @@ LAYERS = [
     {
         "rollout.in_process",
         "rollout.overlapped",
+        "rollout.replay",
         "rollout.vllm",
         "loop",
         "evaluation",

@@ -13,7 +13,9 @@ CHAT_TEMPLATE = (
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 
 
-def make_tiny_model(folder: Path, *, tied: bool = True, seed: int = 0, vocab_size: int = 320) -> Path:
+def make_tiny_model(
+    folder: Path, *, tied: bool = True, seed: int = 0, vocab_size: int = 320, key_value_heads: int = 1
+) -> Path:
     """Write a Llama of about 0.1 M parameters with tokenizer and chat template, from the seed alone."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -37,8 +39,8 @@ def make_tiny_model(folder: Path, *, tied: bool = True, seed: int = 0, vocab_siz
         hidden_size=64,
         intermediate_size=128,
         num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
+        num_attention_heads=2 * key_value_heads,
+        num_key_value_heads=key_value_heads,
         max_position_embeddings=256,
         tie_word_embeddings=tied,
         initializer_range=0.3,
