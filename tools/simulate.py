@@ -60,7 +60,7 @@ def read_options(args: list[str] | None) -> Any:
     for name in ("nodes", "lengths"):
         if not said[name] or min(said[name]) < 1:
             fail(f"{name}={said[name]}: expected numbers of 1 or more")
-    for name in said.models:
+    for name in said.models or ["none"]:
         if name not in MODELS:
             fail(f"models: expected some of {', '.join(MODELS)}, got {name}{nearest(name, MODELS)}")
     for name in ("out", "plot"):

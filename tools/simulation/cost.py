@@ -249,5 +249,6 @@ class Simulation:
             else:
                 costs.append(self.planned(plan))
         if costs:
-            return min(costs, key=lambda cost: cost.iteration_s)
+            fastest = min(costs, key=lambda cost: cost.iteration_s)
+            return fastest if math.isfinite(fastest.iteration_s) else "failures: no progress"
         return next((reason for reason in refused if "memory" in reason), [*refused, "too few GPUs"][0])

@@ -109,7 +109,7 @@ def draw_syncs(axis: "Axes", simulation: Simulation, costs: Costs) -> None:
     gpus = list(costs[COLOCATED])
     found = [sync_seconds(simulation, costs, n) for n in gpus]
     for way, style in SYNCS.items():
-        plot(axis, gpus, (inf if ways[way] is None else ways[way] for ways in found), *style)
+        plot(axis, gpus, (inf if (s := ways[way]) is None else s for ways in found), *style)
     against_gpus(axis, gpus)
     logarithmic_seconds(axis)
 
