@@ -132,6 +132,7 @@ class Simulation:
         While there is a queue, `at_once` sequences run. Then they end one after the other: after t tokens
         `alive(t)` of them are left, and somebody in some engine with probability `any_alive`. A step costs
         its overhead, the weights' way through memory or their products, whichever is longer, and all caches.
+        The engine with the longest responses has `skew` times the average work.
         """
         m, work, lengths, tp = self.machine, self.work, self.work.lengths, plan.tensor_parallel
         engines = plan.engines // tp
@@ -149,10 +150,10 @@ class Simulation:
             return somebody * overhead + weights + running * context * of_token / memory
 
         full = step(*torch.tensor([1.0, at_once, work.prompt_tokens + lengths.context]).double())
-        queued = max(mine * skew - at_once, 0.0) * lengths.mean * float(full) / at_once
+        queued = skew * (mine - at_once) * lengths.mean * float(full) / at_once
         ending = step(
             lengths.any_alive(at_once * engines),
-            lengths.alive * at_once * (skew if at_once == mine else 1.0),
+            lengths.alive * at_once * skew,
             work.prompt_tokens + lengths.tokens,
         )
         prompts_s = work.prompts / engines * work.prompt_tokens * self.model.forward_flops(0) / products
