@@ -23,7 +23,8 @@ def tame_logs() -> None:
     """Show grpo_pl's own messages; quieten the libraries unless `GRPO_PL_VERBOSE` is set."""
     own = logging.getLogger("grpo_pl")
     if not own.handlers:
-        own.setLevel(logging.INFO if os.environ.get("LOCAL_RANK", "0") == "0" else logging.WARNING)
+        rank = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_PROCID", "0"))
+        own.setLevel(logging.INFO if rank == "0" else logging.WARNING)
         own.addHandler(StandardOutput())
         own.propagate = False
     if os.environ.get(VERBOSE):
