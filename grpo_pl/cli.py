@@ -15,12 +15,13 @@ from jsonargparse import ActionConfigFile, Namespace  # type: ignore[attr-define
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from typing_extensions import override
 
 from grpo_pl import __version__
-from grpo_pl.callbacks import curves, memory, progress, records, samples
+from grpo_pl.callbacks import curves, memory, preemption, progress, records, samples
 from grpo_pl.callbacks.checkpoint_io import AtomicCheckpointIO
+from grpo_pl.callbacks.run_folder import RunFolder
 from grpo_pl.datamodule import RolloutDataModule
 from grpo_pl.module import PolicyOptimization
 from grpo_pl.parser import Parser, fail, nearest
@@ -83,22 +84,6 @@ def chosen_job(args: list[str]) -> str:
     return str(job)
 
 
-class RunFolder(SaveConfigCallback):
-    """Prepares the run's folder when all is checked: an earlier run moves aside, `config.yaml` comes in."""
-
-    @override
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if stage != "fit" or not trainer.is_global_zero:
-            return
-        folder = Path(trainer.default_root_dir)
-        if self.config.get("ckpt_path") is None:
-            records.move_aside(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        self.parser.save(
-            self.config, folder / "config.yaml", skip_unset=False, overwrite=True, multifile=False
-        )
-
-
 class CLI(LightningCLI):
     """LightningCLI whose `--pretrained` reaches every model; its run folder is `trainer.default_root_dir`."""
 
@@ -135,6 +120,7 @@ class CLI(LightningCLI):
         parser.add_lightning_class_args(progress.Progress, "progress")
         parser.add_lightning_class_args(memory.ReleaseMemory, "release_memory")
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(preemption.Preemption, "preemption")
         parser.set_defaults(
             {
                 "checkpoint.filename": "iteration-{iteration:04.0f}",
@@ -164,6 +150,23 @@ class CLI(LightningCLI):
         """Save checkpoints without a copy in memory, wherever the strategy writes single files."""
         if type(self.trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             self.trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+
+    def fit(self, **kwargs: Any) -> None:
+        """Fit; a job that SLURM has requeued goes on where it was, whatever checkpoint its command names."""
+        folder = Path(self.trainer.default_root_dir)
+        callbacks: list[pl.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        listener: preemption.Preemption = self._get(self.config_init, "preemption")
+        if any(c.continues(folder) for c in callbacks if isinstance(c, RunFolder)):
+            kwargs["ckpt_path"] = "last"
+        elif kwargs.get("ckpt_path") is None:
+            preemption.check_no_hpc_checkpoint(folder)
+        listener.listen()
+        try:
+            self.trainer.fit(**kwargs)
+        finally:
+            listener.leave()
+        if listener.stopped and self.trainer.is_global_zero:
+            raise SystemExit(preemption.EXIT_CODE)
 
 
 def configure(args: list[str], **kwargs: Any) -> CLI:

@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "grpo_pl"
 LAYERS = [
-    {"types", "quiet", "memory"},
+    {"types", "quiet", "memory", "slurm"},
     {"functional"},
     {
         "prompts",

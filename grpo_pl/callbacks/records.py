@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from grpo_pl.optimization import OptimizedModule, num_parameters
 
-METRICS_FILE = "metrics.csv"
+CONFIG_FILE, METRICS_FILE = "config.yaml", "metrics.csv"
 
 
 def write_atomically(path: Path, text: str) -> None:

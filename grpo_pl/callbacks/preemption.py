@@ -1,0 +1,140 @@
+"""A signal ends the run at the end of the iteration, saved, so that the same command continues it."""
+
+import logging
+import signal
+from pathlib import Path
+from types import FrameType
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from typing_extensions import override
+
+from grpo_pl import slurm
+
+log = logging.getLogger(__name__)
+
+REQUEUE, STOP = signal.SIGUSR1, signal.SIGTERM
+PREFIX = "preempted-"
+EXIT_CODE = 75
+"""Of a run that a signal stopped and that can go on; sysexits.h calls it EX_TEMPFAIL."""
+
+
+class Preemption(Checkpoint):
+    """Stops at the end of the iteration in which a signal came, after a checkpoint that `last.ckpt` names.
+
+    SIGUSR1, with which `#SBATCH --signal=USR1@seconds` announces the end of a job, also requeues the job
+    where there is one. SIGTERM does not: it comes where a job is cancelled, and where SLURM requeues it
+    itself. The process ends with exit code 75. This is a `Checkpoint` because those come after all else that
+    happens at the end of an iteration, such as the moves of the reference and of the KL's coefficient.
+
+    Args:
+        requeue: Whether SIGUSR1 requeues the SLURM job.
+    """
+
+    def __init__(self, requeue: bool = True) -> None:
+        self.requeue = requeue
+        self.stopped = False
+        self._received: set[signal.Signals] = set()
+        self._before: dict[signal.Signals, signal._HANDLER] = {}
+
+    def listen(self) -> None:
+        """Take the signals from now on; best before the engine starts processes.
+
+        SLURM signals every process of a job: those that are started later inherit that SIGUSR1 is blocked
+        and survive it. This one lets it in at the end of the iteration.
+        """
+        for number in (REQUEUE, STOP):
+            before = signal.signal(number, self._take)
+            self._before.setdefault(number, before)
+        signal.pthread_sigmask(signal.SIG_BLOCK, {REQUEUE})
+
+    def leave(self) -> None:
+        """Treat the signals as before `listen`."""
+        if self._before:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {REQUEUE})
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    def _take(self, number: int, _: FrameType | None) -> None:
+        self._received.add(signal.Signals(number))
+
+    @override
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage == "fit":
+            self.listen()
+
+    @override
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.listen()  # again: Lightning's own handlers, which broadcast wherever they are, came since
+
+    @override
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {REQUEUE})
+        signal.pthread_sigmask(signal.SIG_BLOCK, {REQUEUE})
+        self.stopped = trainer.strategy.reduce_boolean_decision(bool(self._received), all=False)
+        if self.stopped:
+            save_last(trainer)
+            trainer.should_stop = True
+            trainer.fit_loop.min_epochs = trainer.fit_loop.epoch_loop.min_steps = None  # or it would not stop
+        else:
+            remove_superseded(trainer)
+
+    @override
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Requeue the job when all is written: from then on SLURM ends its processes."""
+        if trainer.current_epoch == trainer.max_epochs or trainer.global_step == trainer.max_steps:
+            self.stopped = False  # it is over anyway
+        if not self.stopped:
+            remove_superseded(trainer)
+            return
+        again = trainer.strategy.reduce_boolean_decision(REQUEUE in self._received, all=False)
+        if not trainer.is_global_zero:
+            return
+        log.info("a signal came: stopped, and saved iteration %d", trainer.current_epoch)
+        job = slurm.current()
+        if job is None or not (again and self.requeue):
+            log.info("--ckpt_path last continues")
+        elif refusal := slurm.requeue(job.job):
+            log.info("SLURM does not requeue job %s (%s): --ckpt_path last continues", job.job, refusal)
+        else:
+            log.info("job %s is requeued and will continue", job.job)
+
+    @override
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self.leave()
+
+
+def checkpointing(trainer: pl.Trainer) -> ModelCheckpoint:
+    """What saves regularly."""
+    return next(c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint))
+
+
+def save_last(trainer: pl.Trainer) -> None:
+    """Have `last.ckpt` name a checkpoint of this moment."""
+    regular = checkpointing(trainer)
+    folder = str(regular.dirpath)
+    if regular._last_global_step_saved != trainer.global_step:
+        regular._save_checkpoint(trainer, f"{folder}/{PREFIX}{trainer.current_epoch + 1:04d}.ckpt")
+    regular._link_checkpoint(trainer, regular._last_checkpoint_saved, f"{folder}/last.ckpt")
+
+
+def remove_superseded(trainer: pl.Trainer) -> None:
+    """Remove the checkpoints of earlier preemptions, but for the one that is still the last."""
+    folder = Path(str(checkpointing(trainer).dirpath)).resolve()
+    if trainer.is_global_zero:
+        for path in set(folder.glob(f"{PREFIX}*.ckpt")) - {(folder / "last.ckpt").resolve()}:
+            trainer.strategy.remove_checkpoint(path)
+
+
+def check_no_hpc_checkpoint(folder: Path) -> None:
+    """Refuse a folder with a checkpoint that Lightning would resume in any SLURM job, unasked.
+
+    Raises:
+        ValueError: In one sentence, with the file.
+    """
+    for path in sorted(folder.glob("hpc_ckpt_*")):
+        raise ValueError(
+            f"trainer.default_root_dir={folder} holds {path.name}, which Lightning resumes unasked in SLURM "
+            "jobs: name it in --ckpt_path, or move it away"
+        )

@@ -1,0 +1,204 @@
+"""A signal in the middle of an iteration loses nothing, and only the same job continues by itself."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from run_results import Fit, Refused, column, saved, untimed
+
+from grpo_pl import slurm
+from grpo_pl.callbacks.preemption import EXIT_CODE
+
+ROOT = Path(__file__).resolve().parent.parent
+SETTINGS = (
+    *("--trainer.max_epochs", "5", "--checkpoint.every_n_epochs", "5"),
+    *("--model.reference_update", "EMA", "--model.reference_update.decay", "0.5"),
+)
+"""The reference moves at the end of each iteration, after what callbacks do there."""
+Start = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture
+def start(tiny_model: Path) -> Iterator[Start]:
+    """Starts `grpo_pl fit` in a process of its own, and in a process group of its own, as SLURM does."""
+    started = []
+
+    def run(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "grpo_pl", "fit", "--config", str(ROOT / "configs" / "tiny.yaml")]
+        command += ["--pretrained", str(tiny_model), "--trainer.default_root_dir", str(folder), *arguments]
+        process = subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, process_group=0
+        )
+        started.append(process)
+        return process
+
+    yield run
+    for process in started:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def in_the_middle(process: subprocess.Popen[str], folder: Path, iteration: int) -> None:
+    """Wait until the iteration has sampled and not yet ended."""
+    while f'{{"iteration": {iteration},' not in samples(folder):
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.01)
+
+
+def samples(folder: Path) -> str:
+    path = folder / "samples.jsonl"
+    return path.read_text() if path.exists() else ""
+
+
+def end(process: subprocess.Popen[str], code: int) -> str:
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == code, said
+    return said
+
+
+def same(a: Path, b: Path) -> None:
+    """Both runs have left the same weights, numbers and samples."""
+    ours, theirs = saved(a)["state_dict"], saved(b)["state_dict"]
+    assert ours.keys() == theirs.keys()
+    assert all((ours[name] == theirs[name]).all() for name in ours)
+    assert untimed(a) == untimed(b)
+    assert samples(a) == samples(b)
+
+
+TWO_RANKS = ("--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.accumulate_grad_batches", "1")
+AHEAD = ("--data.engine", "OverlappedEngine", "--data.engine.engine", "InProcessEngine")
+
+
+@pytest.mark.parametrize(
+    ("number", "whole_group", "settings"),
+    [
+        pytest.param(signal.SIGUSR1, False, (), id="SIGUSR1"),
+        pytest.param(signal.SIGTERM, False, (), id="SIGTERM"),
+        pytest.param(signal.SIGTERM, False, TWO_RANKS, id="one-of-two-ranks"),
+        pytest.param(signal.SIGUSR1, True, AHEAD, id="with-all-children"),
+    ],
+)
+def test_a_signal_in_mid_iteration_loses_nothing(
+    start: Start, tmp_path: Path, number: signal.Signals, whole_group: bool, settings: tuple[str, ...]
+) -> None:
+    settings = (*SETTINGS, *settings)
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    end(start(whole, *settings), 0)
+    process = start(stopped, *settings)
+    in_the_middle(process, stopped, 2)
+    (os.killpg if whole_group else os.kill)(process.pid, number)
+    assert "--ckpt_path last continues" in end(process, EXIT_CODE)
+    done = int(column(stopped, "iteration")[-1])
+    assert done < 5, "the signal came too late to show anything"
+    checkpoints = stopped / "checkpoints"
+    assert (checkpoints / "last.ckpt").resolve().name == f"preempted-{done:04d}.ckpt"
+    end(start(stopped, *settings, "--ckpt_path", "last"), 0)
+    same(whole, stopped)
+    assert not list(checkpoints.glob("preempted-*"))
+
+
+# ------------------------------------------------------------------------------------ whose a run's folder is
+
+
+Job = Callable[[str, int], None]
+
+
+@pytest.fixture
+def job(monkeypatch: pytest.MonkeyPatch) -> Job:
+    """What SLURM tells a process: the job's id, and how often it has been started before."""
+
+    def tell(number: str, restarts: int) -> None:
+        monkeypatch.setenv("SLURM_JOB_ID", number)
+        monkeypatch.setenv("SLURM_RESTART_COUNT", str(restarts))
+
+    return tell
+
+
+RUN = ("--trainer.max_epochs", "1", "--trainer.limit_val_batches", "0")
+
+
+@pytest.fixture
+def folder(fit: Fit, job: Job) -> Path:
+    """The folder of a run that was the first start of job 7."""
+    job("7", 0)
+    return fit(*RUN)
+
+
+def moved_aside(folder: Path) -> bool:
+    return folder.with_name("run.1").exists()
+
+
+def test_a_requeued_job_continues_its_own_run_unasked(folder: Path, fit: Fit, job: Job) -> None:
+    before = (folder / "metrics.csv").read_text()
+    job("7", 1)
+    fit(*RUN, root=folder)
+    assert not moved_aside(folder)
+    assert (folder / "metrics.csv").read_text() == before
+    assert slurm.owner(folder) == slurm.Owner("7", starts=2)
+
+
+@pytest.mark.parametrize(
+    ("number", "restarts", "settings"),
+    [
+        pytest.param("8", 1, (), id="another-job"),
+        pytest.param("7", 0, (), id="another-run-of-the-same-start"),
+        pytest.param("7", 1, ("--model.optimizer.lr", "0.5"), id="other-settings"),
+    ],
+)
+def test_any_other_run_starts_afresh_and_says_so(
+    folder: Path,
+    fit: Fit,
+    job: Job,
+    capsys: pytest.CaptureFixture[str],
+    number: str,
+    restarts: int,
+    settings: tuple[str, ...],
+) -> None:
+    job(number, restarts)
+    fit(*RUN, *settings, root=folder)
+    assert moved_aside(folder)
+    said = capsys.readouterr().out
+    assert "is kept in" in said
+    assert ("other settings of model.optimizer.init_args.lr." in said) == bool(settings)
+    assert saved(folder)["state_dict"].keys() == saved(folder.with_name("run.1"))["state_dict"].keys()
+
+
+def test_a_job_that_was_requeued_before_it_wrote_anything_takes_no_other_runs_checkpoint(
+    folder: Path, fit: Fit, job: Job
+) -> None:
+    slurm.Owner("8", starts=0).write(folder)  # as `submit` does, for a folder that somebody fills meanwhile
+    job("8", 1)
+    fit(*RUN, root=folder)
+    assert moved_aside(folder)
+
+
+def test_outside_of_slurm_a_folder_is_no_jobs(fit: Fit) -> None:
+    assert slurm.owner(fit(*RUN)) is None
+
+
+def test_a_checkpoint_that_lightning_would_resume_unasked_is_refused(
+    refused: Refused, tmp_path: Path
+) -> None:
+    (tmp_path / "hpc_ckpt_1.ckpt").write_bytes(b"")
+    said = refused("--trainer.default_root_dir", tmp_path)
+    assert "hpc_ckpt_1.ckpt" in said
+    assert "--ckpt_path" in said
+
+
+def test_where_there_is_no_scontrol_a_requeue_says_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert slurm.requeue("7") == "there is no scontrol here"
+
+
+def test_after_a_run_the_signals_are_as_before(fit: Fit) -> None:
+    fit(*RUN)
+    assert signal.getsignal(signal.SIGUSR1) == signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.SIGUSR1 not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
