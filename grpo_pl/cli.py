@@ -1,7 +1,8 @@
-"""The command line: `python -m grpo_pl {fit,validate,plan,check-invariance} --config ...`."""
+"""The command line: `python -m grpo_pl {fit,validate,plan,submit,check-invariance} --config ...`."""
 
 import argparse
 import os
+import re
 import sys
 import traceback
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from typing_extensions import override
 from grpo_pl import __version__
 from grpo_pl.callbacks import curves, memory, preemption, progress, records, samples
 from grpo_pl.callbacks.checkpoint_io import AtomicCheckpointIO
-from grpo_pl.callbacks.run_folder import RunFolder
+from grpo_pl.callbacks.run_folder import RunFolder, save_config
 from grpo_pl.datamodule import RolloutDataModule
 from grpo_pl.module import PolicyOptimization
 from grpo_pl.parser import Parser, fail, nearest
@@ -30,6 +31,7 @@ from grpo_pl.quiet import tame_logs
 from grpo_pl.reward_modeling.data import RewardDataModule
 from grpo_pl.reward_modeling.module import RewardModeling
 from grpo_pl.rewards.base import RewardError
+from grpo_pl.submission.command import submit
 
 
 class Job(NamedTuple):
@@ -169,9 +171,36 @@ class CLI(LightningCLI):
             raise SystemExit(preemption.EXIT_CODE)
 
 
-def configure(args: list[str], **kwargs: Any) -> CLI:
+class Checked(CLI):
+    """Reads a command line and checks what it would run; runs nothing and needs no GPU."""
+
+    @override
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        """Build one that shares out data as the true one does, without its devices."""
+        if re.search(r"FSDPStrategy|^fsdp(_|$)", str(self.settings.trainer.strategy)):
+            kwargs["strategy"] = "ddp"  # Lightning's FSDPStrategy insists on GPUs
+        return super().instantiate_trainer(accelerator="cpu", **kwargs)
+
+    @override
+    def _run_subcommand(self, subcommand: str) -> None:
+        if isinstance(self.datamodule, RolloutDataModule):
+            self.datamodule.trainer = self.model.trainer = self.trainer  # as the Trainer does before setup
+            self.trainer.strategy.connect(self.model)
+            self.datamodule.check("fit")
+
+    @property
+    def settings(self) -> Namespace:
+        """The whole config."""
+        return self.config[self.subcommand]  # type: ignore[no-any-return]
+
+    def save(self, folder: Path) -> None:
+        """Write the config into a folder."""
+        save_config(self._parser(self.subcommand), self.settings, folder)
+
+
+def configure(args: list[str], cli: type[CLI] = CLI, **kwargs: Any) -> CLI:
     """Read the command line and config files; runs the subcommand they name, unless `run=False`."""
-    return CLI(
+    return cli(
         chosen_job(args),
         args=args,
         save_config_callback=RunFolder,
@@ -189,16 +218,27 @@ def configure(args: list[str], **kwargs: Any) -> CLI:
     )
 
 
+def check(for_fit: list[str]) -> Checked:
+    """Read and check what is for `fit`."""
+    checked = configure(["fit", *for_fit], Checked)
+    assert isinstance(checked, Checked)
+    return checked
+
+
 def main(args: list[str] | None = None) -> None:
     """Run the command line; a user's mistake ends in one sentence and exit code 2."""
     tame_logs()
+    args = sys.argv[1:] if args is None else args
     with mistakes_answered():
-        args = sys.argv[1:] if args is None else args
-        if args[:1] == ["check-invariance"]:
-            from grpo_pl.invariance.command import check_invariance
+        match args:
+            case ["submit", *rest]:
+                submit(rest, check)
+            case ["check-invariance", *rest]:
+                from grpo_pl.invariance.command import check_invariance  # which needs all of this
 
-            sys.exit(check_invariance(args[1:]))
-        configure(args)
+                sys.exit(check_invariance(rest))
+            case _:
+                configure(args)
 
 
 @contextmanager

@@ -36,7 +36,7 @@ LAYERS = [
     },
     {"optimization", "strategies"},
     {"module", "datamodule", "reward_modeling", "callbacks"},
-    {"parser", "planning"},
+    {"parser", "planning", "submission"},
     {"cli"},
     {"__main__"},
 ]

@@ -1,0 +1,46 @@
+"""A job script: one of the templates beside this file, with its values replaced."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+TEMPLATES = Path(__file__).parent
+SHELL_OPTIONS = "set -euo pipefail"
+"""The line between a template's directives and its commands."""
+Directives = Mapping[str, str | None]
+"""Of one part of a job: the long name of an sbatch option -> its value; None takes it out."""
+
+
+def fill(template: str, parts: Sequence[Directives], commands: Sequence[str]) -> str:
+    """A template with other directives, and with commands that come before its own.
+
+    Args:
+        template: The name of the template.
+        parts: For each part of a heterogeneous job what differs from the template, or is added to it.
+        commands: Shell commands.
+    """
+    text = (TEMPLATES / f"{template}.sbatch").read_text(encoding="utf-8")
+    header, rest = text.split(f"\n{SHELL_OPTIONS}\n")
+    lines = [line for line in header.splitlines() if not line.startswith("# ")]
+    return "\n".join([*directives(lines, parts), SHELL_OPTIONS, *commands, rest])
+
+
+def directives(lines: Sequence[str], parts: Sequence[Directives]) -> Iterator[str]:
+    """The header's lines, with the parts' values in place of the template's."""
+    later = iter(parts)
+    missing = dict(next(later))
+    for line in lines:
+        if line == "#SBATCH hetjob":
+            yield from added(missing)
+            missing = dict(next(later))
+        option = re.match(r"#SBATCH --([\w-]+)", line)
+        if option and option[1] in missing:
+            yield from added({option[1]: missing.pop(option[1])})
+        else:
+            yield line
+    yield from added(missing)
+
+
+def added(values: Directives) -> Iterator[str]:
+    """The lines of some directives."""
+    return (f"#SBATCH --{name}={value}" for name, value in values.items() if value is not None)
