@@ -26,6 +26,14 @@ def load_tool(name: str) -> ModuleType:
     return module
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what needs a SLURM, unless it is asked for by its marker."""
+    if "slurm" not in config.option.markexpr:
+        left_out = [item for item in items if item.get_closest_marker("slurm")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Llama of 0.2 M parameters with tied embeddings."""

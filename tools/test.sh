@@ -2,11 +2,23 @@
 # Everything that guards what lands: ruff, mypy, pytest. Arguments go to pytest; its summary is the last thing printed.
 # Tests run in two processes of one thread each (a file's tests in one of them); say `-n 0` for one that can be debugged.
 # All steps run, and one that fails fails the script.
+#
+#   bash tools/test.sh --slurm    # instead: jobs on a real SLURM of two nodes on this machine, which it installs as root
 set -euo pipefail
 
 # shellcheck source=tools/setup.sh
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 cd "$setup_root"
+
+if [[ ${1:-} == --slurm ]]; then
+    if ! type slurmctld slurmd munged >/dev/null 2>&1 && [[ $(id -u) == 0 ]]; then
+        echo "test: installing Debian's slurm-wlm and munge"
+        setup_quietly apt-get update
+        DEBIAN_FRONTEND=noninteractive setup_quietly apt-get install -y --no-install-recommends slurm-wlm munge
+    fi
+    shift
+    exec python -m pytest tests/slurm -m slurm "$@"
+fi
 
 failed=()
 step() {

@@ -1,0 +1,135 @@
+"""Jobs of two nodes on a real SLURM: `bash tools/test.sh --slurm`."""
+
+import hashlib
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from cluster import Cluster, missing, wait
+from run_results import column, untimed
+
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1800)]
+JOB_S = 600
+ROOT = Path(__file__).resolve().parents[2]
+ITERATIONS = 12
+SETTINGS = (
+    *(
+        "--trainer.strategy",
+        "ddp",
+        "--trainer.max_epochs",
+        str(ITERATIONS),
+        "--checkpoint.every_n_epochs",
+        "6",
+    ),
+    *("--trainer.accumulate_grad_batches", "1", "--trainer.check_val_every_n_epoch", "3"),
+    *("--model.reference_update", "EMA", "--model.reference_update.decay", "0.5"),
+)
+VLLM = ("--data.engine", "VLLMEngine", "--data.engine.dtype", "float32", "--data.engine.kv_cache_gib", "0.1")
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """It has a short path of its own, for munge's socket."""
+    if absent := missing():
+        pytest.fail(
+            f"SLURM is not installed (no {', '.join(absent)}): run bash tools/test.sh --slurm as root"
+        )
+    folder = Path(tempfile.mkdtemp(prefix="slurm-"))
+    cluster = Cluster(folder)
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        left = cluster.stop()
+        shutil.rmtree(folder)
+    assert not left, "processes outlived the cluster"
+
+
+def command(model: Path, folder: Path, *arguments: str) -> list[str]:
+    """How a user submits a job of two nodes."""
+    return [
+        *(sys.executable, "-m", "grpo_pl", "submit", "--nodes", "2", "--gpus-per-node", "0"),
+        *("--cpus-per-task", "1", "--config", str(ROOT / "configs" / "tiny.yaml")),
+        *("--pretrained", str(model), "--trainer.default_root_dir", str(folder), *SETTINGS, *arguments),
+    ]
+
+
+def submit(cluster: Cluster, model: Path, folder: Path, *arguments: str) -> str:
+    """Submit one and give its id."""
+    submitted = re.search(r"Job (\d+) is submitted", cluster.ask(*command(model, folder, *arguments)))
+    assert submitted is not None
+    return submitted[1]
+
+
+def log(folder: Path) -> str:
+    return "".join(path.read_text() for path in sorted(folder.glob("slurm-*.out")))
+
+
+def fingerprint(folder: Path) -> str:
+    """The sha256 of the final weights."""
+    weights = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    everything = hashlib.sha256()
+    for name, tensor in sorted(weights.items()):
+        everything.update(name.encode() + tensor.numpy().tobytes())
+    return everything.hexdigest()
+
+
+def sampled(folder: Path, iteration: int) -> bool:
+    path = folder / "samples.jsonl"
+    return path.exists() and f'{{"iteration": {iteration},' in path.read_text()
+
+
+@pytest.mark.parametrize(
+    "engine", [pytest.param((), id="in-process"), pytest.param(VLLM, id="vllm", marks=pytest.mark.vllm)]
+)
+def test_a_preempted_job_ends_like_an_undisturbed_one(
+    cluster: Cluster, tiny_model: Path, tmp_path: Path, engine: tuple[str, ...]
+) -> None:
+    whole, preempted = tmp_path / "whole", tmp_path / "preempted"
+    job = submit(cluster, tiny_model, whole, *engine)
+    assert cluster.finish(job, JOB_S) == "COMPLETED", log(whole)
+
+    job = submit(cluster, tiny_model, preempted, *engine)
+    wait(lambda: sampled(preempted, 3), JOB_S)
+    cluster.ask("scancel", "--signal=USR1", job)
+    assert cluster.finish(job, JOB_S) == "COMPLETED", log(preempted)
+    assert cluster.field(job, "Restarts") == "1", log(preempted)
+    assert f"job {job} is requeued and will continue" in log(preempted)
+
+    assert fingerprint(preempted) == fingerprint(whole)
+    assert column(preempted, "iteration") == list(range(ITERATIONS + 1))
+    assert untimed(preempted) == untimed(whole)
+    assert (preempted / "samples.jsonl").read_text() == (whole / "samples.jsonl").read_text()
+    assert not [*preempted.rglob("hpc_ckpt*"), *preempted.rglob("preempted-*"), *tmp_path.glob("*.1")]
+
+
+def test_the_folder_of_a_job_that_has_not_ended_is_refused(
+    cluster: Cluster, tiny_model: Path, tmp_path: Path
+) -> None:
+    job = submit(cluster, tiny_model, tmp_path / "run", "--sbatch", "begin=now+1hour")
+    again = subprocess.run(
+        command(tiny_model, tmp_path / "run"),
+        env=cluster.environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    cluster.ask("scancel", job)
+    assert again.returncode == 2
+    assert f"is the folder of job {job}, which is PENDING: name another, or scancel {job}" in again.stderr
+
+
+@pytest.mark.parametrize("name", ["one_node", "many_nodes", "server_nodes"])
+def test_slurm_understands_the_templates(cluster: Cluster, name: str) -> None:
+    """It then finds no nodes with GPUs for them here."""
+    done = subprocess.run(
+        ["sbatch", "--test-only", ROOT / "tools" / "slurm" / f"{name}.sbatch"],
+        env=cluster.environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert "node configuration is not available" in done.stderr, done.stderr
