@@ -12,7 +12,7 @@ from typing import Any, Literal, final
 from typing_extensions import override
 
 from grpo_pl.rewards.base import Verifier
-from grpo_pl.rewards.rules import ascii_numbers, plain_number
+from grpo_pl.rewards.numerals import ascii_numbers, plain_number
 from grpo_pl.types import Prompt, Sample
 
 _logger = logging.getLogger(__name__)

@@ -8,48 +8,11 @@ from typing import Any, final
 from typing_extensions import override
 
 from grpo_pl.rewards.base import RewardFunction, Verifier
+from grpo_pl.rewards.numerals import last_number
 from grpo_pl.rewards.patterns import compiled
 from grpo_pl.types import Prompt, Sample
 
-# A hyphen after a letter, digit or bracket joins two terms or words; it is not the sign of the number.
-_NUMBER = re.compile(
-    r"(?P<minus>(?<![\w)\]}])-[$€£]?|[$€£]-)?"
-    r"(?:(?P<whole>[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.(?P<decimals>[0-9]+))?"
-    r"|(?<![\w.])\.(?P<bare_decimals>[0-9]+))"
-)
-_LATEX_THOUSANDS = re.compile(r"(?<=[0-9])(?:\{,\}|,?\\[,!])(?=[0-9]{3}(?![0-9]))")
 _ANSWER_TAGS = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
-_UNIT_WORDS = re.compile(r"(?:\s+[A-Za-z]{4,})*")
-
-
-def ascii_numbers(text: str) -> str:
-    r"""The text without `\$`, a hyphen for a Unicode minus, `1,234` for `1{,}234`, `1\,234` and `1,\!234`."""
-    return _LATEX_THOUSANDS.sub(",", text.replace("\N{MINUS SIGN}", "-").replace(r"\$", ""))
-
-
-def last_number(text: str) -> str | None:
-    """The last decimal number in a text, spelled so that equal numbers are equal strings (`-1234.5`, `0`).
-
-    Numbers stay strings, so that a million digits are as exact and nearly as fast as one.
-    """
-    last = None
-    for match in _NUMBER.finditer(ascii_numbers(text)):
-        last = match
-    return None if last is None else _spell(last)
-
-
-def plain_number(text: str) -> str | None:
-    """The spelling of `last_number` if the text is one number, bare or with a unit in words or `$`."""
-    text = ascii_numbers(text).strip(" \n\t*").rstrip(" .*").lstrip("$€£").rstrip("$")
-    match = _NUMBER.match(text)
-    return _spell(match) if match and _UNIT_WORDS.fullmatch(text, match.end()) else None
-
-
-def _spell(match: re.Match[str]) -> str:
-    whole = (match["whole"] or "").replace(",", "").lstrip("0") or "0"
-    decimals = (match["decimals"] or match["bare_decimals"] or "").rstrip("0")
-    number = f"{whole}.{decimals}" if decimals else whole
-    return f"-{number}" if match["minus"] and number != "0" else number
 
 
 @final

@@ -12,6 +12,7 @@ from jsonargparse import ArgumentParser
 
 from grpo_pl.prompts import ReasoningGym
 from grpo_pl.rewards.base import RewardError, RewardFunction, score_samples
+from grpo_pl.rewards.numerals import last_number, plain_number
 from grpo_pl.rewards.rules import (
     ExactMatch,
     Format,
@@ -20,8 +21,6 @@ from grpo_pl.rewards.rules import (
     LengthPenalty,
     SoftOverlong,
     TaskScore,
-    last_number,
-    plain_number,
 )
 from grpo_pl.types import Prompt, Sample
 
