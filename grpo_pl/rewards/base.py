@@ -124,7 +124,7 @@ class ScoredSamples:
         """Means over the samples of all ranks that have the number; a mean over no samples is left out.
 
         `rewards/<name>` over those on which the reward did not abstain, `rewards/<name>_abstained` (a
-        fraction, only if above 0), `rollout/reward` and `rollout/reward_std` (population) over the scored.
+        fraction), `rollout/reward` and `rollout/reward_std` (population) over the scored.
         """
         metrics: dict[str, float] = {}
         known = [[score for score in scores if score is not None] for scores in self.by_name.values()]
@@ -140,7 +140,7 @@ class ScoredSamples:
         for name, (given_count, given_sum) in zip(self.by_name, sums, strict=True):
             if given_count:
                 metrics[f"rewards/{name}"] = given_sum / given_count
-            if given_count < samples:
+            if samples:
                 metrics[f"rewards/{name}_abstained"] = 1 - given_count / samples
         if count:
             mean = total_sum / count

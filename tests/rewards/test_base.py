@@ -67,6 +67,7 @@ def test_metrics_are_means_over_the_samples_that_have_the_number():
         "rewards/a": 0.5,
         "rewards/a_abstained": pytest.approx(1 / 3),
         "rewards/b": 2.0,
+        "rewards/b_abstained": 0.0,
         "rollout/reward": 1.5,
         "rollout/reward_std": 0.5,
     }
