@@ -5,7 +5,7 @@ import math
 from abc import ABC, abstractmethod
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -49,6 +49,11 @@ class RewardFunction(ABC):
 
     def build(self, place: Place) -> None:  # noqa: B027 - most have nothing to load
         """Load what the reward holds, a model for instance; called once, inside `configure_model`."""
+
+    @property
+    def failures(self) -> Mapping[str, int]:
+        """How many samples its worker processes failed on since it was made, by kind; empty without any."""
+        return {}
 
     @property
     def held_model(self) -> nn.Module | None:
@@ -119,12 +124,16 @@ class ScoredSamples:
     """The weighted scores of the steps of each sample: the other part of the total."""
     scored: Bool[Tensor, "N"]
     """False where a reward with non-zero weight abstained, so that the total is not known."""
+    failures: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Of each reward that is computed in worker processes, how many samples these failed on, by kind."""
 
     def metrics(self, sum_over_ranks: Callable[[Tensor], Tensor] = lambda here: here) -> dict[str, float]:
         """Means over the samples of all ranks that have the number; a mean over no samples is left out.
 
-        `rewards/<name>` over those on which the reward did not abstain, `rewards/<name>_abstained` (a
-        fraction), `rollout/reward` and `rollout/reward_std` (population) over the scored.
+        `rewards/<name>` over those on which the reward did not abstain, `rewards/<name>_abstained`,
+        `rewards/<name>_timeouts` and `rewards/<name>_crashes` (fractions of all samples, the last two for a
+        reward that is computed in worker processes), `rollout/reward` and `rollout/reward_std` (population)
+        over the scored.
         """
         metrics: dict[str, float] = {}
         known = [[score for score in scores if score is not None] for scores in self.by_name.values()]
@@ -142,6 +151,8 @@ class ScoredSamples:
                 metrics[f"rewards/{name}"] = given_sum / given_count
             if samples:
                 metrics[f"rewards/{name}_abstained"] = 1 - given_count / samples
+            for kind, failed in self.failures.get(name, {}).items():
+                metrics[f"rewards/{name}_{kind}"] = failed / max(len(self.scored), 1)
         if count:
             mean = total_sum / count
             metrics["rollout/reward"] = mean
@@ -162,9 +173,12 @@ def score_samples(rewards: Mapping[str, RewardFunction], samples: Sequence[Sampl
     by_name: dict[str, list[float | None]] = {}
     weighted: dict[str, Tensor] = {}
     steps: list[list[StepScore]] = [[] for _ in samples]
+    failures: dict[str, dict[str, int]] = {}
     scored = torch.ones(len(samples), dtype=torch.bool)
     for name, reward in rewards.items():
+        before = dict(reward.failures)
         given = _score_or_abstain(name, reward, samples)
+        failures[name] = {kind: count - before[kind] for kind, count in reward.failures.items()}
         scores = by_name[name] = [_outcome(score) for score in given]
         if reward.weight != 0:
             scored &= torch.tensor([score is not None for score in scores], dtype=torch.bool)
@@ -182,6 +196,7 @@ def score_samples(rewards: Mapping[str, RewardFunction], samples: Sequence[Sampl
         outcome=sum(whole, zeros) if whole else None,
         steps=steps,
         scored=scored,
+        failures=failures,
     )
 
 

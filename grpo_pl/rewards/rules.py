@@ -1,7 +1,9 @@
 """Rewards that are rules: a comparison, a pattern, a length, or any function of the user."""
 
+import pickle
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from numbers import Real
 from typing import Any, final
 
@@ -10,6 +12,7 @@ from typing_extensions import override
 from grpo_pl.rewards.base import RewardFunction, Verifier
 from grpo_pl.rewards.numerals import last_number
 from grpo_pl.rewards.patterns import compiled
+from grpo_pl.rewards.workers import WorkerReward
 from grpo_pl.types import Prompt, Sample
 
 _ANSWER_TAGS = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
@@ -177,6 +180,39 @@ class Function(RewardFunction):
         if not isinstance(score, Real):
             raise TypeError(f"the function returned {score!r}, a {type(score).__name__} and not a number")
         return float(score)
+
+
+@final
+class WorkerFunction(WorkerReward):
+    """`Function` in worker processes: one that hangs, crashes or takes all memory costs its sample alone.
+
+    Args:
+        function: import path of `f(*, prompt, response, answer, metadata)`, a number or None to abstain. A
+            module that does not import torch makes workers small and quick to start.
+    """
+
+    def __init__(self, function: Callable[..., float | None], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        try:
+            pickle.dumps(function)
+        except (pickle.PicklingError, AttributeError) as error:
+            raise ValueError(
+                f"function cannot be sent to a worker ({error}): define it in a module"
+            ) from error
+        if function.__module__ == "__main__":
+            raise ValueError("function is defined in the script that runs: define it in a module of its own")
+        self.function = function
+
+    @override
+    def call(self, sample: Sample) -> partial[float | None]:
+        prompt = sample.prompt
+        return partial(
+            self.function,
+            prompt=prompt.text,
+            response=sample.response,
+            answer=prompt.answer,
+            metadata=prompt.metadata,
+        )
 
 
 @final

@@ -1,0 +1,234 @@
+"""Worker processes that compute what may hang, crash or eat all memory: one call each, until a deadline."""
+
+import atexit
+import json
+import math
+import os
+import pickle
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from threading import Lock
+from typing import Any, Literal
+
+from grpo_pl.rewards.base import RewardError
+
+_START_S = 120.0
+"""Longest time that a worker may import, in seconds; that of a sample begins when its worker is ready."""
+_MAIN = """\
+import sys
+sys.path[:] = sys.argv[6:]
+from grpo_pl.rewards.worker import main
+main(*map(int, sys.argv[1:5]), sys.argv[5])"""
+
+
+@dataclass(frozen=True)
+class Workers:
+    """The processes in which a reward is computed, and what a sample that they fail on is worth.
+
+    Args:
+        processes: how many samples are computed at once, on each rank.
+        timeout_s: wall-clock limit for one sample, in seconds; then its worker is killed and replaced.
+        memory_gib: what samples may take on top of what a worker holds once it has imported, in GiB.
+        retries: how often a sample that timed out or crashed is tried again.
+        on_timeout: the score of a sample that timed out each time: a number, or `abstain`.
+        on_crash: the score of a sample whose worker died or ran out of memory: a number, or `abstain`.
+    """
+
+    processes: int = 2
+    timeout_s: float = 5.0
+    memory_gib: float = 1.0
+    retries: int = 0
+    on_timeout: Literal["abstain"] | float = 0.0
+    on_crash: Literal["abstain"] | float = 0.0
+
+    def __post_init__(self) -> None:
+        for key, value, lowest in (("processes", self.processes, 1), ("retries", self.retries, 0)):
+            if value < lowest:
+                raise ValueError(f"workers.{key} is {value}; it must be at least {lowest}.")
+        for key, limit in (("timeout_s", self.timeout_s), ("memory_gib", self.memory_gib)):
+            if not 0 < limit < math.inf:
+                raise ValueError(f"workers.{key} is {limit}; it must be above 0 and finite.")
+        for key, score in (("on_timeout", self.on_timeout), ("on_crash", self.on_crash)):
+            if score != "abstain" and not math.isfinite(score):
+                raise ValueError(f"workers.{key} is {score}; it must be a finite number or abstain.")
+
+
+Call = Callable[[], Any]
+"""What a worker computes: a `functools.partial` of a function that it can import, with plain data."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a call: its value, or else an error that it raised, or a failure of its worker."""
+
+    value: Any = None
+    error: str | None = None
+    failure: Literal["timeout", "crash"] | None = None
+
+
+class _Worker:
+    """One process; idle, starting or computing."""
+
+    def __init__(self, module: str, memory_bytes: int) -> None:
+        theirs_in, self.calls = os.pipe()
+        self.replies, theirs_out = os.pipe()
+        lifeline, self.lifeline = os.pipe()
+        theirs = theirs_in, theirs_out, lifeline
+        arguments = map(str, (*theirs, memory_bytes, module, *sys.path))
+        try:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", _MAIN, *arguments],
+                stdin=subprocess.DEVNULL,
+                pass_fds=theirs,
+                start_new_session=True,  # the terminal's Ctrl-C is not for it
+            )
+        finally:
+            for descriptor in theirs:
+                os.close(descriptor)
+        self.deadline = time.monotonic() + _START_S
+        self.row: int | None = None  # of the call that it computes
+        self.ready, self.used, self.said = False, False, b""
+
+    def ask(self, row: int, call: bytes, timeout_s: float) -> None:
+        self.row, self.deadline = row, time.monotonic() + timeout_s
+        with suppress(BrokenPipeError), open(self.calls, "wb", closefd=False) as pipe:
+            pipe.write(call)  # a dead worker shows when its reply is read
+
+    def read(self) -> dict[str, Any] | None:
+        """The reply, as far as it is there; None until it is whole. EOFError if the worker has died."""
+        piece = os.read(self.replies, 1 << 16)
+        if not piece:
+            raise EOFError
+        self.said += piece
+        if not self.said.endswith(b"\n"):
+            return None
+        said, self.said = self.said, b""
+        reply: dict[str, Any] = json.loads(said)
+        return reply
+
+    def kill(self) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        for descriptor in (self.calls, self.replies, self.lifeline):
+            os.close(descriptor)
+
+
+class Pool:
+    """Worker processes that have imported one module; they start when they are first needed.
+
+    A worker imports neither torch nor the engine unless the module does, is sent calls by pickle and answers
+    in JSON, and dies with this process, however that ends.
+    """
+
+    def __init__(self, module: str, workers: Workers) -> None:
+        self.module, self.limits = module, workers
+        self._workers: list[_Worker] = []
+        self._lock = Lock()
+
+    def run(self, calls: Sequence[Call]) -> list[Outcome]:
+        """What became of each call.
+
+        What a worker has computed before does not change it: where one crashes that is not new, the call is
+        repeated in a new one.
+
+        Raises:
+            RewardError: If a worker cannot import the module.
+        """
+        pickled = [pickle.dumps(call) for call in calls]
+        outcomes = [Outcome()] * len(calls)
+        tries = [0] * len(calls)
+        waiting = deque(range(len(calls)))
+        with self._lock:
+            try:
+                while waiting or any(worker.row is not None for worker in self._workers):
+                    self._hand_out(waiting, pickled)
+                    for worker, reply in self._wait():
+                        row, outcome = worker.row, self._outcome(worker, reply)
+                        if row is None:
+                            continue
+                        if outcome.failure == "crash" and worker.used:
+                            waiting.appendleft(row)
+                        elif outcome.failure and tries[row] < self.limits.retries:
+                            tries[row] += 1
+                            waiting.appendleft(row)
+                        else:
+                            outcomes[row] = outcome
+                        worker.row, worker.used = None, True
+            finally:  # after an interrupt nobody waits for the replies
+                for worker in [worker for worker in self._workers if worker.row is not None]:
+                    self._remove(worker)
+        return outcomes
+
+    def close(self) -> None:
+        """End all workers; `run` would start new ones."""
+        for worker in list(self._workers):
+            self._remove(worker)
+
+    def _hand_out(self, waiting: deque[int], pickled: Sequence[bytes]) -> None:
+        """Give calls to idle workers, and start as many workers as the rest needs."""
+        for worker in self._workers:
+            if waiting and worker.ready and worker.row is None:
+                row = waiting.popleft()
+                worker.ask(row, pickled[row], self.limits.timeout_s)
+        starting = sum(not worker.ready for worker in self._workers)
+        for _ in range(min(len(waiting) - starting, self.limits.processes - len(self._workers))):
+            self._workers.append(_Worker(self.module, int(self.limits.memory_gib * 2**30)))
+
+    def _wait(self) -> list[tuple[_Worker, dict[str, Any] | Literal["timeout", "crash"]]]:
+        """The workers that have replied, died or run out of time; waits for the first of them."""
+        busy = [worker for worker in self._workers if worker.row is not None or not worker.ready]
+        with selectors.DefaultSelector() as selector:
+            for worker in busy:
+                selector.register(worker.replies, selectors.EVENT_READ, worker)
+            patience = min(worker.deadline for worker in busy) - time.monotonic()
+            heard = {key.fd for key, _ in selector.select(max(patience, 0.0))}
+        events: list[tuple[_Worker, Any]] = []
+        for worker in busy:
+            try:
+                reply = worker.read() if worker.replies in heard else None
+            except EOFError:
+                events.append((worker, "crash"))
+                continue
+            if reply is not None:
+                events.append((worker, reply))
+            elif time.monotonic() >= worker.deadline:
+                events.append((worker, "timeout"))
+        return events
+
+    def _outcome(self, worker: _Worker, reply: dict[str, Any] | Literal["timeout", "crash"]) -> Outcome:
+        """What an event says of the worker's call; a worker that failed is removed."""
+        if isinstance(reply, str):
+            self._remove(worker)
+        outcome = Outcome(failure=reply) if isinstance(reply, str) else Outcome(**reply)
+        if not worker.ready and (reason := outcome.failure or outcome.error):
+            raise RewardError(
+                f"A worker could not import {self.module} ({reason}): check that "
+                f"`python -c 'import {self.module}'` works."
+            )
+        worker.ready = True
+        return outcome
+
+    def _remove(self, worker: _Worker) -> None:
+        self._workers.remove(worker)
+        worker.kill()
+
+
+def run_in_workers(calls: Sequence[Call], module: str, workers: Workers) -> list[Outcome]:
+    """What became of each call in the pool of a module: one for all rewards with the same settings."""
+    return _pool(module, workers, os.getpid()).run(calls)
+
+
+@cache
+def _pool(module: str, workers: Workers, pid: int) -> Pool:  # noqa: ARG001 - a fork has no workers
+    pool = Pool(module, workers)
+    atexit.register(pool.close)
+    return pool

@@ -1,0 +1,216 @@
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import psutil
+import pytest
+import worker_calls as calls
+
+from grpo_pl.rewards.base import RewardError
+from grpo_pl.rewards.pool import Outcome, Pool, Workers
+
+TIMEOUT, CRASH = Outcome(failure="timeout"), Outcome(failure="crash")
+
+
+@pytest.fixture
+def pools() -> Iterator[list[Pool]]:
+    made: list[Pool] = []
+    yield made
+    for pool in made:
+        pool.close()
+
+
+@pytest.fixture
+def run(pools):
+    """Runs calls in a pool of its own with the given limits."""
+
+    def run(*pending: partial, **limits: object) -> list[Outcome]:
+        pools.append(Pool("worker_calls", Workers(**limits)))
+        return pools[-1].run(pending)
+
+    return run
+
+
+def alive(pid: int) -> bool:
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
+def gone(pid: int) -> bool:
+    """Whether a process ends within ten seconds."""
+    for _ in range(100):
+        if not alive(pid):
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def test_outcomes_come_in_the_order_of_the_calls_and_not_of_their_ends(run):
+    slow, quick = partial(calls.slow_double, 1.0, 0.3), [partial(calls.double, n) for n in range(20)]
+    assert run(slow, *quick) == [Outcome(2.0), *(Outcome(2 * n) for n in range(20))]
+
+
+@pytest.mark.parametrize("call", [calls.hang, calls.hang_in_c, calls.ignore_all_signals_and_sleep])
+def test_whatever_hangs_is_killed_at_the_deadline_and_costs_itself_alone(run, call):
+    start = time.monotonic()
+    outcomes = run(
+        partial(calls.double, 1), partial(call), partial(calls.double, 2), processes=1, timeout_s=1.0
+    )
+    assert outcomes == [Outcome(2), TIMEOUT, Outcome(4)]
+    assert time.monotonic() - start < 20
+
+
+@pytest.mark.parametrize("call", [calls.kill_myself, calls.leave, partial(calls.allocate, 100 * 2**10)])
+def test_a_worker_that_dies_or_runs_out_of_memory_is_replaced(run, call):
+    outcomes = run(partial(calls.double, 1), partial(call), partial(calls.double, 2), memory_gib=0.25)
+    assert outcomes == [Outcome(2), CRASH, Outcome(4)]
+
+
+def test_memory_beyond_what_the_worker_holds_is_what_is_limited(run):
+    inside, beyond = partial(calls.allocate, 200), partial(calls.allocate, 300)
+    assert run(inside, beyond, memory_gib=0.25) == [Outcome(200 * 2**20), CRASH]
+
+
+def test_what_a_worker_computed_before_does_not_change_an_outcome(run):
+    hoarding = [partial(calls.hoard, 100)] * 7  # the third in one worker does not fit
+    assert CRASH not in run(*hoarding, processes=1, memory_gib=0.25)
+
+
+def test_an_error_is_reported_and_the_worker_lives(run, pools):
+    assert run(partial(calls.session), partial(calls.fail, "no"), partial(calls.session), processes=1)[
+        1
+    ] == Outcome(error="ZeroDivisionError: no")
+    before, after = pools[0].run([partial(calls.session)]), pools[0].run([partial(calls.session)])
+    assert before == after
+
+
+def test_a_retry_helps_where_the_failure_was_an_accident(run, tmp_path):
+    first, second = (partial(calls.die_the_first_time, str(tmp_path / name)) for name in "ab")
+    assert run(first, retries=0) == [CRASH]
+    assert run(second, retries=1) == [Outcome(1.0)]
+
+
+def test_a_retry_is_as_often_as_it_is_allowed(run):
+    start = time.monotonic()
+    assert run(partial(calls.hang), timeout_s=0.5, retries=2) == [TIMEOUT]
+    assert time.monotonic() - start > 1.5
+
+
+def test_workers_import_no_torch_and_have_a_session_of_their_own(run):
+    [modules], [session] = run(partial(calls.modules)), run(partial(calls.session))
+    assert "worker_calls" in modules.value
+    assert not {"torch", "vllm", "lightning", "transformers"} & set(modules.value)
+    assert session.value != os.getsid(0)  # the terminal's Ctrl-C goes to the sessions's foreground
+
+
+def test_the_children_of_a_call_die_with_it(run, tmp_path):
+    note = tmp_path / "child"
+    assert run(partial(calls.start_a_child_and_hang, str(note)), timeout_s=2.0) == [TIMEOUT]
+    assert gone(int(note.read_text()))
+
+
+def test_workers_die_with_a_trainer_that_is_killed(tmp_path):
+    note = tmp_path / "worker"
+    script = (
+        f"import sys; sys.path[:] = {sys.path!r}\n"
+        "import threading, worker_calls\nfrom functools import partial\n"
+        "from grpo_pl.rewards.pool import Pool, Workers\n"
+        f"run = partial(Pool('worker_calls', Workers(timeout_s=300.0)).run, "
+        f"[partial(worker_calls.write_pid_and_hang, {str(note)!r})])\n"
+        "threading.Thread(target=run).start()"
+    )
+    trainer = subprocess.Popen([sys.executable, "-c", script])
+    try:
+        for _ in range(600):
+            if note.exists() and note.read_text():
+                break
+            time.sleep(0.1)
+        worker = int(note.read_text())
+        assert alive(worker)
+    finally:
+        trainer.send_signal(signal.SIGKILL)
+        trainer.wait()
+    assert gone(worker)
+
+
+def test_a_pool_serves_several_threads_and_outlives_the_one_that_started_it(run, pools):
+    run(partial(calls.double, 0))
+    pools[0].close()
+    found: list[list[Outcome]] = []
+    threads = [
+        threading.Thread(target=lambda: found.append(pools[0].run([partial(calls.double, 4)] * 5)))
+        for _ in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+        thread.join() if thread is threads[0] else None
+    for thread in threads:
+        thread.join()
+    assert found == [[Outcome(8)] * 5] * 3
+
+
+def test_after_an_interrupt_the_pool_is_right_again(run, pools):
+    run(partial(calls.double, 0), processes=1)
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    signal.alarm(1)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            pools[0].run([partial(calls.slow_double, 5, 3)])
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert pools[0].run([partial(calls.double, 1)]) == [Outcome(2)]
+
+
+def test_a_megabyte_goes_there_and_back(run):
+    assert run(partial(calls.allocate, 1), partial(calls.double, "9" * 2**20)) == [
+        Outcome(2**20),
+        Outcome("9" * 2**21),
+    ]
+
+
+def test_a_module_that_cannot_be_imported_is_said_in_one_sentence(pools):
+    pools.append(Pool("no_such_module", Workers()))
+    with pytest.raises(RewardError, match=r"could not import no_such_module \(ModuleNotFoundError"):
+        pools[0].run([partial(calls.double, 1)])
+
+
+def test_a_closed_pool_leaves_no_process(run, pools):
+    [session] = run(partial(calls.session))
+    pools[0].close()
+    assert not psutil.pid_exists(session.value)
+
+
+def test_a_worker_that_died_while_idle_is_replaced(run, pools):
+    [session] = run(partial(calls.session), processes=1)
+    os.kill(session.value, signal.SIGKILL)
+    assert gone(session.value)
+    assert pools[0].run([partial(calls.double, 1)]) == [Outcome(2)]
+
+
+@pytest.mark.parametrize(
+    ("limits", "key"),
+    [
+        ({"processes": 0}, "processes"),
+        ({"retries": -1}, "retries"),
+        ({"timeout_s": 0.0}, "timeout_s"),
+        ({"memory_gib": float("inf")}, "memory_gib"),
+        ({"on_timeout": float("nan")}, "on_timeout"),
+        ({"on_crash": float("inf")}, "on_crash"),
+    ],
+)
+def test_limits_that_cannot_be_meant_are_refused(limits, key):
+    with pytest.raises(ValueError, match=rf"^workers\.{key} is "):
+        Workers(**limits)
+
+
+def test_files_of_workers_stay_few(run, pools):
+    run(*[partial(calls.kill_myself)] * 3)
+    before = len(os.listdir("/proc/self/fd"))
+    pools[0].run([partial(calls.kill_myself)] * 6)
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert Path(f"/proc/{os.getpid()}").exists()
