@@ -46,7 +46,7 @@ ONE_IMPORTER = {
     "peft": {"models/adapter.py"},
     "datasets": {"prompts/sources.py"},
     "reasoning_gym": {"prompts/procedural.py"},
-    "math_verify": {"rewards/math_answer.py"},
+    "math_verify": {"rewards/mathematics.py"},
     "matplotlib": {"callbacks/curves.py"},
 }
 FILES = sorted(p for p in PACKAGE.rglob("*.py") if p.name != "__init__.py")

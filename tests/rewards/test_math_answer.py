@@ -1,18 +1,20 @@
-import logging
 import pickle
 import sys
 import threading
 import time
 
+import psutil
 import pytest
+from hostile import hostile_answers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 pytest.importorskip("math_verify")
 
-from grpo_pl.rewards import math_answer
+from grpo_pl.rewards import mathematics
 from grpo_pl.rewards.base import score_samples
 from grpo_pl.rewards.math_answer import MathAnswer
+from grpo_pl.rewards.pool import Workers
 from grpo_pl.types import Prompt, Sample
 
 REWARD = MathAnswer()
@@ -110,35 +112,12 @@ def test_only_the_end_of_a_response_is_read():
      "(" * 1500 + "1" + ")" * 1500, r"\frac{1}{" * 300 + "1" + "}" * 300, r"\sum_{i=1}^{10^9} \frac{1}{i}"],
     ids=lambda text: text[:12],
 )  # fmt: skip
-def test_an_explosive_answer_costs_two_time_limits_and_scores_zero(answer):
-    reward = MathAnswer(timeout_s=1)
-    start = time.process_time()
-    assert score(rf"\boxed{{{answer}}}", "42", reward) == 0.0
+def test_an_explosive_answer_costs_its_deadline_and_scores_what_is_declared(answer):
+    reward = MathAnswer(workers=Workers(timeout_s=1.0, on_timeout=-1.0, on_crash=-1.0))
+    start = time.monotonic()
+    assert score(rf"\boxed{{{answer}}}", "42", reward) in (-1.0, 0.0)
     reward.extract(rf"\boxed{{{answer}}}")
-    assert time.process_time() - start < 4  # what others compute meanwhile does not count
-
-
-class _Deaf:
-    """A finalizer that is at work when the alarm rings: what is raised there is lost."""
-
-    def __del__(self) -> None:
-        start = time.process_time()
-        while time.process_time() - start < 1.1:
-            pass
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_an_alarm_that_nobody_heard_rings_again(caplog, monkeypatch):
-    def parse_forever(*_, **__):
-        deaf = _Deaf()
-        del deaf
-        while True:
-            pass
-
-    monkeypatch.setattr("math_verify.parse", parse_forever)
-    with caplog.at_level(logging.WARNING):
-        assert math_answer._parse("nobody else asks for this", 1) == ()
-    assert "math-verify could not parse within 1 s" in caplog.text
+    assert time.monotonic() - start < 20
 
 
 @pytest.mark.parametrize(
@@ -150,10 +129,10 @@ def test_an_alarm_that_nobody_heard_rings_again(caplog, monkeypatch):
     ids=lambda text: ascii(text[:6]),
 )  # fmt: skip
 def test_a_megabyte_of_anything_scores_zero_quickly(response):
-    start = time.process_time()
+    start = time.monotonic()
     assert score(response, "42") == 0.0
     REWARD.extract(response)
-    assert time.process_time() - start < 5
+    assert time.monotonic() - start < 20
 
 
 LATEX = r"""
@@ -166,11 +145,9 @@ LATEX = r"""
 @settings(deadline=10_000, max_examples=150)
 def test_any_latex_gets_a_score_and_the_same_one_again(tokens):
     response = " ".join(tokens)
-    first = (score(response, "42"), REWARD.extract(response), score("5", response))
-    math_answer._parse.cache_clear()
-    math_answer._equal.cache_clear()
-    assert first == (score(response, "42"), REWARD.extract(response), score("5", response))
-    assert first[0] in (0.0, 1.0)
+    first, second = ((score(response, "42"), REWARD.extract(response), score("5", response)) for _ in "12")
+    assert first == second
+    assert first[0] in (0.0, 1.0, None)
 
 
 @given(st.text(max_size=200))
@@ -188,46 +165,84 @@ def test_it_scores_off_the_main_thread_where_signals_do_not_work():
     assert results == [1.0, 0.0]
 
 
-def test_an_error_inside_math_verify_abstains_and_is_not_a_silent_zero(monkeypatch, caplog):
-    import math_verify.grader
-
-    def broken(*_args, **_kwargs):
-        raise AttributeError("internal")
-
-    monkeypatch.setattr(math_verify.grader, "sympy_expr_eq", broken)
-    math_answer._equal.cache_clear()
-    scored = score_samples({"correct": REWARD}, [sample(r"\boxed{19}", "23")])
-    assert scored.by_name == {"correct": [None]}
-    assert "AttributeError: internal" in caplog.text
-    with pytest.raises(AttributeError, match="internal"):
-        MathAnswer(on_error="raise").score([sample(r"\boxed{19}", "23")])
-
-
 def test_a_math_verify_that_cannot_compare_is_refused_at_construction(monkeypatch):
-    import math_verify
-
-    monkeypatch.setattr(math_verify, "parse", lambda *_args, **_kwargs: [])
-    math_answer._parse.cache_clear()
-    math_answer._equal.cache_clear()
+    monkeypatch.setattr("math_verify.parse", lambda *_args, **_kwargs: [])
+    for cached in (mathematics._parse, mathematics._equal):
+        cached.cache_clear()
     with pytest.raises(RuntimeError, match=r"finds 1/2 unequal to 0\.5"):
         MathAnswer()
-    math_answer._parse.cache_clear()
-    math_answer._equal.cache_clear()
+    for cached in (mathematics._parse, mathematics._equal):
+        cached.cache_clear()
 
 
 def test_without_math_verify_the_message_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "math_verify", None)
+    monkeypatch.delitem(sys.modules, "grpo_pl.rewards.mathematics")
+    monkeypatch.delattr("grpo_pl.rewards.mathematics")
     with pytest.raises(
         ModuleNotFoundError, match=r"^MathAnswer needs math-verify: pip install grpo_pl\[math\]$"
     ):
         MathAnswer()
 
 
-@pytest.mark.parametrize("limits", [{"max_chars": 0}, {"timeout_s": 0}])
-def test_limits_below_one_are_refused(limits):
-    with pytest.raises(ValueError, match="both must be at least 1"):
-        MathAnswer(**limits)
+def test_a_limit_below_one_is_refused():
+    with pytest.raises(ValueError, match="max_chars is 0; it must be at least 1"):
+        MathAnswer(max_chars=0)
+
+
+def test_failures_are_counted_and_reach_the_metrics():
+    reward = MathAnswer(workers=Workers(timeout_s=1.0, on_timeout="abstain"))
+    samples = [sample(text, "5") for text in (r"\boxed{5}", r"\boxed{7^{10^{10}}}", r"\boxed{6}", "5")]
+    for _ in range(2):  # of this batch, not since the beginning
+        scored = score_samples({"correct": reward}, samples)
+        assert scored.by_name == {"correct": [1.0, None, 0.0, 1.0]}
+        metrics = scored.metrics()
+        assert (metrics["rewards/correct_timeouts"], metrics["rewards/correct_crashes"]) == (0.25, 0.0)
+
+
+def test_sixty_four_answers_take_less_than_half_a_second():
+    """Under 3 % of an iteration of 17 s (README), even on a machine that has other things to do."""
+    samples = [sample(rf"{n} apples, so \boxed{{\frac{{{n}}}{{7}}}}", r"\frac{3}{7}") for n in range(64)]
+    REWARD.score(samples[:1])  # the workers are there from the second iteration on
+    start = time.monotonic()
+    assert sum(REWARD.score(samples)) == 1.0
+    assert time.monotonic() - start < 0.5
 
 
 def test_it_survives_pickle():
     assert score("#### 5", "5", pickle.loads(pickle.dumps(REWARD))) == 1.0
+
+
+@pytest.mark.parametrize(
+    "count", [60, pytest.param(10_000, marks=[pytest.mark.slow, pytest.mark.timeout(7200)])]
+)
+def test_hostile_answers_end_in_time_lose_no_worker_and_keep_memory_flat(count, capsys):
+    """Two at once, so that each pair shows by itself that nothing hangs beyond its deadline."""
+    reward = MathAnswer(workers=Workers(timeout_s=0.5, memory_gib=0.5))
+    answers = list(hostile_answers(count, seed=7))
+    reward.score([sample("5", "5")] * 2)
+    me, longest, most = psutil.Process(), 0.0, 0
+    begin, before, files = time.monotonic(), me.memory_info().rss, me.num_fds()
+    for pair in zip(answers[::2], answers[1::2], strict=True):
+        start = time.monotonic()
+        assert set(reward.score([sample(answer, "42") for answer in pair])) <= {0.0, 1.0, None}
+        longest = max(longest, time.monotonic() - start)
+        most = max([most, *(worker.memory_info().vms for worker in children_of(me))])
+    grown = me.memory_info().rss - before
+    said = (
+        f"{count} hostile answers in {time.monotonic() - begin:.0f} s: {dict(reward.failures)}, slowest pair "
+        f"{longest:.1f} s, address space of a worker up to {most / 2**20:.0f} MiB, this process grew by "
+        f"{grown / 2**20:.1f} MiB"
+    )
+    with capsys.disabled():
+        print(said)
+    assert longest < 2 * (0.5 + 15)  # a crash is repeated in a new worker, which starts first
+    assert grown < 64 * 2**20
+    assert most < 2**30
+    assert me.num_fds() == files
+    assert reward.score([sample("5", "5"), sample("6", "5")]) == [1.0, 0.0]
+
+
+def children_of(process: psutil.Process) -> list[psutil.Process]:
+    """The workers that are alive; one may end while it is looked at."""
+    return [child for child in process.children() if child.status() != psutil.STATUS_ZOMBIE]
