@@ -22,7 +22,7 @@ from grpo_pl.prompts.sources import PromptSource
 from grpo_pl.references import ReferenceUpdate
 from grpo_pl.regularizers import KLPenalty
 from grpo_pl.reward_modeling.objectives import RewardObjective
-from grpo_pl.rewards import judge, math_answer, models, rules, steps
+from grpo_pl.rewards import code_tests, judge, math_answer, models, rules, steps
 from grpo_pl.rewards.base import RewardFunction, Verifier
 from grpo_pl.rewards.transforms import RewardTransform
 from grpo_pl.rollout import in_process, overlapped, replay, vllm
@@ -45,7 +45,7 @@ COMPONENTS = (
 """The abstract classes whose implementations a config names by their short names."""
 
 ENGINES = in_process, overlapped, replay, vllm
-IMPLEMENTATIONS = (judge, math_answer, models, rules, steps, *ENGINES, procedural, sources)
+IMPLEMENTATIONS = (code_tests, judge, math_answer, models, rules, steps, *ENGINES, procedural, sources)
 """Imported so that their classes answer to their short names."""
 
 

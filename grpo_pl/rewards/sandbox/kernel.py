@@ -1,0 +1,31 @@
+"""Calls of libc that Python has no function for."""
+
+import ctypes
+import os
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+_PR_SET_DUMPABLE = 4
+
+
+def call(name: str, *arguments: object) -> int:
+    """What a function of libc returns.
+
+    Raises:
+        OSError: If that is below 0.
+    """
+    result: int = getattr(_libc, name)(*arguments)
+    if result < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, f"{name}: {os.strerror(code)}")
+    return result
+
+
+def prctl(option: int, value: int) -> None:
+    """Set an attribute of this process; the options are those of linux/prctl.h."""
+    call("prctl", option, ctypes.c_ulong(value), 0, 0, 0)
+
+
+def hide() -> None:
+    """Let no process of the same user trace this one or read its memory."""
+    prctl(_PR_SET_DUMPABLE, 0)
