@@ -200,17 +200,23 @@ def test_failures_are_counted_and_reach_the_metrics():
         assert (metrics["rewards/correct_timeouts"], metrics["rewards/correct_crashes"]) == (0.25, 0.0)
 
 
-def test_sixty_four_answers_take_less_than_half_a_second():
-    """Under 3 % of an iteration of 17 s (README), even on a machine that has other things to do."""
-    samples = [sample(rf"{n} apples, so \boxed{{\frac{{{n}}}{{7}}}}", r"\frac{3}{7}") for n in range(64)]
-    REWARD.score(samples[:1])  # the workers are there from the second iteration on
-    start = time.monotonic()
-    assert sum(REWARD.score(samples)) == 1.0
-    assert time.monotonic() - start < 0.5
+def test_sixty_four_answers_cost_less_than_half_a_second_of_computing():
+    """Under 3 % of an iteration of 17 s (README), were it one worker; what others compute does not count."""
+    reward = MathAnswer(workers=Workers(timeout_s=60.0))
+    samples = [sample(rf"{n} apples, so \boxed{{\frac{{{n}}}{{7}}}}", r"\frac{3}{7}") for n in range(65)]
+    reward.score([samples.pop()] * 2)  # the workers are there from the second iteration on
+    before = computed()
+    assert sum(reward.score(samples)) == 1.0
+    assert computed() - before < 0.5
 
 
 def test_it_survives_pickle():
     assert score("#### 5", "5", pickle.loads(pickle.dumps(REWARD))) == 1.0
+
+
+def computed() -> float:
+    """Seconds of computing of this process and its workers."""
+    return sum(sum(p.cpu_times()[:2]) for p in (psutil.Process(), *children_of(psutil.Process())))
 
 
 @pytest.mark.parametrize(
