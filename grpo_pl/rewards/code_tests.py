@@ -30,7 +30,7 @@ class CodeTests(WorkerReward, Verifier):
     only plain data of it, passed by value, so that a program can neither read nor redefine what it is
     compared with.
 
-    Every program runs without a network, environment variables, other processes and any file but those of
+    Every program runs without a network, the environment, other processes and any file but those of
     Python; what it writes is thrown away. The tests of a data set run in such a box as well. A worker starts
     the programs of one response one after the other, so `workers.timeout_s` limits all of its tests;
     `workers.memory_gib` is also the memory of one program.

@@ -88,6 +88,7 @@ class _Worker:
                 [sys.executable, "-c", _MAIN, *arguments],
                 stdin=subprocess.DEVNULL,
                 pass_fds=theirs,
+                env=os.environ | {"PYTHONHASHSEED": "0"},  # or sets have another order in each worker
                 start_new_session=True,  # the terminal's Ctrl-C is not for it
             )
         finally:

@@ -181,7 +181,14 @@ def test_a_program_that_tampers_with_its_tests_fails_them(hack, isolation):
 def test_the_environment_of_the_trainer_is_not_there(isolation, monkeypatch):
     monkeypatch.setenv("API_KEY", SECRET)
     program = "import os\nprint(sorted(set(os.environ) - {'LC_CTYPE'}))"
-    assert score(program, [{"input": "", "output": "[]"}], isolation) == 1.0
+    assert score(program, [{"input": "", "output": "['PYTHONHASHSEED']"}], isolation) == 1.0
+
+
+def test_sets_have_the_same_order_in_every_run(isolation):
+    order = "print(list(set('abcdefghijklmnopqrstuvwxyz')))"
+    environment = {"PYTHONHASHSEED": "0"}
+    expected = subprocess.run([sys.executable, "-c", order], env=environment, capture_output=True, text=True)
+    assert score(order, [{"input": "", "output": expected.stdout}], isolation) == 1.0
 
 
 def test_what_a_program_writes_is_gone_with_it():

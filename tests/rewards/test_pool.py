@@ -108,6 +108,11 @@ def test_workers_import_no_torch_and_have_a_session_of_their_own(run):
     assert session.value != os.getsid(0)  # the terminal's Ctrl-C goes to the sessions's foreground
 
 
+def test_sets_have_the_same_order_in_every_worker(run):
+    first, second = run(partial(calls.hash_of, "a")), run(partial(calls.hash_of, "a"))
+    assert first == second
+
+
 def test_the_children_of_a_call_die_with_it(run, tmp_path):
     note = tmp_path / "child"
     assert run(partial(calls.start_a_child_and_hang, str(note)), timeout_s=2.0) == [TIMEOUT]

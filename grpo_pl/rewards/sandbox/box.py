@@ -45,7 +45,7 @@ class Box:
 
 
 class Program:
-    """A Python program that runs in a box, with an empty environment and a folder that is thrown away.
+    """A Python program that runs in a box, without the environment and in a folder that is thrown away.
 
     Args:
         box: its limits.
@@ -71,7 +71,7 @@ class Program:
         if box.isolation != "namespaces":  # there it is a file system of its own
             folder = self._left.enter_context(tempfile.TemporaryDirectory(prefix="grpo_pl-"))
         interpreter = os.path.realpath(sys.executable)
-        command = [interpreter, "-I", "-S", "-X", "utf8", "main.py"]
+        command = [interpreter, "-P", "-s", "-S", "-X", "utf8", "main.py"]
         readable = [path for path in (*_LIBRARIES, sys.base_prefix) if os.path.exists(path)]
         asked = asdict(box) | {"command": command, "files": dict(files), "folder": folder}
         asked |= {"readable": readable, "timeout_s": timeout_s}

@@ -14,6 +14,7 @@ from grpo_pl.rewards.sandbox.kernel import hide, prctl
 _MAX_THREADS, _MAX_OPEN_FILES = 64, 64
 _PR_SET_PDEATHSIG, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 1, 24, 38
 _CAPABILITIES = 64
+_ENVIRONMENT = {"PYTHONHASHSEED": "0"}  # all of it; without this, sets have another order in each run
 
 
 def main(order: int, trouble: int, parent: int) -> NoReturn:
@@ -108,7 +109,7 @@ def _execute(asked: dict[str, Any]) -> NoReturn:
         resource.setrlimit(which, (most, most))
     seccomp.install(threads=inside)
     interpreter, *arguments = asked["command"]
-    os.execve(interpreter, [interpreter, *arguments], {})
+    os.execve(interpreter, [interpreter, *arguments], _ENVIRONMENT)
 
 
 if __name__ == "__main__":
