@@ -11,7 +11,11 @@ from grpo_pl.callbacks.records import read_metrics
 from grpo_pl.cli import main
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-OVERLAYS = [CONFIGS / "ppo.yaml", *sorted(CONFIGS.glob("task/*.yaml"))]
+OVERLAYS = [
+    CONFIGS / "ppo.yaml",
+    *sorted(CONFIGS.glob("task/*.yaml")),
+    *sorted(CONFIGS.glob("engine/*.yaml")),
+]
 BASES = ["grpo.yaml", "quickstart.yaml"]
 ABLATIONS = [
     pytest.param(path, marks=[pytest.mark.vllm] * ("VLLMEngine" in path.read_text()))

