@@ -1,5 +1,6 @@
 """The same run on one rank and on several, however its models are divided among them."""
 
+import json
 import os
 import subprocess
 import sys
@@ -125,6 +126,18 @@ def test_a_moving_reference_moves_the_same_in_shards(fit: Fit, ranks: Ranks) -> 
         *("--model.reference_update.decay", "0.5"),
     )
     assert_equal_runs(fit(*two), ranks(2, *two, *strategy("fsdp2")))
+
+
+def test_a_sync_holds_no_second_copy_of_the_model(ranks: Ranks, smollm: Path) -> None:
+    """Of 0.25 GiB in bfloat16, the largest parameter is 0.05 GiB; it is gathered from parts of its size."""
+    probe = ("--trainer.callbacks", "rank_probes.SyncMemory", "--trainer.max_epochs", 0, *NO_VALIDATION)
+    folder = ranks(
+        2, *strategy("fsdp2"), *probe, "--model.kl", "null", "--data.val", "null", pretrained=smollm
+    )
+    for rank in range(2):
+        measured = json.loads((folder / f"sync-{rank}.json").read_text())
+        assert measured["sent"] == pytest.approx(0.25, abs=0.01)
+        assert measured["extra"] < 0.2
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

@@ -1,0 +1,27 @@
+"""Callbacks that measure inside of the processes of a run; a run names them by import path."""
+
+import json
+from pathlib import Path
+
+import lightning.pytorch as pl
+import psutil
+import torch
+
+from grpo_pl.memory import forget_peak, peak_gib, release_free_memory
+from grpo_pl.module import PolicyOptimization
+
+
+class SyncMemory(pl.Callback):
+    """What a sync needs at its peak beside what the rank holds: GiB, into a file for each rank."""
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, PolicyOptimization)
+        for _ in pl_module.policy_weights(torch.bfloat16):  # what is made once, the first sync makes
+            pass
+        release_free_memory()
+        forget_peak()
+        before = psutil.Process().memory_info().rss / 2**30
+        sent = sum(tensor.nbytes for _, tensor in pl_module.policy_weights(torch.bfloat16)) / 2**30
+        measured = {"extra": peak_gib() - before, "sent": sent}
+        path = Path(trainer.default_root_dir) / f"sync-{trainer.global_rank}.json"
+        path.write_text(json.dumps(measured))
