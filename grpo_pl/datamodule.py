@@ -21,6 +21,7 @@ from grpo_pl.prompts.prompt_set import PromptSet, iteration_prompts
 from grpo_pl.prompts.sources import PromptSource
 from grpo_pl.resampling import DynamicSampling
 from grpo_pl.rollout.engine import RolloutEngine, SamplingConfig
+from grpo_pl.rollout.shared import shared
 from grpo_pl.strategies import data_ranks
 from grpo_pl.types import Experience, Prompt, Rollout
 
@@ -145,13 +146,15 @@ class RolloutDataModule(pl.LightningDataModule):
                 *(name, len(prompts), prompts.num_long, self.max_prompt_tokens, self.long_prompts),
             )
         log.info("starting %s", type(self.engine).__name__)
+        copies, together = data_ranks(self.trainer).copies, self.engine.ranks
+        self.engine = shared(self.engine, copies, self.trainer.global_rank, self.trainer.world_size)
         batches = [
             self.prompts_per_iteration * self.group_size // data_ranks(self.trainer).size,
             self.val_prompts_per_batch,
         ]
         self.engine.start(
             max_sequence_tokens=self.max_prompt_tokens + self._longest_response,
-            max_sequences=max(batches),
+            max_sequences=max(batches) * together,
             device=self.trainer.strategy.root_device,
         )
         self.engine.rest()

@@ -28,6 +28,7 @@ from grpo_pl.rewards.transforms import RewardTransform
 from grpo_pl.rollout import in_process, overlapped, replay, server, vllm
 from grpo_pl.rollout.engine import RolloutEngine
 from grpo_pl.rollout.server.transfer import WeightTransfer
+from grpo_pl.rollout.shared import SharedEngine
 
 COMPONENTS = (
     RewardFunction,
@@ -165,7 +166,7 @@ def implementations(typehint: Any) -> set[str]:
     found = [typehint] if typehint in COMPONENTS or typehint is Verifier else []
     for cls in found:
         found += cls.__subclasses__()
-    names = {cls.__name__ for cls in found if not inspect.isabstract(cls)}
+    names = {cls.__name__ for cls in found if not inspect.isabstract(cls) and cls is not SharedEngine}
     return names.union(*(implementations(part) for part in get_args(typehint)))
 
 

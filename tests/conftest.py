@@ -27,10 +27,10 @@ def load_tool(name: str) -> ModuleType:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what needs a SLURM, unless it is asked for by its marker."""
-    if "slurm" not in config.option.markexpr:
-        left_out = [item for item in items if item.get_closest_marker("slurm")]
-        config.hook.pytest_deselected(items=left_out)
+    """Leave out what needs a SLURM or much time, unless it is asked for by its marker."""
+    for marker in {"slow", "slurm"} - set(config.option.markexpr.split()):
+        left_out = {item for item in items if item.get_closest_marker(marker)}
+        config.hook.pytest_deselected(items=list(left_out))
         items[:] = [item for item in items if item not in left_out]
 
 

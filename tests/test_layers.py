@@ -27,6 +27,7 @@ LAYERS = [
         "rollout.in_process",
         "rollout.overlapped",
         "rollout.replay",
+        "rollout.shared",
         "rollout.vllm",
         "loop",
         "evaluation",

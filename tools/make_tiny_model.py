@@ -41,6 +41,7 @@ def make_tiny_model(
         num_hidden_layers=2,
         num_attention_heads=2 * key_value_heads,
         num_key_value_heads=key_value_heads,
+        head_dim=32,
         max_position_embeddings=256,
         tie_word_embeddings=tied,
         initializer_range=0.3,

@@ -96,6 +96,11 @@ class RolloutEngine(ABC):
         return None
 
     @property
+    def ranks(self) -> int:
+        """Neighbouring ranks whose engine is one: they call it at once, with the same prompts."""
+        return 1
+
+    @property
     def lookahead(self) -> int:
         """How many iterations ahead it wants to know the prompts; 0 for an engine that samples when asked."""
         return 0

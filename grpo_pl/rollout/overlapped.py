@@ -52,6 +52,11 @@ class OverlappedEngine(RolloutEngine):
             raise ValueError(f"data.engine.max_staleness={max_staleness}: expected 0 or more iterations")
         if threads is not None and threads < 1:
             raise ValueError(f"data.engine.threads={threads}: expected 1 or more, or null")
+        if engine.ranks > 1:
+            raise ValueError(
+                f"data.engine.engine.tensor_parallel_size={engine.ranks} needs the trainer's own processes: "
+                "set it to 1, or data.engine to VLLMEngine"
+            )
         self.engine, self.max_staleness, self.threads = engine, max_staleness, threads
         self.pretrained = engine.pretrained
         self._process: SpawnProcess | None = None

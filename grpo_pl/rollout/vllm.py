@@ -64,6 +64,8 @@ class VLLMEngine(RolloutEngine):
         max_sequences: Most sequences decoded at once; where null, as many as a rollout has, up to 256.
         enforce_eager: Skip CUDA graphs and compilation: starts in seconds and decodes slower on a GPU.
         sleep: Give the GPU's memory back while training; without effect on a CPU, which cannot.
+        tensor_parallel_size: Neighbouring ranks that run one engine together, each with a part of every
+            layer.
         engine_args: Further arguments of `vllm.LLM`, taken as they are.
     """
 
@@ -75,6 +77,7 @@ class VLLMEngine(RolloutEngine):
         max_sequences: int | None = None,
         enforce_eager: bool = True,
         sleep: bool = True,
+        tensor_parallel_size: int = 1,
         engine_args: dict[str, Any] | None = None,
     ) -> None:
         if kv_cache_gib <= 0:
@@ -85,6 +88,11 @@ class VLLMEngine(RolloutEngine):
             enforce_eager,
             engine_args or {},
         )
+        if tensor_parallel_size < 1:
+            raise ValueError(
+                f"data.engine.tensor_parallel_size={tensor_parallel_size}: expected 1 or more ranks"
+            )
+        self.tensor_parallel_size = tensor_parallel_size
         self._llm: LLM | None = None
         self._version = -1
 
@@ -108,9 +116,15 @@ class VLLMEngine(RolloutEngine):
             on_cpu=self._on_cpu,
         )
         arguments["enable_sleep_mode"] = self._can_sleep
+        if self.tensor_parallel_size > 1:  # in the processes that are there
+            arguments["tensor_parallel_size"] = self.tensor_parallel_size
+            arguments["distributed_executor_backend"] = "external_launcher"
         with captured_output(), undisturbed_process():
             from vllm import LLM
 
+            if self.tensor_parallel_size > 1:  # what torchrun would have said
+                os.environ["RANK"] = str(torch.distributed.get_rank())
+                os.environ.setdefault("LOCAL_RANK", "0")
             self._llm = LLM(resolve_pretrained(self.pretrained), **(arguments | self.engine_args))
 
     def _at_once(self, sequences: int) -> int:
@@ -126,6 +140,11 @@ class VLLMEngine(RolloutEngine):
                 f"data.engine.kv_cache_gib={self.kv_cache_gib:g} is more than the {free / GIB:.1f} GiB of "
                 f"{what} that are free: set it lower"
             )
+
+    @property
+    @override
+    def ranks(self) -> int:
+        return self.tensor_parallel_size
 
     @property
     def llm(self) -> "LLM":
@@ -279,13 +298,13 @@ def repack_tied_head(model: nn.Module) -> None:
 
 @contextmanager
 def undisturbed_process() -> Iterator[None]:
-    """Give back what starting an engine changes in the process: RNG, thread count, LOCAL_WORLD_SIZE.
+    """Give back what starting an engine changes in the process: RNG, thread count, environment.
 
     On a CPU vLLM also replaces `torch.set_num_threads` by a stub; the original is put back.
     """
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()
     threads, set_threads = torch.get_num_threads(), torch.set_num_threads
-    local_world_size = os.environ.get("LOCAL_WORLD_SIZE")
+    variables = {name: os.environ.get(name) for name in ("LOCAL_WORLD_SIZE", "RANK", "LOCAL_RANK")}
     # on a CPU vLLM takes the cache's size from this variable rather than from the argument
     cache = os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)
     try:
@@ -297,7 +316,7 @@ def undisturbed_process() -> Iterator[None]:
         torch.set_num_threads = set_threads
         torch.set_num_threads(threads)
         gc.unfreeze()
-        for name, value in (("LOCAL_WORLD_SIZE", local_world_size), ("VLLM_CPU_KVCACHE_SPACE", cache)):
+        for name, value in (variables | {"VLLM_CPU_KVCACHE_SPACE": cache}).items():
             if value is None:
                 os.environ.pop(name, None)
             else:

@@ -1,0 +1,138 @@
+"""One rollout for ranks that need the same, or whose engine is one."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, distributed
+from typing_extensions import override
+
+from grpo_pl.rollout.engine import Demand, EngineMemory, RolloutEngine, SamplingConfig
+from grpo_pl.types import Prompt, Rollout
+
+
+class SharedEngine(RolloutEngine):
+    """An engine of neighbouring ranks, which all call it at once.
+
+    Ranks that compute each layer together (tensor parallelism of the trainer) ask for the same prompts: all
+    get what the first of them sampled, for no engine on a GPU says the same twice to the last bit. Ranks
+    whose engine is one (tensor parallelism of the engine) ask for different prompts: it gets them all, and
+    each rank keeps its own responses.
+
+    Args:
+        engine: The engine of this rank.
+        group: The ranks that share.
+        together: Whether their engine is one.
+    """
+
+    def __init__(self, engine: RolloutEngine, group: distributed.ProcessGroup, together: bool) -> None:
+        self.engine, self.group, self.together = engine, group, together
+        self.pretrained = engine.pretrained
+
+    @override
+    def generate(self, prompts: Sequence[Prompt], group_size: int, sampling: SamplingConfig) -> Rollout:
+        if not self.together:
+            first = distributed.get_global_rank(self.group, 0)
+            mine = distributed.get_rank(self.group) == 0
+            box = [self.engine.generate(prompts, group_size, sampling) if mine else None]
+            distributed.broadcast_object_list(box, src=first, group=self.group)
+            assert box[0] is not None
+            return box[0]
+        asked: list[Sequence[Prompt]] = [[]] * distributed.get_world_size(self.group)
+        distributed.all_gather_object(asked, list(prompts), group=self.group)
+        everything = [prompt for of_rank in asked for prompt in of_rank]
+        before = sum(len(of_rank) for of_rank in asked[: distributed.get_rank(self.group)])
+        return part(self.engine.generate(everything, group_size, sampling), before, len(prompts))
+
+    @property
+    @override
+    def weights_dtype(self) -> torch.dtype | None:
+        return self.engine.weights_dtype
+
+    @property
+    @override
+    def lookahead(self) -> int:
+        return self.engine.lookahead
+
+    @override
+    def start(self, *, max_sequence_tokens: int, max_sequences: int, device: torch.device) -> None:
+        self.engine.start(max_sequence_tokens=max_sequence_tokens, max_sequences=max_sequences, device=device)
+
+    @override
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
+        self.engine.load_weights(weights, version)
+
+    @override
+    def prefetch(self, prompts: Sequence[Prompt], group_size: int, sampling: SamplingConfig) -> None:
+        if self.together or distributed.get_rank(self.group) == 0:
+            self.engine.prefetch(prompts, group_size, sampling)
+
+    @override
+    def rest(self) -> None:
+        self.engine.rest()
+
+    @override
+    def wait(self) -> None:
+        self.engine.wait()
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return self.engine.state_dict()
+
+    @override
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.engine.load_state_dict(state)
+
+    @override
+    def shutdown(self) -> None:
+        self.engine.shutdown()
+
+    @override
+    def memory(self, demand: Demand, device: torch.device) -> EngineMemory:
+        return self.engine.memory(demand, device)
+
+
+def shared(engine: RolloutEngine, copies: int, rank: int, world_size: int) -> RolloutEngine:
+    """The engine as it is, or shared with neighbouring ranks; collective.
+
+    Args:
+        engine: The engine of this rank.
+        copies: Neighbouring ranks that need the same rollouts.
+        rank: This rank.
+        world_size: All ranks.
+
+    Raises:
+        ValueError: If the ranks cannot be shared out among engines.
+    """
+    size = max(copies, engine.ranks)
+    if size == 1 or copies == engine.ranks:
+        return engine
+    if (copies > 1 and engine.ranks > 1) or world_size % size:
+        raise ValueError(
+            f"data.engine.tensor_parallel_size={engine.ranks} does not go with {world_size} ranks of which "
+            f"{copies} compute each layer together: set it to 1"
+        )
+    groups = [
+        distributed.new_group(list(range(first, first + size)), backend="gloo")
+        for first in range(0, world_size, size)
+    ]
+    return SharedEngine(engine, groups[rank // size], together=engine.ranks > 1)
+
+
+def part(rollout: Rollout, first: int, groups: int) -> Rollout:
+    """Some groups of a rollout, counted from 0 again, without the columns that no sequence of them fills."""
+    rows = ((rollout.group_ids >= first) & (rollout.group_ids < first + groups)).nonzero()[:, 0]
+    chosen = rows.tolist()
+    width = max((rollout.lengths[row] for row in chosen), default=0)
+    return replace(
+        rollout,
+        token_ids=rollout.token_ids[rows, :width],
+        loss_mask=rollout.loss_mask[rows, :width],
+        sampling_logprobs=rollout.sampling_logprobs[rows, :width],
+        group_ids=rollout.group_ids[rows] - first,
+        truncated=rollout.truncated[rows],
+        prompts=[rollout.prompts[row] for row in chosen],
+        responses=[rollout.responses[row] for row in chosen],
+        token_ends=[rollout.token_ends[row] for row in chosen],
+    )
