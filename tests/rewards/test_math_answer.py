@@ -245,7 +245,7 @@ def test_hostile_answers_end_in_time_lose_no_worker_and_keep_memory_flat(count, 
     assert longest < 2 * (0.5 + 15)  # a crash is repeated in a new worker, which starts first
     assert grown < 64 * 2**20
     assert most < 2**30
-    assert me.num_fds() == files
+    assert me.num_fds() <= files  # three for each of two workers at most
     assert reward.score([sample("5", "5"), sample("6", "5")]) == [1.0, 0.0]
 
 
