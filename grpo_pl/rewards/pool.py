@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
+from tempfile import TemporaryDirectory
 from threading import Lock
 from typing import Any, Literal
 
@@ -82,13 +83,15 @@ class _Worker:
         self.replies, theirs_out = os.pipe()
         lifeline, self.lifeline = os.pipe()
         theirs = theirs_in, theirs_out, lifeline
+        self.folder = TemporaryDirectory(prefix="grpo_pl-", ignore_cleanup_errors=True)
         arguments = map(str, (*theirs, memory_bytes, module, *sys.path))
         try:
             self.process = subprocess.Popen(
                 [sys.executable, "-c", _MAIN, *arguments],
                 stdin=subprocess.DEVNULL,
                 pass_fds=theirs,
-                env=os.environ | {"PYTHONHASHSEED": "0"},  # or sets have another order in each worker
+                env=os.environ
+                | {"TMPDIR": self.folder.name, "PYTHONHASHSEED": "0"},  # else sets differ in order
                 start_new_session=True,  # the terminal's Ctrl-C is not for it
             )
         finally:
@@ -121,6 +124,7 @@ class _Worker:
         self.process.wait()
         for descriptor in (self.calls, self.replies, self.lifeline):
             os.close(descriptor)
+        self.folder.cleanup()
 
 
 class Pool:

@@ -119,6 +119,12 @@ def test_the_children_of_a_call_die_with_it(run, tmp_path):
     assert gone(int(note.read_text()))
 
 
+def test_the_temporary_files_of_a_killed_worker_are_removed(run, tmp_path):
+    note = tmp_path / "file"
+    assert run(partial(calls.leave_a_file_and_hang, str(note)), timeout_s=1.0) == [TIMEOUT]
+    assert not Path(note.read_text()).parent.exists()
+
+
 def test_workers_die_with_a_trainer_that_is_killed(tmp_path):
     note = tmp_path / "worker"
     script = (
@@ -129,7 +135,8 @@ def test_workers_die_with_a_trainer_that_is_killed(tmp_path):
         f"[partial(worker_calls.write_pid_and_hang, {str(note)!r})])\n"
         "threading.Thread(target=run).start()"
     )
-    trainer = subprocess.Popen([sys.executable, "-c", script])
+    environment = os.environ | {"TMPDIR": str(tmp_path)}  # what a killed trainer leaves
+    trainer = subprocess.Popen([sys.executable, "-c", script], env=environment)
     try:
         for _ in range(600):
             if note.exists() and note.read_text():

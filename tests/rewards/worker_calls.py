@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
@@ -94,3 +95,8 @@ def nothing() -> None:
 
 def hash_of(text: str) -> int:
     return hash(text)
+
+
+def leave_a_file_and_hang(note: str) -> None:
+    Path(note).write_text(tempfile.mkstemp()[1])
+    hang()
