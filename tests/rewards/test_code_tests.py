@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -14,6 +15,7 @@ from grpo_pl.rewards.code_tests import CodeTests
 from grpo_pl.rewards.pool import Workers
 from grpo_pl.rewards.sandbox import testing
 from grpo_pl.rewards.sandbox.box import Box, Program, SandboxError, refusal
+from grpo_pl.rewards.sandbox.kernel import prctl
 from grpo_pl.types import Prompt, Sample
 
 ISOLATIONS = [name for name in ("namespaces", "landlock") if refusal(name) is None]
@@ -137,12 +139,19 @@ def secret(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _adopt_orphans() -> None:
+    """What a program leaves behind becomes a child of this process, so that it is found."""
+    prctl(36, 1)  # PR_SET_CHILD_SUBREAPER
+
+
 def boxed_processes() -> list[psutil.Process]:
-    return [
-        p
-        for p in psutil.process_iter(["cmdline"])
-        if p.info["cmdline"] and p.info["cmdline"][-1] == "main.py"
-    ]
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if process.cmdline()[-1:] == ["main.py"]:
+                found.append(process)
+    return found
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
