@@ -109,6 +109,16 @@ def test_an_engine_on_each_rank_samples_what_one_engine_does(fit: Fit, ranks: Ra
     assert max(column(shared, "sync/logprob_mismatch")) < 1e-5
 
 
+@pytest.mark.vllm
+def test_ranks_whose_engine_is_one_sample_what_one_does(fit: Fit, ranks: Ranks, tmp_path: Path) -> None:
+    """Each of two ranks has half of every layer of the engine, and prompts of its own."""
+    model = load_tool("make_tiny_model").make_tiny_model(tmp_path / "tiny", key_value_heads=2)
+    two = (*SEVERAL_UPDATES, "--trainer.max_epochs", "2", *VLLM, *NO_VALIDATION)
+    spanning = (*strategy("ddp"), "--data.engine.tensor_parallel_size", 2)
+    one = fit(*two, "--trainer.accumulate_grad_batches", 4, pretrained=model)
+    assert_equal_runs(one, ranks(2, *two, *spanning, pretrained=model))
+
+
 def test_a_frozen_reward_model_is_divided_and_scores_the_same(
     fit: Fit, ranks: Ranks, outcome_model: Path
 ) -> None:

@@ -1,0 +1,73 @@
+"""check-invariance finds equal what is equal, and unequal what is not."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from run_results import said
+from safetensors.torch import save_file
+
+from grpo_pl.cli import configure, main
+from grpo_pl.invariance.command import Variant, compare, variants
+
+CONFIG = Path(__file__).parents[1] / "configs" / "tiny.yaml"
+
+
+def test_one_rollout_has_the_same_gradient_however_it_is_computed(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "invariance.json"
+    with pytest.raises(SystemExit) as end:
+        main(
+            [
+                *("check-invariance", "--config", str(CONFIG), "--pretrained", str(tiny_model)),
+                *("--out", str(out), "--data.prompts_per_iteration", "2", "--data.group_size", "8"),
+                *("--trainer.accumulate_grad_batches", "8", "--model.critic", "ValueHead"),
+                *("--model.advantage", "GAE"),
+            ]
+        )
+    assert end.value.code == 0
+    assert "fsdp2" in capsys.readouterr().out
+    said = json.loads(out.read_text())
+    measured = [row for row in said["rows"] if not row["note"]]
+    assert {(row["strategy"], row["ranks"]) for row in measured} == {("single", 1), ("ddp", 2), ("fsdp2", 2)}
+    assert max(row["relative_error"] for row in measured) == said["max_relative_error"] < 1e-5
+    assert all(row["gradient_norm"] > 0 for row in measured)
+
+
+def test_what_is_compared_is_what_the_machine_can_run(tiny_model: Path) -> None:
+    cli = configure(["--config", str(CONFIG), "--pretrained", str(tiny_model)], run=False)
+    found = variants(cli, on_gpu=False)
+    assert found[:3] == [Variant("single", 1, 2), Variant("single", 1, 4), Variant("single", 1, 8)]
+    assert {v.ranks for v in found} == {1, 2, 4}
+    assert {v.strategy for v in found if v.ranks > 1} == {"ddp", "fsdp2", "fsdp"}
+
+
+def test_the_distance_of_two_gradients(tmp_path: Path) -> None:
+    save_file({"a": torch.tensor([3.0]), "b": torch.tensor([4.0])}, tmp_path / "0")
+    save_file({"a": torch.tensor([3.0]), "b": torch.tensor([4.5])}, tmp_path / "1")
+    assert compare(tmp_path / "1", tmp_path / "0") == (pytest.approx((9 + 4.5**2) ** 0.5), pytest.approx(0.1))
+
+
+def test_a_rollout_without_a_gradient_is_refused(tmp_path: Path) -> None:
+    save_file({"a": torch.zeros(2)}, tmp_path / "0")
+    with pytest.raises(ValueError, match="data.seed"):
+        compare(tmp_path / "0", tmp_path / "0")
+
+
+def test_what_fit_refuses_it_refuses(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(
+            [
+                "check-invariance",
+                "--config",
+                str(CONFIG),
+                "--pretrained",
+                str(tiny_model),
+                "--data.seeed",
+                "1",
+            ]
+        )
+    assert end.value.code == 2
+    assert "data.seed" in said(capsys)
