@@ -242,7 +242,7 @@ def explained_variance(returns: list[float], values: list[float]) -> float:
         token_ids=tokens, loss_mask=mask, sampling_logprobs=blank, old_logprobs=blank, advantages=blank,
         temperature=1.0, returns=masked(returns), old_values=masked(values),
     )  # fmt: skip
-    return rollout_metrics(rollout, experience, version=0)["train/explained_variance"]
+    return rollout_metrics(rollout, experience, 0, lambda here: here)["train/explained_variance"]
 
 
 def test_a_critic_that_learns_is_wrong_by_less(fit: Fit) -> None:

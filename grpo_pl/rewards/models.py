@@ -72,6 +72,7 @@ class FrozenRewardModel:
             )
         scores: list[Tensor] = [torch.empty(0)] * len(samples)
         batches = batches_within(lengths, self.batch_tokens)
+        idle = most_on_any_rank(self.model, len(batches)) - len(batches)
         for rows in batches:
             token_ids = pad_rows([torch.tensor(encoded[row].token_ids) for row in rows], lengths[rows[0]])
             real = torch.tensor([lengths[row] for row in rows])
@@ -80,7 +81,7 @@ class FrozenRewardModel:
             ):
                 scores[row] = of_row[: lengths[row]]
         blank = torch.zeros((1, 1), dtype=torch.long, device=device)
-        for _ in range(most_on_any_rank(self.model, len(batches)) - len(batches)):
+        for _ in range(idle):
             self.model(blank, torch.ones(1, dtype=torch.long, device=device))
         return list(zip(encoded, scores, strict=True))
 
