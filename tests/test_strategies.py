@@ -67,6 +67,10 @@ def assert_equal_runs(one: Path, other: Path, tolerance: float = 1e-4) -> None:
         assert here == pytest.approx(there, abs=tolerance, rel=tolerance)
 
 
+HYBRID = ("--trainer.strategy.class_path", "FSDP2Strategy", "--trainer.strategy.replicas", "2")
+OFFLOAD = (*strategy("offload"), "--trainer.strategy.process_group_backend", "gloo")
+
+
 @pytest.fixture(scope="module")
 def alone(fit: Fit) -> Path:
     """Five iterations with critic in a single process."""
@@ -78,11 +82,13 @@ def alone(fit: Fit) -> Path:
     [
         (2, strategy("ddp")),
         (2, strategy("fsdp2")),
-        (4, ("--trainer.strategy.class_path", "FSDP2Strategy", "--trainer.strategy.replicas", "2")),
-        (2, (*strategy("offload"), "--trainer.strategy.process_group_backend", "gloo")),
-        (2, (*FSDP1_ON_A_CPU, *UNSAVED)),
+        pytest.param(4, strategy("ddp"), marks=pytest.mark.slow),
+        pytest.param(4, strategy("fsdp2"), marks=pytest.mark.slow),
+        pytest.param(4, HYBRID, marks=pytest.mark.slow),
+        pytest.param(2, OFFLOAD, marks=pytest.mark.slow),
+        pytest.param(2, (*FSDP1_ON_A_CPU, *UNSAVED), marks=pytest.mark.slow),
     ],
-    ids=["ddp", "fsdp2", "hsdp", "offload", "fsdp1"],
+    ids=["ddp", "fsdp2", "ddp on 4", "fsdp2 on 4", "hsdp", "offload", "fsdp1"],
 )
 def test_several_ranks_learn_what_one_does(
     alone: Path, ranks: Ranks, count: int, how: tuple[str, ...]
@@ -91,6 +97,7 @@ def test_several_ranks_learn_what_one_does(
     assert_equal_runs(alone, ranks(count, *FIVE, *CRITIC, *how, "--trainer.accumulate_grad_batches", cuts))
 
 
+@pytest.mark.slow
 def test_ranks_that_share_layers_learn_what_one_does(fit: Fit, ranks: Ranks, tmp_path: Path) -> None:
     """Tensor parallelism over two ranks and FSDP2 over two pairs of them."""
     model = load_tool("make_tiny_model").make_tiny_model(tmp_path / "tiny", key_value_heads=2)
@@ -101,7 +108,7 @@ def test_ranks_that_share_layers_learn_what_one_does(fit: Fit, ranks: Ranks, tmp
 
 
 @pytest.mark.vllm
-@pytest.mark.parametrize("how", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("how", [pytest.param("ddp", marks=pytest.mark.slow), "fsdp2"])
 def test_an_engine_on_each_rank_samples_what_one_engine_does(fit: Fit, ranks: Ranks, how: str) -> None:
     lr = ("--model.optimizer.lr", "0.01")
     two = (*SEVERAL_UPDATES, "--trainer.max_epochs", "2", *VLLM, *lr, *NO_VALIDATION)
@@ -109,6 +116,7 @@ def test_an_engine_on_each_rank_samples_what_one_engine_does(fit: Fit, ranks: Ra
     assert max(column(shared, "sync/logprob_mismatch")) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.vllm
 def test_ranks_whose_engine_is_one_sample_what_one_does(fit: Fit, ranks: Ranks, tmp_path: Path) -> None:
     """Each of two ranks has half of every layer of the engine, and prompts of its own."""
@@ -130,6 +138,7 @@ def test_a_frozen_reward_model_is_divided_and_scores_the_same(
     assert_equal_runs(fit(*two), ranks(2, *two, *strategy("fsdp2")))
 
 
+@pytest.mark.slow
 def test_a_moving_reference_moves_the_same_in_shards(fit: Fit, ranks: Ranks) -> None:
     two = (
         *(*SEVERAL_UPDATES, "--trainer.max_epochs", "3", *NO_VALIDATION, "--model.reference_update", "EMA"),
@@ -138,6 +147,7 @@ def test_a_moving_reference_moves_the_same_in_shards(fit: Fit, ranks: Ranks) -> 
     assert_equal_runs(fit(*two), ranks(2, *two, *strategy("fsdp2")))
 
 
+@pytest.mark.slow
 def test_a_sync_holds_no_second_copy_of_the_model(ranks: Ranks, smollm: Path) -> None:
     """Of 0.25 GiB in bfloat16, the largest parameter is 0.05 GiB; it is gathered from parts of its size."""
     probe = ("--trainer.callbacks", "rank_probes.SyncMemory", "--trainer.max_epochs", 0, *NO_VALIDATION)
@@ -176,6 +186,7 @@ def test_a_sharded_run_goes_on_with_any_number_of_ranks(
             assert torch.allclose(weights(folder)[name], tensor, rtol=0, atol=tolerance), (folder, name)
 
 
+@pytest.mark.slow
 def test_a_run_on_one_rank_goes_on_in_shards(fit: Fit, ranks: Ranks) -> None:
     one = (*SEVERAL_UPDATES, "--trainer.accumulate_grad_batches", 4, *NO_VALIDATION)
     whole, begun = fit(*one, "--trainer.max_epochs", 3), fit(*one, "--trainer.max_epochs", 2)
@@ -185,6 +196,7 @@ def test_a_run_on_one_rank_goes_on_in_shards(fit: Fit, ranks: Ranks) -> None:
         assert torch.allclose(weights(two)[name], tensor, rtol=0, atol=1e-5), name
 
 
+@pytest.mark.slow
 def test_shards_read_in_part_are_those_of_the_whole(ranks: Ranks) -> None:
     folder = ranks(2, *strategy("fsdp2"), "--trainer.max_epochs", 1, *CRITIC, *NO_VALIDATION)
     last = folder / "checkpoints" / "last.ckpt"
