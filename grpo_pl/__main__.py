@@ -1,6 +1,22 @@
-"""`python -m grpo_pl fit --config ...`."""
+"""`python -m grpo_pl {fit,validate,plan,submit,check-invariance} --config ...`."""
 
-from grpo_pl.cli import main
+import sys
+
+from grpo_pl import cli
+from grpo_pl.invariance.command import check_invariance
+from grpo_pl.quiet import tame_logs
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run a command; a user's mistake ends in one sentence and exit code 2."""
+    args = sys.argv[1:] if args is None else args
+    if args[:1] != ["check-invariance"]:
+        cli.main(args)
+        return
+    tame_logs()
+    with cli.mistakes_answered():
+        sys.exit(check_invariance(args[1:]))
+
 
 if __name__ == "__main__":
     main()

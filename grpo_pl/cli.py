@@ -1,4 +1,4 @@
-"""The command line: `python -m grpo_pl {fit,validate,plan,submit,check-invariance} --config ...`."""
+"""The command line: `python -m grpo_pl {fit,validate,plan,submit} --config ...`."""
 
 import argparse
 import os
@@ -230,15 +230,10 @@ def main(args: list[str] | None = None) -> None:
     tame_logs()
     args = sys.argv[1:] if args is None else args
     with mistakes_answered():
-        match args:
-            case ["submit", *rest]:
-                submit(rest, check)
-            case ["check-invariance", *rest]:
-                from grpo_pl.invariance.command import check_invariance  # which needs all of this
-
-                sys.exit(check_invariance(rest))
-            case _:
-                configure(args)
+        if args[:1] == ["submit"]:
+            submit(args[1:], check)
+        else:
+            configure(args)
 
 
 @contextmanager

@@ -8,7 +8,8 @@ import torch
 from run_results import said
 from safetensors.torch import save_file
 
-from grpo_pl.cli import configure, main
+from grpo_pl.__main__ import main
+from grpo_pl.cli import configure
 from grpo_pl.invariance.command import Variant, compare, variants
 
 CONFIG = Path(__file__).parents[1] / "configs" / "tiny.yaml"

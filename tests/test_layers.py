@@ -39,6 +39,7 @@ LAYERS = [
     {"module", "datamodule", "reward_modeling", "callbacks"},
     {"parser", "planning", "submission"},
     {"cli"},
+    {"invariance"},
     {"__main__"},
 ]
 ONE_IMPORTER = {
