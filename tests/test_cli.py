@@ -74,7 +74,8 @@ PARSED = {
     "a class or null": ("--model.kl KLInLos", "model.kl: .*Did you mean KLInLoss?"),
     "an engine": (
         "--data.engine VLLM",
-        "data.engine: expected one of InProcessEngine, OverlappedEngine, ServerEngine, VLLMEngine, got VLLM",
+        "data.engine: expected one of InProcessEngine, OverlappedEngine, ReplayEngine, "
+        "ServerEngine, VLLMEngine, got VLLM",
     ),
     "a reward": ("--model.rewards.digit LastNumbr", "model.rewards: .*Did you mean LastNumber?"),
     "rewards": (
