@@ -74,11 +74,6 @@ class FSDP2Strategy(ModelParallelStrategy):
         save_distributed_checkpoint: bool = True,
         process_group_backend: str | None = None,
     ) -> None:
-        if tensor_parallel_size < 1 or (replicas != "nodes" and replicas < 1):
-            raise ValueError(
-                f"trainer.strategy: replicas={replicas} and tensor_parallel_size={tensor_parallel_size} must "
-                "be 1 or more"
-            )
         super().__init__(
             tensor_parallel_size=tensor_parallel_size,
             save_distributed_checkpoint=save_distributed_checkpoint,
@@ -94,6 +89,11 @@ class FSDP2Strategy(ModelParallelStrategy):
         Raises:
             ValueError: If the ranks cannot be shared out as the arguments say.
         """
+        if self.num_replicas < 1 or self.tensor_parallel_size < 1:
+            raise ValueError(
+                f"trainer.strategy: replicas={self.replicas} and tensor_parallel_size="
+                f"{self.tensor_parallel_size} must be 1 or more"
+            )
         ranks = self.num_nodes * self.num_processes
         shares = self.tensor_parallel_size * self.num_replicas
         if ranks % shares:

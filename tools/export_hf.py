@@ -46,12 +46,17 @@ def export(checkpoint: Path, out: Path, pretrained: str = "") -> Path:
 
 def policy_weights(checkpoint: Path) -> dict[str, Tensor]:
     """The policy's parameters under their Hugging Face names."""
-    if not checkpoint.is_file():
+    from grpo_pl.callbacks.checkpoint_io import is_sharded, read_shards
+
+    if not checkpoint.is_file() and not is_sharded(checkpoint):
         raise ValueError(
             f"{checkpoint} is no file: give a checkpoint such as runs/quickstart/checkpoints/last.ckpt"
         )
     try:
-        content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+        if is_sharded(checkpoint):
+            content = read_shards(checkpoint, f"state_dict.{PREFIX}")
+        else:
+            content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"{checkpoint} is not a checkpoint that torch can read ({reason})") from error
