@@ -4,11 +4,13 @@ Nothing of grpo_pl is imported before a fixture asks for it: the jaxtyping flag 
 """
 
 import importlib.util
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
@@ -59,21 +61,13 @@ def fit(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[
 
     def run(*arguments: object, root: Path | None = None, pretrained: Path = tiny_model) -> Path:
         root = root or tmp_path_factory.mktemp("fit") / "run"
+        command = ["fit", "--config", ROOT / "configs" / "tiny.yaml", "--pretrained", pretrained]
+        command += ["--trainer.default_root_dir", root, *arguments]
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # faster for a model this small, above all on a busy machine
         try:
-            main(
-                [
-                    *(
-                        "fit",
-                        "--config",
-                        str(ROOT / "configs" / "tiny.yaml"),
-                        "--pretrained",
-                        str(pretrained),
-                    ),
-                    *("--trainer.default_root_dir", str(root), *map(str, arguments)),
-                ]
-            )
+            with patch.dict(os.environ):  # or the LOCAL_RANK of Lightning stays: the next run waits for ranks
+                main([str(word) for word in command])
         finally:
             torch.set_num_threads(threads)
         return root
