@@ -1,18 +1,23 @@
-"""`python -m grpo_pl {fit,validate,plan,submit,check-invariance} --config ...`."""
+"""`python -m grpo_pl {fit,validate,plan,submit,check-invariance,doctor} --config ...`."""
 
 import sys
-
-from grpo_pl import cli
-from grpo_pl.invariance.command import check_invariance
-from grpo_pl.quiet import tame_logs
 
 
 def main(args: list[str] | None = None) -> None:
     """Run a command; a user's mistake ends in one sentence and exit code 2."""
     args = sys.argv[1:] if args is None else args
+    if args[:1] == ["doctor"]:  # it imports the rest itself, which may be what is broken
+        from grpo_pl.diagnosis.command import doctor
+
+        sys.exit(doctor(args[1:]))
+    from grpo_pl import cli
+
     if args[:1] != ["check-invariance"]:
         cli.main(args)
         return
+    from grpo_pl.invariance.command import check_invariance
+    from grpo_pl.quiet import tame_logs
+
     tame_logs()
     with cli.mistakes_answered():
         sys.exit(check_invariance(args[1:]))

@@ -123,6 +123,18 @@ def eos_token_ids(pretrained: str) -> set[int]:
     return set(eos if isinstance(eos, list) else [] if eos is None else [eos])
 
 
+def sampling_defaults(pretrained: str) -> dict[str, float]:
+    """How the model's generation settings have tokens drawn, as far as they say: `{"top_p": 0.8}`."""
+    from transformers import GenerationConfig
+
+    keys = "temperature", "top_p", "top_k", "min_p", "repetition_penalty"
+    try:
+        said = GenerationConfig.from_pretrained(resolve_pretrained(pretrained)).to_diff_dict()
+    except OSError:
+        return {}
+    return {key: float(said[key]) for key in keys if said.get(key) is not None}
+
+
 def _load_config_without_dropout(pretrained: str) -> "PretrainedConfig":
     """The configuration with every dropout at 0: with it, no two passes would agree."""
     config = load_config(pretrained)

@@ -30,10 +30,7 @@ def chunked_logprobs(
     The LM head runs on `chunk_tokens` rows at a time and again in the backward, so at most `[chunk_tokens,
     V]` logits exist at once.
     """
-    head = cast(nn.Module, language_model.get_output_embeddings())
-    config = language_model.config.get_text_config()
-    scale = getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
-    cap = getattr(config, "final_logit_softcapping", None)
+    head, scale, cap = lm_head(language_model)
     if type(head) is nn.Linear and not isinstance(head.weight, DTensor) and cap is None:
         arguments = (hidden, head.weight, head.bias, targets, scale / temperature, chunk_tokens, entropy)
         logprobs, entropies = LinearLogprobs.apply(*arguments)  # type: ignore[no-untyped-call]
@@ -59,6 +56,21 @@ def chunked_logprobs(
         said = [chosen(h, target) for h, target in pairs]
     found, *entropies = (torch.cat(parts) for parts in zip(*said, strict=True))
     return found, entropies[0] if entropies else None
+
+
+def lm_head(language_model: "PreTrainedModel") -> tuple[nn.Module, float, float | None]:
+    """The LM head, what its output is multiplied by, and where it is capped (null for nowhere)."""
+    config = language_model.config.get_text_config()
+    scale = getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
+    head = cast(nn.Module, language_model.get_output_embeddings())
+    return head, scale, getattr(config, "final_logit_softcapping", None)
+
+
+def whole_logits(hidden: Float[Tensor, "M H"], language_model: "PreTrainedModel") -> Float[Tensor, "M V"]:
+    """The logits themselves, before the temperature, float32: for few rows at a time."""
+    head, scale, cap = lm_head(language_model)
+    logits: Tensor = head(hidden).float() * scale
+    return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
 class LinearLogprobs(torch.autograd.Function):

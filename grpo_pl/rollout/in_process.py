@@ -1,7 +1,7 @@
 """An engine made of the trainer's own parts: for tests, odd architectures and debugging."""
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, cast, final
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +48,11 @@ class InProcessEngine(RolloutEngine):
         nn.Module.to(self._model, device)
         self._tokenizer = load_tokenizer(self.pretrained)
         self._eos = eos_token_ids(self.pretrained)
+
+    @property
+    @override
+    def weights_dtype(self) -> torch.dtype:
+        return cast(torch.dtype, getattr(torch, self.dtype))
 
     @override
     @torch.no_grad()

@@ -1,0 +1,39 @@
+"""What a check found."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Verdict = Literal["ok", "warning", "problem"]
+GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The outcome of one check."""
+
+    check: str
+    verdict: Verdict
+    found: str
+    """What it is, in numbers."""
+    fix: str = ""
+    """What to change, as a command or a key; empty where nothing is to be mended."""
+    numbers: dict[str, float] = field(default_factory=dict)
+    """The measured ones, for machines."""
+
+    def __post_init__(self) -> None:
+        assert bool(self.fix) == (self.verdict != "ok"), "whatever is wrong can be mended, and nothing else"
+
+
+def good(check: str, found: str, **numbers: float) -> Finding:
+    """Nothing to mend."""
+    return Finding(check, "ok", found, numbers=numbers)
+
+
+def judged(check: str, verdict: Verdict, found: str, fix: str, **numbers: float) -> Finding:
+    """A finding whose fix counts only if something is wrong."""
+    return Finding(check, verdict, found, fix if verdict != "ok" else "", numbers)
+
+
+def broken(findings: list[Finding]) -> bool:
+    """Whether there is a problem among them."""
+    return any(finding.verdict == "problem" for finding in findings)
