@@ -39,7 +39,7 @@ LAYERS = [
     {"module", "datamodule", "reward_modeling", "callbacks"},
     {"parser", "planning", "submission"},
     {"cli"},
-    {"invariance"},
+    {"invariance", "diagnosis"},
     {"__main__"},
 ]
 ONE_IMPORTER = {

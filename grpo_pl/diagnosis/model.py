@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
 
-from grpo_pl.diagnosis.findings import Finding, good, judged
+from grpo_pl.diagnosis.findings import Finding, fail_if, good, warn_if
 from grpo_pl.models.loading import (
     context_length,
     eos_token_ids,
@@ -69,9 +69,7 @@ def configuration(pretrained: str) -> Finding:
     dtype = str(config.dtype).removeprefix("torch.")
     found = f"{architecture}, {dtype}, {tied} embeddings, context of {context_length(pretrained):,} tokens"
     known = any("CausalLM" in name or "ConditionalGeneration" in name for name in config.architectures or [])
-    return judged(
-        "model", "ok" if known else "warning", found, "take a causal language model (...ForCausalLM)"
-    )
+    return warn_if(not known, "model", found, "take a causal language model (...ForCausalLM)")
 
 
 def weights(folder: Path) -> Finding:
@@ -94,7 +92,7 @@ def vocabulary(tokens: int, embeddings: int) -> Finding:
     """Whether every token has an embedding."""
     found = f"{tokens:,} tokens, {embeddings:,} embeddings"
     fix = "take the tokenizer of this very model, or resize its embeddings (resize_token_embeddings)"
-    return judged("vocabulary", "problem" if tokens > embeddings else "ok", found, fix)
+    return fail_if(tokens > embeddings, "vocabulary", found, fix)
 
 
 def prompt(tokenizer: "PreTrainedTokenizerBase", format: ChatFormat) -> list[Finding]:
@@ -177,7 +175,7 @@ def ending(tokenizer: "PreTrainedTokenizerBase", eos: set[int], turn: int | None
 
 
 def generation(defaults: dict[str, float]) -> Finding:
-    """Sampling settings that the model brings, which other programs apply unasked and grpo_pl's engines do not."""
+    """Sampling settings that the model brings; others apply them unasked, grpo_pl's engines do not."""
     said = [f"{key}={value:g}" for key, value in defaults.items() if value != NEUTRAL.get(key)]
     if not said:
         return good("generation_config", "no sampling settings")

@@ -104,12 +104,13 @@ def perturb(policy: LanguageModel) -> None:
             if parameter.requires_grad:
                 deviation = float(parameter.float().std(correction=0)) or 1.0
                 noise = torch.randn(parameter.shape, generator=generator)
-                parameter += (PERTURBATION * deviation * noise).to(parameter.device, parameter.dtype)
+                parameter.add_(PERTURBATION * deviation * noise.to(parameter.device, parameter.dtype))
 
 
 # ----------------------------------------------------------------------------------------------- hypotheses
 
 
+@torch.no_grad()
 def drawn_otherwise(
     policy: LanguageModel, reading: Reading, rollout: Rollout, defaults: dict[str, float]
 ) -> list[Hypothesis]:
@@ -155,11 +156,11 @@ def read_otherwise(
     if bos is None:
         return []
     begins = rollout.prompts[0].token_ids[:1] == [bos]
-    variants: list[tuple[str, Callable[[list[int]], list[int]]]] = [
-        ("one BOS token more than the trainer", lambda ids: [bos, *ids])
-    ]
+    variants: dict[str, Callable[[list[int]], list[int]]] = {
+        "one BOS token more than the trainer": lambda ids: [bos, *ids]
+    }
     if begins:
-        variants.append(("no BOS token where the trainer reads one", lambda ids: ids[1:]))
+        variants["no BOS token where the trainer reads one"] = lambda ids: ids[1:]
     return [
         Hypothesis(
             "template",
@@ -167,7 +168,7 @@ def read_otherwise(
             "have it take the prompt's token ids as they are (as text, the tokenizer adds BOS by itself)",
             read(policy, rollout, prompt=change).logprobs - reading.logprobs,
         )
-        for what, change in variants
+        for what, change in variants.items()
     ]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import lightning.pytorch as pl
 
 from grpo_pl.datamodule import RolloutDataModule
-from grpo_pl.diagnosis.findings import GIB, Finding, judged
+from grpo_pl.diagnosis.findings import GIB, Finding, fail_if, warn_if
 from grpo_pl.module import PolicyOptimization
 from grpo_pl.planning.advice import does_not_fit
 from grpo_pl.planning.estimate import peak
@@ -44,8 +44,7 @@ def memory(run: Run) -> Finding:
         return Finding("memory", "problem", found, too_much.rpartition(": ")[2])
     fix = "raise trainer.accumulate_grad_batches; `plan` shows what takes it"
     tight = needed > TIGHT * run.free_bytes
-    numbers = {"needed_bytes": needed, "free_bytes": run.free_bytes}
-    return judged("memory", "warning" if tight else "ok", found, fix, **numbers)
+    return warn_if(tight, "memory", found, fix, needed_bytes=needed, free_bytes=run.free_bytes)
 
 
 def checkpoint_bytes(run: Run) -> int:
@@ -76,16 +75,16 @@ def disk(folder: Path, free: int, size: int, kept: int | None) -> Finding:
         size: Of one of them.
         kept: At once; None for no end of them.
     """
-    count = "every checkpoint" if kept is None else f"{kept} checkpoints"
-    found = f"{free / GIB:.1f} GiB free in {folder}; {count} of {size / GIB:.2f} GiB"
+    count = "all" if kept is None else f"{kept}"
+    found = f"{free / GIB:.1f} GiB free in {folder}; {count} checkpoints of {size / GIB:.2f} GiB at once"
     fix = "--trainer.default_root_dir on a larger disk, or --checkpoint.save_top_k 1 and a larger "
     fix += "--checkpoint.every_n_epochs"
     if kept is None:
         return Finding("disk", "warning", f"{found}, without an end", fix)
     needed = size * kept
-    verdict = "problem" if needed > free else "warning" if needed > TIGHT * free else "ok"
-    numbers = {"needed_bytes": needed, "free_bytes": free}
-    return judged("disk", verdict, found, fix, **numbers)
+    if needed > free:
+        return Finding("disk", "problem", found, fix)
+    return warn_if(needed > TIGHT * free, "disk", found, fix, needed_bytes=needed, free_bytes=free)
 
 
 def existing(folder: Path) -> Path:
@@ -99,4 +98,4 @@ def writable(folder: Path) -> Finding:
     may = os.access(folder, os.W_OK | os.X_OK)
     fix = "--trainer.default_root_dir where you may write"
     found = f"{folder} can{'' if may else 'not'} be written to"
-    return judged("run folder", "ok" if may else "problem", found, fix)
+    return fail_if(not may, "run folder", found, fix)
