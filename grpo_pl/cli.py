@@ -67,6 +67,12 @@ JOBS = {
     ),
 }
 """The value of the config key `job` -> what is trained, on the same Trainer and with the same run folder."""
+OTHER_COMMANDS = {
+    "submit": "Check what fit would run, and submit it to SLURM as a job.",
+    "check-invariance": "Compare the gradient of one rollout over strategies, ranks and micro-batches.",
+    "doctor": "Say what is wrong with machine, installation, model and engine, and how to mend it.",
+}
+"""Those that read their command line themselves; `--help` lists them."""
 
 
 def chosen_job(args: list[str]) -> str:
@@ -98,6 +104,14 @@ class CLI(LightningCLI):
     def subcommands() -> dict[str, set[str]]:
         lightnings = LightningCLI.subcommands()
         return {name: lightnings[name] for name in ("fit", "validate")} | {"plan": {"model", "datamodule"}}
+
+    @override
+    def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
+        super()._add_subcommands(parser, **kwargs)
+        listed = parser._subcommands_action
+        assert listed is not None, "super() has added it"
+        for name, does in OTHER_COMMANDS.items():
+            listed.add_subcommand(name, Parser(description=does), help=does)
 
     @override
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:

@@ -106,6 +106,8 @@ def explain(message: str, options: dict[str, Any]) -> str:
     key = ".".join(re.findall(r'Parser key "([^"]+)"', message))
     if unknown := re.search(r"unrecognized arguments: -*([^\s=]+)|does not accept option '(.+?)'", message):
         return no_such_option(unknown[1] or unknown[2], options)
+    if early := re.search(r"is not accepted before subcommand '?([\w-]+)", message):
+        return f"{early[1]} must be the first word, with --config and all other options after it"
     if unknown := re.search(r"Option '(.+?)' is not accepted", message):
         cls = locate(re.findall(r"class_path[ =]'([\w.]+)'", message)[-1])
         return no_such_option(f"{key}.{unknown[1]}", [f"{key}.{name}" for name in parameters(cls)])

@@ -2,9 +2,12 @@
 
 import argparse
 import json
+import sys
 from pathlib import Path
+from typing import NoReturn
 
 from rich.console import Console
+from typing_extensions import override
 
 from grpo_pl.diagnosis.installation import check_installation
 from grpo_pl.diagnosis.machine import check_machine
@@ -13,6 +16,41 @@ from grpo_pl.quiet import tame_logs
 
 CONFIGURED = ["components", "model", "run", "engine"]
 """The themes that need a config."""
+DESCRIPTION = """Say what is wrong with the machine, the installation, the model, the engine's
+log-probabilities against the trainer's, memory and disk, and how to mend it. Takes every option of `fit`;
+without any it looks at machine and installation alone."""
+
+
+class Options(argparse.ArgumentParser):
+    """The options of `doctor` itself."""
+
+    def __init__(self) -> None:
+        super().__init__("grpo_pl doctor", description=DESCRIPTION, allow_abbrev=False)
+        self.add_argument("--out", type=writable, help="a JSON file to write everything to, too")
+        self.add_argument(
+            "--engine",
+            choices=("true", "false"),
+            default="true",
+            help="whether to start the engine and compare its log-probabilities, which takes a minute; "
+            "servers get other weights meanwhile: no run may be using them",
+        )
+
+    @override
+    def error(self, message: str) -> NoReturn:
+        print(f"grpo_pl: error: doctor: {message}", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def writable(text: str) -> Path:
+    """A file in a folder that exists.
+
+    Raises:
+        ArgumentTypeError: If there is no such folder.
+    """
+    path = Path(text)
+    if not path.parent.is_dir() or path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is no file in a folder that exists: name another")
+    return path
 
 
 def doctor(args: list[str]) -> int:
@@ -21,22 +59,7 @@ def doctor(args: list[str]) -> int:
     Raises:
         SystemExit: With code 2 and one sentence if the command line or the config is a mistake.
     """
-    parser = argparse.ArgumentParser(
-        prog="grpo_pl doctor",
-        description="Say what is wrong with the machine, the installation, the model, the engine's "
-        "log-probabilities against the trainer's, memory and disk, and how to mend it. Takes every option of "
-        "`grpo_pl fit`; without any it looks at machine and installation alone.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--out", type=Path, help="a JSON file to write everything to, too")
-    parser.add_argument(
-        "--engine",
-        choices=("true", "false"),
-        default="true",
-        help="whether to start the engine and compare its log-probabilities (a minute; servers get other "
-        "weights: none may be in use)",
-    )
-    said, options = parser.parse_known_args(args)
+    said, options = Options().parse_known_args(args)
     tame_logs()
     report = Report(Console())
     works = report.add("installation", check_installation())

@@ -44,7 +44,8 @@ def check_configured(report: Report, options: list[str], *, with_engine: bool) -
     cli = configure(["fit", *options], Read)
     assert isinstance(cli, Read)
     settings = cli.config["fit"]
-    if not report.add("components", check_components(settings.as_dict())):
+    said = settings.as_dict()
+    if not report.add("components", check_components(said)):
         report.skip(["model", "run", "engine"], "they need these components")
         return
     cli.build()
@@ -57,7 +58,7 @@ def check_configured(report: Report, options: list[str], *, with_engine: bool) -
     if not report.add("model", findings):
         report.skip(["run", "engine"], "the model comes first")
         return
-    fits = report.add("run", check_run(cli.trainer, module, data, settings))
+    fits = report.add("run", check_run(cli.trainer, module, data, said))
     if not with_engine:
         report.skip(["engine"], "--engine false")
     elif not fits:

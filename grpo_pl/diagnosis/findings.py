@@ -17,24 +17,24 @@ class Finding:
     """What it is, in numbers."""
     fix: str = ""
     """What to change, as a command or a key; empty where nothing is to be mended."""
-    numbers: dict[str, float] = field(default_factory=dict)
+    numbers: dict[str, int | float] = field(default_factory=dict)
     """The measured ones, for machines."""
 
     def __post_init__(self) -> None:
         assert bool(self.fix) == (self.verdict != "ok"), "whatever is wrong can be mended, and nothing else"
 
 
-def good(check: str, found: str, **numbers: float) -> Finding:
+def good(check: str, found: str, **numbers: int | float) -> Finding:
     """Nothing to mend."""
     return Finding(check, "ok", found, numbers=numbers)
 
 
-def warn_if(bad: bool, check: str, found: str, fix: str, **numbers: float) -> Finding:
+def warn_if(bad: bool, check: str, found: str, fix: str, **numbers: int | float) -> Finding:
     """A warning, or nothing to mend."""
     return Finding(check, "warning", found, fix, numbers) if bad else good(check, found, **numbers)
 
 
-def fail_if(bad: bool, check: str, found: str, fix: str, **numbers: float) -> Finding:
+def fail_if(bad: bool, check: str, found: str, fix: str, **numbers: int | float) -> Finding:
     """A problem, or nothing to mend."""
     return Finding(check, "problem", found, fix, numbers) if bad else good(check, found, **numbers)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
 
-from grpo_pl.diagnosis.findings import Finding, fail_if, good, warn_if
+from grpo_pl.diagnosis.findings import Finding, broken, fail_if, good, warn_if
 from grpo_pl.models.loading import (
     context_length,
     eos_token_ids,
@@ -42,9 +42,10 @@ def check_model(pretrained: str, format: ChatFormat) -> list[Finding]:
         fix = "--pretrained FOLDER_OR_HUB_NAME; tools/fetch_model.py fetches the demo model"
         return [Finding("model", "problem", str(error), fix)]
     findings.append(vocabulary(len(tokenizer), embeddings))
-    findings += prompt(tokenizer, format)
-    findings.append(ending(tokenizer, eos, turn_end(tokenizer, format)))
-    return [*findings, generation(sampling_defaults(pretrained))]
+    findings += [prompt(tokenizer, format), generation(sampling_defaults(pretrained))]
+    if broken(findings):
+        return findings
+    return [*findings, ending(tokenizer, eos, turn_end(tokenizer, format))]
 
 
 def names(settings: Mapping[str, str]) -> Finding:
@@ -95,8 +96,8 @@ def vocabulary(tokens: int, embeddings: int) -> Finding:
     return fail_if(tokens > embeddings, "vocabulary", found, fix)
 
 
-def prompt(tokenizer: "PreTrainedTokenizerBase", format: ChatFormat) -> list[Finding]:
-    """How a question becomes tokens: by which template, with how many BOS, and the same way twice."""
+def prompt(tokenizer: "PreTrainedTokenizerBase", format: ChatFormat) -> Finding:
+    """How a question becomes tokens: by which template, with how many BOS, and whether text would do."""
     try:
         ids = format.encode(QUESTION, tokenizer)
     except ValueError as error:
@@ -104,30 +105,18 @@ def prompt(tokenizer: "PreTrainedTokenizerBase", format: ChatFormat) -> list[Fin
             "--data.format.use_chat_template false for a base model, or --pretrained with an "
             "instruction-tuned one"
         )
-        return [Finding("template", "problem", str(error).partition(": set")[0], fix)]
+        return Finding("template", "problem", str(error).partition(": set")[0], fix)
     bos: Any = tokenizer.bos_token_id
     if bos is not None and ids[:2] == [bos, bos]:
         fix = "take bos_token out of the chat template: the tokenizer adds it already"
-        return [Finding("template", "problem", "a prompt begins with two BOS tokens", fix)]
+        return Finding("template", "problem", "a prompt begins with two BOS tokens", fix)
     start = "with BOS" if bos is not None and ids[:1] == [bos] else "without BOS"
     found = f"a question of {len(tokenizer.tokenize(QUESTION))} tokens becomes {len(ids)}, {start}"
-    if format.use_chat_template:
-        text = tokenizer.apply_chat_template(
-            format.messages(QUESTION), add_generation_prompt=True, tokenize=False, **format.template_kwargs
-        )
-        again = tokenizer(str(text), add_special_tokens=False)["input_ids"]
-        kind = "chat template"
-    else:
-        again = tokenizer(tokenizer.decode(ids), add_special_tokens=False)["input_ids"]
-        kind = "plain text"
-    if again != ids:
-        fix = "send token ids to engines, never text, as grpo_pl's own do; repair tokenizer_config.json"
-        return [
-            Finding(
-                "template", "warning", f"{kind}: its text reads as {len(again)} tokens, not {len(ids)}", fix
-            )
-        ]
-    return [good("template", f"{kind}: {found}")]
+    found = f"{'chat template' if format.use_chat_template else 'plain text'}: {found}"
+    as_text = tokenizer(tokenizer.decode(ids))["input_ids"]
+    if as_text != ids:
+        found += f"; sent as text it would be read as {len(as_text)}, so engines get token ids"
+    return good("template", found)
 
 
 def turn_end(tokenizer: "PreTrainedTokenizerBase", format: ChatFormat) -> int | None:
