@@ -23,6 +23,7 @@ from grpo_pl.diagnosis.attribution import (
 )
 from grpo_pl.diagnosis.findings import Finding, Verdict, fail_if, good
 from grpo_pl.diagnosis.reading import (
+    PERTURBATION,
     drawn_otherwise,
     perturb,
     positions,
@@ -134,7 +135,9 @@ class Examination:
         hypotheses = drawn_otherwise(policy, reading, rollout, self.defaults)
         del policy
         old = self._build().float()
-        hypotheses += stale_weights(old, reading, rollout)
+        stale = stale_weights(old, reading, rollout)
+        hypotheses += stale
+        yield self._visible(float(stale[0].gaps.abs().mean()))
         yield from self._compared("synced", rollout, reading.logprobs, hypotheses, rounding)
         self._sync("syncing the pretrained weights back", old)
 
@@ -225,6 +228,10 @@ class Examination:
             f"{trainer:.2g} in trainer.precision {self.trainer.precision}"
         )
         return good("rounding", found, engine=engine, trainer=trainer)
+
+    def _visible(self, stale: float) -> Finding:
+        found = f"weights moved by {PERTURBATION:.0%}: an engine that kept the old ones would be {stale:.2g} nats off"
+        return good("perturbation", found, stale=stale)
 
     def _compared(
         self, check: str, rollout: Rollout, ours: Tensor, hypotheses: list[Hypothesis], rounding: float

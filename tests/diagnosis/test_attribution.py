@@ -160,6 +160,9 @@ def test_a_hypothesis_must_have_the_right_size_and_beat_chance() -> None:
     assert not fits(gaps, -gaps)
     assert not fits(gaps, 0.1 * normal(M, seed=9))
     assert not fits(gaps, torch.zeros(M))
+    other = normal(M, seed=9)
+    by_chance = (gaps @ other) / (other @ other) * other  # of just the size that fits best
+    assert not fits(gaps, by_chance)
     assert explained(gaps, gaps) == 1
     assert explained(torch.tensor([3.0, 4.0]), torch.tensor([3.0, 0.0])) == pytest.approx(9 / 25)
 

@@ -183,6 +183,7 @@ def test_an_engine_that_keeps_its_weights_is_a_sync_that_replaced_none(tiny_mode
     found = examined(broken_engines.Forgetful(str(tiny_model)), tiny_model)
     assert found["loaded"].verdict == "ok"
     assert found["synced"].verdict == "problem"
+    assert found["perturbation"].numbers["stale"] == pytest.approx(found["synced"].numbers["mean"], rel=1e-3)
     assert cause_of(found["synced"]).startswith(": sync: they are those of the weights before")
 
 
