@@ -230,7 +230,9 @@ class Examination:
         return good("rounding", found, engine=engine, trainer=trainer)
 
     def _visible(self, stale: float) -> Finding:
-        found = f"weights moved by {PERTURBATION:.0%}: an engine that kept the old ones would be {stale:.2g} nats off"
+        found = (
+            f"weights moved by {PERTURBATION:.0%}: with the old ones an engine would be {stale:.2g} nats off"
+        )
         return good("perturbation", found, stale=stale)
 
     def _compared(
