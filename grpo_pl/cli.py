@@ -17,10 +17,11 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_only
 from typing_extensions import override
 
 from grpo_pl import __version__
-from grpo_pl.callbacks import curves, memory, preemption, progress, records, samples
+from grpo_pl.callbacks import alarms, curves, guard, memory, preemption, progress, records, samples
 from grpo_pl.callbacks.checkpoint_io import AtomicCheckpointIO
 from grpo_pl.callbacks.run_folder import RunFolder, save_config
 from grpo_pl.datamodule import RolloutDataModule
@@ -32,6 +33,9 @@ from grpo_pl.reward_modeling.data import RewardDataModule
 from grpo_pl.reward_modeling.module import RewardModeling
 from grpo_pl.rewards.base import RewardError
 from grpo_pl.submission.command import submit
+
+STOPPED = 1
+"""Exit code of a run that a guard or an alarm has ended."""
 
 
 class Job(NamedTuple):
@@ -49,7 +53,7 @@ JOBS = {
     "policy": Job(
         PolicyOptimization,
         RolloutDataModule,
-        {"samples": samples.Samples, "curves": curves.Curves},
+        {"alarms": alarms.Alarms, "samples": samples.Samples, "curves": curves.Curves},
         (
             "model.policy.init_args.pretrained",
             "model.reference.init_args.pretrained",
@@ -130,6 +134,7 @@ class CLI(LightningCLI):
             default="",
             help="Model folder or hub name, for every model, engine and tokenizer that names none itself.",
         )
+        parser.add_lightning_class_args(guard.Guard, "guard")
         parser.add_lightning_class_args(records.MetricsTable, "metrics")
         for key, callback in JOBS[self.job].callbacks.items():
             parser.add_lightning_class_args(callback, key)
@@ -255,6 +260,8 @@ def mistakes_answered() -> Iterator[None]:
     """Whatever in the body is a user's mistake ends in one sentence and exit code 2."""
     try:
         yield
+    except guard.RunStoppedError as error:
+        stop(error)
     except (RewardError, MisconfigurationException) as error:
         refuse(error)
     except FileNotFoundError as error:
@@ -272,6 +279,13 @@ def raised_by_grpo_pl(error: BaseException) -> bool:
     """Whether our own code raised it: then it is about the user's input, and a traceback adds nothing."""
     *_, last = traceback.walk_tb(error.__traceback__)
     return str(last[0].f_globals.get("__name__", "")).startswith("grpo_pl.")
+
+
+def stop(error: guard.RunStoppedError) -> NoReturn:
+    """Say why a run has ended before its time, once for all ranks, and end with exit code 1."""
+    sys.stdout.flush()
+    rank_zero_only(print)(f"grpo_pl: stopped: {error}", file=sys.stderr)
+    raise SystemExit(STOPPED)
 
 
 def refuse(error: Exception) -> NoReturn:

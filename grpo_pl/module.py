@@ -300,26 +300,38 @@ class PolicyOptimization(OptimizedModule):
         if batch.scored is not None:
             known = batch.scored[:, None]
             batch.old_logprobs = torch.where(known, batch.old_logprobs, scores.logprobs.detach())
-        loss, metrics = self.loss(scores.logprobs, batch)
-        loss = loss if batch.weights is None else loss * batch.weights
-        if self.kl is not None:
-            penalty, divergence = self.kl.loss(scores.logprobs, batch)
-            loss, metrics = loss + penalty, metrics | {"train/kl": divergence}
-        if self.entropy is not None and scores.entropy is not None:
-            loss = loss + self.entropy.loss(scores.entropy)
-        objective = self.aggregation(loss, batch)
-        if scores.values is not None:
-            value_loss, value_metrics = self.value_loss(scores.values, batch)
-            objective, metrics = objective + self.aggregation(value_loss, batch), metrics | value_metrics
+        loss, losses, metrics = self._objective(scores, batch)
         gap = torch.where(batch.read, batch.sampling_logprobs - batch.old_logprobs, 0.0).abs()
         worst = {"on_step": False, "on_epoch": True, "reduce_fx": "max", "sync_dist": True, "batch_size": 1}
         self.log("sync/logprob_mismatch_max", gap.max(), **worst)  # type: ignore[arg-type]
-        metrics |= {"train/loss": loss.detach(), "sync/logprob_mismatch": gap}
+        metrics |= {"sync/logprob_mismatch": gap}
         if scores.entropy is not None:
             metrics["train/entropy"] = scores.entropy.detach()
         self._log_tokens(metrics, batch)
+        said = {"logprobs": scores.logprobs, "values": scores.values}
+        loss = self.guarded(loss, gap.max(), made_of=batch.numbers | said | losses)
         # Lightning divides by the micro-batches and strategies average over ranks: undo both, shares add up.
-        return objective * self.trainer.accumulate_grad_batches * data_ranks(self.trainer).size
+        return loss * self.trainer.accumulate_grad_batches * data_ranks(self.trainer).size
+
+    def _objective(
+        self, scores: TokenScores, batch: Experience
+    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        """The loss of a micro-batch, its terms for each token by the key of their component, and metrics."""
+        loss, metrics = self.loss(scores.logprobs, batch)
+        loss = loss if batch.weights is None else loss * batch.weights
+        terms = {"model.loss": loss}
+        if self.kl is not None:
+            terms["model.kl"], divergence = self.kl.loss(scores.logprobs, batch)
+            loss, metrics = loss + terms["model.kl"], metrics | {"train/kl": divergence}
+        if self.entropy is not None and scores.entropy is not None:
+            terms["model.entropy"] = self.entropy.loss(scores.entropy)
+            loss = loss + terms["model.entropy"]
+        objective = self.aggregation(loss, batch)
+        if scores.values is not None:
+            value_loss, value_metrics = self.value_loss(scores.values, batch)
+            terms["model.value_loss"] = value_loss
+            objective, metrics = objective + self.aggregation(value_loss, batch), metrics | value_metrics
+        return objective, terms, metrics | {"train/loss": loss.detach()}
 
     def _log_tokens(self, metrics: dict[str, Tensor], batch: Experience) -> None:
         means = {name: masked_mean(value, batch.read) for name, value in metrics.items()}
@@ -336,7 +348,7 @@ class PolicyOptimization(OptimizedModule):
     def on_train_epoch_end(self) -> None:
         """Move what moves once an iteration: the KL's coefficient and the reference."""
         divergence = self.trainer.callback_metrics.get("train/kl")
-        if self.kl is not None and divergence is not None:
+        if self.kl is not None and divergence is not None and divergence.isfinite():
             self.kl.adapt(float(divergence))
         if self.reference_update is not None:
             assert isinstance(self.reference, LanguageModel), "check_reference_update refuses others"

@@ -1,7 +1,8 @@
 """What all trained modules share: the optimizer, its schedule, and the gradient's norm."""
 
-from collections.abc import Callable, Iterable
-from typing import Any
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
@@ -13,15 +14,28 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from typing_extensions import override
 
+from grpo_pl.functional import one_if_finite
+from grpo_pl.nonfinite import SkippedStep, explain
+
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 SchedulerFactory = Callable[[Optimizer], LRScheduler]
 
 
 class OptimizedModule(pl.LightningModule):
-    """A LightningModule with an optimizer over its trained parameters and a schedule in optimizer steps."""
+    """A LightningModule with an optimizer over its trained parameters and a schedule in optimizer steps.
+
+    A step whose loss or gradient is not finite on some rank is not taken on any: weights and optimizer stay
+    as they are, and the schedule goes on. `train/skipped_steps` counts them.
+    """
 
     optimizer: OptimizerFactory
     lr_scheduler: SchedulerFactory | None
+    skipped: SkippedStep | None = None
+    """Why the last optimizer step was not taken; None if it was."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._watched: dict[str, list[Tensor]] = {}
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """The trained parameters by the model that they belong to; the first group is the main one."""
@@ -61,22 +75,46 @@ class OptimizedModule(pl.LightningModule):
         """Log the norm of each model's gradient before clipping, and clip each by its own.
 
         A common norm would let a critic's gradient shrink the policy's step. Lightning's own clipping refuses
-        fused optimizers and FSDP.
+        fused optimizers and FSDP. Where a norm is not finite, no gradient is left for the optimizer.
         """
-        for i, (name, parameters) in enumerate(self.parameter_groups().items()):
-            if not parameters:
-                continue
-            kinds = by_mesh(parameters)
-            norm = total_norm(kinds, flat_shards=isinstance(self.trainer.strategy, FSDPStrategy))
+        groups = {name: by_mesh(group) for name, group in self.parameter_groups().items() if group}
+        norms: dict[str, Tensor] = {}
+        for i, (name, kinds) in enumerate(groups.items()):
+            norms[name] = total_norm(kinds, flat_shards=isinstance(self.trainer.strategy, FSDPStrategy))
             key = f"train/{name}_grad_norm" if i else "train/grad_norm"
-            self.log(key, norm, on_step=False, on_epoch=True, batch_size=1)
-            if not kinds or not gradient_clip_val:
-                continue
-            if gradient_clip_algorithm == "value":
-                torch.nn.utils.clip_grad_value_(parameters, gradient_clip_val)
-            else:
-                for kind in kinds:
-                    torch.nn.utils.clip_grads_with_norm_(kind, gradient_clip_val, norm)
+            self.log(key, norms[name], on_step=False, on_epoch=True, batch_size=1)
+        finite = all(math.isfinite(float(norm)) for norm in norms.values())
+        once = {"on_step": False, "on_epoch": True, "reduce_fx": "sum", "batch_size": 1}
+        self.log("train/skipped_steps", float(not finite), **once)  # type: ignore[arg-type]
+        self.skipped = None if finite else self._skip_step()
+        self._watched.clear()
+        if finite and gradient_clip_val:
+            for name, kinds in groups.items():
+                clip(kinds, gradient_clip_val, None if gradient_clip_algorithm == "value" else norms[name])
+
+    def guarded(self, loss: Tensor, *others: Tensor, made_of: Mapping[str, Tensor | None]) -> Tensor:
+        """The loss of a micro-batch, with no finite gradient unless it and some other numbers are finite.
+
+        Args:
+            loss: The loss.
+            others: Numbers that must be finite too, though it may not depend on them.
+            made_of: What it is made of, by the keys of `nonfinite.SOURCES`.
+        """
+        for key, numbers in {**made_of, "loss": loss}.items():
+            if numbers is not None:
+                self._watched.setdefault(key, []).append(numbers.detach())
+        return loss * one_if_finite(loss, *others)
+
+    def _skip_step(self) -> SkippedStep:
+        """Take the gradients away, so that the optimizer neither moves nor remembers anything; say why."""
+        trained = {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+        def sum_over_ranks(counts: Tensor) -> Tensor:
+            return cast(Tensor, self.trainer.strategy.reduce(counts.to(self.device), reduce_op="sum"))
+
+        skipped = explain(self._watched, trained, sum_over_ranks)
+        self.zero_grad(set_to_none=True)
+        return skipped
 
 
 def by_mesh(parameters: Iterable[nn.Parameter]) -> list[list[nn.Parameter]]:
@@ -103,6 +141,15 @@ def total_norm(kinds: Iterable[list[nn.Parameter]], flat_shards: bool) -> Tensor
         torch.distributed.all_reduce(square)
         total = square.sqrt()
     return total
+
+
+def clip(kinds: Iterable[list[nn.Parameter]], bound: float, norm: Tensor | None) -> None:
+    """Scale gradients of the given norm down to the bound; without a norm, clamp each number at it."""
+    for kind in kinds:
+        if norm is None:
+            torch.nn.utils.clip_grad_value_(kind, bound)
+        else:
+            torch.nn.utils.clip_grads_with_norm_(kind, bound, norm)
 
 
 def num_parameters(models: Iterable[nn.Module]) -> int:

@@ -14,6 +14,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from typing_extensions import override
 
 from grpo_pl.advantages import AdvantageEstimator
+from grpo_pl.alarms import Alarm
 from grpo_pl.losses import Aggregation, PolicyLoss
 from grpo_pl.masks import TokenMask
 from grpo_pl.models import ModelBuilder
@@ -31,6 +32,7 @@ from grpo_pl.rollout.server.transfer import WeightTransfer
 from grpo_pl.rollout.shared import SharedEngine
 
 COMPONENTS = (
+    Alarm,
     RewardFunction,
     RewardObjective,
     RewardTransform,

@@ -248,6 +248,12 @@ class Experience:
         """The response tokens of active sequences: those that metrics of the models speak about."""
         return self.loss_mask if self.active is None else self.loss_mask & self.active[:, None]
 
+    @property
+    def numbers(self) -> dict[str, Tensor]:
+        """Every tensor of floating-point numbers by its name."""
+        named = ((field.name, getattr(self, field.name)) for field in fields(self))
+        return {name: v for name, v in named if isinstance(v, Tensor) and v.is_floating_point()}
+
     def among(self, rows: Sequence[int]) -> Sequence[int]:
         """Those of the rows that are active, or one of them: every rank must run every micro-batch."""
         if self.active is None:

@@ -1,11 +1,13 @@
 """Pictures of a run: `curves.png`, and of a reward model `reliability.png`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import lightning.pytorch as pl
 from typing_extensions import override
 
+from grpo_pl.alarms import onsets
 from grpo_pl.callbacks.records import METRICS_FILE, read_metrics
 
 if TYPE_CHECKING:
@@ -96,7 +98,19 @@ def draw_curves(rows: Rows, path: Path) -> None:
     _line(length, rows, "rollout/response_tokens", GREEN)
     _line(entropy, rows, "train/entropy", PURPLE)
     _stages(seconds, rows)
+    _onsets((reward, accuracy, kl, length, entropy, seconds), rows)
     figure.savefig(path, dpi=110)
+
+
+def _onsets(panels: "Sequence[Axes]", rows: Rows) -> None:
+    """A line in each panel where an alarm began to hold; its name stands in the first one."""
+    for iteration, name in onsets(rows):
+        for axes in panels:
+            axes.axvline(iteration, color=VERMILION, linestyle=":", linewidth=1)
+        panels[0].text(
+            iteration, 0.98, name, transform=panels[0].get_xaxis_transform(), rotation=90, va="top",
+            ha="right", fontsize=7, color=VERMILION,
+        )  # fmt: skip
 
 
 def _points(rows: Rows, *keys: str) -> list[list[float]]:

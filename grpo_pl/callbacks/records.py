@@ -124,14 +124,28 @@ class MetricsTable(pl.Callback):
     def _write_row(self, trainer: pl.Trainer, row: dict[str, float]) -> None:
         self.rows.append(row | self._validation)
         self._validation = {}
+        self._write(trainer)
+
+    def add(self, trainer: pl.Trainer, columns: dict[str, float]) -> None:
+        """Write more numbers into the row of the last iteration."""
+        self.rows[-1] |= columns
+        self._write(trainer)
+
+    def _write(self, trainer: pl.Trainer) -> None:
         if trainer.is_global_zero:
             write_metrics(Path(trainer.default_root_dir) / METRICS_FILE, self.rows)
 
 
+def metrics_table(trainer: pl.Trainer) -> MetricsTable | None:
+    """What keeps the run's metrics, if anything does."""
+    tables = [c for c in trainer.callbacks if isinstance(c, MetricsTable)]  # type: ignore[attr-defined]
+    return tables[0] if tables else None
+
+
 def newest_row(trainer: pl.Trainer) -> dict[str, float] | None:
     """The metrics of the last iteration, if a `MetricsTable` keeps them."""
-    tables = [c for c in trainer.callbacks if isinstance(c, MetricsTable)]  # type: ignore[attr-defined]
-    return tables[0].rows[-1] if tables and tables[0].rows else None
+    table = metrics_table(trainer)
+    return table.rows[-1] if table is not None and table.rows else None
 
 
 def validate_now(trainer: pl.Trainer) -> None:

@@ -1,5 +1,6 @@
 """The mathematics of the loop as pure functions of tensors, knowing nothing of models and engines."""
 
+from grpo_pl.functional.finite import one_if_finite
 from grpo_pl.functional.groups import (
     group_is_constant,
     group_mean,
@@ -41,6 +42,7 @@ __all__ = [
     "masked_mean",
     "max_at_k_gains",
     "mean_and_std",
+    "one_if_finite",
     "others_mean",
     "others_std",
     "outcome_rewards",

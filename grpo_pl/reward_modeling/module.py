@@ -88,11 +88,12 @@ class RewardModeling(OptimizedModule):
 
     @override
     def training_step(self, batch: LabeledBatch, batch_idx: int) -> Tensor:
-        verdict = self.objective(self(batch), batch)
+        scores = self(batch)
+        verdict = self.objective(scores, batch)
         correct = (verdict.probability > 0.5) == (verdict.truth > 0.5)
         self._log("train/loss", verdict.loss.detach())
         self._log("train/accuracy", correct.float())
-        return verdict.loss.mean()
+        return self.guarded(verdict.loss.mean(), made_of={"scores": scores})
 
     def _log(self, name: str, values: Tensor) -> None:
         self.log(name, values.mean(), on_step=False, on_epoch=True, batch_size=len(values), sync_dist=True)

@@ -18,6 +18,7 @@ from grpo_pl.models.builder import Place
 from grpo_pl.types import Prompt, Sample
 
 _logger = logging.getLogger(__name__)
+LARGEST_SCORE = torch.finfo(torch.float32).max
 
 
 class RewardError(RuntimeError):
@@ -273,7 +274,7 @@ def _checked_scores(reward: RewardFunction, samples: Sequence[Sample]) -> list[S
     for score in scores:
         numbers = [step.score for step in score] if isinstance(score, Sequence) else [score]
         for number in numbers:
-            if number is not None and not math.isfinite(number):
+            if number is not None and not abs(number) <= LARGEST_SCORE:
                 raise ValueError(f"it gave the score {number}")
     return scores
 

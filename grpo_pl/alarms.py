@@ -1,0 +1,307 @@
+"""What can be read off a run's metrics before it is lost: each alarm looks at the rows of `metrics.csv`."""
+
+import math
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, median
+from typing import ClassVar, final
+
+from typing_extensions import override
+
+Row = Mapping[str, float]
+"""The metrics of one iteration; what was not measured is missing, and a number may be NaN."""
+COLUMN = "alarm/"
+
+
+class Alarm(ABC):
+    """Something that goes wrong, as the metrics show it.
+
+    `alarm/<name>` in `metrics.csv` is 1 in each iteration in which it holds. The name is that of the class.
+    """
+
+    stop: bool = False
+    """Whether the run ends when it begins to hold."""
+    advice: ClassVar[str]
+    """What it means and what to try."""
+
+    @property
+    def name(self) -> str:
+        """As in `entropy_collapse`."""
+        return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", type(self).__name__).lower()
+
+    @abstractmethod
+    def check(self, rows: Sequence[Row]) -> str | None:
+        """What is wrong in the last of the rows, with its numbers; None where all is well."""
+
+
+def lasting(rows: Sequence[Row], key: str, window: int) -> list[float]:
+    """A metric in each of the last iterations; empty unless it is finite in all of them."""
+    values = [row.get(key, math.nan) for row in rows[-window:]]
+    return values if len(values) == window and all(map(math.isfinite, values)) else []
+
+
+def require(alarm: Alarm, **least: float) -> None:
+    """Refuse settings below these.
+
+    Raises:
+        ValueError: In one sentence, with the key to change.
+    """
+    for key, bound in least.items():
+        value = getattr(alarm, key)
+        if not value >= bound:
+            raise ValueError(f"alarms.{alarm.name}.{key}={value}: expected {bound:g} or more")
+
+
+@final
+@dataclass(frozen=True)
+class EntropyCollapse(Alarm):
+    """The policy is certain of nearly every token, so that all responses to a prompt are alike.
+
+    DAPO, arXiv:2503.14476, section 3.1, sees it in the first hundreds of steps of GRPO, and widens the upper
+    clip bound against it.
+
+    Args:
+        below: Entropy in nats a token, mean over the response tokens of an iteration.
+        window: Iterations that it must stay below.
+        stop: Whether the run ends.
+    """
+
+    advice: ClassVar[str] = (
+        "the policy explores no more: try model.loss.clip_high 0.28, model.entropy EntropyBonus, a higher "
+        "data.sampling.temperature, a lower model.optimizer.lr"
+    )
+    below: float = 0.02
+    window: int = 5
+    stop: bool = False
+
+    def __post_init__(self) -> None:
+        require(self, below=0, window=1)
+
+    @override
+    def check(self, rows: Sequence[Row]) -> str | None:
+        values = lasting(rows, "train/entropy", self.window)
+        if not values or max(values) >= self.below:
+            return None
+        return (
+            f"train/entropy was at most {max(values):.3g} in {self.window} iterations (below {self.below:g})"
+        )
+
+
+@final
+@dataclass(frozen=True)
+class KLExplosion(Alarm):
+    """The policy has left the reference.
+
+    A nat for each token is far: in arXiv:2210.10760 (Gao et al. 2022, figure 1) the true reward of whole
+    responses peaks at a few tens of nats each.
+
+    Args:
+        above: Estimated KL divergence from the reference in nats a token.
+        window: Iterations whose median must be above, for a k3 estimate has outliers.
+        stop: Whether the run ends.
+    """
+
+    advice: ClassVar[str] = (
+        "the policy has left the reference: try model.kl.bound 10 against outliers, a higher "
+        "model.kl.coefficient, a lower model.optimizer.lr, trainer.gradient_clip_val 1, or a "
+        "model.reference_update"
+    )
+    above: float = 1.0
+    window: int = 3
+    stop: bool = False
+
+    def __post_init__(self) -> None:
+        require(self, above=0, window=1)
+
+    @override
+    def check(self, rows: Sequence[Row]) -> str | None:
+        values = lasting(rows, "train/kl", self.window)
+        if not values or median(values) <= self.above:
+            return None
+        return (
+            f"train/kl is {values[-1]:.3g} (above {self.above:g} in the median of {self.window} iterations)"
+        )
+
+
+@final
+@dataclass(frozen=True)
+class NoSignal(Alarm):
+    """All rewards are equal, or those in each group, or there are none: nothing can be learned from them.
+
+    Args:
+        share: Share of the groups without signal.
+        window: Iterations that it must last.
+        stop: Whether the run ends.
+    """
+
+    advice: ClassVar[str] = (
+        "there is nothing to learn from: look at samples.jsonl whether model.rewards reads the answers; try "
+        "easier or harder prompts, a larger data.group_size, data.resample DynamicSampling"
+    )
+    share: float = 1.0
+    window: int = 5
+    stop: bool = False
+
+    def __post_init__(self) -> None:
+        require(self, share=0, window=1)
+
+    @override
+    def check(self, rows: Sequence[Row]) -> str | None:
+        silent = lasting(rows, "rollout/groups_without_signal", self.window)
+        spread = lasting(rows, "rollout/reward_std", self.window)
+        if silent and min(silent) >= self.share:
+            what = f"at least {min(silent):.0%} of the groups had rewards without a difference"
+        elif spread and max(spread) < 1e-8:
+            what = "all rewards were equal"
+        else:
+            return None
+        means = lasting(rows, "rollout/reward", self.window)
+        said = f"rollout/reward {means[-1]:.3g}" if means else "no reward was given"
+        return f"{what} in {self.window} iterations ({said})"
+
+
+@final
+@dataclass(frozen=True)
+class AllTruncated(Alarm):
+    """Nearly every response is cut at the token limit, so that hardly any can be right.
+
+    Args:
+        share: Share of the responses.
+        window: Iterations that it must last.
+        stop: Whether the run ends.
+    """
+
+    advice: ClassVar[str] = (
+        "responses do not end: try a higher data.sampling.max_tokens, a reward for ending (LengthPenalty), "
+        "and look at samples.jsonl whether they repeat themselves or lack the end-of-sequence token"
+    )
+    share: float = 0.95
+    window: int = 5
+    stop: bool = False
+
+    def __post_init__(self) -> None:
+        require(self, share=0, window=1)
+
+    @override
+    def check(self, rows: Sequence[Row]) -> str | None:
+        values = lasting(rows, "rollout/truncated", self.window)
+        if not values or min(values) < self.share:
+            return None
+        return f"rollout/truncated was at least {min(values):.0%} in {self.window} iterations"
+
+
+@final
+@dataclass(frozen=True)
+class MismatchGrowth(Alarm):
+    """The engine's log-probabilities drift away from the trainer's, after which runs die.
+
+    Seen even with a learning rate of 0: https://github.com/allenai/open-instruct/issues/1473.
+
+    Args:
+        factor: How many times the mismatch of the first iterations.
+        floor: A mismatch in nats a token that is no cause for alarm, however it has grown.
+        window: Iterations whose median is taken, of the first ones and of the last ones.
+        stop: Whether the run ends.
+    """
+
+    advice: ClassVar[str] = (
+        "engine and trainer no longer compute the same policy: try data.engine.dtype float32 or "
+        "trainer.precision like the engine's, model.correction ImportanceCorrection, a lower "
+        "data.engine.max_staleness"
+    )
+    factor: float = 3.0
+    floor: float = 0.05
+    window: int = 5
+    stop: bool = False
+
+    def __post_init__(self) -> None:
+        require(self, factor=1, floor=0, window=1)
+
+    @override
+    def check(self, rows: Sequence[Row]) -> str | None:
+        measured = [row for row in rows if math.isfinite(row.get("sync/logprob_mismatch", math.nan))]
+        first = lasting(measured[: self.window], "sync/logprob_mismatch", self.window)
+        last = lasting(rows, "sync/logprob_mismatch", self.window)
+        if not first or not last or median(last) <= max(self.floor, self.factor * median(first)):
+            return None
+        return (
+            f"sync/logprob_mismatch has grown from {median(first):.3g} to {median(last):.3g} nats a token "
+            f"(medians of {self.window} iterations)"
+        )
+
+
+@final
+@dataclass(frozen=True)
+class RewardHacking(Alarm):
+    """The training reward rises while the validation accuracy falls.
+
+    The policy has found what the reward pays for beside the task; a run at https://github.com/huggingface/trl
+    (issue 3018) ended with reward 1.0 and collapsed accuracy. The accuracy has fallen where its 95 % interval
+    lies wholly below that of the best validation before; so noise alone hardly ever does it.
+
+    Args:
+        rise: How much the mean reward must have risen since that validation, in standard deviations of the
+            rewards of single responses.
+        window: Iterations up to a validation over which rewards are averaged.
+        validations: Validations in a row that must have fallen.
+        stop: Whether the run ends.
+    """
+
+    advice: ClassVar[str] = (
+        "the reward pays for something else than the task: compare samples.jsonl of both iterations; try a "
+        "verifier among model.rewards, a higher model.kl.coefficient, and go on from the better checkpoint"
+    )
+    rise: float = 0.2
+    window: int = 3
+    validations: int = 2
+    stop: bool = False
+
+    def __post_init__(self) -> None:
+        require(self, rise=0, window=1, validations=1)
+
+    @override
+    def check(self, rows: Sequence[Row]) -> str | None:
+        for name in sorted({key for row in rows for key in row if f"{key}_low" in row and "@" not in key}):
+            if said := self._fallen(rows, name):
+                return said
+        return None
+
+    def _fallen(self, rows: Sequence[Row], name: str) -> str | None:
+        low, high = f"{name}_low", f"{name}_high"
+        measured = [i for i, row in enumerate(rows) if math.isfinite(row.get(low, math.nan))]
+        before, after = measured[: -self.validations], measured[-self.validations :]
+        if not before:
+            return None
+        best, now = max(before, key=lambda i: rows[i][low]), after[-1]
+        then, since = self._rewards(rows, best), self._rewards(rows, now)
+        spread = [row["rollout/reward_std"] for row in then if "rollout/reward_std" in row]
+        if not spread or not since or any(rows[i][high] >= rows[best][low] for i in after):
+            return None
+        old, new = (fmean(row["rollout/reward"] for row in some) for some in (then, since))
+        if not new - old > self.rise * fmean(spread):
+            return None
+        accuracies = " to ".join(
+            f"{rows[i][name]:.3f} ({rows[i][low]:.3f} to {rows[i][high]:.3f})" for i in (best, now)
+        )
+        return (
+            f"{name} has fallen from {accuracies} since iteration {rows[best]['iteration']:.0f}, and "
+            f"rollout/reward has risen from {old:.3f} to {new:.3f}"
+        )
+
+    def _rewards(self, rows: Sequence[Row], validation: int) -> list[Row]:
+        """The iterations up to a validation; after one before training, the first ones."""
+        start = max(validation - self.window, 0) + 1
+        return [row for row in rows[start : start + self.window] if "rollout/reward" in row]
+
+
+def onsets(rows: Sequence[Row]) -> list[tuple[float, str]]:
+    """The iterations in which alarms began to hold, and their names."""
+    pairs = zip([{}, *rows], rows, strict=False)
+    return [
+        (row["iteration"], key.removeprefix(COLUMN))
+        for before, row in pairs
+        for key in sorted(row)
+        if key.startswith(COLUMN) and row[key] == 1 and before.get(key) != 1
+    ]
