@@ -42,7 +42,7 @@ def lasting(rows: Sequence[Row], key: str, window: int) -> list[float]:
     return values if len(values) == window and all(map(math.isfinite, values)) else []
 
 
-def require(alarm: Alarm, **least: float) -> None:
+def require(alarm: Alarm, **least: int) -> None:
     """Refuse settings below these.
 
     Raises:
@@ -51,7 +51,7 @@ def require(alarm: Alarm, **least: float) -> None:
     for key, bound in least.items():
         value = getattr(alarm, key)
         if not value >= bound:
-            raise ValueError(f"alarms.{alarm.name}.{key}={value}: expected {bound:g} or more")
+            raise ValueError(f"alarms.{alarm.name}.{key}={value}: expected {bound} or more")
 
 
 @final
@@ -109,7 +109,7 @@ class KLExplosion(Alarm):
         "model.reference_update"
     )
     above: float = 1.0
-    window: int = 3
+    window: int = 5
     stop: bool = False
 
     def __post_init__(self) -> None:

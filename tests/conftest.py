@@ -5,6 +5,7 @@ Nothing of grpo_pl is imported before a fixture asks for it: the jaxtyping flag 
 
 import importlib.util
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -85,6 +86,47 @@ def refused(fit: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> Cal
             fit(*arguments)
         assert end.value.code == 2
         return said(capsys)
+
+    return run
+
+
+@pytest.fixture
+def stopped(fit: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs `grpo_pl fit` to the end that a guard or an alarm makes of it, and returns the last sentence."""
+
+    def run(*arguments: object, root: Path | None = None) -> str:
+        with pytest.raises(SystemExit) as end:
+            fit(*arguments, root=root)
+        assert end.value.code == 1
+        *_, last = capsys.readouterr().err.splitlines()
+        assert last.startswith("grpo_pl: stopped: ")
+        return last
+
+    return run
+
+
+@pytest.fixture
+def ranks(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Runs `grpo_pl fit` on configs/tiny.yaml in several processes and returns the run's folder."""
+
+    def run(count: int, *arguments: object, root: Path | None = None, pretrained: Path = tiny_model) -> Path:
+        root = root or tmp_path_factory.mktemp("ranks") / "run"
+        command = [
+            *(sys.executable, "-m", "grpo_pl", "fit", "--config", ROOT / "configs" / "tiny.yaml"),
+            *("--pretrained", pretrained, "--trainer.default_root_dir", root, "--trainer.devices", count),
+            *arguments,
+        ]
+        path = os.pathsep.join((str(ROOT), str(ROOT / "tests")))
+        done = subprocess.run(
+            [str(word) for word in command],
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path},
+            capture_output=True,
+            text=True,
+            timeout=500,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        return root
 
     return run
 

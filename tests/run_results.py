@@ -13,8 +13,18 @@ Fit = Callable[..., Path]
 """The fixture `fit`."""
 Refused = Callable[..., str]
 """The fixture `refused`."""
+Stopped = Callable[..., str]
+"""The fixture `stopped`."""
+Ranks = Callable[..., Path]
+"""The fixture `ranks`."""
+STRATEGIES = Path(__file__).resolve().parent.parent / "configs" / "strategy"
 NO_VALIDATION = ("--trainer.limit_val_batches", "0")
 NO_TRACES = ("Traceback", "usage:", "Union", "Parser key", "<class", "Namespace(", "typing.")
+
+
+def strategy(name: str) -> tuple[str, str]:
+    """The arguments that lay a strategy of configs/ over a run."""
+    return "--config", str(STRATEGIES / f"{name}.yaml")
 
 
 def rows(folder: Path) -> list[dict[str, float]]:

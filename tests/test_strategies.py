@@ -1,17 +1,13 @@
 """The same run on one rank and on several, however its models are divided among them."""
 
 import json
-import os
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
 import torch
 from conftest import load_tool
-from run_results import NO_VALIDATION, Fit, Refused, column, untimed
+from run_results import NO_VALIDATION, Fit, Ranks, Refused, column, strategy, untimed
 
 from grpo_pl.callbacks.checkpoint_io import AtomicCheckpointIO, is_sharded, read_shards
 from grpo_pl.models import CausalLM, ValueHead
@@ -28,37 +24,6 @@ VLLM = (
 )
 FSDP1_ON_A_CPU = ("--trainer.strategy.class_path", "cpu_fsdp.CPUFSDPStrategy")
 UNSAVED = ("--checkpoint.every_n_epochs", "100", "--checkpoint.save_last", "false")
-Ranks = Callable[..., Path]
-
-
-@pytest.fixture
-def ranks(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Ranks:
-    """Runs `grpo_pl fit` on configs/tiny.yaml in several processes and returns the run's folder."""
-
-    def run(count: int, *arguments: object, root: Path | None = None, pretrained: Path = tiny_model) -> Path:
-        root = root or tmp_path_factory.mktemp("ranks") / "run"
-        command = [
-            *(sys.executable, "-m", "grpo_pl", "fit", "--config", ROOT / "configs" / "tiny.yaml"),
-            *("--pretrained", pretrained, "--trainer.default_root_dir", root, "--trainer.devices", count),
-            *arguments,
-        ]
-        path = os.pathsep.join((str(ROOT), str(ROOT / "tests")))
-        done = subprocess.run(
-            [str(word) for word in command],
-            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path},
-            capture_output=True,
-            text=True,
-            timeout=500,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-        return root
-
-    return run
-
-
-def strategy(name: str) -> tuple[str, str]:
-    return "--config", str(STRATEGIES / f"{name}.yaml")
 
 
 def assert_equal_runs(one: Path, other: Path, tolerance: float = 1e-4) -> None:

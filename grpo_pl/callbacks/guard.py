@@ -82,8 +82,8 @@ class Guard(pl.Callback):
         told = f" Iteration {before['iteration']:.0f} had {numbers}." if numbers else ""
         kept = f" From before: {self.checkpoint}." if Path(self.checkpoint).exists() else ""
         return (
-            f"{self.in_a_row} optimizer steps in a row were not taken (guard.max_skipped_steps: "
-            f"{self.max_skipped_steps}). It began in {self.began}; now {skipped}.{told}{kept} "
+            f"optimizer steps that were not taken, in a row: {self.in_a_row} (guard.max_skipped_steps: "
+            f"{self.max_skipped_steps}). It began in {self.began}; the last one: {skipped}.{told}{kept} "
             f"Try {skipped.cause.advice}."
         )
 

@@ -1,0 +1,92 @@
+"""Real components that go wrong on purpose; a run names them by import path."""
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.plugins import MixedPrecision
+
+from grpo_pl.alarms import Alarm
+from grpo_pl.rollout.in_process import InProcessEngine
+from grpo_pl.types import Rollout
+
+
+class NaNEngine(InProcessEngine):  # type: ignore[misc]
+    """Says NaN of the first sampled token where the weights are of some versions.
+
+    Args:
+        versions: Optimizer steps that those weights have behind them.
+        rank: The rank on which it does; null for all.
+    """
+
+    def __init__(self, versions: list[int], rank: int | None = None, pretrained: str = "") -> None:
+        super().__init__(pretrained)
+        self.versions, self.rank = versions, rank
+
+    def generate(self, *args: Any, **kwargs: Any) -> Rollout:
+        rollout = super().generate(*args, **kwargs)
+        if self._version in self.versions and self.rank in (None, int(os.environ.get("LOCAL_RANK", "0"))):
+            row, column = rollout.loss_mask.nonzero()[0].tolist()
+            rollout.sampling_logprobs[row, column] = torch.nan
+        return rollout
+
+
+class Poison(pl.Callback):
+    """Writes NaN into a weight of a model, an attribute of the LightningModule, when an iteration begins."""
+
+    def __init__(self, model: str = "policy", iteration: int = 2) -> None:
+        self.model, self.iteration = model, iteration
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.current_epoch + 1 == self.iteration:
+            weight = next(iter(getattr(pl_module, self.model).parameters()))
+            weight.data.view(-1)[0] = torch.nan
+
+
+class PoisonGradient(pl.Callback):
+    """Writes infinity into the gradient of one parameter in one optimizer step."""
+
+    def __init__(self, step: int = 1) -> None:
+        self.step = step
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, _: Any) -> None:
+        if trainer.global_step == self.step:
+            *_, last = (p for p in pl_module.parameters() if p.grad is not None)
+            last.grad.view(-1)[0] = torch.inf
+
+
+class Digest(pl.Callback):
+    """Writes what the weights of each rank are at the end."""
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        policy = pl_module.policy_weights()  # type: ignore[operator]
+        whole = b"".join(tensor.detach().numpy().tobytes() for _, tensor in policy)
+        path = Path(trainer.default_root_dir) / f"digest-{trainer.global_rank}"
+        path.write_text(hashlib.sha256(whole).hexdigest())
+
+
+class OverflowingHalf(MixedPrecision):
+    """float16 on a CPU whose loss scale begins far too high, as it always does by some factor."""
+
+    def __init__(self, doublings: int = 25) -> None:
+        super().__init__("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=2.0**doublings))
+
+
+class Always(Alarm):
+    """An alarm of a user's own."""
+
+    advice = "look elsewhere"
+
+    def __init__(self, since: int = 1, stop: bool = False) -> None:
+        self.since, self.stop = since, stop
+
+    def check(self, rows: Any) -> str | None:
+        return "it is late" if rows[-1]["iteration"] >= self.since else None
+
+
+def enormous(response: str, **_: Any) -> float:
+    """A reward that a float32 holds, and whose variance it does not."""
+    return 3e38 if len(response) % 2 else -3e38
