@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,41 @@ class NaNEngine(InProcessEngine):  # type: ignore[misc]
             row, column = rollout.loss_mask.nonzero()[0].tolist()
             rollout.sampling_logprobs[row, column] = torch.nan
         return rollout
+
+
+class SignalledEngine(InProcessEngine):  # type: ignore[misc]
+    """Gets a signal while it starts."""
+
+    def start(self, **arguments: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        super().start(**arguments)
+
+
+class SignalIn(pl.Callback):
+    """Sends this process a signal when a stage of an iteration begins, or a checkpoint is made; once."""
+
+    def __init__(self, stage: str, number: int) -> None:
+        self.stage, self.number = stage, number
+
+    def on_fit_start(self, trainer: pl.Trainer, _: pl.LightningModule) -> None:
+        datamodule = trainer.datamodule  # type: ignore[attr-defined]
+        datamodule.on_stage = self._begins
+
+    def on_save_checkpoint(self, *_: Any) -> None:
+        self._begins("checkpoint")
+
+    def _begins(self, stage: str) -> None:
+        if stage == self.stage:
+            self.stage = "done"
+            os.kill(os.getpid(), self.number)
+
+
+class KillEngine(pl.Callback):
+    """Kills the process of an OverlappedEngine when an iteration begins."""
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, _: pl.LightningModule) -> None:
+        if trainer.current_epoch == 1:
+            os.kill(trainer.datamodule.engine._process.pid, signal.SIGKILL)  # type: ignore[attr-defined]
 
 
 class Poison(pl.Callback):

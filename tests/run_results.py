@@ -1,5 +1,6 @@
 """What a run of the command line leaves behind: numbers, weights, and the sentence it was refused with."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,11 @@ NO_TRACES = ("Traceback", "usage:", "Union", "Parser key", "<class", "Namespace(
 def strategy(name: str) -> tuple[str, str]:
     """The arguments that lay a strategy of configs/ over a run."""
     return "--config", str(STRATEGIES / f"{name}.yaml")
+
+
+def callback(name: str, **arguments: object) -> tuple[str, str]:
+    """The arguments that add a callback to a run."""
+    return "--trainer.callbacks", json.dumps([{"class_path": name, "init_args": arguments}])
 
 
 def rows(folder: Path) -> list[dict[str, float]]:

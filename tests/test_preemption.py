@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from run_results import Fit, Refused, column, saved, untimed
+from run_results import Fit, Refused, callback, column, saved, untimed
 
 from grpo_pl import slurm
 from grpo_pl.callbacks.preemption import EXIT_CODE
@@ -101,6 +101,34 @@ def test_a_signal_in_mid_iteration_loses_nothing(
     end(start(stopped, *settings, "--ckpt_path", "last"), 0)
     same(whole, stopped)
     assert not list(checkpoints.glob("preempted-*"))
+
+
+IN_ITERATION = "sync", "generate", "score", "update", "validate"
+SIGNALLED = [
+    ("--data.engine", "faults.SignalledEngine"),
+    *(callback("faults.SignalIn", stage=stage, number=signal.SIGUSR1) for stage in IN_ITERATION),
+    (
+        *callback("faults.SignalIn", stage="checkpoint", number=signal.SIGTERM),
+        "--checkpoint.every_n_epochs",
+        "1",
+    ),
+]
+
+
+def test_a_run_that_a_signal_hits_in_every_stage_ends_like_one_never_disturbed(
+    fit: Fit, tmp_path: Path
+) -> None:
+    """Each start is stopped in another stage, at the end of its first iteration, and the next one goes on."""
+    last = len(SIGNALLED) + 1
+    settings = (*SETTINGS, "--trainer.max_epochs", last, "--checkpoint.every_n_epochs", last)
+    whole, folder = fit(*settings), tmp_path / "run"
+    for done, signalled in enumerate(SIGNALLED, start=1):
+        with pytest.raises(SystemExit) as end:
+            fit(*settings, *signalled, "--ckpt_path", "last", root=folder)
+        assert end.value.code == EXIT_CODE
+        assert column(folder, "iteration") == list(range(done + 1)), signalled
+    fit(*settings, "--ckpt_path", "last", root=folder)
+    same(whole, folder)
 
 
 # ------------------------------------------------------------------------------------ whose a run's folder is

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from run_results import NO_VALIDATION, Fit, Refused, column, saved, untimed
+from run_results import NO_VALIDATION, Fit, Refused, callback, column, saved, untimed
 from test_engines import SAMPLING, Served, mismatch, perturbed, prompts
 
 from grpo_pl.models import CausalLM
@@ -196,6 +196,20 @@ def test_a_resumed_run_ends_like_one_never_stopped(fit: Fit, tmp_path: Path) -> 
     assert untimed(whole) == untimed(killed)
     assert (whole / "samples.jsonl").read_text() == (killed / "samples.jsonl").read_text()
     same_weights(whole, killed)
+
+
+@pytest.mark.slow
+def test_a_run_whose_engine_is_killed_goes_on_from_its_checkpoint_as_if_it_had_not_been(
+    fit: Fit, tmp_path: Path
+) -> None:
+    run, folder = (*OVERLAPPED, *CORRECTED), tmp_path / "run"
+    with pytest.raises(RuntimeError, match=r"data\.engine: the process of InProcessEngine has ended .* -9 "):
+        fit(*run, *callback("faults.KillEngine"), root=folder)
+    assert column(folder, "iteration") == [0, 1]
+    fit(*run, "--ckpt_path", "last", root=folder)
+    whole = fit(*run)
+    assert untimed(whole) == untimed(folder)
+    same_weights(whole, folder)
 
 
 def test_with_bound_0_what_a_checkpoint_has_sampled_ahead_is_forgotten(fit: Fit) -> None:
