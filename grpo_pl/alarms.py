@@ -296,12 +296,11 @@ class RewardHacking(Alarm):
         return [row for row in rows[start : start + self.window] if "rollout/reward" in row]
 
 
-def onsets(rows: Sequence[Row]) -> list[tuple[float, str]]:
+def onsets(rows: Sequence[Row]) -> dict[float, list[str]]:
     """The iterations in which alarms began to hold, and their names."""
-    pairs = zip([{}, *rows], rows, strict=False)
-    return [
-        (row["iteration"], key.removeprefix(COLUMN))
-        for before, row in pairs
-        for key in sorted(row)
-        if key.startswith(COLUMN) and row[key] == 1 and before.get(key) != 1
-    ]
+    begun: dict[float, list[str]] = {}
+    for before, row in zip([{}, *rows], rows, strict=False):
+        for key in sorted(row):
+            if key.startswith(COLUMN) and row[key] == 1 and before.get(key) != 1:
+                begun.setdefault(row["iteration"], []).append(key.removeprefix(COLUMN))
+    return begun

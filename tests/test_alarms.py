@@ -153,8 +153,9 @@ def test_an_alarm_is_named_after_its_class() -> None:
 
 def test_an_onset_is_where_an_alarm_begins_to_hold() -> None:
     some = series("alarm/no_signal", [0.0, 1.0, 1.0, 0.0, 1.0])
+    some[2] = {**some[2], "alarm/always": 1.0}
     some[3] = {**some[3], "alarm/other": 1.0}
-    assert onsets(some) == [(2.0, "no_signal"), (3.0, "other"), (5.0, "no_signal")]
+    assert onsets(some) == {2: ["always", "no_signal"], 3: ["other"], 5: ["no_signal"]}
 
 
 # --------------------------------------------------------------------------------------------------- in a run

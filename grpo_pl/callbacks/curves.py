@@ -104,12 +104,13 @@ def draw_curves(rows: Rows, path: Path) -> None:
 
 def _onsets(panels: "Sequence[Axes]", rows: Rows) -> None:
     """A line in each panel where an alarm began to hold; its name stands in the first one."""
-    for iteration, name in onsets(rows):
+    top = panels[0].get_xaxis_transform()
+    for iteration, names in onsets(rows).items():
         for axes in panels:
             axes.axvline(iteration, color=VERMILION, linestyle=":", linewidth=1)
         panels[0].text(
-            iteration, 0.98, name, transform=panels[0].get_xaxis_transform(), rotation=90, va="top",
-            ha="right", fontsize=7, color=VERMILION,
+            iteration, 0.98, ", ".join(names), transform=top, rotation=90, va="top", ha="right", fontsize=7,
+            color=VERMILION,
         )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from run_results import Fit, rows, said, saved
+from run_results import Fit, callback, rows, said, saved
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from grpo_pl.cli import main
@@ -169,6 +169,15 @@ def test_micro_batches_accumulate_to_the_same_step(train: Train) -> None:
         for size, k in ((8, 1), (2, 4))
     ]
     assert losses[0][1]["val/loss"] == pytest.approx(losses[1][1]["val/loss"], rel=1e-4)
+
+
+def test_weights_that_are_not_finite_end_the_training(
+    train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        train("pairs", *callback("faults.Poison", model="reward_model", iteration=1), root=tmp_path / "run")
+    assert end.value.code == 1
+    assert "with the trained weights, since the step before (of 1 of " in capsys.readouterr().err
 
 
 ONE_EPOCH = ("--trainer.max_epochs", 1)

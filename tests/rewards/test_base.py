@@ -1,5 +1,6 @@
 import logging
 import math
+import re
 from collections.abc import Sequence
 
 import pytest
@@ -113,9 +114,11 @@ def test_a_batch_that_works_is_scored_in_one_call():
     assert reward.batch_sizes == [7]
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_a_score_that_is_not_finite_is_refused(bad):
-    with pytest.raises(RewardError, match=f"ValueError: it gave the score {bad} .*response 'x'"):
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 1e39])
+def test_a_score_that_no_float32_holds_is_refused(bad):
+    with pytest.raises(
+        RewardError, match=rf"ValueError: it gave the score {re.escape(str(bad))} .*response 'x'"
+    ):
         score_samples({"a": Scripted({"x": bad, "y": 1.0})}, [sample("y"), sample("x")])
     abstaining = Scripted({"x": bad, "y": 1.0}, on_error="abstain")
     assert score_samples({"a": abstaining}, [sample("y"), sample("x")]).by_name == {"a": [1.0, None]}
