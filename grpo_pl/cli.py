@@ -15,7 +15,6 @@ import yaml
 from jsonargparse import ActionConfigFile, Namespace  # type: ignore[attr-defined]
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 from typing_extensions import override
@@ -23,8 +22,10 @@ from typing_extensions import override
 from grpo_pl import __version__
 from grpo_pl.callbacks import alarms, curves, guard, memory, preemption, progress, records, samples
 from grpo_pl.callbacks.checkpoint_io import AtomicCheckpointIO
-from grpo_pl.callbacks.run_folder import RunFolder, save_config
+from grpo_pl.callbacks.checkpoints import BY_STEP, Checkpoints
+from grpo_pl.callbacks.run_folder import RunFolder
 from grpo_pl.datamodule import RolloutDataModule
+from grpo_pl.durable import DiskFullError
 from grpo_pl.module import PolicyOptimization
 from grpo_pl.parser import Parser, fail, nearest
 from grpo_pl.planning.command import PlanningTrainer
@@ -134,19 +135,28 @@ class CLI(LightningCLI):
             default="",
             help="Model folder or hub name, for every model, engine and tokenizer that names none itself.",
         )
+        parser.add_argument(
+            "--resume",
+            type=Literal["auto", "never"],
+            default="auto",
+            help="auto: an unfinished run in trainer.default_root_dir goes on if its settings are the same; "
+            "never: it is moved aside.",
+        )
         parser.add_lightning_class_args(guard.Guard, "guard")
         parser.add_lightning_class_args(records.MetricsTable, "metrics")
         for key, callback in JOBS[self.job].callbacks.items():
             parser.add_lightning_class_args(callback, key)
         parser.add_lightning_class_args(progress.Progress, "progress")
         parser.add_lightning_class_args(memory.ReleaseMemory, "release_memory")
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(Checkpoints, "checkpoint")
         parser.add_lightning_class_args(preemption.Preemption, "preemption")
         parser.set_defaults(
             {
                 "checkpoint.filename": "iteration-{iteration:04.0f}",
                 "checkpoint.auto_insert_metric_name": False,
                 "checkpoint.save_last": "link",
+                **{f"checkpoint.{key}": value for key, value in BY_STEP.items()},
+                "checkpoint.save_top_k": 2,
                 "checkpoint.enable_version_counter": False,  # or a resumed run leaves `last` where it was
                 "checkpoint.save_on_train_epoch_end": True,
             }
@@ -168,26 +178,32 @@ class CLI(LightningCLI):
         """A checkpoint restores a run's state; what its settings are, the config alone says."""
 
     def before_fit(self) -> None:
-        """Save checkpoints without a copy in memory, wherever the strategy writes single files."""
+        """Write and read single files whole and with checksums, wherever the strategy has them."""
         if type(self.trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             self.trainer.strategy.checkpoint_io = AtomicCheckpointIO()
 
+    before_validate = before_fit
+
     def fit(self, **kwargs: Any) -> None:
-        """Fit; a job that SLURM has requeued goes on where it was, whatever checkpoint its command names."""
-        folder = Path(self.trainer.default_root_dir)
-        callbacks: list[pl.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        """Fit; an unfinished run goes on where it was, whatever checkpoint its command names."""
         listener: preemption.Preemption = self._get(self.config_init, "preemption")
-        if any(c.continues(folder) for c in callbacks if isinstance(c, RunFolder)):
-            kwargs["ckpt_path"] = "last"
-        elif kwargs.get("ckpt_path") is None:
-            preemption.check_no_hpc_checkpoint(folder)
-        listener.listen()
-        try:
-            self.trainer.fit(**kwargs)
-        finally:
-            listener.leave()
-        if listener.stopped and self.trainer.is_global_zero:
-            raise SystemExit(preemption.EXIT_CODE)
+        with self.run_folder.occupied(self.trainer) as beginning:
+            if beginning is None:
+                preemption.check_no_hpc_checkpoint(self.run_folder.folder)
+            listener.listen()
+            try:
+                self.trainer.fit(**kwargs | {"ckpt_path": beginning})
+            finally:
+                listener.leave()
+            if listener.stopped and self.trainer.is_global_zero:
+                raise SystemExit(preemption.EXIT_CODE)
+            self.run_folder.end(self.trainer)
+
+    @property
+    def run_folder(self) -> RunFolder:
+        """What keeps the folder of this run."""
+        callbacks: list[pl.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        return next(callback for callback in callbacks if isinstance(callback, RunFolder))
 
 
 class Checked(CLI):
@@ -212,9 +228,10 @@ class Checked(CLI):
         """The whole config."""
         return self.config[self.subcommand]  # type: ignore[no-any-return]
 
-    def save(self, folder: Path) -> None:
-        """Write the config into a folder."""
-        save_config(self._parser(self.subcommand), self.settings, folder)
+    def prepare(self) -> None:
+        """Make the run's folder ready for it, with its config in it."""
+        with self.run_folder.occupied(self.trainer):
+            self.run_folder.prepare(self.trainer)
 
 
 def configure(args: list[str], cli: type[CLI] = CLI, **kwargs: Any) -> CLI:
@@ -262,7 +279,7 @@ def mistakes_answered() -> Iterator[None]:
         yield
     except guard.RunStoppedError as error:
         stop(error)
-    except (RewardError, MisconfigurationException) as error:
+    except (RewardError, MisconfigurationException, DiskFullError) as error:
         refuse(error)
     except FileNotFoundError as error:
         if "Checkpoint" in str(error):

@@ -1,10 +1,15 @@
 """What a process knows of its SLURM job: whose run folder it writes to, and how to be started again."""
 
 import json
+import logging
 import os
 import subprocess
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from grpo_pl.durable import write_atomically
+
+log = logging.getLogger(__name__)
 
 OWNER_FILE = "slurm_job.json"
 
@@ -19,15 +24,20 @@ class Owner:
 
     def write(self, folder: Path) -> None:
         """Put it into the folder, in one step."""
-        partial = folder / f".{OWNER_FILE}.{os.getpid()}.partial"
-        partial.write_text(json.dumps(asdict(self)) + "\n", encoding="utf-8")
-        partial.replace(folder / OWNER_FILE)
+        write_atomically(folder / OWNER_FILE, json.dumps(asdict(self)) + "\n")
 
 
 def owner(folder: Path) -> Owner | None:
     """The job that a run folder belongs to; None for a folder of no job."""
     path = folder / OWNER_FILE
-    return Owner(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+    if not path.exists():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return Owner(str(content["job"]), int(content["starts"]))
+    except (ValueError, KeyError, TypeError):
+        log.warning("! %s is torn, and does not say which job the folder belongs to", path)
+        return None
 
 
 def current() -> Owner | None:

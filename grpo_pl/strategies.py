@@ -8,12 +8,15 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, Strategy, StrategyRegistry
-from torch import nn
+from torch import distributed, nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy, wrap
 from typing_extensions import override
 
+from grpo_pl.durable import PARTIAL, room_for, sync_folder
+from grpo_pl.manifest import Manifest, Part, measured, whole_checkpoint
 from grpo_pl.models.builder import Build
 from grpo_pl.models.deferred import deferred_weights
 from grpo_pl.models.loading import DType, transformer_blocks
@@ -161,17 +164,43 @@ class FSDP2Strategy(ModelParallelStrategy):
             super().save_checkpoint(checkpoint, filepath, storage_options)
             return
         place = Path(self.broadcast(filepath))
-        partial = place.with_name(f".{place.name}.partial")
+        partial = place.with_name(f".{place.name}{PARTIAL}")
         if self.is_global_zero:
             shutil.rmtree(partial, ignore_errors=True)
         self.barrier()
-        super().save_checkpoint(checkpoint, partial, storage_options)
+        step = checkpoint["global_step"]
+        with room_for(place):
+            try:
+                super().save_checkpoint(checkpoint, partial, storage_options)
+            except CheckpointException as error:
+                raise next(iter(error.failures.values()))[0] from error
         self.barrier()
+        files = self._measured_by_all(partial)
         if self.is_global_zero:
+            Manifest(step, files).write(partial)
             if place.is_dir():
                 shutil.rmtree(place)
             partial.replace(place)
+            sync_folder(place.parent)
         self.barrier()
+
+    def _measured_by_all(self, folder: Path) -> dict[str, Part]:
+        """The checksums of a folder's files, each rank reading some of them. Collective."""
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        mine = {
+            str(path.relative_to(folder)): measured(path)
+            for path in files[self.global_rank :: self.world_size]
+        }
+        every: list[dict[str, Part]] = [{}] * self.world_size
+        distributed.all_gather_object(every, mine)
+        return {name: part for parts in every for name, part in parts.items()}
+
+    @override
+    def load_checkpoint(
+        self, checkpoint_path: str | Path, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read the checkpoint that the path means, once its checksums are right."""
+        return super().load_checkpoint(whole_checkpoint(Path(checkpoint_path)), weights_only)
 
     @override
     def model_to_device(self) -> None:

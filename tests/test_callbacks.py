@@ -13,8 +13,9 @@ import torch
 from grpo_pl.callbacks.checkpoint_io import AtomicCheckpointIO
 from grpo_pl.callbacks.curves import draw_curves
 from grpo_pl.callbacks.progress import line
-from grpo_pl.callbacks.records import move_aside, read_metrics, write_atomically, write_metrics
+from grpo_pl.callbacks.records import move_aside, read_metrics, write_metrics
 from grpo_pl.callbacks.samples import Samples, spread
+from grpo_pl.durable import write_atomically
 from grpo_pl.quiet import captured_output
 from grpo_pl.types import SampleRecord
 
@@ -181,7 +182,6 @@ def check_whole(path):
 
 def test_move_aside_takes_the_first_free_name_and_says_it(tmp_path, capsys):
     folder = tmp_path / "run"
-    assert move_aside(folder) is None
     for n in (1, 2):
         write_metrics(folder / "metrics.csv", [{"iteration": float(n)}])
         assert move_aside(folder) == tmp_path / f"run.{n}"
@@ -190,10 +190,10 @@ def test_move_aside_takes_the_first_free_name_and_says_it(tmp_path, capsys):
     assert not folder.exists()
 
 
-def test_a_folder_without_a_run_stays_where_it_is(tmp_path):
+def test_a_folder_without_a_run_stays_where_it_is(fit, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "notes.txt").write_text("mine")
-    assert move_aside(tmp_path / "run") is None
+    fit("--trainer.max_epochs", 1, "--data.val", "null", root=tmp_path / "run")
     assert (tmp_path / "run" / "notes.txt").exists()
 
 
@@ -330,11 +330,13 @@ def test_a_line_shows_what_was_measured_and_nothing_else():
 
 def test_a_checkpoint_is_replaced_whole_or_not_at_all(tmp_path):
     path = tmp_path / "deep" / "last.ckpt"
-    AtomicCheckpointIO().save_checkpoint({"weights": torch.ones(3)}, path)
+    AtomicCheckpointIO().save_checkpoint({"weights": torch.ones(3), "global_step": 1}, path)
     with pytest.raises(AttributeError):  # a local function cannot be pickled: the save dies half-way
-        AtomicCheckpointIO().save_checkpoint({"weights": torch.zeros(3), "junk": lambda: 0}, path)
+        AtomicCheckpointIO().save_checkpoint(
+            {"weights": torch.zeros(3), "junk": lambda: 0, "global_step": 2}, path
+        )
     assert torch.load(path, weights_only=True)["weights"].tolist() == [1, 1, 1]
-    assert [p.name for p in path.parent.iterdir()] == ["last.ckpt"]
+    assert sorted(p.name for p in path.parent.iterdir()) == ["last.ckpt", "last.ckpt.manifest.json"]
 
 
 def test_captured_output_is_shown_only_if_the_body_raises(capfd):

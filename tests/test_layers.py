@@ -7,7 +7,8 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "grpo_pl"
 LAYERS = [
-    {"types", "quiet", "memory", "slurm"},
+    {"types", "quiet", "memory", "durable"},
+    {"slurm", "manifest", "lock"},
     {"functional"},
     {
         "prompts",

@@ -9,6 +9,7 @@ from typing_extensions import override
 
 from grpo_pl.alarms import onsets
 from grpo_pl.callbacks.records import METRICS_FILE, read_metrics
+from grpo_pl.durable import DiskFullError, room_for
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,12 +33,14 @@ class Curves(pl.Callback):
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        self._draw(trainer)
+        if not isinstance(exception, DiskFullError):
+            self._draw(trainer)
 
     def _draw(self, trainer: pl.Trainer) -> None:
         metrics = Path(trainer.default_root_dir) / METRICS_FILE
         if trainer.is_global_zero and metrics.exists():
-            draw_curves(read_metrics(metrics), metrics.with_name(CURVES_FILE))
+            with room_for(path := metrics.with_name(CURVES_FILE)):
+                draw_curves(read_metrics(metrics), path)
 
 
 class Reliability(pl.Callback):

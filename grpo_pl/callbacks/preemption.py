@@ -6,15 +6,15 @@ from pathlib import Path
 from types import FrameType
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint
 from typing_extensions import override
 
 from grpo_pl import slurm
+from grpo_pl.callbacks.checkpoints import Checkpoints
 
 log = logging.getLogger(__name__)
 
 REQUEUE, STOP = signal.SIGUSR1, signal.SIGTERM
-PREFIX = "preempted-"
 EXIT_CODE = 75
 """Of a run that a signal stopped and that can go on; sysexits.h calls it EX_TEMPFAIL."""
 
@@ -74,11 +74,9 @@ class Preemption(Checkpoint):
         signal.pthread_sigmask(signal.SIG_BLOCK, {REQUEUE})
         self.stopped = trainer.strategy.reduce_boolean_decision(bool(self._received), all=False)
         if self.stopped:
-            save_last(trainer)
+            checkpointing(trainer).save_now(trainer)
             trainer.should_stop = True
             trainer.fit_loop.min_epochs = trainer.fit_loop.epoch_loop.min_steps = None  # or it would not stop
-        else:
-            remove_superseded(trainer)
 
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -86,7 +84,6 @@ class Preemption(Checkpoint):
         if trainer.current_epoch == trainer.max_epochs or trainer.global_step == trainer.max_steps:
             self.stopped = False  # it is over anyway
         if not self.stopped:
-            remove_superseded(trainer)
             return
         again = trainer.strategy.reduce_boolean_decision(REQUEUE in self._received, all=False)
         if not trainer.is_global_zero:
@@ -94,9 +91,9 @@ class Preemption(Checkpoint):
         log.info("a signal came: stopped, and saved iteration %d", trainer.current_epoch)
         job = slurm.current()
         if job is None or not (again and self.requeue):
-            log.info("--ckpt_path last continues")
+            log.info("the same command continues")
         elif refusal := slurm.requeue(job.job):
-            log.info("SLURM does not requeue job %s (%s): --ckpt_path last continues", job.job, refusal)
+            log.info("SLURM does not requeue job %s (%s): the same command continues", job.job, refusal)
         else:
             log.info("job %s is requeued and will continue", job.job)
 
@@ -105,26 +102,9 @@ class Preemption(Checkpoint):
         self.leave()
 
 
-def checkpointing(trainer: pl.Trainer) -> ModelCheckpoint:
+def checkpointing(trainer: pl.Trainer) -> Checkpoints:
     """What saves regularly."""
-    return next(c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint))
-
-
-def save_last(trainer: pl.Trainer) -> None:
-    """Have `last.ckpt` name a checkpoint of this moment."""
-    regular = checkpointing(trainer)
-    folder = str(regular.dirpath)
-    if regular._last_global_step_saved != trainer.global_step:
-        regular._save_checkpoint(trainer, f"{folder}/{PREFIX}{trainer.current_epoch + 1:04d}.ckpt")
-    regular._link_checkpoint(trainer, regular._last_checkpoint_saved, f"{folder}/last.ckpt")
-
-
-def remove_superseded(trainer: pl.Trainer) -> None:
-    """Remove the checkpoints of earlier preemptions, but for the one that is still the last."""
-    folder = Path(str(checkpointing(trainer).dirpath)).resolve()
-    if trainer.is_global_zero:
-        for path in set(folder.glob(f"{PREFIX}*.ckpt")) - {(folder / "last.ckpt").resolve()}:
-            trainer.strategy.remove_checkpoint(path)
+    return next(c for c in trainer.checkpoint_callbacks if isinstance(c, Checkpoints))
 
 
 def check_no_hpc_checkpoint(folder: Path) -> None:

@@ -1,7 +1,6 @@
-"""The files of a run: `metrics.csv`, one row an iteration; no kill tears a file."""
+"""The files of a run: `metrics.csv`, one row an iteration."""
 
 import csv
-import os
 import resource
 import time
 from pathlib import Path
@@ -10,23 +9,14 @@ from typing import Any
 import lightning.pytorch as pl
 from typing_extensions import override
 
+from grpo_pl.durable import write_atomically
 from grpo_pl.optimization import OptimizedModule, num_parameters
 
 CONFIG_FILE, METRICS_FILE = "config.yaml", "metrics.csv"
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a file's content in one step: a reader finds the old text or the new one, also after a kill."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
-
-
-def move_aside(folder: Path) -> Path | None:
+def move_aside(folder: Path) -> Path:
     """Rename a folder that holds a run to the first free `<folder>.<n>`, and say where it went."""
-    if not (folder / METRICS_FILE).exists():
-        return None
     n = 1
     while (kept := folder.with_name(f"{folder.name}.{n}")).exists():
         n += 1
@@ -58,7 +48,8 @@ class MetricsTable(pl.Callback):
 
     Row 0 holds the validation before training; row i > 0 holds iteration i: its rollout, its updates, and the
     validation after them where there was one. Of a reward model, an iteration is a pass over the data.
-    Also runs that first validation, and measures the time of updates and validations.
+    Also runs that first validation, and measures the time of updates and validations. Checkpoints hold all
+    rows.
     """
 
     def __init__(self) -> None:
@@ -67,13 +58,19 @@ class MetricsTable(pl.Callback):
         self._first_batch = self._last_batch = 0.0
 
     @override
+    def state_dict(self) -> dict[str, Any]:
+        """All rows: a run that goes on writes the file again, whatever has become of it."""
+        return {"rows": self.rows}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.rows = list(state_dict["rows"])
+
+    @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        path = Path(trainer.default_root_dir) / METRICS_FILE
         if trainer.current_epoch > 0:
-            rows = read_metrics(path) if path.exists() else []
-            self.rows = [row for row in rows if row["iteration"] <= trainer.current_epoch]
             if trainer.is_global_zero:
-                write_metrics(path, self.rows)
+                write_metrics(Path(trainer.default_root_dir) / METRICS_FILE, self.rows)
             return
         self._last_batch = time.perf_counter()
         validate_now(trainer)

@@ -1,6 +1,7 @@
-"""Whose a run's folder is: one run's, and under SLURM one job's."""
+"""Whose a run's folder is: one run's until that has ended, and one process's while it goes on."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,40 +12,138 @@ from lightning.pytorch.cli import SaveConfigCallback
 from typing_extensions import override
 
 from grpo_pl import slurm
-from grpo_pl.callbacks.records import CONFIG_FILE, move_aside
+from grpo_pl.callbacks.preemption import checkpointing
+from grpo_pl.callbacks.records import CONFIG_FILE, METRICS_FILE, move_aside
+from grpo_pl.durable import PARTIAL, remove, write_atomically
+from grpo_pl.lock import LOCK_FILE, Lock
+from grpo_pl.manifest import INSIDE, LAST, checkpoints, newest_first
+
+ENDED_FILE = "ended.json"
+"""In the folder of a run that has reached its end; the same command continues any other."""
+FREE = ("resume", "trainer.max_epochs", "trainer.max_steps")
+"""Settings that may differ where an unfinished run goes on: they do not change what an iteration does."""
 
 
 class RunFolder(SaveConfigCallback):
-    """Prepares the run's folder when all is checked: an earlier run moves aside, `config.yaml` comes in."""
+    """Prepares the run's folder when all is checked: one that has ended moves aside, `config.yaml` comes in.
+
+    An unfinished run goes on by itself under the same settings. That is decided before anything changes in
+    the folder, so that all ranks decide alike.
+    """
+
+    @contextmanager
+    def occupied(self, trainer: pl.Trainer) -> Iterator[str | None]:
+        """Hold the folder while the body runs.
+
+        Gives the checkpoint that the run begins with.
+
+        Raises:
+            ValueError: If another process is at work in the folder, or if its run cannot be told.
+        """
+        self.folder = Path(trainer.default_root_dir)
+        self.lock = Lock(self.folder)
+        if trainer.is_global_zero:
+            self.lock.take()
+        try:
+            yield self._beginning(checkpointing(trainer).folder)
+        finally:
+            self.lock.leave()
+
+    def _beginning(self, saved: Path) -> str | None:
+        named = self.config.get("ckpt_path")
+        self.continues = named == "last" or self.is_unfinished()
+        if not self.continues:
+            return str(named) if named else None
+        if checkpoints(saved) or (saved / LAST).is_symlink():
+            return str(saved / LAST)
+        return None if named == "last" else named
+
+    def is_unfinished(self) -> bool:
+        """Whether the folder holds this very run, before its end or in a job that SLURM starts again."""
+        requeued = slurm.was_requeued(self.folder)
+        ended, anew = (self.folder / ENDED_FILE).exists(), self.config.get("resume") == "never"
+        begun = (self.folder / CONFIG_FILE).exists()
+        return begun and (requeued or not (ended or anew)) and not self.changed()
+
+    def changed(self) -> list[str]:
+        """The settings that are not those of the run in the folder.
+
+        Raises:
+            ValueError: If that run's cannot be read.
+        """
+        path = self.folder / CONFIG_FILE
+        try:
+            before = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError):
+            before = None
+        if not isinstance(before, dict):
+            raise ValueError(
+                f"{path} is torn, so that nobody can tell whether its run goes on: --ckpt_path last "
+                "continues it, --resume never moves it aside"
+            )
+        now = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))
+        for config in (before, now):
+            config["ckpt_path"] = None if config.get("ckpt_path") == "last" else config.get("ckpt_path")
+        return sorted(key for key in different(before, now) if key not in FREE)
 
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage != "fit" or not trainer.is_global_zero:
             return
-        folder = Path(trainer.default_root_dir)
-        if not self.continues(folder) and self.config.get("ckpt_path") is None:
-            if slurm.was_requeued(folder):
-                print(f"Not continued: {folder} has other settings of {', '.join(self.changed(folder))}.")
-            move_aside(folder)
-        save_config(self.parser, self.config, folder)
+        self.prepare(trainer)
         if job := slurm.current():
-            job.write(folder)
+            job.write(self.folder)
 
-    def continues(self, folder: Path) -> bool:
-        """Whether the run in the folder is this one, which its SLURM job starts again."""
-        return slurm.was_requeued(folder) and not self.changed(folder)
+    def prepare(self, trainer: pl.Trainer) -> None:
+        """Make the folder this run's: what does not go on moves aside, what a kill left half is removed."""
+        saved = checkpointing(trainer).folder
+        if self.continues:
+            self._say_where_it_goes_on(saved)
+        elif (self.folder / METRICS_FILE).exists():
+            self._begin_anew()
+        for folder in (self.folder, saved):
+            sweep(folder)
+        (self.folder / ENDED_FILE).unlink(missing_ok=True)
+        write_config(self.parser, self.config, self.folder)
 
-    def changed(self, folder: Path) -> list[str]:
-        """The settings that are not those of the run in the folder."""
-        before = yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-        now = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))
-        return sorted(different(before, now))
+    def end(self, trainer: pl.Trainer) -> None:
+        """Note that the run has reached its end: the same command is a new run from now on."""
+        if trainer.is_global_zero:
+            write_atomically(self.folder / ENDED_FILE, "{}\n")
+
+    def _say_where_it_goes_on(self, saved: Path) -> None:
+        anew = "; --resume never starts anew" if self.config.get("ckpt_path") != "last" else ""
+        if found := newest_first(saved):
+            print(f"The run of {self.folder} goes on from {found[0][0].name}{anew}.")
+        elif (self.folder / METRICS_FILE).exists():
+            print(f"The run of {self.folder} was stopped before its first checkpoint and begins again{anew}.")
+
+    def _begin_anew(self) -> None:
+        named = self.config.get("ckpt_path")
+        if named is not None and self.folder.resolve() in Path(named).resolve().parents:
+            return
+        unfinished = not (self.folder / ENDED_FILE).exists() and self.config.get("resume") != "never"
+        if unfinished and (keys := self.changed()):
+            print(f"Not continued: the run of {self.folder} has other settings of {', '.join(keys)}.")
+        kept = move_aside(self.folder)
+        self.lock.take()
+        (kept / LOCK_FILE).unlink()
 
 
-def save_config(parser: ArgumentParser, config: Namespace, folder: Path) -> None:
-    """Write `config.yaml` into a run's folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    parser.save(config, folder / CONFIG_FILE, skip_unset=False, overwrite=True, multifile=False)
+def write_config(parser: ArgumentParser, config: Namespace, folder: Path) -> None:
+    """Write `config.yaml` into a run's folder: started from it, the run goes on where it was."""
+    config = config.clone()
+    config["resume"] = "auto"
+    write_atomically(folder / CONFIG_FILE, parser.dump(config, skip_unset=False))
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a kill has left half written."""
+    for partial in folder.glob(f".*{PARTIAL}"):
+        remove(partial)
+    for manifest in folder.glob(f"*.ckpt.{INSIDE}"):
+        if not manifest.with_name(manifest.name.removesuffix(f".{INSIDE}")).exists():
+            manifest.unlink()
 
 
 def different(a: Any, b: Any, key: str = "") -> Iterator[str]:

@@ -1,6 +1,7 @@
 """Responses that people read: `samples.jsonl`, and a table now and then."""
 
 import json
+import logging
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,9 +12,10 @@ from rich.table import Table
 from typing_extensions import override
 
 from grpo_pl.callbacks.progress import Progress
-from grpo_pl.callbacks.records import write_atomically
+from grpo_pl.durable import append, replacing
 from grpo_pl.types import Experience, SampleRecord
 
+log = logging.getLogger(__name__)
 SAMPLES_FILE = "samples.jsonl"
 
 
@@ -38,11 +40,14 @@ class Samples(pl.Callback):
         path = Path(trainer.default_root_dir) / SAMPLES_FILE
         if not trainer.is_global_zero or not path.exists():
             return
-        lines = [
-            line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")
-        ]
-        kept = [line for line in lines if json.loads(line)["iteration"] <= trainer.current_epoch]
-        write_atomically(path, "".join(kept))
+        lines = path.read_bytes().splitlines(keepends=True)
+        iterations = [iteration_of(line) for line in lines]
+        if torn := iterations[:-1].count(None):
+            log.warning("! %s: %d torn lines are left out", path, torn)
+        with replacing(path) as file:
+            for line, iteration in zip(lines, iterations, strict=True):
+                if iteration is not None and iteration <= trainer.current_epoch:
+                    file.write(line)
 
     @override
     def on_train_batch_start(
@@ -56,13 +61,19 @@ class Samples(pl.Callback):
             for record in batch.records[: self.keep]
         ]
         path = Path(trainer.default_root_dir) / SAMPLES_FILE
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
-            file.write("".join(lines))
+        append(path, "".join(lines))
         if self.every and (iteration - 1) % self.every == 0 and self.rows:
             bar = trainer.progress_bar_callback
             console = bar.console if isinstance(bar, Progress) else Console()
             console.print(table(spread(batch.records, self.rows), f"iteration {iteration}"))
+
+
+def iteration_of(line: bytes) -> int | None:
+    """The iteration of a line of the file; None for one that is torn."""
+    try:
+        return int(json.loads(line)["iteration"]) if line.endswith(b"\n") else None
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def spread(records: list[SampleRecord], count: int) -> list[SampleRecord]:

@@ -12,7 +12,7 @@ from typing import Any, NoReturn, Protocol
 from typing_extensions import override
 
 from grpo_pl import slurm
-from grpo_pl.callbacks.records import CONFIG_FILE, move_aside
+from grpo_pl.callbacks.records import CONFIG_FILE
 from grpo_pl.submission.script import fill
 
 SCRIPT_FILE = "job.sbatch"
@@ -28,8 +28,8 @@ class Fit(Protocol):
         """The whole config, as a namespace."""
         ...
 
-    def save(self, folder: Path) -> None:
-        """Write the config into a folder, for `--config`."""
+    def prepare(self) -> None:
+        """Make the run's folder ready for it, with its config in it."""
         ...
 
 
@@ -88,10 +88,7 @@ def submit(args: list[str], check: Callable[[list[str]], Fit]) -> None:
             f"trainer.default_root_dir={folder} is the folder of job {before.job}, which is {state}: name "
             f"another, or scancel {before.job}"
         )
-    if fit.settings.ckpt_path is None:
-        move_aside(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    fit.save(folder)
+    fit.prepare()
     (folder / SCRIPT_FILE).write_text(script, encoding="utf-8")
     before = slurm.owner(folder)
     job = hand_in(folder / SCRIPT_FILE)

@@ -1,0 +1,104 @@
+"""Files that a kill, a power cut or a full disk leaves whole."""
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+PARTIAL = ".partial"
+"""How the names of files end that are being written; what is left of them after a kill is rubbish."""
+
+
+class DiskFullError(RuntimeError):
+    """There is no room for a file of a run; nothing that the run had written before is touched."""
+
+
+@contextmanager
+def room_for(path: Path) -> Iterator[None]:
+    """Say in one sentence which file found no room.
+
+    Raises:
+        DiskFullError: If something in the body did not fit on the disk.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_SPACE:
+            raise
+        reason = os.strerror(error.errno or 0)
+        raise DiskFullError(
+            f"{path} cannot be written ({reason}): make room there, and the same command continues the run"
+        ) from error
+
+
+def partial_of(path: Path) -> Path:
+    """Where a file or folder is written before it gets its name."""
+    return path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write, which takes the path's place when the body ends, and lies on the disk by then.
+
+    Whatever happens in between, the path names the old file or the whole new one.
+
+    Raises:
+        DiskFullError: If it does not fit on the disk.
+    """
+    partial = partial_of(path)
+    with room_for(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with partial.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+            sync_folder(path.parent)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a file's content in one step: a reader finds the old text or the new one, also after a kill.
+
+    Raises:
+        DiskFullError: If it does not fit on the disk.
+    """
+    with replacing(path) as file:
+        file.write(text.encode())
+
+
+def append(path: Path, text: str) -> None:
+    """Add text to a file; it lies on the disk when this returns.
+
+    Raises:
+        DiskFullError: If it does not fit on the disk; part of it may be there.
+    """
+    with room_for(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab") as file:
+            file.write(text.encode())
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link or a folder with all that is in it."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Put the names in a folder on the disk, as fsync does it for the content of a file."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

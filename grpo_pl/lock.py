@@ -1,0 +1,68 @@
+"""A folder for one process at a time."""
+
+import fcntl
+import logging
+import os
+import socket
+from io import TextIOWrapper
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+LOCK_FILE = ".lock"
+
+
+class Lock:
+    """The right to write to a run's folder; the system takes it back when the process ends, however it ends.
+
+    A POSIX record lock, which no child inherits. On NFS it is the server that takes it back, some time after
+    the client's machine has died (90 seconds by default, of NFSv4).
+
+    Args:
+        folder: The folder, which need not exist.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._file: TextIOWrapper | None = None
+
+    def take(self) -> None:
+        """Lock the folder that has its name now.
+
+        Raises:
+            ValueError: If another process holds it.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / LOCK_FILE
+        while True:
+            self._file = path.open("a+", encoding="utf-8")
+            self._lock(self._file)
+            if path.exists() and os.fstat(self._file.fileno()).st_ino == path.stat().st_ino:
+                break  # else the process before has just removed it
+        self._file.truncate(0)
+        self._file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        self._file.flush()
+
+    def _lock(self, file: TextIOWrapper) -> None:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            file.seek(0)
+            raise ValueError(
+                f"trainer.default_root_dir={self.folder} is in use by {file.read().strip()}: name another "
+                "folder, or end that run first"
+            ) from None
+        except OSError as error:
+            warning = "! %s cannot be locked (%s): nobody would notice a second run in it"
+            log.warning(warning, self.folder, error.strerror)
+
+    def leave(self) -> None:
+        """Give it back, and remove the folder if nothing has come into it."""
+        if self._file is None:
+            return
+        path = self.folder / LOCK_FILE
+        path.unlink(missing_ok=True)
+        self._file.close()
+        self._file = None
+        if self.folder.is_dir() and not any(self.folder.iterdir()):
+            self.folder.rmdir()
