@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import cached_property
 from itertools import islice
+from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar, cast
 
 import lightning.pytorch as pl
@@ -13,6 +14,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from typing_extensions import override
 
 from grpo_pl.checks import check_schedule, check_trainer
+from grpo_pl.durable import remove
 from grpo_pl.functional import derive_seed
 from grpo_pl.loop import Learner, UpdateSchedule, experience_stream
 from grpo_pl.models.loading import context_length, load_tokenizer
@@ -22,6 +24,7 @@ from grpo_pl.prompts.sources import PromptSource
 from grpo_pl.resampling import DynamicSampling
 from grpo_pl.rollout.engine import RolloutEngine, SamplingConfig
 from grpo_pl.rollout.shared import shared
+from grpo_pl.rollout.stored import ROLLOUTS_FOLDER, forget, stored
 from grpo_pl.strategies import data_ranks
 from grpo_pl.types import Experience, Prompt, Rollout
 
@@ -72,6 +75,8 @@ class RolloutDataModule(pl.LightningDataModule):
         val_samples: Responses to each validation prompt for pass@k and majority@k, drawn as `sampling` says;
             0 for greedy accuracy alone.
         val_prompts_per_batch: Validation prompts that the engine gets at once.
+        store_rollouts: Keep the rollouts since the checkpoint before the last in the run's folder, so that a
+            run that goes on learns from the very same ones, whatever the engine is.
         seed: Of the order of prompts, of every response, and of the minibatches.
     """
 
@@ -94,6 +99,7 @@ class RolloutDataModule(pl.LightningDataModule):
         val_max_tokens: int | None = None,
         val_samples: int = 0,
         val_prompts_per_batch: int = 256,
+        store_rollouts: bool = True,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -113,6 +119,8 @@ class RolloutDataModule(pl.LightningDataModule):
         self.max_prompt_tokens, self.long_prompts = max_prompt_tokens, long_prompts
         self.val_sampling = SamplingConfig(max_tokens=val_max_tokens or sampling.max_tokens, temperature=0.0)
         self.val_samples, self.val_prompts_per_batch, self.seed = val_samples, val_prompts_per_batch, seed
+        self.store_rollouts = store_rollouts
+        self._checkpoints: list[int] = []
         self.on_stage: Callable[[str], None] = lambda _: None
         self._started = False
 
@@ -147,6 +155,8 @@ class RolloutDataModule(pl.LightningDataModule):
             )
         log.info("starting %s", type(self.engine).__name__)
         copies, together = data_ranks(self.trainer).copies, self.engine.ranks
+        if self.store_rollouts and stage == "fit" and self.trainer.checkpoint_callbacks:
+            self.engine = stored(self.engine, self._rollouts)
         self.engine = shared(self.engine, copies, self.trainer.global_rank, self.trainer.world_size)
         batches = [
             self.prompts_per_iteration * self.group_size // data_ranks(self.trainer).size,
@@ -253,7 +263,15 @@ class RolloutDataModule(pl.LightningDataModule):
     def _iterations(self) -> Iterator[int]:
         assert self.trainer is not None, "the trainer attaches itself before setup"
         while True:
+            if len(self._checkpoints) > 1:
+                forget(self._rollouts, before=self._checkpoints[-2])
             yield self.trainer.current_epoch
+
+    @property
+    def _rollouts(self) -> Path:
+        """Where rollouts are stored."""
+        assert self.trainer is not None, "the trainer attaches itself before setup"
+        return Path(self.trainer.default_root_dir) / ROLLOUTS_FOLDER
 
     @property
     def _end(self) -> int:
@@ -308,6 +326,7 @@ class RolloutDataModule(pl.LightningDataModule):
     @override
     def state_dict(self) -> dict[str, Any]:
         """What the engine has sampled ahead."""
+        self._checkpoints.append(self.learner.version)
         return self.engine.state_dict()
 
     @override
@@ -318,3 +337,6 @@ class RolloutDataModule(pl.LightningDataModule):
     def teardown(self, stage: str) -> None:
         self.engine.shutdown()
         self._started = False
+        assert self.trainer is not None, "the trainer attaches itself before setup"
+        if stage == "fit" and self.trainer.is_global_zero and not self.trainer.should_stop:
+            remove(self._rollouts)

@@ -27,9 +27,8 @@ from grpo_pl.rewards import code_tests, judge, math_answer, models, rules, steps
 from grpo_pl.rewards.base import RewardFunction, Verifier
 from grpo_pl.rewards.transforms import RewardTransform
 from grpo_pl.rollout import in_process, overlapped, replay, server, vllm
-from grpo_pl.rollout.engine import RolloutEngine
+from grpo_pl.rollout.engine import EngineWrapper, RolloutEngine
 from grpo_pl.rollout.server.transfer import WeightTransfer
-from grpo_pl.rollout.shared import SharedEngine
 
 COMPONENTS = (
     Alarm,
@@ -170,7 +169,7 @@ def implementations(typehint: Any) -> set[str]:
     found = [typehint] if typehint in COMPONENTS or typehint is Verifier else []
     for cls in found:
         found += cls.__subclasses__()
-    names = {cls.__name__ for cls in found if not inspect.isabstract(cls) and cls is not SharedEngine}
+    names = {cls.__name__ for cls in found if not inspect.isabstract(cls) and cls is not EngineWrapper}
     return names.union(*(implementations(part) for part in get_args(typehint)))
 
 

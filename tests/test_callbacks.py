@@ -331,10 +331,9 @@ def test_a_line_shows_what_was_measured_and_nothing_else():
 def test_a_checkpoint_is_replaced_whole_or_not_at_all(tmp_path):
     path = tmp_path / "deep" / "last.ckpt"
     AtomicCheckpointIO().save_checkpoint({"weights": torch.ones(3), "global_step": 1}, path)
+    unsavable = {"weights": torch.zeros(3), "junk": lambda: 0, "global_step": 2}
     with pytest.raises(AttributeError):  # a local function cannot be pickled: the save dies half-way
-        AtomicCheckpointIO().save_checkpoint(
-            {"weights": torch.zeros(3), "junk": lambda: 0, "global_step": 2}, path
-        )
+        AtomicCheckpointIO().save_checkpoint(unsavable, path)
     assert torch.load(path, weights_only=True)["weights"].tolist() == [1, 1, 1]
     assert sorted(p.name for p in path.parent.iterdir()) == ["last.ckpt", "last.ckpt.manifest.json"]
 

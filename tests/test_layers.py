@@ -38,7 +38,7 @@ LAYERS = [
         "checks",
         "feedback",
     },
-    {"optimization", "strategies", "rollout.server"},
+    {"optimization", "strategies", "rollout.server", "rollout.stored"},
     {"module", "datamodule", "reward_modeling", "callbacks"},
     {"parser", "planning", "submission"},
     {"cli"},

@@ -46,7 +46,7 @@ class Checkpoints(ModelCheckpoint):
             self._save_checkpoint(trainer, self.format_checkpoint_name(self._monitor_candidates(trainer)))
 
     def save_now(self, trainer: pl.Trainer) -> None:
-        """At the end of an iteration, have `last.ckpt` name a checkpoint of it, which stays until one is due."""
+        """Have `last.ckpt` name a checkpoint of the iteration that ends, which stays until one is due."""
         path = self._last_checkpoint_saved
         if self._last_global_step_saved != trainer.global_step:
             path = str(self.folder / f"{PREEMPTED}{trainer.current_epoch + 1:04d}.ckpt")

@@ -17,6 +17,7 @@ from grpo_pl.callbacks.records import CONFIG_FILE, METRICS_FILE, move_aside
 from grpo_pl.durable import PARTIAL, remove, write_atomically
 from grpo_pl.lock import LOCK_FILE, Lock
 from grpo_pl.manifest import INSIDE, LAST, checkpoints, newest_first
+from grpo_pl.rollout.stored import ROLLOUTS_FOLDER
 
 ENDED_FILE = "ended.json"
 """In the folder of a run that has reached its end; the same command continues any other."""
@@ -101,7 +102,7 @@ class RunFolder(SaveConfigCallback):
             self._say_where_it_goes_on(saved)
         elif (self.folder / METRICS_FILE).exists():
             self._begin_anew()
-        for folder in (self.folder, saved):
+        for folder in (self.folder, saved, self.folder / ROLLOUTS_FOLDER):
             sweep(folder)
         (self.folder / ENDED_FILE).unlink(missing_ok=True)
         write_config(self.parser, self.config, self.folder)

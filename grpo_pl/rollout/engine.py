@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from tokenizers.decoders import DecodeStream
 from torch import Tensor
+from typing_extensions import override
 
 from grpo_pl.functional import pad_rows
 from grpo_pl.types import Prompt, Rollout
@@ -144,6 +145,73 @@ class RolloutEngine(ABC):
     def memory(self, demand: Demand, device: torch.device) -> EngineMemory:  # noqa: ARG002 - for those that have some
         """What it will hold, for `plan`; nothing for an engine outside of the process."""
         return EngineMemory()
+
+
+class EngineWrapper(RolloutEngine):
+    """An engine around another one, which does everything but what a subclass says otherwise.
+
+    Args:
+        engine: The other one.
+    """
+
+    def __init__(self, engine: RolloutEngine) -> None:
+        self.engine = engine
+        self.pretrained = engine.pretrained
+
+    @property
+    @override
+    def weights_dtype(self) -> torch.dtype | None:
+        return self.engine.weights_dtype
+
+    @property
+    @override
+    def ranks(self) -> int:
+        return self.engine.ranks
+
+    @property
+    @override
+    def lookahead(self) -> int:
+        return self.engine.lookahead
+
+    @override
+    def start(self, *, max_sequence_tokens: int, max_sequences: int, device: torch.device) -> None:
+        self.engine.start(max_sequence_tokens=max_sequence_tokens, max_sequences=max_sequences, device=device)
+
+    @override
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
+        self.engine.load_weights(weights, version)
+
+    @override
+    def generate(self, prompts: Sequence[Prompt], group_size: int, sampling: SamplingConfig) -> Rollout:
+        return self.engine.generate(prompts, group_size, sampling)
+
+    @override
+    def prefetch(self, prompts: Sequence[Prompt], group_size: int, sampling: SamplingConfig) -> None:
+        self.engine.prefetch(prompts, group_size, sampling)
+
+    @override
+    def rest(self) -> None:
+        self.engine.rest()
+
+    @override
+    def wait(self) -> None:
+        self.engine.wait()
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return self.engine.state_dict()
+
+    @override
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.engine.load_state_dict(state)
+
+    @override
+    def shutdown(self) -> None:
+        self.engine.shutdown()
+
+    @override
+    def memory(self, demand: Demand, device: torch.device) -> EngineMemory:
+        return self.engine.memory(demand, device)
 
 
 LOGITS_COPIES = 3

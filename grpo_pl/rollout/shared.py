@@ -1,18 +1,16 @@
 """One rollout for ranks that need the same, or whose engine is one."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
-import torch
-from torch import Tensor, distributed
+from torch import distributed
 from typing_extensions import override
 
-from grpo_pl.rollout.engine import Demand, EngineMemory, RolloutEngine, SamplingConfig
+from grpo_pl.rollout.engine import EngineWrapper, RolloutEngine, SamplingConfig
 from grpo_pl.types import Prompt, Rollout
 
 
-class SharedEngine(RolloutEngine):
+class SharedEngine(EngineWrapper):
     """An engine of neighbouring ranks, which all call it at once.
 
     Ranks that compute each layer together (tensor parallelism of the trainer) ask for the same prompts: all
@@ -27,8 +25,8 @@ class SharedEngine(RolloutEngine):
     """
 
     def __init__(self, engine: RolloutEngine, group: distributed.ProcessGroup, together: bool) -> None:
-        self.engine, self.group, self.together = engine, group, together
-        self.pretrained = engine.pretrained
+        super().__init__(engine)
+        self.group, self.together = group, together
 
     @override
     def generate(self, prompts: Sequence[Prompt], group_size: int, sampling: SamplingConfig) -> Rollout:
@@ -47,50 +45,13 @@ class SharedEngine(RolloutEngine):
 
     @property
     @override
-    def weights_dtype(self) -> torch.dtype | None:
-        return self.engine.weights_dtype
-
-    @property
-    @override
-    def lookahead(self) -> int:
-        return self.engine.lookahead
-
-    @override
-    def start(self, *, max_sequence_tokens: int, max_sequences: int, device: torch.device) -> None:
-        self.engine.start(max_sequence_tokens=max_sequence_tokens, max_sequences=max_sequences, device=device)
-
-    @override
-    def load_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
-        self.engine.load_weights(weights, version)
+    def ranks(self) -> int:
+        return 1
 
     @override
     def prefetch(self, prompts: Sequence[Prompt], group_size: int, sampling: SamplingConfig) -> None:
         if self.together or distributed.get_rank(self.group) == 0:
             self.engine.prefetch(prompts, group_size, sampling)
-
-    @override
-    def rest(self) -> None:
-        self.engine.rest()
-
-    @override
-    def wait(self) -> None:
-        self.engine.wait()
-
-    @override
-    def state_dict(self) -> dict[str, Any]:
-        return self.engine.state_dict()
-
-    @override
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.engine.load_state_dict(state)
-
-    @override
-    def shutdown(self) -> None:
-        self.engine.shutdown()
-
-    @override
-    def memory(self, demand: Demand, device: torch.device) -> EngineMemory:
-        return self.engine.memory(demand, device)
 
 
 def shared(engine: RolloutEngine, copies: int, rank: int, world_size: int) -> RolloutEngine:

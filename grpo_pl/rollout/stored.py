@@ -1,0 +1,99 @@
+"""Rollouts that outlive a kill: a run that goes on learns from what it had sampled, not from other draws."""
+
+import hashlib
+import logging
+import pickle
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from grpo_pl.durable import replacing
+from grpo_pl.rollout.engine import EngineWrapper, RolloutEngine, SamplingConfig
+from grpo_pl.rollout.overlapped import OverlappedEngine, as_request
+from grpo_pl.rollout.replay import ReplayEngine
+from grpo_pl.types import Prompt, Rollout
+
+log = logging.getLogger(__name__)
+
+ROLLOUTS_FOLDER = "rollouts"
+"""Where in a run's folder they are."""
+INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+@final
+class StoredRollouts(EngineWrapper):
+    """Keeps each rollout in a file, and gives it again to the same request under the very same weights.
+
+    So a run that goes on from a checkpoint does not depend on whether its engine says the same twice: few do
+    to the last bit, for what a sequence is batched with changes its rounding. Weights are told apart by the
+    sum of their bits, tensor by tensor.
+
+    Args:
+        engine: What samples.
+        folder: Where the files are.
+    """
+
+    def __init__(self, engine: RolloutEngine, folder: Path) -> None:
+        super().__init__(engine)
+        self.folder = folder
+        self._version, self._weights = 0, ""
+
+    @override
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
+        sums: list[tuple[str, Tensor]] = []
+        super().load_weights(summed(weights, sums), version)
+        told = repr([(name, int(bits)) for name, bits in sums])
+        self._version, self._weights = version, hashlib.blake2b(told.encode()).hexdigest()
+
+    @override
+    def generate(self, prompts: Sequence[Prompt], group_size: int, sampling: SamplingConfig) -> Rollout:
+        asked = type(self.engine).__name__, self._weights, as_request(prompts, group_size, sampling)
+        digest = hashlib.blake2b(repr(asked).encode(), digest_size=8).hexdigest()
+        path = self.folder / f"{self._version:08d}-{digest}.rollout"
+        kept = read(path) if path.exists() else None
+        if kept is not None:
+            return Rollout(prompts=[prompt for prompt in prompts for _ in range(group_size)], **kept)
+        rollout = super().generate(prompts, group_size, sampling)
+        every = {field.name: getattr(rollout, field.name) for field in fields(rollout)}
+        with replacing(path) as file:
+            torch.save({name: value for name, value in every.items() if name != "prompts"}, file)
+        return rollout
+
+
+def read(path: Path) -> dict[str, Any] | None:
+    """What a file holds; None where it is torn."""
+    try:
+        return dict(torch.load(path, weights_only=True))
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        log.warning("! %s is torn, and is sampled again (%s)", path, str(error).partition("\n")[0])
+        return None
+
+
+def summed(
+    weights: Iterable[tuple[str, Tensor]], sums: list[tuple[str, Tensor]]
+) -> Iterator[tuple[str, Tensor]]:
+    """Weights on their way; the sum of the bits of each is added to `sums`."""
+    for name, tensor in weights:
+        bits = tensor.detach().contiguous().view(INTEGERS[tensor.itemsize])
+        sums.append((name, bits.sum(dtype=torch.int64)))
+        yield name, tensor
+
+
+def stored(engine: RolloutEngine, folder: Path) -> RolloutEngine:
+    """The engine with its rollouts kept in a folder; one that samples ahead keeps them in its own process."""
+    if isinstance(engine, OverlappedEngine):
+        engine.engine = stored(engine.engine, folder)
+        return engine
+    return engine if isinstance(engine, StoredRollouts | ReplayEngine) else StoredRollouts(engine, folder)
+
+
+def forget(folder: Path, before: int) -> None:
+    """Remove the rollouts that were sampled with weights of fewer optimizer steps."""
+    for path in folder.glob("*-*.rollout"):
+        if int(path.name.partition("-")[0]) < before:
+            path.unlink(missing_ok=True)

@@ -1,0 +1,214 @@
+"""Kill runs at random moments, start them again by the same command, and compare what they end with.
+
+python tools/kill_test.py --kills 50 --seed 0        # ten iterations of configs/tiny.yaml, on a model made for it
+python tools/kill_test.py --kills 10 --config configs/tiny.yaml --config configs/ppo.yaml --pretrained FOLDER
+python tools/kill_test.py --kills 10 --trainer.devices 2 --trainer.strategy ddp
+
+One run is left alone. Each of the others gets SIGKILL, with its whole process group, at a moment that is
+uniform between the writing of its `config.yaml` and its end (as long as the undisturbed one took), is started
+again, and must end with the same weights and optimizer, metrics (times and memory apart) and samples, to the
+last bit. The seed fixes the moments, as shares of that time. Options that are not listed by --help go to `fit`.
+Where all are the same, the last line is `N of N identical` and the exit code 0.
+"""
+
+import argparse
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # a checkout need not be installed
+sys.path.insert(0, str(ROOT / "tools"))
+TINY = ("--trainer.max_epochs", "10")
+POLL_S = 0.002
+PRELOADED = ["grpo_pl.cli", "transformers.models.llama.modeling_llama", "matplotlib.backends.backend_agg"]
+"""What a run on a tiny model imports."""
+
+
+class Fit:
+    """`grpo_pl fit` in a process of its own, which leads a process group of its own."""
+
+    def __init__(self, arguments: list[str], folder: Path, forked: bool) -> None:
+        self.folder = folder
+        self.log = folder.with_name(f"{folder.name}.log")
+        arguments = ["fit", *arguments, "--trainer.default_root_dir", str(folder)]
+        self.process: subprocess.Popen[bytes] | ForkServerProcess
+        if forked:
+            context = multiprocessing.get_context("forkserver")
+            context.set_forkserver_preload(PRELOADED)
+            self.process = context.Process(target=fit_here, args=(arguments, self.log))
+            self.process.start()
+        else:
+            environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+            with self.log.open("ab") as log:
+                command = [sys.executable, "-m", "grpo_pl", *arguments]
+                self.process = subprocess.Popen(
+                    command, stdout=log, stderr=log, env=environment, process_group=0
+                )
+
+    @property
+    def code(self) -> int | None:
+        """How it ended; None while it goes on."""
+        return self.process.poll() if isinstance(self.process, subprocess.Popen) else self.process.exitcode
+
+    def wait_for_the_beginning(self) -> None:
+        """Return when it has written its `config.yaml`."""
+        while not (self.folder / "config.yaml").exists():
+            self.check()
+            time.sleep(POLL_S)
+
+    def wait(self) -> None:
+        """Return when it has ended as it should."""
+        while self.code is None:
+            time.sleep(POLL_S)
+        self.check()
+
+    def check(self) -> None:
+        """End with its last words if it has failed."""
+        if self.code:
+            sys.exit(f"{self.log.read_text()[-2000:]}\n{self.folder}: exit code {self.code}")
+
+    def kill(self) -> None:
+        """Send SIGKILL to the whole group, and wait until it is gone."""
+        assert self.process.pid is not None
+        os.killpg(self.process.pid, signal.SIGKILL)
+        while self.code is None:
+            time.sleep(POLL_S)
+
+
+def fit_here(arguments: list[str], log: Path) -> None:
+    """Run in a process forked from one that has imported everything."""
+    os.setpgid(0, 0)
+    with log.open("ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    from grpo_pl.cli import main
+
+    main(arguments)
+
+
+def killed_and_continued(arguments: list[str], folder: Path, after_s: float, forked: bool) -> None:
+    """A run that is killed so long after its beginning; sooner, if it has ended by then."""
+    while True:
+        run = Fit(arguments, folder, forked)
+        run.wait_for_the_beginning()
+        end = time.monotonic() + after_s
+        while run.code is None and time.monotonic() < end:
+            time.sleep(POLL_S)
+        if run.code is None:
+            break
+        run.check()
+        shutil.rmtree(folder)
+        after_s *= 0.8
+    run.kill()
+    Fit(arguments, folder, forked).wait()
+
+
+def differences(ours: Path, theirs: Path) -> list[str]:
+    """What two runs have ended with that is not the same."""
+    from grpo_pl.callbacks.checkpoint_io import AtomicCheckpointIO
+    from grpo_pl.callbacks.records import METRICS_FILE, read_metrics
+    from grpo_pl.callbacks.samples import SAMPLES_FILE
+
+    def learned(folder: Path) -> Any:
+        checkpoint = AtomicCheckpointIO().load_checkpoint(
+            folder / "checkpoints" / "last.ckpt", weights_only=True
+        )
+        return {key: checkpoint[key] for key in ("state_dict", "optimizer_states", "lr_schedulers")}
+
+    def measured(folder: Path) -> list[dict[str, str]]:
+        rows = read_metrics(folder / METRICS_FILE)
+        return [
+            {k: repr(v) for k, v in row.items() if not k.startswith(("time/", "memory/"))} for row in rows
+        ]
+
+    found = [] if same(learned(ours), learned(theirs)) else ["weights or optimizer"]
+    found += [] if measured(ours) == measured(theirs) else [METRICS_FILE]
+    read = [(folder / SAMPLES_FILE).read_bytes() for folder in (ours, theirs)]
+    return found + ([] if read[0] == read[1] else [SAMPLES_FILE])
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two nested values are equal, tensors to the last bit."""
+    import torch
+
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+    return bool(a == b)
+
+
+def kill_test(kills: int, seed: int, arguments: list[str], out: Path, forked: bool) -> int:
+    """Kill so many runs, and give the number of those that ended like the undisturbed one."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    whole, identical = out / "undisturbed", 0
+    run = Fit(arguments, whole, forked)
+    run.wait_for_the_beginning()
+    begin = time.monotonic()
+    run.wait()
+    duration = time.monotonic() - begin
+    print(f"undisturbed: {duration:.1f} s", flush=True)
+    shares = random.Random(seed)
+    columns = TextColumn("kills"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns) as bar:
+        task = bar.add_task("", total=kills)
+        for number in range(kills):
+            folder, share = out / f"killed-{number:03d}", shares.random()
+            killed_and_continued(arguments, folder, share * duration, forked)
+            if found := differences(whole, folder):
+                bar.console.print(f"{folder}, killed after {share:.1%}: other {', '.join(found)}")
+            else:
+                identical += 1
+                shutil.rmtree(folder)
+            bar.advance(task)
+    return identical
+
+
+def main() -> None:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--config", action="append", help="of fit; configs/tiny.yaml with 10 iterations")
+    parser.add_argument("--pretrained", default="", help="model folder or hub name; a tiny one is made")
+    parser.add_argument("--out", type=Path, help="where the runs are; those that differ stay there")
+    parser.add_argument(
+        "--forked", action="store_true", help="fork runs from a process that has imported all; for one rank"
+    )
+    options, more = parser.parse_known_args()
+    out = options.out or Path(tempfile.mkdtemp(prefix="kill_test-"))
+    out.mkdir(parents=True, exist_ok=True)
+    if any(out.iterdir()):
+        sys.exit(f"--out {out} is not empty: name a new folder")
+    if not options.pretrained and options.config is None:
+        from make_tiny_model import make_tiny_model
+
+        options.pretrained = str(make_tiny_model(out / "tiny_model"))
+    config = options.config or [str(ROOT / "configs" / "tiny.yaml")]
+    arguments = [word for path in config for word in ("--config", path)]
+    arguments += list(TINY) if options.config is None else []
+    arguments += ["--pretrained", options.pretrained] if options.pretrained else []
+    identical = kill_test(options.kills, options.seed, arguments + more, out, options.forked)
+    if identical == options.kills and options.out is None:
+        shutil.rmtree(out)
+    print(f"{identical} of {options.kills} identical")
+    sys.exit(identical != options.kills)
+
+
+if __name__ == "__main__":
+    main()
