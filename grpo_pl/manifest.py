@@ -123,7 +123,7 @@ def newest_first(folder: Path) -> list[tuple[Path, Manifest | None]]:
     def step(found: tuple[Path, Manifest | None]) -> float:
         path, manifest = found
         known = stored_step(path) if manifest is None else manifest.step
-        return float("inf") if known is None else known
+        return float("inf") if known is None else float(known)
 
     return sorted(((path, Manifest.read(path)) for path in checkpoints(folder)), key=step, reverse=True)
 

@@ -1,14 +1,14 @@
 """Kill runs at random moments, start them again by the same command, and compare what they end with.
 
-python tools/kill_test.py --kills 50 --seed 0        # ten iterations of configs/tiny.yaml, on a model made for it
+python tools/kill_test.py --kills 50 --seed 0        # ten iterations of configs/tiny.yaml, on a tiny model
 python tools/kill_test.py --kills 10 --config configs/tiny.yaml --config configs/ppo.yaml --pretrained FOLDER
 python tools/kill_test.py --kills 10 --trainer.devices 2 --trainer.strategy ddp
 
 One run is left alone. Each of the others gets SIGKILL, with its whole process group, at a moment that is
 uniform between the writing of its `config.yaml` and its end (as long as the undisturbed one took), is started
 again, and must end with the same weights and optimizer, metrics (times and memory apart) and samples, to the
-last bit. The seed fixes the moments, as shares of that time. Options that are not listed by --help go to `fit`.
-Where all are the same, the last line is `N of N identical` and the exit code 0.
+last bit. The seed fixes the moments, as shares of that time. Options that are not listed by --help go to
+`fit`. Where all are the same, the last line is `N of N identical` and the exit code 0.
 """
 
 import argparse

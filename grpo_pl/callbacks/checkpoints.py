@@ -80,11 +80,13 @@ class Checkpoints(ModelCheckpoint):
 
     def _superseded(self, saved: Path) -> Iterator[Path]:
         """What the one just saved makes superfluous: saved out of turn, or kept from removal by a kill."""
-        others = {path: Manifest.read(path) for path in checkpoints(self.folder) if path != saved.absolute()}
-        kept = [m.step for path in self.best_k_models if (m := Manifest.read(Path(path)))]
-        last_ones = self.monitor == BY_STEP["monitor"] and 0 < self.save_top_k <= len(kept)
-        for path, manifest in others.items():
-            if path.name.startswith(PREEMPTED) or (last_ones and manifest and manifest.step < min(kept)):
+        found = {path: Manifest.read(path) for path in checkpoints(self.folder)}
+        due = sorted(m.step for path, m in found.items() if m and not path.name.startswith(PREEMPTED))
+        keeps_last = self.monitor == BY_STEP["monitor"] and self.save_top_k > 0
+        oldest = due[-self.save_top_k :][0] if keeps_last and due else 0
+        for path, manifest in found.items():
+            too_old = manifest is not None and manifest.step < oldest
+            if path != saved.absolute() and (too_old or path.name.startswith(PREEMPTED)):
                 yield path
 
 

@@ -21,7 +21,7 @@ from grpo_pl.rollout.stored import ROLLOUTS_FOLDER
 
 ENDED_FILE = "ended.json"
 """In the folder of a run that has reached its end; the same command continues any other."""
-FREE = ("resume", "trainer.max_epochs", "trainer.max_steps")
+FREE = ("resume", "trainer.default_root_dir", "trainer.max_epochs", "trainer.max_steps")
 """Settings that may differ where an unfinished run goes on: they do not change what an iteration does."""
 
 
@@ -52,19 +52,18 @@ class RunFolder(SaveConfigCallback):
 
     def _beginning(self, saved: Path) -> str | None:
         named = self.config.get("ckpt_path")
-        self.continues = named == "last" or self.is_unfinished()
+        self.continues = named == "last" or (self.may_go_on() and not self.changed())
         if not self.continues:
             return str(named) if named else None
         if checkpoints(saved) or (saved / LAST).is_symlink():
             return str(saved / LAST)
         return None if named == "last" else named
 
-    def is_unfinished(self) -> bool:
-        """Whether the folder holds this very run, before its end or in a job that SLURM starts again."""
-        requeued = slurm.was_requeued(self.folder)
+    def may_go_on(self) -> bool:
+        """Whether the folder's run is before its end, or in a job that SLURM starts again."""
         ended, anew = (self.folder / ENDED_FILE).exists(), self.config.get("resume") == "never"
-        begun = (self.folder / CONFIG_FILE).exists()
-        return begun and (requeued or not (ended or anew)) and not self.changed()
+        open_ended = not (ended or anew) or slurm.was_requeued(self.folder)
+        return open_ended and (self.folder / CONFIG_FILE).exists()
 
     def changed(self) -> list[str]:
         """The settings that are not those of the run in the folder.
@@ -83,9 +82,7 @@ class RunFolder(SaveConfigCallback):
                 "continues it, --resume never moves it aside"
             )
         now = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))
-        for config in (before, now):
-            config["ckpt_path"] = None if config.get("ckpt_path") == "last" else config.get("ckpt_path")
-        return sorted(key for key in different(before, now) if key not in FREE)
+        return sorted(key for key in different(plain(before), plain(now)) if key not in FREE)
 
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -123,8 +120,7 @@ class RunFolder(SaveConfigCallback):
         named = self.config.get("ckpt_path")
         if named is not None and self.folder.resolve() in Path(named).resolve().parents:
             return
-        unfinished = not (self.folder / ENDED_FILE).exists() and self.config.get("resume") != "never"
-        if unfinished and (keys := self.changed()):
+        if self.may_go_on() and (keys := self.changed()):
             print(f"Not continued: the run of {self.folder} has other settings of {', '.join(keys)}.")
         kept = move_aside(self.folder)
         self.lock.take()
@@ -136,6 +132,15 @@ def write_config(parser: ArgumentParser, config: Namespace, folder: Path) -> Non
     config = config.clone()
     config["resume"] = "auto"
     write_atomically(folder / CONFIG_FILE, parser.dump(config, skip_unset=False))
+
+
+def plain(config: dict[str, Any]) -> dict[str, Any]:
+    """A config without what its folder's own checkpoints are called by."""
+    root, saving = config.get("trainer", {}).get("default_root_dir"), config.get("checkpoint", {})
+    own = root is not None and saving.get("dirpath") == str(Path(root) / "checkpoints")
+    last = config.get("ckpt_path") == "last"
+    changes = {"checkpoint": saving | {"dirpath": None}} if own else {}
+    return config | changes | ({"ckpt_path": None} if last else {})
 
 
 def sweep(folder: Path) -> None:
