@@ -4,6 +4,8 @@ import hashlib
 import json
 import logging
 import pickle
+import struct
+import zipfile
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +24,8 @@ LAST = "last.ckpt"
 SHARDED = "meta.pt"
 """What a checkpoint of shards holds beside tensors, in Lightning's name for it."""
 INSIDE = "manifest.json"
+TORN = RuntimeError, EOFError, ValueError, LookupError, TypeError, struct.error, pickle.UnpicklingError
+"""What torch raises where a file is no longer what it was."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,9 @@ def part_damage(checkpoint: Path, manifest: Manifest, name: str) -> str:
 def stored_step(checkpoint: Path) -> int | None:
     """The optimizer steps that a checkpoint itself tells, its tensors unread; None for one that is torn."""
     path = checkpoint / SHARDED if is_sharded(checkpoint) else checkpoint
-    with suppress(OSError, RuntimeError, EOFError, ValueError, KeyError, TypeError, pickle.UnpicklingError):
+    if not zipfile.is_zipfile(path):
+        return None
+    with suppress(*TORN):
         return int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"])
     return None
 

@@ -1,4 +1,4 @@
-"""A signal in the middle of an iteration loses nothing, and only the same job continues by itself."""
+"""A signal in the middle of an iteration loses nothing; whose run a folder holds."""
 
 import os
 import signal
@@ -13,6 +13,7 @@ from run_results import Fit, Refused, callback, column, saved, untimed
 
 from grpo_pl import slurm
 from grpo_pl.callbacks.preemption import EXIT_CODE
+from grpo_pl.callbacks.run_folder import ENDED_FILE
 
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = (
@@ -93,12 +94,12 @@ def test_a_signal_in_mid_iteration_loses_nothing(
     process = start(stopped, *settings)
     in_the_middle(process, stopped, 2)
     (os.killpg if whole_group else os.kill)(process.pid, number)
-    assert "--ckpt_path last continues" in end(process, EXIT_CODE)
+    assert "the same command continues" in end(process, EXIT_CODE)
     done = int(column(stopped, "iteration")[-1])
     assert done < 5, "the signal came too late to show anything"
     checkpoints = stopped / "checkpoints"
     assert (checkpoints / "last.ckpt").resolve().name == f"preempted-{done:04d}.ckpt"
-    end(start(stopped, *settings, "--ckpt_path", "last"), 0)
+    end(start(stopped, *settings), 0)
     same(whole, stopped)
     assert not list(checkpoints.glob("preempted-*"))
 
@@ -162,7 +163,17 @@ def moved_aside(folder: Path) -> bool:
     return folder.with_name("run.1").exists()
 
 
-def test_a_requeued_job_continues_its_own_run_unasked(folder: Path, fit: Fit, job: Job) -> None:
+def test_a_job_continues_the_unfinished_run_of_another(folder: Path, fit: Fit, job: Job) -> None:
+    (folder / ENDED_FILE).unlink()
+    job("8", 0)
+    fit(*RUN, root=folder)
+    assert not moved_aside(folder)
+    assert slurm.owner(folder) == slurm.Owner("8", starts=1)
+
+
+def test_a_requeued_job_continues_its_own_run_even_if_that_has_ended(
+    folder: Path, fit: Fit, job: Job
+) -> None:
     before = (folder / "metrics.csv").read_text()
     job("7", 1)
     fit(*RUN, root=folder)

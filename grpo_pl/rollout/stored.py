@@ -1,8 +1,8 @@
 """Rollouts that outlive a kill: a run that goes on learns from what it had sampled, not from other draws."""
 
 import hashlib
+import io
 import logging
-import pickle
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 ROLLOUTS_FOLDER = "rollouts"
 """Where in a run's folder they are."""
+CHECKSUM_BYTES = hashlib.sha256().digest_size
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -59,19 +60,32 @@ class StoredRollouts(EngineWrapper):
         if kept is not None:
             return Rollout(prompts=[prompt for prompt in prompts for _ in range(group_size)], **kept)
         rollout = super().generate(prompts, group_size, sampling)
-        every = {field.name: getattr(rollout, field.name) for field in fields(rollout)}
-        with replacing(path) as file:
-            torch.save({name: value for name, value in every.items() if name != "prompts"}, file)
+        write(rollout, path)
         return rollout
+
+
+def write(rollout: Rollout, path: Path) -> None:
+    """Put a rollout into a file, its prompts apart, behind its checksum.
+
+    Raises:
+        DiskFullError: If it does not fit on the disk.
+    """
+    every = {field.name: getattr(rollout, field.name) for field in fields(rollout)}
+    content = io.BytesIO()
+    torch.save({name: value for name, value in every.items() if name != "prompts"}, content)
+    with replacing(path) as file:
+        file.write(hashlib.sha256(content.getbuffer()).digest())
+        file.write(content.getbuffer())
 
 
 def read(path: Path) -> dict[str, Any] | None:
     """What a file holds; None where it is torn."""
-    try:
-        return dict(torch.load(path, weights_only=True))
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        log.warning("! %s is torn, and is sampled again (%s)", path, str(error).partition("\n")[0])
+    content = path.read_bytes()
+    checksum, content = content[:CHECKSUM_BYTES], content[CHECKSUM_BYTES:]
+    if hashlib.sha256(content).digest() != checksum:
+        log.warning("! %s is torn, and is sampled again", path)
         return None
+    return dict(torch.load(io.BytesIO(content), weights_only=True))
 
 
 def summed(
