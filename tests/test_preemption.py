@@ -171,9 +171,7 @@ def test_a_job_continues_the_unfinished_run_of_another(folder: Path, fit: Fit, j
     assert slurm.owner(folder) == slurm.Owner("8", starts=1)
 
 
-def test_a_requeued_job_continues_its_own_run_even_if_that_has_ended(
-    folder: Path, fit: Fit, job: Job
-) -> None:
+def test_a_requeued_job_continues_its_own_run_even_an_ended_one(folder: Path, fit: Fit, job: Job) -> None:
     before = (folder / "metrics.csv").read_text()
     job("7", 1)
     fit(*RUN, root=folder)

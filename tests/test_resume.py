@@ -16,7 +16,7 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-from run_results import NO_VALIDATION, Fit, Refused, column, rows, saved, untimed
+from run_results import Fit, Refused, column, rows, saved, untimed
 
 from grpo_pl.callbacks.run_folder import ENDED_FILE
 from grpo_pl.durable import DiskFullError
@@ -120,12 +120,6 @@ def test_an_unfinished_run_is_moved_aside_only_where_one_says_so(
     assert killed.with_name("run.2").exists()
 
 
-def test_a_run_goes_on_to_a_later_end(killed: Path, fit: Fit) -> None:
-    fit(*FOUR, "--trainer.max_epochs", 5, root=killed)
-    assert column(killed, "iteration") == [0, 1, 2, 3, 4, 5]
-    assert not killed.with_name("run.1").exists()
-
-
 def test_where_every_checkpoint_is_torn_nothing_begins_anew(killed: Path, refused: Refused) -> None:
     for path in (killed / "checkpoints").glob("iteration-*.ckpt"):
         truncate(path)
@@ -173,12 +167,16 @@ def test_the_last_two_are_kept_and_the_link_names_the_last(whole: Path) -> None:
     assert (folder / LAST).readlink() == Path("iteration-0004.ckpt")
 
 
-def test_what_a_kill_kept_from_removal_goes_with_the_next_checkpoint(killed: Path, fit: Fit) -> None:
+def test_a_run_goes_on_to_a_later_end_and_removes_what_a_kill_kept_from_removal(
+    killed: Path, fit: Fit
+) -> None:
     folder = killed / "checkpoints"
     for name in ("iteration-0001.ckpt", "mine.ckpt"):
         shutil.copy(folder / "iteration-0003.ckpt", folder / name)
     Manifest(4, {}).write(folder / "iteration-0001.ckpt")
-    fit(*FOUR, "--trainer.max_epochs", 5, *NO_VALIDATION, "--ckpt_path", "last", root=killed)
+    fit(*FOUR, "--trainer.max_epochs", 5, root=killed)
+    assert column(killed, "iteration") == [0, 1, 2, 3, 4, 5]
+    assert not killed.with_name("run.1").exists()
     assert sorted(path.name for path in folder.glob("*.ckpt")) == [
         *("iteration-0004.ckpt", "iteration-0005.ckpt", LAST, "mine.ckpt")
     ]

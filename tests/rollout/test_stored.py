@@ -69,7 +69,8 @@ def test_a_torn_file_is_sampled_again(engine: StoredRollouts, tiny_model: Path) 
     load(engine, tiny_model, version=4)
     engine.generate(PROMPTS, 2, SAMPLING)
     (path,) = engine.folder.iterdir()
-    for content in (path.read_bytes()[:200], b"", b"\x80\x04junk"):
+    whole = path.read_bytes()
+    for content in (whole[:200], b"", b"\x80\x04junk", whole[:-1], whole[:-1] + b"?"):
         path.write_bytes(content)
         again = engine.generate(PROMPTS, 2, SAMPLING)
         assert_same(engine.generate(PROMPTS, 2, SAMPLING), again)
@@ -80,10 +81,8 @@ def test_what_no_checkpoint_needs_is_forgotten(engine: StoredRollouts, tiny_mode
         load(engine, tiny_model, version)
         engine.generate(PROMPTS, 2, SAMPLING)
     forget(engine.folder, before=4)
-    assert sorted(path.name.partition("-")[0] for path in engine.folder.iterdir()) == [
-        "00000004",
-        "100000000",
-    ]
+    left = sorted(path.name.partition("-")[0] for path in engine.folder.iterdir())
+    assert left == ["00000004", "100000000"]
 
 
 def test_an_engine_that_samples_ahead_stores_in_its_own_process(tmp_path: Path) -> None:
