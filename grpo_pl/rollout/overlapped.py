@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from grpo_pl.durable import DiskFullError
 from grpo_pl.rollout.engine import RolloutEngine, SamplingConfig
 from grpo_pl.types import Prompt, Rollout
 
@@ -183,7 +184,7 @@ class Failure:
 
     trace: str
     sentence: str = ""
-    """What a ValueError said; empty for other errors."""
+    """What was said to the user; empty for errors that are not theirs."""
 
 
 def as_request(prompts: Sequence[Prompt], group_size: int, sampling: SamplingConfig) -> Request:
@@ -221,7 +222,7 @@ def serve(engine: RolloutEngine, connection: Connection, bucket: Tensor, threads
             try:
                 answer = obey(engine, connection, bucket, *command)
             except BaseException as error:
-                sentence = str(error) if type(error) is ValueError else ""
+                sentence = str(error) if type(error) in (ValueError, DiskFullError) else ""
                 send(connection, Failure(traceback.format_exc(), sentence))
                 raise SystemExit(1) from error
             send(connection, answer)
