@@ -23,6 +23,7 @@ from grpo_pl.cli import CLI, configure, mistakes_answered
 from grpo_pl.memory import forget_peak, peak_gib, release_free_memory
 from grpo_pl.models.loading import resolve_pretrained
 from grpo_pl.quiet import tame_logs
+from grpo_pl.rollout.stored import StoredRollouts
 from grpo_pl.rollout.vllm import VLLMEngine, requests
 
 Numbers = dict[str, float]
@@ -80,9 +81,10 @@ def engine_seconds(trainer: Any) -> float:
     """The engine alone on the requests of this iteration."""
     data = trainer.datamodule
     prompts = data.prompts_of(trainer.current_epoch)
-    if not isinstance(data.engine, VLLMEngine):
-        return seconds(lambda: data.engine.generate(prompts, data.group_size, data.sampling))
-    llm, asked = data.engine.llm, requests(prompts, data.group_size, data.sampling)
+    engine = data.engine.engine if isinstance(data.engine, StoredRollouts) else data.engine
+    if not isinstance(engine, VLLMEngine):
+        return seconds(lambda: engine.generate(prompts, data.group_size, data.sampling))
+    llm, asked = engine.llm, requests(prompts, data.group_size, data.sampling)
     return seconds(lambda: llm.generate(*asked, use_tqdm=False))
 
 

@@ -58,7 +58,7 @@ def call(script: str, *arguments: object) -> None:
 
 def finished(folder: Path) -> bool:
     """Whether a run has come to its end."""
-    return (folder / "checkpoints" / "last.ckpt").is_file()
+    return (folder / "ended.json").is_file()
 
 
 def train_reward_model(out: Path, config: list[str], options: str) -> None:
