@@ -3,8 +3,15 @@
 Every check raises a ValueError of one sentence, with the key to change.
 """
 
-from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+import re
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from grpo_pl.advantages import AdvantageEstimator
 from grpo_pl.models import AdapterOff, CausalLM, ModelBuilder
@@ -22,6 +29,7 @@ def check_components(
     Raises:
         ValueError: In one sentence, with the key to change.
     """
+    check_names("model.rewards", rewards)
     if not any(reward.weight for reward in rewards.values()):
         raise ValueError(
             "model.rewards has no reward with a weight other than 0: add one, for instance LastNumber"
@@ -30,6 +38,44 @@ def check_components(
         raise ValueError(
             "model.kl needs a reference: set model.reference, for instance to CausalLM, or model.kl to null"
         )
+
+
+def check_names(key: str, named: Mapping[str, object]) -> None:
+    """Refuse names that no column of `metrics.csv` can have.
+
+    Raises:
+        ValueError: In one sentence, with the key to change.
+    """
+    for name in named:
+        if not re.fullmatch(r"\w[\w.-]*", str(name)) or not isinstance(name, str):
+            raise ValueError(
+                f"{key}: {name!r} cannot be the name of a metric: use letters, digits, _, - and ., in quotes "
+                "where they look like a number"
+            )
+
+
+def check_optimizer(
+    optimizer: Callable[[Any], Optimizer], lr_scheduler: Callable[[Optimizer], Any] | None
+) -> None:
+    """Build both for one parameter, so that wrong settings are refused before any model is loaded.
+
+    Raises:
+        ValueError: In one sentence, with the key to change.
+    """
+    try:
+        built = optimizer([nn.Parameter(torch.zeros(2, 2))])
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"model.optimizer: {error}") from error
+    if lr_scheduler is None:
+        return
+    try:
+        schedule = lr_scheduler(built)
+        if isinstance(schedule, ReduceLROnPlateau):
+            raise ValueError("ReduceLROnPlateau follows a metric, and there is none after an optimizer step")
+        with warnings.catch_warnings(action="ignore"):  # that the optimizer has made no step
+            schedule.step()
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise ValueError(f"model.lr_scheduler: {error}; set it to another one, or to null") from error
 
 
 def check_critic(
@@ -125,10 +171,18 @@ class TrainerSettings(Protocol):
 
     limit_train_batches: int | float
     val_check_interval: int | float
+    accumulate_grad_batches: int
+    check_val_every_n_epoch: int | None
+    gradient_clip_val: int | float | None
 
     @property
     def precision(self) -> str:
         """How numbers are held, as in `bf16-mixed`."""
+        ...
+
+    @property
+    def max_epochs(self) -> int | None:
+        """Iterations after which training ends; -1 for no such end."""
         ...
 
     @property
@@ -158,6 +212,7 @@ def check_trainer(trainer: TrainerSettings, optimizer_steps: int) -> None:
             f"trainer.precision={trainer.precision} rounds small updates and old log-probabilities away: set "
             "it to bf16-mixed"
         )
+    check_trainer_numbers(trainer)
     if trainer.limit_train_batches != 1.0:
         raise ValueError(
             f"trainer.limit_train_batches={trainer.limit_train_batches} would use half a rollout: an epoch "
@@ -174,6 +229,25 @@ def check_trainer(trainer: TrainerSettings, optimizer_steps: int) -> None:
             f"trainer.max_steps={trainer.max_steps} ends inside an iteration of {optimizer_steps} optimizer "
             f"steps: set it to {right}, or trainer.max_epochs to {right // optimizer_steps} iterations"
         )
+
+
+def check_trainer_numbers(trainer: TrainerSettings) -> None:
+    """Refuse numbers of the Trainer that train nothing, or fail in the middle of a run.
+
+    Raises:
+        ValueError: In one sentence, with the key to change.
+    """
+    for key in ("max_epochs", "max_steps"):
+        if (value := getattr(trainer, key)) is not None and (value == 0 or value < -1):
+            raise ValueError(
+                f"trainer.{key}={value} trains nothing: set it to 1 or more, or to -1 for no end"
+            )
+    for key in ("accumulate_grad_batches", "check_val_every_n_epoch"):
+        value = getattr(trainer, key)
+        if value is None or value < 1:
+            raise ValueError(f"trainer.{key}={'null' if value is None else value}: expected 1 or more")
+    if (clip := trainer.gradient_clip_val) is not None and clip < 0:
+        raise ValueError(f"trainer.gradient_clip_val={clip}: expected more than 0, or null for no clipping")
 
 
 def check_schedule(data: RolloutSettings, micro_batches: int, ranks: int, min_group_size: int) -> None:

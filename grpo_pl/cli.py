@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, NoReturn
 
 import lightning.pytorch as pl
-import yaml
 from jsonargparse import ActionConfigFile, Namespace  # type: ignore[attr-defined]
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -24,10 +23,13 @@ from grpo_pl.callbacks import alarms, curves, guard, memory, preemption, progres
 from grpo_pl.callbacks.checkpoint_io import AtomicCheckpointIO
 from grpo_pl.callbacks.checkpoints import BY_STEP, Checkpoints
 from grpo_pl.callbacks.run_folder import RunFolder
+from grpo_pl.checkpoint_files import check_checkpoint
+from grpo_pl.config_files import other_version, read_config
+from grpo_pl.config_values import check_folder, check_values
 from grpo_pl.datamodule import RolloutDataModule
 from grpo_pl.durable import DiskFullError
 from grpo_pl.module import PolicyOptimization
-from grpo_pl.parser import Parser, fail, nearest
+from grpo_pl.parser import Parser, fail, failed_import, nearest
 from grpo_pl.planning.command import PlanningTrainer
 from grpo_pl.quiet import tame_logs
 from grpo_pl.reward_modeling.data import RewardDataModule
@@ -80,28 +82,33 @@ OTHER_COMMANDS = {
 """Those that read their command line themselves; `--help` lists them."""
 
 
-def chosen_job(args: list[str]) -> str:
-    """The job that the command line and its config files name, which decides what else they may say."""
+def read_ahead(args: list[str]) -> tuple[str, str]:
+    """The job that the command line and its config files name, and which of these are of another version.
+
+    The job decides what else they may say.
+
+    Raises:
+        ValueError: If a config file is none, in one sentence.
+    """
     reader = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     reader.add_argument("-c", "--config", action="append", default=[])
     reader.add_argument("--job")
     try:
         said, _ = reader.parse_known_args(args)
-        read = [yaml.safe_load(Path(path).read_text(encoding="utf-8")) for path in said.config]
-    except (argparse.ArgumentError, OSError, UnicodeDecodeError, yaml.YAMLError):
-        return "policy"  # whatever is wrong there, the parser itself will name it
-    named = [config["job"] for config in read if isinstance(config, dict) and "job" in config]
-    job = said.job or (named or ["policy"])[-1]
-    if job not in JOBS:
+        read = [read_config(path) for path in said.config]
+    except (argparse.ArgumentError, FileNotFoundError):
+        return "policy", ""  # whatever is wrong there, the parser itself will name it
+    job = said.job or ([config["job"] for config in read if "job" in config] or ["policy"])[-1]
+    if not isinstance(job, str) or job not in JOBS:
         fail(f"job: expected one of {', '.join(JOBS)}, got {job}{nearest(str(job), JOBS)}")
-    return str(job)
+    return job, "".join(map(other_version, said.config))
 
 
 class CLI(LightningCLI):
     """LightningCLI whose `--pretrained` reaches every model; its run folder is `trainer.default_root_dir`."""
 
-    def __init__(self, job: str, **kwargs: Any) -> None:
-        self.job = job
+    def __init__(self, job: str, written_by: str, **kwargs: Any) -> None:
+        self.job, self.written_by = job, written_by
         super().__init__(JOBS[job].model, JOBS[job].data, trainer_class=PlanningTrainer, **kwargs)
 
     @staticmethod
@@ -121,6 +128,7 @@ class CLI(LightningCLI):
     @override
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         parser = Parser(**kwargs, allow_abbrev=False, dump_header=[f"grpo_pl=={__version__}"])
+        parser.written_by = self.written_by
         parser.add_argument("-c", "--config", action=ActionConfigFile, help="A YAML file; later ones win.")
         return parser
 
@@ -165,20 +173,54 @@ class CLI(LightningCLI):
     @override
     def before_instantiate_classes(self) -> None:
         config = self.config if self.subcommand is None else self.config[self.subcommand]
+        check_values(config)
+        if not isinstance(config.trainer, Namespace):
+            fail("trainer: expected settings such as {max_epochs: 3}, got null")
         for key in JOBS[self.job].take_pretrained:
             group, _, leaf = key.rpartition(".")
             owner = config.get(group)
             if isinstance(owner, Namespace) and owner.get(leaf) == "":
                 owner[leaf] = config.pretrained
         if config.get("checkpoint") and config.checkpoint.dirpath is None:
+            check_folder("trainer.default_root_dir", config.trainer.default_root_dir)
             config.checkpoint.dirpath = str(Path(config.trainer.default_root_dir) / "checkpoints")
+        if config.get("checkpoint"):
+            check_folder("checkpoint.dirpath", config.checkpoint.dirpath)
+
+    @override
+    def _set_seed(self) -> None:
+        seed = self._get(self.config, "seed_everything")
+        if isinstance(seed, int) and not 0 <= seed < 2**32:
+            raise ValueError(f"seed_everything={seed}: expected 0 to {2**32 - 1}")
+        super()._set_seed()
+
+    @override
+    def instantiate_classes(self) -> None:
+        """Build what the config names; what a library refuses there is about the config as well."""
+        try:
+            super().instantiate_classes()
+        except (TypeError, ValueError) as error:
+            refuse(own_cause(error) or error)
+
+    @override
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        """Build the Trainer; what it refuses is about the settings below `trainer`."""
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (MisconfigurationException, ImportError, RuntimeError, TypeError, ValueError) as error:
+            refuse(own_cause(error) or ValueError(f"trainer: {error}"))
 
     @override
     def _parse_ckpt_path(self) -> None:
         """A checkpoint restores a run's state; what its settings are, the config alone says."""
 
     def before_fit(self) -> None:
-        """Write and read single files whole and with checksums, wherever the strategy has them."""
+        """Refuse a checkpoint that is none; write and read single files whole, as plain data."""
+        config = self.config[str(self.subcommand)]
+        if config.weights_only is False:
+            fail("weights_only=false would run what a checkpoint holds: leave it out")
+        if config.ckpt_path not in (None, "last"):
+            check_checkpoint(Path(config.ckpt_path))
         if type(self.trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             self.trainer.strategy.checkpoint_io = AtomicCheckpointIO()
 
@@ -237,7 +279,7 @@ class Checked(CLI):
 def configure(args: list[str], cli: type[CLI] = CLI, **kwargs: Any) -> CLI:
     """Read the command line and config files; runs the subcommand they name, unless `run=False`."""
     return cli(
-        chosen_job(args),
+        *read_ahead(args),
         args=args,
         save_config_callback=RunFolder,
         auto_configure_optimizers=False,
@@ -285,11 +327,18 @@ def mistakes_answered() -> Iterator[None]:
         if "Checkpoint" in str(error):
             fail(f"ckpt_path: {error}")
         raise
-    except ValueError as error:
-        for cause in (error, error.__cause__):  # jsonargparse wraps what a component says that may be null
-            if isinstance(cause, ValueError) and raised_by_grpo_pl(cause):
-                refuse(cause)
+    except (Exception, SystemExit) as error:
+        if cause := own_cause(error):
+            refuse(cause)
+        if path := failed_import(error):
+            fail(f"{path}: its module cannot be imported ({type(error).__name__}: {error})")
         raise
+
+
+def own_cause(error: BaseException) -> ValueError | None:
+    """What grpo_pl itself says about the input; jsonargparse wraps it where a component may be null."""
+    causes = (error, error.__cause__)
+    return next((c for c in causes if isinstance(c, ValueError) and raised_by_grpo_pl(c)), None)
 
 
 def raised_by_grpo_pl(error: BaseException) -> bool:

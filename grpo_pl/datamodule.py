@@ -17,7 +17,7 @@ from grpo_pl.checks import check_schedule, check_trainer
 from grpo_pl.durable import remove
 from grpo_pl.functional import derive_seed
 from grpo_pl.loop import Learner, UpdateSchedule, experience_stream
-from grpo_pl.models.loading import context_length, load_tokenizer
+from grpo_pl.models.loading import context_length, eos_token_ids, load_tokenizer, vocabulary_size
 from grpo_pl.prompts.chat import ChatFormat, Tokenizer
 from grpo_pl.prompts.prompt_set import PromptSet, iteration_prompts
 from grpo_pl.prompts.sources import PromptSource
@@ -107,6 +107,10 @@ class RolloutDataModule(pl.LightningDataModule):
         for key in counts.split():
             if locals()[key] < 1:
                 raise ValueError(f"data.{key}={locals()[key]}: expected 1 or more")
+        if val_samples < 0:
+            raise ValueError(f"data.val_samples={val_samples}: expected 0 or more")
+        if val_max_tokens is not None and val_max_tokens < 1:
+            raise ValueError(f"data.val_max_tokens={val_max_tokens}: expected 1 or more, or null")
         if sampling.temperature == 0:
             raise ValueError(
                 "data.sampling.temperature=0 gives every response of a group alike: set it above 0"
@@ -148,6 +152,7 @@ class RolloutDataModule(pl.LightningDataModule):
                 raise ValueError(
                     f"data.{name} has {len(prompts)} prompts for {ranks} ranks: give it at least {ranks}"
                 )
+            self._check_vocabulary(name, prompts)
             self.learner.check_prompts(f"data.{name}", [prompts[row] for row in range(len(prompts))])
             log.info(
                 "data.%s: %d prompts, %d over %d tokens (data.long_prompts: %s)",
@@ -192,6 +197,11 @@ class RolloutDataModule(pl.LightningDataModule):
                     self.engine.lookahead,
                 )
         self._check_context()
+        if not eos_token_ids(self.pretrained):
+            log.warning(
+                "pretrained=%s names no token that ends a response: all will have data.sampling.max_tokens",
+                self.pretrained,
+            )
 
     @cached_property
     def _tokenizer(self) -> Tokenizer:
@@ -220,6 +230,15 @@ class RolloutDataModule(pl.LightningDataModule):
                 f"tokens do not fit the model's context of {context}: make data.max_prompt_tokens and "
                 f"data.sampling.max_tokens (or data.val_max_tokens) add up to at most {context}"
             )
+
+    def _check_vocabulary(self, name: str, prompts: PromptSet) -> None:
+        known = vocabulary_size(self.pretrained)
+        for row in range(len(prompts)):
+            if (token := max(prompts[row].token_ids)) >= known:
+                raise ValueError(
+                    f"data.{name}: a prompt has the token {token}, and the model knows {known}: the "
+                    f"tokenizer of {self.pretrained} is not the model's: give a folder where they fit"
+                )
 
     # ------------------------------------------------------------------------------------------------ streams
 

@@ -10,7 +10,14 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from grpo_pl.advantages import AdvantageEstimator
-from grpo_pl.checks import check_advantage_sources, check_components, check_critic, check_reference_update
+from grpo_pl.checks import (
+    check_advantage_sources,
+    check_components,
+    check_critic,
+    check_names,
+    check_optimizer,
+    check_reference_update,
+)
 from grpo_pl.corrections import ImportanceCorrection
 from grpo_pl.evaluation import Evaluation
 from grpo_pl.feedback import RewardStage
@@ -24,6 +31,7 @@ from grpo_pl.models.builder import Place
 from grpo_pl.optimization import OptimizedModule, OptimizerFactory, SchedulerFactory
 from grpo_pl.references import ReferenceUpdate
 from grpo_pl.regularizers import EntropyBonus, KLPenalty
+from grpo_pl.restoring import check_fits
 from grpo_pl.rewards.base import RewardFunction, Verifier, score_samples
 from grpo_pl.rewards.transforms import RewardTransform
 from grpo_pl.strategies import data_ranks, num_shards, place
@@ -83,6 +91,8 @@ class PolicyOptimization(OptimizedModule):
         check_critic(advantage, critic, critic_lr, critic_warmup)
         check_reference_update(reference_update, kl, reference)
         check_advantage_sources(advantage, rewards, kl, reward_transforms or [])
+        check_names("model.verifiers", verifiers or {})
+        check_optimizer(optimizer, lr_scheduler)
         self.builders = {"policy": policy, "reference": reference if kl else None, "critic": critic}
         self.idle_reference = reference is not None and kl is None
         self.rewards, self.verifiers = rewards, verifiers or {}
@@ -366,9 +376,13 @@ class PolicyOptimization(OptimizedModule):
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the weights that were left out from the pretrained model."""
+        """Take the weights that were left out from the pretrained model; refuse those of another run."""
         if "state_dict" in checkpoint:  # else the strategy has loaded all of it, shard by shard
             checkpoint["state_dict"] = self._frozen() | checkpoint["state_dict"]
+        if self._keeps_whole_checkpoints:  # of shards, the strategy finds out
+            check_fits(
+                checkpoint, self.state_dict(), self.configure_optimizers() if self.trainer.training else None
+            )
 
     def _frozen(self) -> dict[str, Tensor]:
         """The parameters that are never trained, as they are under a LoRA policy's adapters."""

@@ -4,12 +4,14 @@ import difflib
 import inspect
 import re
 import sys
+import traceback
 from collections.abc import Iterable
 from pathlib import Path
 from pydoc import locate
 from typing import Any, NoReturn, get_args
 
 from jsonargparse import ArgumentParser, _typehints
+from jsonargparse._util import import_object
 from lightning.pytorch.cli import LightningArgumentParser
 from typing_extensions import override
 
@@ -53,14 +55,20 @@ IMPLEMENTATIONS = (code_tests, judge, math_answer, models, rules, steps, *ENGINE
 """Imported so that their classes answer to their short names."""
 
 
+COMMANDS = "fit", "validate", "plan", "submit", "check-invariance"
+
+
 class Parser(LightningArgumentParser):
     """Answers a mistake with one sentence and the nearest right name, not with pages of usage."""
+
+    written_by = ""
+    """A half-sentence about config files that another version of grpo_pl wrote."""
 
     @override
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:  # the parser of a component inside: the outer one will name the whole key
             super().error(message, ex)
-        fail(explain(message, known_options(self)))
+        fail(explain(message, known_options(self)) + self.written_by)
 
 
 def defaults(class_path: str | None) -> dict[str, Any]:
@@ -105,6 +113,26 @@ def known_options(parser: ArgumentParser) -> dict[str, Any]:
 def explain(message: str, options: dict[str, Any]) -> str:
     """The parser's message as one sentence: the key, what was expected, what was got, the nearest name."""
     key = ".".join(re.findall(r'Parser key "([^"]+)"', message))
+    sentence = about_a_name(key, message, options) or about_code(key, message)
+    if sentence is not None:
+        return sentence
+    message = re.sub(r"Namespace\(class_path='([\w.]+)'.*\)", r"\1", message)
+    if (sentence := about_a_value(key, message, options)) is not None:
+        return sentence
+    noise = "Expected a path|Does not validate|Subtypes:|Errors:|Given value|Problem with given class"
+    text = re.sub(r'Parser key ".+?":|Type \S.* expects a function or a callable class:', "\n", message)
+    lines = [line.strip(" -") for line in text.splitlines()]
+    reason = " ".join(line for line in lines if line and not re.match(noise, line))
+    return f"{key}: {reason}" if key else reason
+
+
+def about_a_name(key: str, message: str, options: dict[str, Any]) -> str | None:
+    """What a message says of a command or an option that does not exist, or is missing."""
+    if command := re.search(r"argument subcommand: invalid choice: '(.*?)' \(", message):
+        known = ", ".join(COMMANDS)
+        return f"there is no command {command[1]!r}; expected one of {known}{nearest(command[1], COMMANDS)}"
+    if 'expected "subcommand"' in message:
+        return f"no command is given; expected one of {', '.join(COMMANDS)}"
     if unknown := re.search(r"unrecognized arguments: -*([^\s=]+)|does not accept option '(.+?)'", message):
         return no_such_option(unknown[1] or unknown[2], options)
     if early := re.search(r"is not accepted before subcommand '?([\w-]+)", message):
@@ -113,34 +141,43 @@ def explain(message: str, options: dict[str, Any]) -> str:
         cls = locate(re.findall(r"class_path[ =]'([\w.]+)'", message)[-1])
         return no_such_option(f"{key}.{unknown[1]}", [f"{key}.{name}" for name in parameters(cls)])
     if missing := re.search(r"arguments are required: (.+)", message):
-        names = [
-            ".".join(filter(None, (key, name.removeprefix("fit.").removeprefix("plan."))))
-            for name in missing[1].split(", ")
-        ]
+        given = [re.sub(r"^(fit|validate|plan)\.", "", name) for name in missing[1].split(", ")]
+        names = [".".join(filter(None, (key, name))) for name in given]
         return f"{', '.join(names)}: no value is given; set it in a --config file or on the command line"
+    return None
+
+
+def about_code(key: str, message: str) -> str | None:
+    """What a message says of an import path that a config cannot name there."""
+    if denied := re.search(r"Importing '(.+?)' is not allowed", message):
+        return f"{key}: {denied[1]} is nothing that a config may name: it could run or read anything"
+    if thing := re.search(r"Unexpected import object .*?Got value: (\S+)", message, re.DOTALL):
+        return f"{key}: expected the import path of a function or a class, and {thing[1]} is neither"
+    return None
+
+
+def about_a_value(key: str, message: str, options: dict[str, Any]) -> str | None:
+    """What a message says of a file, a class or a plain value that is not of the kind that it should be."""
     if file := re.search(r"File does not exist: '(.+)'", message):
-        return (
-            f"{key}: there is no file {file[1]}{nearest(file[1], map(str, Path(file[1]).parent.glob('*')))}"
-        )
+        near = nearest(file[1], map(str, Path(file[1]).parent.glob("*")))
+        return f"{key}: there is no file {file[1]}{near}"
     got = re.search(r"(?:Got value|Given value): (.*?)(?=\. Got value|$)", message, re.MULTILINE)
     components = sorted(implementations(options.get(key)))
     name = re.search(r"Expected a dot import path string: (.+)", message)
+    if components and got and "Not a valid subclass of" in message:
+        return f"{key}: expected one of {', '.join(components)}, got {got[1].replace('None', 'null')}"
     if name and components:
         return f"{key}: expected one of {', '.join(components)}, got {name[1]}{nearest(name[1], components)}"
     types = re.findall(
         r"Expected a (?:<class '(.+?)'>|typing\.Literal\[(.+?)\])", message[: got and got.start()]
     )
+    if got and (inside := re.match(r"NestedArg\(key='(.+?)'", got[1])):
+        return f"{key}.{inside[1]}: {key} has settings only where it names a class, and does not: name one"
     if got and types:
         expected = " or ".join(dict.fromkeys(plain or f"one of {choices}" for plain, choices in types))
         near = nearest(got[1], re.findall(r"'(.+?)'", expected))
         return f"{key}: expected {expected.replace('NoneType', 'null')}, got {got[1]}{near}"
-    if name:
-        return f"{key}: expected an import path such as torch.optim.AdamW, got {name[1]}"
-    noise = "Expected a path|Does not validate|Subtypes:|Errors:|Given value|Problem with given class"
-    text = re.sub(r'Parser key ".+?":|Type \S.* expects a function or a callable class:', "\n", message)
-    lines = [line.strip(" -") for line in text.splitlines()]
-    reason = " ".join(line for line in lines if line and not re.match(noise, line))
-    return f"{key}: {reason}" if key else reason
+    return f"{key}: expected an import path such as torch.optim.AdamW, got {name[1]}" if name else None
 
 
 def no_such_option(wrong: str, options: Iterable[str]) -> str:
@@ -161,7 +198,13 @@ def nearest(wrong: str, names: Iterable[str]) -> str:
 
 def parameters(cls: Any) -> list[str]:
     """What the constructor of a class takes, with what it hands on to others."""
-    return list(ArgumentParser().add_class_arguments(cls, fail_untyped=False))
+    return list(ArgumentParser().add_class_arguments(cls, fail_untyped=False)) if inspect.isclass(cls) else []
+
+
+def failed_import(error: BaseException) -> str | None:
+    """The import path whose module raised the error when it was imported, if a config named one that did."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return next((frame.f_locals["name"] for frame in frames if frame.f_code is import_object.__code__), None)
 
 
 def implementations(typehint: Any) -> set[str]:
@@ -174,7 +217,7 @@ def implementations(typehint: Any) -> set[str]:
 
 
 def fail(sentence: str) -> NoReturn:
-    """Say what is wrong and end with exit code 2."""
+    """Say what is wrong, in one line, and end with exit code 2."""
     sys.stdout.flush()
-    print(f"grpo_pl: error: {sentence}", file=sys.stderr)
+    print(f"grpo_pl: error: {' '.join(sentence.split())}", file=sys.stderr)
     raise SystemExit(2)

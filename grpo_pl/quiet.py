@@ -13,6 +13,7 @@ ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "TRANSFORMERS_VERBOSITY": "error",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
 VERBOSE = "GRPO_PL_VERBOSE"
@@ -34,6 +35,7 @@ def tame_logs() -> None:
     for logger in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(logger).setLevel(logging.WARNING)
     logging.getLogger("transformers").setLevel(logging.ERROR)  # torchmetrics has imported it before
+    logging.getLogger("datasets").setLevel(logging.CRITICAL)  # what is wrong with a file, it raises as well
     warnings.filterwarnings("ignore", module=r"lightning\..*", category=UserWarning)
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*torch.distributed.reduce_op.*")

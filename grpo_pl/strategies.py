@@ -15,6 +15,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, Offlo
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy, wrap
 from typing_extensions import override
 
+from grpo_pl.checkpoint_files import check_checkpoint
 from grpo_pl.durable import PARTIAL, room_for, sync_folder
 from grpo_pl.manifest import Manifest, Part, measured, whole_checkpoint
 from grpo_pl.models.builder import Build
@@ -199,8 +200,10 @@ class FSDP2Strategy(ModelParallelStrategy):
     def load_checkpoint(
         self, checkpoint_path: str | Path, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Read the checkpoint that the path means, once its checksums are right."""
-        return super().load_checkpoint(whole_checkpoint(Path(checkpoint_path)), weights_only)
+        """Read the checkpoint that the path means, once it is known to be whole, and data."""
+        whole = whole_checkpoint(Path(checkpoint_path))
+        check_checkpoint(whole)
+        return super().load_checkpoint(whole, weights_only=True)
 
     @override
     def model_to_device(self) -> None:

@@ -7,9 +7,9 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "grpo_pl"
 LAYERS = [
-    {"types", "quiet", "memory", "durable"},
+    {"types", "quiet", "memory", "durable", "addresses"},
     {"slurm", "manifest", "lock"},
-    {"functional"},
+    {"functional", "checkpoint_files"},
     {
         "prompts",
         "rollout.engine",
@@ -36,11 +36,12 @@ LAYERS = [
         "metrics",
         "nonfinite",
         "checks",
+        "restoring",
         "feedback",
     },
     {"optimization", "strategies", "rollout.server", "rollout.stored"},
     {"module", "datamodule", "reward_modeling", "callbacks"},
-    {"parser", "planning", "submission"},
+    {"parser", "planning", "submission", "config_files", "config_values"},
     {"cli"},
     {"invariance", "diagnosis"},
     {"__main__"},

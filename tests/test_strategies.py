@@ -9,7 +9,8 @@ import torch
 from conftest import load_tool
 from run_results import NO_VALIDATION, Fit, Ranks, Refused, column, strategy, untimed
 
-from grpo_pl.callbacks.checkpoint_io import AtomicCheckpointIO, is_sharded, read_shards
+from grpo_pl.callbacks.checkpoint_io import AtomicCheckpointIO, read_shards
+from grpo_pl.manifest import is_sharded
 from grpo_pl.models import CausalLM, ValueHead
 from grpo_pl.models.deferred import deferred_weights
 from grpo_pl.strategies import FSDP2Strategy, data_ranks, num_shards, place

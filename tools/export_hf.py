@@ -46,7 +46,8 @@ def export(checkpoint: Path, out: Path, pretrained: str = "") -> Path:
 
 def policy_weights(checkpoint: Path) -> dict[str, Tensor]:
     """The policy's parameters under their Hugging Face names."""
-    from grpo_pl.callbacks.checkpoint_io import is_sharded, read_shards
+    from grpo_pl.callbacks.checkpoint_io import read_shards
+    from grpo_pl.manifest import is_sharded
 
     if not checkpoint.is_file() and not is_sharded(checkpoint):
         raise ValueError(

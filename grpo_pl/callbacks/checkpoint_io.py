@@ -1,7 +1,6 @@
 """How checkpoints reach the disk, and come back from it whatever strategy wrote them."""
 
 import hashlib
-import io
 import os
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -9,12 +8,11 @@ from typing import Any, BinaryIO
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from torch.distributed.checkpoint import state_dict_loader
-from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-from torch.distributed.checkpoint.planner import ReadItem
 from typing_extensions import override
 
+from grpo_pl.checkpoint_files import SafePlanner, read_file, read_index
 from grpo_pl.durable import partial_of, replacing
 from grpo_pl.manifest import SHARDED, Manifest, Part, is_sharded, manifest_path, whole_checkpoint
 
@@ -46,7 +44,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
         whole = whole_checkpoint(Path(path))
         if not is_sharded(whole):
-            return super().load_checkpoint(whole, *args, **kwargs)
+            return read_file(whole)
         checkpoint: dict[str, Any] = torch.load(whole / SHARDED, weights_only=True)
         content = read_shards(whole)
         optimizers = [content[key] for key in sorted(content) if key.startswith("optimizer_")]
@@ -94,7 +92,7 @@ def read_shards(folder: Path, prefix: str = "") -> dict[str, Any]:
         folder: The checkpoint.
         prefix: Of the entries to read, as in `state_dict.policy.`.
     """
-    metadata = FileSystemReader(folder).read_metadata()
+    metadata = read_index(folder)
     found = {key: entry for key, entry in metadata.state_dict_metadata.items() if key.startswith(prefix)}
     flat: dict[str, Any] = {
         key: torch.empty(entry.size, dtype=entry.properties.dtype)
@@ -112,14 +110,6 @@ def read_shards(folder: Path, prefix: str = "") -> dict[str, Any]:
             place = place.setdefault(group, {})
         place[leaf] = value
     return whole
-
-
-class SafePlanner(DefaultLoadPlanner):
-    """Reads what is no tensor as plain data: torch's own would run any code that it holds."""
-
-    @override
-    def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
-        self.original_state_dict[read_item.dest_index.fqn] = torch.load(value, weights_only=True)
 
 
 def numbered(optimizer: dict[str, Any]) -> dict[str, Any]:

@@ -86,7 +86,11 @@ class RunFolder(SaveConfigCallback):
 
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if stage != "fit" or not trainer.is_global_zero:
+        """Touch nothing yet: models are still to be loaded."""
+
+    @override
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not trainer.is_global_zero:
             return
         self.prepare(trainer)
         if job := slurm.current():

@@ -1,13 +1,16 @@
 """Finding and loading pretrained models; the only importer of transformers."""
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from grpo_pl.models.deferred import deferred, read_head
@@ -15,6 +18,7 @@ from grpo_pl.models.deferred import deferred, read_head
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+log = logging.getLogger(__name__)
 DType = Literal["float32", "bfloat16", "float16"]
 RewardKind = Literal["outcome", "process"]
 """Whether a reward model scores whole responses or the steps of them."""
@@ -65,22 +69,43 @@ def resolve_pretrained(pretrained: str) -> str:
     return pretrained
 
 
-def _unreachable(pretrained: str, error: Exception) -> ValueError:
-    reason = str(error).strip().splitlines()[0][:200]
-    return ValueError(
-        f"pretrained={pretrained} could not be loaded ({reason}): give a complete Hugging Face model folder, "
-        "or a hub name while the hub can be reached (tools/fetch_model.py fetches the demo model)"
-    )
+NO_CODE: Any = {"trust_remote_code": False}
+"""For everything that is loaded: not even asked is whether code that comes with a model shall run."""
+
+
+@contextmanager
+def loading(pretrained: str, part: str) -> Iterator[None]:
+    """Whatever transformers refuses in the body, in its many ways, becomes one sentence on the model."""
+    from huggingface_hub.errors import StrictDataclassError
+
+    try:
+        yield
+    except (
+        *(OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, ImportError),
+        *(SafetensorError, StrictDataclassError, UnpicklingError),
+    ) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        if "trust_remote_code" in reason:
+            raise ValueError(
+                f"pretrained={pretrained} brings code of its own, which grpo_pl never runs: give a model of "
+                "an architecture that transformers knows"
+            ) from error
+        if "ignore_mismatched_sizes" in reason:
+            reason = "they have other shapes than its config.json says"
+        raise ValueError(
+            f"pretrained={pretrained} could not be loaded ({part}: {reason:.200}): give a complete Hugging "
+            "Face model folder, or a hub name while the hub can be reached (tools/fetch_model.py fetches the "
+            "demo model)"
+        ) from error
 
 
 def load_tokenizer(pretrained: str) -> "PreTrainedTokenizerBase":
     """The tokenizer of a model folder or hub name."""
     from transformers import AutoTokenizer
 
-    try:
-        return cast("PreTrainedTokenizerBase", AutoTokenizer.from_pretrained(resolve_pretrained(pretrained)))
-    except OSError as error:
-        raise _unreachable(pretrained, error) from error
+    path = resolve_pretrained(pretrained)
+    with loading(pretrained, "tokenizer"):
+        return cast("PreTrainedTokenizerBase", AutoTokenizer.from_pretrained(path, **NO_CODE))
 
 
 def weights_folder(pretrained: str) -> Path:
@@ -90,20 +115,17 @@ def weights_folder(pretrained: str) -> Path:
         return Path(path)
     from huggingface_hub import snapshot_download
 
-    try:
+    with loading(pretrained, "weights"):
         return Path(snapshot_download(path, allow_patterns=["*.safetensors", "*.json"]))
-    except OSError as error:
-        raise _unreachable(pretrained, error) from error
 
 
 def load_config(pretrained: str) -> "PretrainedConfig":
     """The configuration of a model folder or hub name."""
     from transformers import AutoConfig
 
-    try:
-        return cast("PretrainedConfig", AutoConfig.from_pretrained(resolve_pretrained(pretrained)))
-    except OSError as error:
-        raise _unreachable(pretrained, error) from error
+    path = resolve_pretrained(pretrained)
+    with loading(pretrained, "config.json"):
+        return cast("PretrainedConfig", AutoConfig.from_pretrained(path, **NO_CODE))
 
 
 def context_length(pretrained: str) -> int:
@@ -112,15 +134,36 @@ def context_length(pretrained: str) -> int:
     return int(getattr(text_config, "max_position_embeddings", None) or 1 << 30)
 
 
+def vocabulary_size(pretrained: str) -> int:
+    """How many tokens the model knows."""
+    return int(load_config(pretrained).get_text_config().vocab_size)
+
+
 def eos_token_ids(pretrained: str) -> set[int]:
-    """The tokens that end a response, by the model's generation settings, else its configuration."""
+    """The tokens that end a response, by the model's generation settings, else its configuration.
+
+    Raises:
+        ValueError: If one of them is no token of the model.
+    """
     from transformers import GenerationConfig
 
+    path = resolve_pretrained(pretrained)
     try:
-        eos = GenerationConfig.from_pretrained(resolve_pretrained(pretrained)).eos_token_id
+        eos = GenerationConfig.from_pretrained(path).eos_token_id
     except OSError:
+        if (Path(path) / "generation_config.json").exists():
+            with loading(pretrained, "generation_config.json"):
+                raise
         eos = load_config(pretrained).eos_token_id
-    return set(eos if isinstance(eos, list) else [] if eos is None else [eos])
+    tokens = set(eos if isinstance(eos, list) else [] if eos is None else [eos])
+    known = vocabulary_size(pretrained)
+    for token in tokens:
+        if not isinstance(token, int) or not 0 <= token < known:
+            raise ValueError(
+                f"pretrained={pretrained}: eos_token_id {token!r} of its generation_config.json or "
+                f"config.json is none of the model's {known} tokens: correct it there"
+            )
+    return tokens
 
 
 def sampling_defaults(pretrained: str) -> dict[str, float]:
@@ -154,20 +197,42 @@ def load_language_model(pretrained: str, dtype: DType, attention: str | None = N
     arguments: dict[str, Any] = {"dtype": getattr(torch, dtype)}
     if attention is not None:
         arguments["attn_implementation"] = attention
-    if _shapes_alone.get():
-        return cast("PreTrainedModel", AutoModelForCausalLM.from_config(config, **arguments))
-    if (later := deferred()) is not None:
-        with torch.device("meta"):
-            empty = cast("PreTrainedModel", AutoModelForCausalLM.from_config(config, **arguments))
-        if later.defer(empty, weights_folder(pretrained)):
-            return empty
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            resolve_pretrained(pretrained), config=config, **arguments
+    path = resolve_pretrained(pretrained)
+    with loading(pretrained, "weights"):
+        if _shapes_alone.get():
+            return cast("PreTrainedModel", AutoModelForCausalLM.from_config(config, **arguments))
+        if (later := deferred()) is not None:
+            with torch.device("meta"):
+                empty = cast("PreTrainedModel", AutoModelForCausalLM.from_config(config, **arguments))
+            if later.defer(empty, weights_folder(pretrained)):
+                return empty
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            path, config=config, output_loading_info=True, **arguments, **NO_CODE
         )
-    except OSError as error:
-        raise _unreachable(pretrained, error) from error
+    model, report = loaded
+    check_complete(pretrained, report)
     return cast("PreTrainedModel", model)
+
+
+def check_complete(pretrained: str, report: dict[str, Any], head: str | None = None) -> None:
+    """Refuse a checkpoint that lacks weights, which would be random, and name those that it has for nothing.
+
+    Args:
+        pretrained: The model folder or hub name.
+        report: What transformers says of the loading.
+        head: The module whose weights may be missing.
+
+    Raises:
+        ValueError: If some are missing.
+    """
+    missing = sorted(key for key in report["missing_keys"] if head is None or not key.startswith(head))
+    if missing:
+        raise ValueError(
+            f"pretrained={pretrained} lacks {len(missing)} of the weights that its config.json speaks of, "
+            f"for instance {missing[0]}: give a folder where they belong together"
+        )
+    if unused := sorted(report["unexpected_keys"]):
+        log.warning("pretrained=%s: %d weights have no use, as %s", pretrained, len(unused), unused[0])
 
 
 def pretrained_models(model: nn.Module) -> list["PreTrainedModel"]:
@@ -216,8 +281,8 @@ def load_reward_model(
         "outcome": (AutoModelForSequenceClassification, "ForSequenceClassification"),
         "process": (AutoModelForTokenClassification, "ForTokenClassification"),
     }[kind]
-    report: dict[str, Any] = {"missing_keys": set()}
-    try:
+    report: dict[str, Any] = {"missing_keys": set(), "unexpected_keys": set()}
+    with loading(pretrained, "weights"):  # also names an architecture without such a head
         if _shapes_alone.get():
             model = auto.from_config(config, **arguments)
         elif (later := deferred()) is not None:
@@ -226,11 +291,12 @@ def load_reward_model(
             folder = weights_folder(pretrained)
             report["missing_keys"] = read_head(model.score, folder)
             if not later.defer(model, folder):
-                model = auto.from_pretrained(path, config=config, **arguments)
+                model = auto.from_pretrained(path, config=config, **arguments, **NO_CODE)
         else:
-            model, report = auto.from_pretrained(path, config=config, output_loading_info=True, **arguments)
-    except (OSError, ValueError) as error:  # a ValueError names an architecture without such a head
-        raise _unreachable(pretrained, error) from error
+            model, report = auto.from_pretrained(
+                path, config=config, output_loading_info=True, **arguments, **NO_CODE
+            )
+    check_complete(pretrained, report, head="score")
     if not isinstance(getattr(model, "score", None), nn.Linear):
         raise ValueError(
             f"pretrained={pretrained} loads as a {type(model).__name__}, which has no linear head `score` on "

@@ -117,7 +117,7 @@ class ChatFormat:
             ids = tokenizer.apply_chat_template(
                 conversations, add_generation_prompt=True, return_dict=False, **self.template_kwargs
             )
-        except TemplateError as error:
+        except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:  # it computes
             raise ValueError(
                 f"the tokenizer's chat template refuses the messages ({error}); set data.format.system, "
                 "data.format.few_shot or data.format.template_kwargs"

@@ -54,9 +54,10 @@ class JSONL(PromptSource):
             content = Path(os.path.expanduser(path)).read_bytes()
         except FileNotFoundError as error:
             raise ValueError(f"{where}: there is no such file; set `path` to a JSON Lines file") from error
-        except OSError as error:
+        except (OSError, ValueError) as error:  # a ValueError says that the name holds a zero byte
+            reason = error.strerror if isinstance(error, OSError) else error
             raise ValueError(
-                f"{where}: cannot be read ({error.strerror}); set `path` to a JSON Lines file"
+                f"{where}: cannot be read ({reason}); set `path` to a JSON Lines file"
             ) from error
         numbered = enumerate(content.removeprefix(codecs.BOM_UTF8).split(b"\n"), start=1)
         lines = [(number, line) for number, line in numbered if line.strip()]
@@ -138,14 +139,18 @@ def _load_table(path: str, split: str, name: str | None, where: str) -> Any:
             loaded = datasets.load_dataset(_LOCAL_FORMATS[local.suffix], data_files=str(local), split=split)
         else:
             loaded = datasets.load_dataset(path, name, split=split)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    except (OSError, ValueError, StopIteration, datasets.exceptions.DatasetsError) as error:
+        reason = _first_line(error if error.__cause__ is None else error.__cause__)
         raise ValueError(f"{where}: cannot be loaded ({reason}); set `path`, `name` or `split`") from error
     if isinstance(loaded, datasets.DatasetDict):
         if split not in loaded:
             raise ValueError(f"{where}: there is no such split; set `split` to one of {sorted(loaded)}")
         return loaded[split]
     return loaded
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [f"no rows: {type(error).__name__}"])[0].rstrip(".")
 
 
 def _select_rows(rows: str | None, total: int, where: str) -> range:
@@ -162,13 +167,21 @@ def _select_rows(rows: str | None, total: int, where: str) -> range:
 
 def _parse_line(line: bytes, where: str) -> dict[str, Any]:
     try:
-        row = json.loads(line.decode("utf-8"))
+        row = json.loads(line.decode("utf-8"), object_pairs_hook=_without_repeats)
     except UnicodeDecodeError as error:
         raise ValueError(f"{where} is not UTF-8 at its byte {error.start}; convert the file") from error
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{where} is not JSON ({error}); write one JSON object per line") from error
     if not isinstance(row, dict):
         raise ValueError(f"{where}: expected a JSON object, got {type(row).__name__}; write one per line")
+    return row
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} stands there twice")
     return row
 
 
@@ -185,6 +198,8 @@ def _to_question(row: Mapping[str, Any], question: str, answer: str | None, wher
         raise ValueError(
             f"{where}: expected a string in column {question!r}, got {_short(text)}; set `question`"
         )
+    if not text.strip():
+        raise ValueError(f"{where}: the question in column {question!r} is blank; repair the row")
     is_number = isinstance(gold, int | float) and not isinstance(gold, bool)
     if not isinstance(gold, str) and not (is_number and math.isfinite(gold)):
         raise ValueError(

@@ -8,6 +8,7 @@ from rich.progress import track
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, DistributedSampler, Subset
 from typing_extensions import override
 
+from grpo_pl.checks import check_trainer_numbers
 from grpo_pl.functional import derive_seed, permutation
 from grpo_pl.models.reward_model import ResponseEncoder
 from grpo_pl.prompts.sources import PromptSource
@@ -71,6 +72,9 @@ class RewardDataModule(pl.LightningDataModule):
         """Read and encode everything."""
         if self.sets:
             return
+        if stage == "fit":
+            assert self.trainer is not None, "the trainer attaches itself before setup"
+            check_trainer_numbers(self.trainer)
         encode = ResponseEncoder.load(self.pretrained)
         if stage == "fit":
             new = self._read("train", self.train, encode)

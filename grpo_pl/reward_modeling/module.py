@@ -2,18 +2,20 @@
 
 import logging
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from grpo_pl.checks import check_optimizer
 from grpo_pl.models.loading import DType
 from grpo_pl.models.reward_model import RewardModel
 from grpo_pl.optimization import OptimizedModule, OptimizerFactory, SchedulerFactory
+from grpo_pl.restoring import check_fits
 from grpo_pl.reward_modeling.calibration import Calibration
 from grpo_pl.reward_modeling.objectives import LabeledBatch, RewardObjective
-from grpo_pl.strategies import place
+from grpo_pl.strategies import num_shards, place
 from grpo_pl.weight_sync import full_weights
 
 log = logging.getLogger(__name__)
@@ -49,6 +51,7 @@ class RewardModeling(OptimizedModule):
         lr_scheduler: SchedulerFactory | None = None,
     ) -> None:
         super().__init__()
+        check_optimizer(optimizer, lr_scheduler)
         self.objective, self.pretrained, self.dtype_name = objective, pretrained, dtype
         self.attention, self.gradient_checkpointing = attention, gradient_checkpointing
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
@@ -111,6 +114,14 @@ class RewardModeling(OptimizedModule):
     def on_validation_epoch_end(self) -> None:
         measured = self.calibration.compute()
         self.log_dict({f"val/{name}": value.float() for name, value in measured.items()}, batch_size=1)
+
+    @override
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse the checkpoint of another run."""
+        if num_shards(self.trainer) == 1:
+            check_fits(
+                checkpoint, self.state_dict(), self.configure_optimizers() if self.trainer.training else None
+            )
 
     @override
     def on_train_end(self) -> None:

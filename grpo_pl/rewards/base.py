@@ -243,14 +243,15 @@ def _score_or_abstain(name: str, reward: RewardFunction, samples: Sequence[Sampl
         return _checked_scores(reward, samples)
     except RewardError as error:  # names its sample
         raise RewardError(f"Reward {name!r} failed: {error}") from error
-    except Exception as error:  # noqa: BLE001 - rewards are the user's code and may raise anything
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - the user's code may raise anything
         batch_error = error
     scores: list[Score] = []
     for sample in samples:
         try:
             scores += _checked_scores(reward, [sample])
-        except Exception as error:
-            message = f"Reward {name!r} failed with {type(error).__name__}: {error} ({describe(sample)})"
+        except (Exception, SystemExit) as error:
+            reason = _shorten(f"{type(error).__name__}: {error}", 500)
+            message = f"Reward {name!r} failed with {reason} ({describe(sample)})"
             if reward.on_error == "raise":
                 raise RewardError(f"{message}; on_error: abstain would skip such samples.") from error
             _logger.warning("%s; it abstains.", message)

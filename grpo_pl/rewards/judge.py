@@ -14,6 +14,7 @@ from urllib.request import Request, urlopen
 
 from typing_extensions import override
 
+from grpo_pl.addresses import is_address
 from grpo_pl.models.builder import Place
 from grpo_pl.rewards.base import RewardError, RewardFunction, describe
 from grpo_pl.rewards.patterns import compiled
@@ -75,14 +76,14 @@ class Judge(RewardFunction):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if not url.startswith(("http://", "https://")):
-            raise ValueError(f"url is {url!r}; it must begin with http:// or https://.")
+        if not is_address(url):
+            raise ValueError(f"url is {url!r}; it must be one such as http://localhost:8000/v1, without ?.")
         if "{response}" not in template:
             raise ValueError(f"template is {template!r}; it must contain {{response}}.")
         for name, value, lowest in (("retries", retries, 0), ("concurrency", concurrency, 1)):
             if value < lowest:
                 raise ValueError(f"{name} is {value}; it must be at least {lowest}.")
-        if timeout_s <= 0:
+        if not timeout_s > 0:
             raise ValueError(f"timeout_s is {timeout_s}; it must be above 0.")
         self.url, self.model, self.template = f"{url.rstrip('/')}/chat/completions", model, template
         self._number = compiled("pattern", pattern)

@@ -1,6 +1,7 @@
 """Regular expressions that a user wrote."""
 
 import re
+import warnings
 
 
 def compiled(key: str, pattern: str) -> re.Pattern[str]:
@@ -10,6 +11,7 @@ def compiled(key: str, pattern: str) -> re.Pattern[str]:
         ValueError: If it is none, naming the option `key`.
     """
     try:
-        return re.compile(pattern, re.DOTALL)
+        with warnings.catch_warnings(action="ignore"):  # of what a set may mean in the future
+            return re.compile(pattern, re.DOTALL)
     except re.error as error:
         raise ValueError(f"{key} {pattern!r} is not a regular expression: {error}.") from error

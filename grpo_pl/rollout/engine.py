@@ -1,5 +1,6 @@
 """What a rollout engine is: anything that can take weights and answer prompts."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ class SamplingConfig:
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
             raise ValueError(f"data.sampling.max_tokens={self.max_tokens}: expected 1 or more")
-        if self.temperature < 0:
+        if not 0 <= self.temperature < math.inf:
             raise ValueError(
                 f"data.sampling.temperature={self.temperature}: expected more than 0 (0 is greedy)"
             )

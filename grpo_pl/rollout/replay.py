@@ -72,6 +72,8 @@ class ReplayEngine(RolloutEngine):
         except (OSError, pa.ArrowInvalid) as error:
             reason = str(error).splitlines()[0]
             raise ValueError(f"data.engine.path={self.path} is no file of rollouts ({reason})") from error
+        if empty := sorted({key for row in rows for key, value in row.items() if value is None}):
+            raise ValueError(f"data.engine.path={self.path} is no file of rollouts (no {', '.join(empty)})")
         for row in rows:
             asked = (row["temperature"], row["prompt_seed"], *row["prompt_token_ids"])
             self._groups.setdefault(asked, []).append(row)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, distributed
 from typing_extensions import override
 
+from grpo_pl.addresses import is_address
 from grpo_pl.functional import derive_seed
 from grpo_pl.models.loading import load_tokenizer
 from grpo_pl.rollout.engine import (
@@ -76,13 +77,12 @@ class ServerEngine(RolloutEngine):
         timeout_s: float = 60.0,
         max_sequences: int = 256,
     ) -> None:
-        wrong = [url for url in urls if not url.startswith(("http://", "https://"))]
-        if wrong or not urls or len(set(urls)) < len(urls):
+        if not urls or not all(map(is_address, urls)) or len({url.rstrip("/") for url in urls}) < len(urls):
             raise ValueError(
                 f"data.engine.urls={urls}: expected one or more different addresses such as "
                 "http://127.0.0.1:8000"
             )
-        if timeout_s <= 0:
+        if not timeout_s > 0:
             raise ValueError(f"data.engine.timeout_s={timeout_s}: expected more than 0 seconds")
         if max_sequences < 1:
             raise ValueError(f"data.engine.max_sequences={max_sequences}: expected 1 or more")

@@ -1,0 +1,119 @@
+"""What no config may say: a secret, which the run's folder would keep; a number that is none; any code.
+
+A config can name components, optimizers, schedulers, and what Lightning takes by class; functions by import
+path alone, without arguments; nothing else, so that a config from anywhere runs no command.
+"""
+
+import inspect
+import math
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from pydoc import locate
+from typing import Any
+
+from jsonargparse import Namespace, set_parsing_settings
+from lightning.fabric.plugins import CheckpointIO, ClusterEnvironment, Precision
+from lightning.pytorch import Callback
+from lightning.pytorch.accelerators import Accelerator
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins import LayerSync
+from lightning.pytorch.profilers import Profiler
+from lightning.pytorch.strategies import Strategy
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+NAMEABLE = (
+    *(Optimizer, LRScheduler, Callback, Logger, Profiler, Strategy, Accelerator),
+    *(Precision, ClusterEnvironment, CheckpointIO, LayerSync),
+)
+"""Beside the components and settings of grpo_pl, the classes whose implementations a config may name."""
+SETTINGS_OF = "grpo_pl.", "torch.distributed.fsdp."
+"""The packages of which it may name any class."""
+SECRET = re.compile(r"(?:^|_)(?:api_?key|(?:access|auth|api|hf)_token|password|secret)$", re.IGNORECASE)
+HOLDS_SECRETS = re.compile(r"_(?:KEY|TOKEN|SECRET|PASSWORD)$")
+LOGIN = re.compile(r"\w://[^/\s@]*:[^/\s@]*@")
+VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
+
+set_parsing_settings(
+    import_path_denylist=[], instantiate_subclass_spec_in_any=False
+)  # or it warns and runs them
+
+
+def check_values(config: Any) -> None:
+    """Refuse what must not be built, and must not be written into the run's folder.
+
+    Raises:
+        ValueError: In one sentence, with the key to change.
+    """
+    keys = [name for name in os.environ if HOLDS_SECRETS.search(name)]
+    secrets = {os.environ[name]: name for name in keys if len(os.environ[name]) >= 8}
+    for key, value in entries(config):
+        name = key.rpartition(".")[2]
+        if name == "class_path":
+            check_class(key.removesuffix(".class_path"), value)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{key}={value}: expected a finite number")
+        if not isinstance(value, str):
+            continue
+        if name == "api_key_variable" and not VARIABLE.fullmatch(value):
+            raise ValueError(
+                f"{key} is no name of an environment variable such as VLLM_API_KEY: export the key as one, "
+                "and set it to that (what it is now is not shown: it may be the key)"
+            )
+        known = next((variable for secret, variable in secrets.items() if secret in value), None)
+        if value and (SECRET.search(name) or LOGIN.search(value) or known):
+            where = f" (that of the environment variable {known})" if known else ""
+            raise ValueError(
+                f"{key} holds a secret{where}, which config.yaml in the run's folder would keep: take it out "
+                "and export it as an environment variable"
+            )
+
+
+def check_folder(key: str, folder: Any) -> None:
+    """Refuse a folder that cannot be written.
+
+    Raises:
+        ValueError: In one sentence, with the key to change.
+    """
+    if not folder or "://" in str(folder):
+        raise ValueError(f"{key}={folder}: expected a folder of this machine")
+    try:
+        there = next(place for place in (Path(folder), *Path(folder).absolute().parents) if place.exists())
+    except OSError as error:
+        raise ValueError(f"{key}={folder}: is no folder ({error.strerror}); name another one") from error
+    if not there.is_dir():
+        raise ValueError(f"{key}={folder}: {there} is a file; name a folder, or move the file away")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(f"{key}={folder}: {there} cannot be written; name another folder")
+
+
+def check_class(key: str, path: str) -> None:
+    """Refuse to build what is not of a kind that a config is meant to name.
+
+    Raises:
+        ValueError: In one sentence, with the key to change.
+    """
+    named = locate(path)
+    if inspect.isclass(named) and (issubclass(named, NAMEABLE) or named.__module__.startswith(SETTINGS_OF)):
+        return
+    if inspect.isclass(named) and any(base.__module__.startswith("grpo_pl.") for base in named.__mro__):
+        return  # a component of the user
+    raise ValueError(
+        f"{key}={path} is nothing that a config can give settings to: name a component, an optimizer, a "
+        "scheduler, a callback, a logger or a strategy; a function by its import path alone"
+    )
+
+
+def entries(config: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Each plain value of a config with its key as one says it on the command line."""
+    if isinstance(config, Namespace):
+        config = vars(config)
+    if isinstance(config, list | tuple):
+        config = dict(enumerate(config))
+    if not isinstance(config, dict):
+        yield key, config
+        return
+    for name, value in config.items():
+        yield from entries(value, key if name == "init_args" else f"{key}.{name}" if key else str(name))
