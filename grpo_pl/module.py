@@ -195,7 +195,7 @@ class PolicyOptimization(OptimizedModule):
         """The sum of a tensor over all ranks; collective."""
         total = self.trainer.strategy.reduce(values.to(self.device), reduce_op="sum")
         assert isinstance(total, Tensor)
-        return total // copies if (copies := data_ranks(self.trainer).copies) > 1 else total
+        return data_ranks(self.trainer).counted_once(total)
 
     def check_prompts(self, key: str, prompts: Sequence[Prompt]) -> None:
         """Refuse prompts of which no answer can be checked; up to 256 of them are looked at.

@@ -33,6 +33,10 @@ class DataRanks:
     copies: int
     """Processes that get the same data, because they compute each layer together."""
 
+    def counted_once(self, total: torch.Tensor) -> torch.Tensor:
+        """A sum over all processes with each copy counted once, of the same type."""
+        return total.div(self.copies, rounding_mode=None if total.is_floating_point() else "floor")
+
 
 def data_ranks(trainer: pl.Trainer) -> DataRanks:
     """Who gets which data: under tensor parallelism several ranks get the same."""

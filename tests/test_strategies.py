@@ -13,7 +13,7 @@ from grpo_pl.callbacks.checkpoint_io import AtomicCheckpointIO, read_shards
 from grpo_pl.manifest import is_sharded
 from grpo_pl.models import CausalLM, ValueHead
 from grpo_pl.models.deferred import deferred_weights
-from grpo_pl.strategies import FSDP2Strategy, data_ranks, num_shards, place
+from grpo_pl.strategies import DataRanks, FSDP2Strategy, data_ranks, num_shards, place
 
 ROOT = Path(__file__).resolve().parent.parent
 STRATEGIES = ROOT / "configs" / "strategy"
@@ -67,7 +67,7 @@ def test_several_ranks_learn_what_one_does(
 def test_ranks_that_share_layers_learn_what_one_does(fit: Fit, ranks: Ranks, tmp_path: Path) -> None:
     """Tensor parallelism over two ranks and FSDP2 over two pairs of them."""
     model = load_tool("make_tiny_model").make_tiny_model(tmp_path / "tiny", key_value_heads=2)
-    two = (*SEVERAL_UPDATES, "--trainer.max_epochs", "2")
+    two = (*SEVERAL_UPDATES, *CRITIC, "--trainer.max_epochs", "2")
     one = fit(*two, pretrained=model)
     four = ranks(4, *two, *strategy("fsdp2_tp"), "--trainer.accumulate_grad_batches", 1, pretrained=model)
     assert_equal_runs(one, four)
@@ -209,6 +209,13 @@ def test_who_gets_which_data_and_which_part(
     planned = trainer(8, FSDP2Strategy(**arguments))
     ranks = data_ranks(planned)
     assert (ranks.rank, ranks.size, ranks.copies, num_shards(planned)) == (0, size, copies, shards)
+
+
+def test_a_sum_over_ranks_that_share_layers_counts_each_sample_once() -> None:
+    pairs = DataRanks(rank=0, size=2, copies=2)
+    assert pairs.counted_once(torch.tensor([3.0, 0.5])).tolist() == [1.5, 0.25]
+    count = pairs.counted_once(torch.tensor(6))
+    assert (int(count), count.dtype) == (3, torch.int64)
 
 
 def test_without_ranks_there_is_one() -> None:
