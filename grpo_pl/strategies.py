@@ -11,7 +11,13 @@ from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, St
 from torch import distributed, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    ShardingStrategy,
+    fully_shard,
+)
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy, wrap
 from typing_extensions import override
 
@@ -164,14 +170,15 @@ class FSDP2Strategy(ModelParallelStrategy):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any | None = None
     ) -> None:
-        """Write shards beside the checkpoint's place and rename their folder: a kill leaves the old one."""
+        """Write shards beside the checkpoint's place and rename their folder: a kill leaves a whole one."""
         if not self._save_distributed_checkpoint:
             super().save_checkpoint(checkpoint, filepath, storage_options)
             return
         place = Path(self.broadcast(filepath))
-        partial = place.with_name(f".{place.name}{PARTIAL}")
+        partial, old = (place.with_name(f".{place.name}{what}{PARTIAL}") for what in ("", ".old"))
         if self.is_global_zero:
-            shutil.rmtree(partial, ignore_errors=True)
+            for left in (partial, old):
+                shutil.rmtree(left, ignore_errors=True)
         self.barrier()
         step = checkpoint["global_step"]
         with room_for(place):
@@ -184,9 +191,10 @@ class FSDP2Strategy(ModelParallelStrategy):
         if self.is_global_zero:
             Manifest(step, files).write(partial)
             if place.is_dir():
-                shutil.rmtree(place)
+                place.replace(old)
             partial.replace(place)
             sync_folder(place.parent)
+            shutil.rmtree(old, ignore_errors=True)
         self.barrier()
 
     def _measured_by_all(self, folder: Path) -> dict[str, Part]:
@@ -234,8 +242,13 @@ def place(strategy: Strategy, build: Build) -> nn.Module:
         raise ValueError(
             "trainer.strategy ModelParallelStrategy divides nothing by itself: set it to FSDP2Strategy"
         )
+    if not isinstance(strategy, FSDPStrategy):
+        return build().to(strategy.root_device)
+    if strategy.sharding_strategy not in (ShardingStrategy.FULL_SHARD, ShardingStrategy.SHARD_GRAD_OP):
+        raise ValueError(
+            f"trainer.strategy.sharding_strategy={strategy.sharding_strategy.name} keeps copies, whose "
+            "gradients would count twice in their norm: set it to FULL_SHARD, or trainer.strategy to hsdp"
+        )
     model = build()
-    if isinstance(strategy, FSDPStrategy):
-        kinds = {type(block) for block in transformer_blocks(model)}
-        return wrap(model, auto_wrap_policy=ModuleWrapPolicy(kinds))
-    return model.to(strategy.root_device)
+    kinds = {type(block) for block in transformer_blocks(model)}
+    return wrap(model, auto_wrap_policy=ModuleWrapPolicy(kinds))

@@ -7,6 +7,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from conftest import load_tool
+from lightning.pytorch.strategies import FSDPStrategy
 from run_results import NO_VALIDATION, Fit, Ranks, Refused, column, strategy, untimed
 
 from grpo_pl.callbacks.checkpoint_io import AtomicCheckpointIO, read_shards
@@ -236,6 +237,12 @@ def test_fewer_than_one_replica_is_refused(refused: Refused) -> None:
 def test_lightnings_own_strategy_is_refused_with_ours() -> None:
     with pytest.raises(ValueError, match="set it to FSDP2Strategy"):
         place(pl.strategies.ModelParallelStrategy(), CausalLM("nowhere").build)
+
+
+def test_fsdp1_with_copies_is_refused() -> None:
+    hybrid = FSDPStrategy(sharding_strategy="HYBRID_SHARD", device_mesh=(2, 2))
+    with pytest.raises(ValueError, match="sharding_strategy=HYBRID_SHARD keeps copies"):
+        place(hybrid, CausalLM("nowhere").build)
 
 
 def test_fewer_validation_prompts_than_ranks_are_refused(
