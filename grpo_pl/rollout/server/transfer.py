@@ -3,10 +3,13 @@
 import asyncio
 import socket
 import tempfile
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, ClassVar, final
+from urllib.parse import urlsplit
 
 import torch
 from safetensors.torch import save_file
@@ -116,14 +119,15 @@ class NCCL(WeightTransfer):
     A server that is lost while it receives takes the others with it: the broadcast has no end without it.
 
     Args:
-        address: This machine, as the servers' machines know it.
+        address: This machine, as the servers' machines know it; null for the address from which it reaches
+            them.
         port: Where they meet; 0 for any free one.
         bucket_mib: Weights that travel together, in MiB.
     """
 
     backend = "nccl"
 
-    def __init__(self, address: str = "127.0.0.1", port: int = 0, bucket_mib: int = 1024) -> None:
+    def __init__(self, address: str | None = None, port: int = 0, bucket_mib: int = 1024) -> None:
         self.address, self.port, self.bucket_mib = address, port, check_bucket(bucket_mib)
         self._group: Any = None
 
@@ -142,14 +146,15 @@ class NCCL(WeightTransfer):
 
         await fleet.each(count)
         world, port, device = 1 + sum(sizes.values()), self.port or free_port(), torch.cuda.current_device()
-        meeting = {"master_address": self.address, "master_port": port, "world_size": world}
+        address = self.address or own_address([server.url for server in fleet.servers])
+        meeting = {"master_address": address, "master_port": port, "world_size": world}
         ahead = {server: 1 + sum(list(sizes.values())[:i]) for i, server in enumerate(sizes)}
 
         async def join(server: Server) -> None:
             info = meeting | {"rank_offset": ahead[server]}
             await server.post("/init_weight_transfer_engine", {"init_info": info})
 
-        opening = asyncio.to_thread(stateless_init_process_group, self.address, port, 0, world, device)
+        opening = asyncio.to_thread(stateless_init_process_group, address, port, 0, world, device)
         self._group, _ = await asyncio.gather(opening, fleet.each(join))
 
     @override
@@ -161,21 +166,41 @@ class NCCL(WeightTransfer):
             "dtype_names": [str(tensor.dtype).removeprefix("torch.") for tensor in bucket.values()],
             "shapes": [list(tensor.shape) for tensor in bucket.values()],
         }
-        receiving = asyncio.create_task(fleet.post("/update_weights", {"update_info": described}))
-        sent = [tensor.detach().contiguous() for tensor in bucket.values()]
-        for tensor in sent:  # only enqueued: the servers' halves come while this one waits for their answers
-            self._group.broadcast(tensor, src=0, stream=torch.cuda.current_stream())
+        sent = [tensor.detach().cuda().contiguous() for tensor in bucket.values()]  # offloaded ones, too
+        arguments = (sent, torch.cuda.current_device(), torch.cuda.current_stream())
+        # its first half may wait for the servers', which come when they are asked
+        sending = threading.Thread(target=self._broadcast, args=arguments, daemon=True)
+        sending.start()
         before = len(fleet.servers)
-        await receiving
+        await fleet.post("/update_weights", {"update_info": described})
         if len(fleet.servers) < before:
             self.close()
             fleet.lose_all(ServerError("it was in a broadcast of weights that has lost a receiver"))
+        else:
+            sending.join()
+
+    def _broadcast(self, tensors: Iterable[Tensor], device: int, stream: "torch.cuda.Stream") -> None:
+        with torch.cuda.device(device):
+            for tensor in tensors:
+                self._group.broadcast(tensor, src=0, stream=stream)
 
     @override
     def close(self) -> None:
         if self._group is not None:
             self._group.destroy()
             self._group = None
+
+
+def own_address(urls: Iterable[str]) -> str:
+    """The address of this machine from which it reaches servers: one that all of them can answer to."""
+    found = []
+    for url in urls:
+        there = urlsplit(url)
+        family, *_, target = socket.getaddrinfo(there.hostname, there.port or 80, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, socket.SOCK_DGRAM) as one:
+            one.connect(target)  # sends nothing
+            found.append(str(one.getsockname()[0]))
+    return next((address for address in found if not ip_address(address).is_loopback), found[0])
 
 
 def free_port() -> int:
