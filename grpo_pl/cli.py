@@ -32,6 +32,7 @@ from grpo_pl.module import PolicyOptimization
 from grpo_pl.parser import Parser, fail, failed_import, nearest
 from grpo_pl.planning.command import PlanningTrainer
 from grpo_pl.quiet import tame_logs
+from grpo_pl.rank_failures import ending_together
 from grpo_pl.reward_modeling.data import RewardDataModule
 from grpo_pl.reward_modeling.module import RewardModeling
 from grpo_pl.rewards.base import RewardError
@@ -213,6 +214,11 @@ class CLI(LightningCLI):
     @override
     def _parse_ckpt_path(self) -> None:
         """A checkpoint restores a run's state; what its settings are, the config alone says."""
+
+    @override
+    def _run_subcommand(self, subcommand: str) -> None:
+        with ending_together(self.trainer):
+            super()._run_subcommand(subcommand)
 
     def before_fit(self) -> None:
         """Refuse a checkpoint that is none; write and read single files whole, as plain data."""

@@ -1,6 +1,7 @@
-"""Callbacks that measure inside of the processes of a run; a run names them by import path."""
+"""What measures or fails inside of the processes of a run, which names it by import path."""
 
 import json
+import os
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -25,3 +26,19 @@ class SyncMemory(pl.Callback):
         measured = {"extra": peak_gib() - before, "sent": sent}
         path = Path(trainer.default_root_dir) / f"sync-{trainer.global_rank}.json"
         path.write_text(json.dumps(measured))
+
+
+def fails_on_rank_0(**_: object) -> float:
+    """A reward with a mistake that the first rank alone meets."""
+    return fails_on("0")
+
+
+def fails_on_rank_1(**_: object) -> float:
+    """A reward with a mistake that the second rank alone meets."""
+    return fails_on("1")
+
+
+def fails_on(rank: str) -> float:
+    if os.environ["LOCAL_RANK"] == rank:
+        raise KeyError("mine")
+    return 1.0

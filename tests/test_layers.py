@@ -41,7 +41,7 @@ LAYERS = [
     },
     {"optimization", "strategies", "rollout.server", "rollout.stored"},
     {"module", "datamodule", "reward_modeling", "callbacks"},
-    {"parser", "planning", "submission", "config_files", "config_values"},
+    {"parser", "planning", "submission", "config_files", "config_values", "rank_failures"},
     {"cli"},
     {"invariance", "diagnosis"},
     {"__main__"},
