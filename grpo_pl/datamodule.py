@@ -15,7 +15,7 @@ from typing_extensions import override
 
 from grpo_pl.checks import check_schedule, check_trainer
 from grpo_pl.durable import remove
-from grpo_pl.functional import derive_seed
+from grpo_pl.functional import derive_seed, even_parts, rounds
 from grpo_pl.loop import Learner, UpdateSchedule, experience_stream
 from grpo_pl.models.loading import context_length, eos_token_ids, load_tokenizer, vocabulary_size
 from grpo_pl.prompts.chat import ChatFormat, Tokenizer
@@ -318,10 +318,8 @@ class RolloutDataModule(pl.LightningDataModule):
         """Each pass over it syncs the weights and answers all validation prompts."""
         if self.val is None:
             return []
-        chunks = -(-len(self._val_rows) // self.val_prompts_per_batch)
-        return DataLoader(
-            Stream(self._val_rollouts, chunks * (2 if self.val_samples else 1)), batch_size=None
-        )
+        rollouts = self._val_chunks * (2 if self.val_samples else 1)
+        return DataLoader(Stream(self._val_rollouts, rollouts), batch_size=None)
 
     @property
     def _val_rows(self) -> range:
@@ -329,14 +327,22 @@ class RolloutDataModule(pl.LightningDataModule):
         ranks = data_ranks(self.trainer)
         return range(ranks.rank, len(self.prompts["val"]), ranks.size)
 
+    @property
+    def _val_chunks(self) -> int:
+        """How often a validation asks the engine: every rank as often, for several may have one engine."""
+        assert self.trainer is not None, "the trainer attaches itself before setup"
+        return rounds(
+            len(self.prompts["val"]), data_ranks(self.trainer).size, at_once=self.val_prompts_per_batch
+        )
+
     def _val_rollouts(self) -> Iterator[Rollout]:
         rows = self._val_rows
         mine = [replace(self.prompts["val"][row], seed=derive_seed(self.seed, "val", row)) for row in rows]
         self.on_stage("validate")
         weights = self.learner.policy_weights(self.engine.weights_dtype)
         self.engine.load_weights(weights, version=self.learner.version)
-        for start in range(0, len(mine), self.val_prompts_per_batch):
-            prompts = mine[start : start + self.val_prompts_per_batch]
+        for some in even_parts(len(mine), self._val_chunks):
+            prompts = mine[some.start : some.stop]
             yield self.engine.generate(prompts, 1, self.val_sampling)
             if self.val_samples:
                 yield self.engine.generate(prompts, self.val_samples, self.sampling)

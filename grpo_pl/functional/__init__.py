@@ -13,7 +13,7 @@ from grpo_pl.functional.groups import (
     others_std,
     prompt_weights,
 )
-from grpo_pl.functional.partition import balanced_partition, batches_within, pad_rows
+from grpo_pl.functional.partition import balanced_partition, batches_within, even_parts, pad_rows, rounds
 from grpo_pl.functional.ratios import MAX_LOG_RATIO, bounded_exp, importance_ratio, kl_k1, kl_k2, kl_k3
 from grpo_pl.functional.returns import generalized_advantages, outcome_rewards
 from grpo_pl.functional.seeds import derive_seed, permutation
@@ -27,6 +27,7 @@ __all__ = [
     "bounded_exp",
     "derive_seed",
     "divide_by_std",
+    "even_parts",
     "generalized_advantages",
     "group_is_constant",
     "group_mean",
@@ -50,6 +51,7 @@ __all__ = [
     "pass_at_k",
     "permutation",
     "prompt_weights",
+    "rounds",
     "whiten",
     "wilson_interval",
 ]

@@ -1,6 +1,7 @@
 """Rows of various lengths, put together."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from jaxtyping import Shaped
 from torch import Tensor
@@ -39,6 +40,21 @@ def batches_within(lengths: Sequence[int], padded_tokens: int) -> list[list[int]
         else:
             lists.append([row])
     return lists
+
+
+def even_parts(size: int, parts: int) -> list[range]:
+    """Cut `range(size)` into parts of which none has two more than another."""
+    cuts = [part * size // parts for part in range(parts + 1)]
+    return [range(start, end) for start, end in pairwise(cuts)]
+
+
+def rounds(size: int, ranks: int, *, at_once: int) -> int:
+    """How often ranks that have every `ranks`-th of `size` things take up to `at_once`: each as often.
+
+    None then has an empty part, even if the parts of some must have one more. Needs `ranks <= size`.
+    """
+    fewest, more = divmod(size, ranks)
+    return min(-(-(fewest + bool(more)) // at_once), fewest)
 
 
 def pad_rows(rows: Sequence[Shaped[Tensor, "_"]], width: int) -> Shaped[Tensor, "N T"]:

@@ -9,7 +9,7 @@ from exact import few
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grpo_pl.functional import balanced_partition, pad_rows
+from grpo_pl.functional import balanced_partition, even_parts, pad_rows, rounds
 
 
 def dearest(lists: Sequence[Sequence[int]], lengths: Sequence[int]) -> int:
@@ -85,3 +85,17 @@ def test_pad_rows_fills_up_with_zeros_on_the_right_and_keeps_the_type(dtype: tor
     out = pad_rows([torch.ones(2, dtype=dtype), torch.ones(0, dtype=dtype), torch.ones(4, dtype=dtype)], 5)
     assert out.dtype == dtype
     assert out.int().tolist() == [[1, 1, 0, 0, 0], [0, 0, 0, 0, 0], [1, 1, 1, 1, 0]]
+
+
+def test_ranks_take_their_shares_equally_often_and_none_takes_nothing() -> None:
+    for size, ranks, at_once in itertools.product(range(1, 14), range(1, 5), range(1, 6)):
+        if ranks > size:
+            continue
+        often = rounds(size, ranks, at_once=at_once)
+        for rank in range(ranks):
+            share = len(range(rank, size, ranks))
+            parts = even_parts(share, often)
+            assert len(parts) == often
+            assert [row for part in parts for row in part] == list(range(share))
+            assert min(map(len, parts)) >= 1
+            assert max(map(len, parts)) <= max(at_once, 2)
