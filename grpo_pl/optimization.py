@@ -137,7 +137,7 @@ def total_norm(kinds: Iterable[list[nn.Parameter]], flat_shards: bool) -> Tensor
     whole = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
     total = torch.linalg.vector_norm(torch.stack(whole)) if whole else torch.zeros(())
     if flat_shards:
-        square = total.square()
+        square = total.square().to(torch.accelerator.current_accelerator() or "cpu")
         torch.distributed.all_reduce(square)
         total = square.sqrt()
     return total
