@@ -1,12 +1,14 @@
 """Correction for sampling with an engine whose log-probabilities are not the trainer's."""
 
+from collections.abc import Callable
 from typing import Literal, NamedTuple, final
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from grpo_pl.functional import bounded_exp, masked_mean
+from grpo_pl.functional import bounded_exp
+from grpo_pl.types import only_here
 
 
 class Correction(NamedTuple):
@@ -61,8 +63,9 @@ class ImportanceCorrection:
         old_logprobs: Float[Tensor, "N T"],
         sampling_logprobs: Float[Tensor, "N T"],
         mask: Bool[Tensor, "N T"],
+        sum_over_ranks: Callable[[Tensor], Tensor] = only_here,
     ) -> Correction:
-        """The weight of each masked token; 1 elsewhere."""
+        """The weight of each masked token; 1 elsewhere. The metrics are those of all ranks."""
         log_ratio, units = torch.where(mask, old_logprobs - sampling_logprobs, 0.0), mask
         if self.level == "sequence":
             log_ratio, units = log_ratio.sum(-1, keepdim=True), mask.any(-1, keepdim=True)
@@ -71,10 +74,12 @@ class ImportanceCorrection:
         bounded = (
             ratio.clamp(self.low, self.high) if self.mode == "truncate" else ratio.masked_fill(outside, 0)
         )
-        mean, mean_square = masked_mean(bounded, units), masked_mean(bounded**2, units)
+        summed = torch.stack([torch.ones_like(bounded), bounded, bounded**2, outside.float()]).double()
+        sums = sum_over_ranks(torch.where(units, summed, 0.0).flatten(1).sum(-1)).tolist()
+        mean, mean_square, share_outside = (number / max(sums[0], 1.0) for number in sums[1:])
         metrics = {
-            "sync/weight_mean": float(mean),
-            "sync/weights_outside": float(masked_mean(outside.float(), units)),
-            "sync/effective_sample_share": float(mean**2 / mean_square) if mean_square > 0 else 0.0,
+            "sync/weight_mean": mean,
+            "sync/weights_outside": share_outside,
+            "sync/effective_sample_share": mean**2 / mean_square if mean_square > 0 else 0.0,
         }
         return Correction(torch.where(mask, bounded, 1.0), metrics)

@@ -275,7 +275,9 @@ class PolicyOptimization(OptimizedModule):
         if self.kl is not None:
             experience.metrics["train/kl_coefficient"] = float(self.kl.coefficient)
         if self.correction is not None:
-            correction = self.correction(scores.logprobs, experience.sampling_logprobs, experience.read)
+            correction = self.correction(
+                scores.logprobs, experience.sampling_logprobs, experience.read, self.sum_over_ranks
+            )
             experience.weights = correction.weights
             experience.metrics |= correction.metrics
         experience.records = sample_records(rollout, experience, scored)

@@ -64,6 +64,16 @@ def test_weights_and_metrics_by_hand(
     assert got == pytest.approx(dict(zip(names, metrics, strict=True)))
 
 
+@pytest.mark.parametrize("level", ["token", "sequence"])
+def test_ranks_with_unequal_shares_log_the_metrics_of_one(level: str) -> None:
+    """Of 3 and 2 tokens, and of 1 response each."""
+    sampling, correction = torch.full(RATIOS.shape, -2.5, dtype=F64), ImportanceCorrection(level, high=3.0)
+    old, sums = sampling + RATIOS.log(), []
+    correction(old[1:], sampling[1:], MASK[1:], lambda here: sums.append(here) or here)
+    _, metrics = correction(old[:1], sampling[:1], MASK[:1], lambda here: here + sums[0])
+    assert metrics == pytest.approx(correct(level=level, high=3.0)[1])
+
+
 def test_engines_that_agree_give_weights_of_exactly_1() -> None:
     for level in ("token", "sequence"):
         weights, metrics = correct(level=level, ratios=torch.ones_like(RATIOS), low=1.0, high=1.0)
