@@ -276,6 +276,18 @@ def test_what_a_killed_server_owes_is_asked_of_the_other_and_it_comes_back_with_
     engine.shutdown()
 
 
+def test_weights_are_sent_in_the_type_that_is_asked_for(servers: list[Process], tiny_model: Path) -> None:
+    engine, model, rounded = (
+        make_engine(servers, tiny_model, dtype="bfloat16"), perturbed(tiny_model), perturbed(tiny_model)
+    )  # fmt: skip
+    for parameter in rounded.parameters():
+        parameter.data = parameter.bfloat16().float()
+    Served(engine, tiny_model).sync(model)
+    rollout = engine.generate(prompts(tiny_model), 4, SAMPLING)
+    assert mismatch(rounded, rollout).mean() < 1e-5 < mismatch(model, rollout).mean()
+    engine.shutdown()
+
+
 def test_a_server_that_hangs_is_left_alone_and_taken_back_when_it_has_the_weights(
     servers: list[Process], tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,7 +15,7 @@ from typing_extensions import override
 
 from grpo_pl.addresses import is_address
 from grpo_pl.functional import derive_seed
-from grpo_pl.models.loading import load_tokenizer
+from grpo_pl.models.loading import DType, load_tokenizer
 from grpo_pl.rollout.engine import (
     Response,
     RolloutEngine,
@@ -57,13 +57,15 @@ class ServerEngine(RolloutEngine):
     Every response is a request of its own with a seed of its own, as with VLLMEngine, so which server
     answers makes no difference beyond rounding. A server that dies, hangs or is started again is left out
     until the next weight sync; what it owed is asked of the others. `rollout/servers_lost` counts such
-    servers, `rollout/retried` the responses. Rank 0 pushes the weights while the others wait.
+    servers, `rollout/retried` the responses, both of a rank on average. Rank 0 pushes the weights while the
+    others wait.
 
     Args:
         urls: Addresses of the servers, such as `http://127.0.0.1:8000`.
         pretrained: Model folder or hub name of the tokenizer; where empty, the one of `--pretrained`.
         api_key_variable: Environment variable that holds the servers' API key.
         transfer: How weights get to the servers; where null, NCCL from a GPU and SharedFiles from a CPU.
+        dtype: What weights are sent in, that of the servers at best; null for what the trainer holds them in.
         timeout_s: Seconds without a sign of life, or for one bucket of weights, after which a server is lost.
         max_sequences: Responses that a rank asks of one server at once.
     """
@@ -74,6 +76,7 @@ class ServerEngine(RolloutEngine):
         pretrained: str = "",
         api_key_variable: str = "VLLM_API_KEY",
         transfer: WeightTransfer | None = None,
+        dtype: DType | None = None,
         timeout_s: float = 60.0,
         max_sequences: int = 256,
     ) -> None:
@@ -88,10 +91,15 @@ class ServerEngine(RolloutEngine):
             raise ValueError(f"data.engine.max_sequences={max_sequences}: expected 1 or more")
         self.urls, self.pretrained = [url.rstrip("/") for url in urls], pretrained
         self.api_key_variable, self.transfer = api_key_variable, transfer
-        self.timeout_s, self.max_sequences = timeout_s, max_sequences
+        self.dtype, self.timeout_s, self.max_sequences = dtype, timeout_s, max_sequences
         self._transfer = transfer
         self._synced = Synced("", self.urls, {})
         self._version = -1
+
+    @property
+    @override
+    def weights_dtype(self) -> torch.dtype | None:
+        return None if self.dtype is None else getattr(torch, self.dtype)
 
     # ------------------------------------------------------------------------------------------------ set-up
 
@@ -151,7 +159,8 @@ class ServerEngine(RolloutEngine):
         if distributed.is_initialized():
             distributed.barrier()  # no rank waits for responses any more
         if is_sender():
-            self._synced = asyncio.run(self._push(weights, f"{uuid.uuid4()}, step {version}"))
+            sent = ((name, tensor.to(self.weights_dtype or tensor.dtype)) for name, tensor in weights)
+            self._synced = asyncio.run(self._push(sent, f"{uuid.uuid4()}, step {version}"))
         else:
             for _ in weights:
                 pass
