@@ -76,6 +76,21 @@ def fit(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[
     return run
 
 
+@pytest.fixture(scope="session")
+def fit_on(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Runs `grpo_pl fit` as `fit` does, on so many ranks, each a forked process."""
+    from rank_runs import run_ranks
+
+    def run(ranks: int, *arguments: object, pretrained: Path = tiny_model) -> Path:
+        root = tmp_path_factory.mktemp("ranks") / "run"
+        command = ["--config", ROOT / "configs" / "tiny.yaml", "--pretrained", pretrained]
+        command += ["--trainer.default_root_dir", root, "--trainer.devices", ranks, *arguments]
+        run_ranks(ranks, [str(word) for word in command], root.parent)
+        return root
+
+    return run
+
+
 @pytest.fixture
 def refused(fit: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """Runs `grpo_pl fit` as `fit` does, with a mistake in it, and returns the sentence it is refused with."""

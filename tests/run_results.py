@@ -12,6 +12,8 @@ from grpo_pl.callbacks.records import read_metrics
 
 Fit = Callable[..., Path]
 """The fixture `fit`."""
+FitOn = Callable[..., Path]
+"""The fixture `fit_on`."""
 Refused = Callable[..., str]
 """The fixture `refused`."""
 Stopped = Callable[..., str]

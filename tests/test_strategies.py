@@ -8,9 +8,10 @@ import pytest
 import torch
 from conftest import load_tool
 from lightning.pytorch.strategies import FSDPStrategy
-from run_results import NO_VALIDATION, Fit, Ranks, Refused, column, strategy, untimed
+from run_results import NO_VALIDATION, Fit, FitOn, Ranks, Refused, column, rows, strategy, untimed
 
 from grpo_pl.callbacks.checkpoint_io import AtomicCheckpointIO, read_shards
+from grpo_pl.cli import main
 from grpo_pl.manifest import is_sharded
 from grpo_pl.models import CausalLM, ValueHead
 from grpo_pl.models.deferred import deferred_weights
@@ -39,79 +40,92 @@ OFFLOAD = (*strategy("offload"), "--trainer.strategy.process_group_backend", "gl
 
 
 @pytest.fixture(scope="module")
-def alone(fit: Fit) -> Path:
-    """Five iterations with critic in a single process."""
-    return fit(*FIVE, *CRITIC, "--trainer.accumulate_grad_batches", "4")
+def four_models(outcome_model: Path) -> tuple[str, ...]:
+    """Five iterations with policy, reference, critic and reward model."""
+    liked = ("--model.rewards.liked", "OutcomeRewardModel", "--model.rewards.liked.pretrained")
+    return (*FIVE, *CRITIC, *liked, str(outcome_model), "--model.rewards.liked.batch_tokens", "128")
 
 
-@pytest.mark.parametrize(
-    ("count", "how"),
-    [
-        (2, strategy("ddp")),
-        (2, strategy("fsdp2")),
-        pytest.param(4, strategy("ddp"), marks=pytest.mark.slow),
-        pytest.param(4, strategy("fsdp2"), marks=pytest.mark.slow),
-        pytest.param(4, HYBRID, marks=pytest.mark.slow),
-        pytest.param(2, OFFLOAD, marks=pytest.mark.slow),
-        pytest.param(2, (*FSDP1_ON_A_CPU, *UNSAVED), marks=pytest.mark.slow),
-    ],
-    ids=["ddp", "fsdp2", "ddp on 4", "fsdp2 on 4", "hsdp", "offload", "fsdp1"],
-)
-def test_several_ranks_learn_what_one_does(
-    alone: Path, ranks: Ranks, count: int, how: tuple[str, ...]
+@pytest.fixture(scope="module")
+def alone(fit: Fit, four_models: tuple[str, ...]) -> Path:
+    """The run in a single process."""
+    return fit(*four_models, "--trainer.accumulate_grad_batches", "4")
+
+
+@pytest.fixture(scope="module")
+def in_shards(fit_on: FitOn, four_models: tuple[str, ...]) -> Path:
+    """The run with each model divided among two ranks, and all of its checkpoints."""
+    cut = ("--trainer.accumulate_grad_batches", "2", "--checkpoint.save_top_k", "-1")
+    return fit_on(2, *four_models, *strategy("fsdp2"), *cut)
+
+
+def test_whole_models_learn_on_two_ranks_what_they_learn_on_one(
+    alone: Path, ranks: Ranks, four_models: tuple[str, ...]
 ) -> None:
-    cuts = 4 // count
-    assert_equal_runs(alone, ranks(count, *FIVE, *CRITIC, *how, "--trainer.accumulate_grad_batches", cuts))
+    cut = ("--trainer.accumulate_grad_batches", "2")
+    assert_equal_runs(alone, ranks(2, *four_models, *strategy("ddp"), *cut))
+
+
+def test_models_in_shards_learn_what_whole_ones_do(alone: Path, in_shards: Path) -> None:
+    assert_equal_runs(alone, in_shards)
 
 
 @pytest.mark.slow
-def test_ranks_that_share_layers_learn_what_one_does(fit: Fit, ranks: Ranks, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("count", "how"),
+    [
+        (4, strategy("ddp")),
+        (4, strategy("fsdp2")),
+        (4, HYBRID),
+        (2, OFFLOAD),
+        (2, (*FSDP1_ON_A_CPU, *UNSAVED)),
+    ],
+    ids=["ddp on 4", "fsdp2 on 4", "hsdp", "offload", "fsdp1"],
+)
+def test_several_ranks_learn_what_one_does(
+    alone: Path, fit_on: FitOn, four_models: tuple[str, ...], count: int, how: tuple[str, ...]
+) -> None:
+    cut = ("--trainer.accumulate_grad_batches", 4 // count)
+    assert_equal_runs(alone, fit_on(count, *four_models, *how, *cut))
+
+
+@pytest.mark.slow
+def test_ranks_that_share_layers_learn_what_one_does(fit: Fit, fit_on: FitOn, tmp_path: Path) -> None:
     """Tensor parallelism over two ranks and FSDP2 over two pairs of them."""
     model = load_tool("make_tiny_model").make_tiny_model(tmp_path / "tiny", key_value_heads=2)
     two = (*SEVERAL_UPDATES, *CRITIC, "--trainer.max_epochs", "2")
     one = fit(*two, pretrained=model)
-    four = ranks(4, *two, *strategy("fsdp2_tp"), "--trainer.accumulate_grad_batches", 1, pretrained=model)
+    four = fit_on(4, *two, *strategy("fsdp2_tp"), "--trainer.accumulate_grad_batches", 1, pretrained=model)
     assert_equal_runs(one, four)
 
 
 @pytest.mark.vllm
 @pytest.mark.parametrize("how", [pytest.param("ddp", marks=pytest.mark.slow), "fsdp2"])
-def test_an_engine_on_each_rank_samples_what_one_engine_does(fit: Fit, ranks: Ranks, how: str) -> None:
+def test_an_engine_on_each_rank_samples_what_one_engine_does(fit: Fit, fit_on: FitOn, how: str) -> None:
     lr = ("--model.optimizer.lr", "0.01")
     two = (*SEVERAL_UPDATES, "--trainer.max_epochs", "2", *VLLM, *lr, *NO_VALIDATION)
-    assert_equal_runs(fit(*two), shared := ranks(2, *two, *strategy(how)))
+    assert_equal_runs(fit(*two), shared := fit_on(2, *two, *strategy(how)))
     assert max(column(shared, "sync/logprob_mismatch")) < 1e-5
 
 
 @pytest.mark.slow
 @pytest.mark.vllm
-def test_ranks_whose_engine_is_one_sample_what_one_does(fit: Fit, ranks: Ranks, tmp_path: Path) -> None:
+def test_ranks_whose_engine_is_one_sample_what_one_does(fit: Fit, fit_on: FitOn, tmp_path: Path) -> None:
     """Each of two ranks has half of every layer of the engine, and prompts of its own."""
     model = load_tool("make_tiny_model").make_tiny_model(tmp_path / "tiny", key_value_heads=2)
     two = (*SEVERAL_UPDATES, "--trainer.max_epochs", "2", *VLLM, *NO_VALIDATION)
     spanning = (*strategy("ddp"), "--data.engine.tensor_parallel_size", 2)
     one = fit(*two, "--trainer.accumulate_grad_batches", 4, pretrained=model)
-    assert_equal_runs(one, ranks(2, *two, *spanning, pretrained=model))
-
-
-def test_a_frozen_reward_model_is_divided_and_scores_the_same(
-    fit: Fit, ranks: Ranks, outcome_model: Path
-) -> None:
-    reward = (
-        *("--model.rewards", '{"liked": "OutcomeRewardModel"}', "--model.rewards.liked.pretrained"),
-        *(str(outcome_model), "--model.rewards.liked.batch_tokens", "128"),
-    )
-    two = (*SEVERAL_UPDATES, *reward, "--trainer.max_epochs", "2", *NO_VALIDATION)
-    assert_equal_runs(fit(*two), ranks(2, *two, *strategy("fsdp2")))
+    assert_equal_runs(one, fit_on(2, *two, *spanning, pretrained=model))
 
 
 @pytest.mark.slow
-def test_a_moving_reference_moves_the_same_in_shards(fit: Fit, ranks: Ranks) -> None:
+def test_a_moving_reference_moves_the_same_in_shards(fit: Fit, fit_on: FitOn) -> None:
     two = (
         *(*SEVERAL_UPDATES, "--trainer.max_epochs", "3", *NO_VALIDATION, "--model.reference_update", "EMA"),
         *("--model.reference_update.decay", "0.5"),
     )
-    assert_equal_runs(fit(*two), ranks(2, *two, *strategy("fsdp2")))
+    assert_equal_runs(fit(*two), fit_on(2, *two, *strategy("fsdp2")))
 
 
 @pytest.mark.slow
@@ -132,45 +146,67 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return dict(checkpoint["state_dict"])
 
 
-def test_a_sharded_run_goes_on_with_any_number_of_ranks(
-    fit: Fit, ranks: Ranks, tmp_path: Path, tiny_model: Path
-) -> None:
-    sharded = (*SEVERAL_UPDATES, *strategy("fsdp2"), "--trainer.accumulate_grad_batches", 2, *NO_VALIDATION)
-    whole = ranks(2, *sharded, "--trainer.max_epochs", 3)
-    begun = ranks(2, *sharded, "--trainer.max_epochs", 2)
-    last = begun / "checkpoints" / "last.ckpt"
-    assert is_sharded(last)
-    exported = load_tool("export_hf").export(last, tmp_path / "exported", str(tiny_model))
-    for name, tensor in CausalLM(str(exported)).build().language_model.named_parameters():
-        assert torch.equal(tensor, weights(begun)[f"policy.language_model.{name}"]), name
+def same_weights(one: Path, other: Path, tolerance: float) -> None:
+    ours, theirs = weights(one), weights(other)
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        assert torch.allclose(theirs[name], tensor, rtol=0, atol=tolerance), name
 
-    on = (*SEVERAL_UPDATES, "--ckpt_path", last, "--trainer.max_epochs", 3, *NO_VALIDATION)
-    alone = fit(*on, "--trainer.accumulate_grad_batches", 4)
-    four = ranks(4, *on, *strategy("fsdp2"), "--trainer.accumulate_grad_batches", 1)
-    same = ranks(2, *sharded, "--ckpt_path", last, "--trainer.max_epochs", 3)
-    for folder, tolerance in ((same, 0.0), (alone, 1e-5), (four, 1e-5)):
-        for name, tensor in weights(whole).items():
-            assert torch.allclose(weights(folder)[name], tensor, rtol=0, atol=tolerance), (folder, name)
+
+def test_a_sharded_run_goes_on_in_one_process(
+    fit: Fit, in_shards: Path, four_models: tuple[str, ...]
+) -> None:
+    fourth = in_shards / "checkpoints" / "iteration-0004.ckpt"
+    assert is_sharded(fourth)
+    on = fit(*four_models, "--trainer.accumulate_grad_batches", "4", "--ckpt_path", fourth)
+    same_weights(in_shards, on, 1e-5)
 
 
 @pytest.mark.slow
-def test_a_run_on_one_rank_goes_on_in_shards(fit: Fit, ranks: Ranks) -> None:
+@pytest.mark.parametrize(("count", "tolerance"), [(2, 0.0), (4, 1e-5)])
+def test_a_sharded_run_goes_on_with_any_number_of_ranks(
+    fit_on: FitOn, in_shards: Path, four_models: tuple[str, ...], count: int, tolerance: float
+) -> None:
+    fourth = ("--ckpt_path", in_shards / "checkpoints" / "iteration-0004.ckpt")
+    cut = ("--trainer.accumulate_grad_batches", 4 // count)
+    same_weights(in_shards, fit_on(count, *four_models, *strategy("fsdp2"), *cut, *fourth), tolerance)
+
+
+def test_a_sharded_checkpoint_is_validated_in_one_process(
+    in_shards: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = ("--trainer.strategy", "auto", "--trainer.devices", "1")
+    last = ("--ckpt_path", str(in_shards / "checkpoints" / "last.ckpt"))
+    main(["validate", "--config", str(in_shards / "config.yaml"), *whole, *last])
+    printed = capsys.readouterr().out
+    assert "val/response_tokens" in printed
+    assert f"{rows(in_shards)[-1]['val/response_tokens']:.6g}"[:8] in printed
+
+
+def test_a_sharded_checkpoint_is_exported_in_full(in_shards: Path, tmp_path: Path, tiny_model: Path) -> None:
+    last = in_shards / "checkpoints" / "last.ckpt"
+    exported = load_tool("export_hf").export(last, tmp_path / "exported", str(tiny_model))
+    whole = weights(in_shards)
+    for name, tensor in CausalLM(str(exported)).build().language_model.named_parameters():
+        assert torch.equal(tensor, whole[f"policy.language_model.{name}"]), name
+
+
+@pytest.mark.slow
+def test_a_run_on_one_rank_goes_on_in_shards(fit: Fit, fit_on: FitOn) -> None:
     one = (*SEVERAL_UPDATES, "--trainer.accumulate_grad_batches", 4, *NO_VALIDATION)
     whole, begun = fit(*one, "--trainer.max_epochs", 3), fit(*one, "--trainer.max_epochs", 2)
     on = (*SEVERAL_UPDATES, "--ckpt_path", begun / "checkpoints" / "last.ckpt", "--trainer.max_epochs", 3)
-    two = ranks(2, *on, *strategy("fsdp2"), *NO_VALIDATION)
-    for name, tensor in weights(whole).items():
-        assert torch.allclose(weights(two)[name], tensor, rtol=0, atol=1e-5), name
+    two = fit_on(2, *on, *strategy("fsdp2"), *NO_VALIDATION)
+    same_weights(whole, two, 1e-5)
 
 
-@pytest.mark.slow
-def test_shards_read_in_part_are_those_of_the_whole(ranks: Ranks) -> None:
-    folder = ranks(2, *strategy("fsdp2"), "--trainer.max_epochs", 1, *CRITIC, *NO_VALIDATION)
-    last = folder / "checkpoints" / "last.ckpt"
+def test_shards_read_in_part_are_those_of_the_whole(in_shards: Path) -> None:
+    last = in_shards / "checkpoints" / "last.ckpt"
     critic = read_shards(last, "state_dict.critic.")["state_dict"]
     assert critic
     assert all(name.startswith("critic.") for name in critic)
-    assert all(torch.equal(tensor, weights(folder)[name]) for name, tensor in critic.items())
+    whole = weights(in_shards)
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in critic.items())
 
 
 @pytest.mark.parametrize("builder", [CausalLM, ValueHead])

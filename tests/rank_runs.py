@@ -1,0 +1,60 @@
+"""Ranks of a run, forked from a process that has imported everything, which takes each of them 10 s."""
+
+import multiprocessing
+import os
+import socket
+import time
+from collections.abc import Sequence
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+
+import peft  # noqa: F401 - a run would import it
+import torch
+import transformers.models.llama.modeling_llama  # noqa: F401
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer  # noqa: F401
+
+from grpo_pl.cli import main
+
+FORKED = multiprocessing.get_context("forkserver")
+FORKED.set_forkserver_preload(["rank_runs"])
+LIMIT_S = 500
+
+
+def rank(number: int, count: int, port: int, log: Path, arguments: Sequence[str]) -> None:
+    """One of several ranks, as Lightning would start it."""
+    with log.open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    os.environ |= {"LOCAL_RANK": str(number), "NODE_RANK": "0", "WORLD_SIZE": str(count)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    torch.set_num_threads(1)
+    main(["fit", *arguments])
+
+
+def run_ranks(count: int, arguments: Sequence[str], logs: Path) -> None:
+    """Run `grpo_pl fit` in so many processes; they end with the first that fails."""
+    with socket.create_server(("127.0.0.1", 0)) as one:
+        port = one.getsockname()[1]
+    files = [logs / f"rank-{number}.log" for number in range(count)]
+    processes = [
+        FORKED.Process(target=rank, args=(number, count, port, file, arguments))
+        for number, file in enumerate(files)
+    ]
+    for process in processes:
+        process.start()
+    codes = wait(processes)
+    assert codes == [0] * count, "\n".join(file.read_text()[-3000:] for file in files if file.exists())
+
+
+def wait(processes: Sequence[ForkServerProcess]) -> list[int | None]:
+    """The exit codes, when all have ended or one has failed."""
+    end = time.monotonic() + LIMIT_S
+    while any(p.exitcode is None for p in processes) and time.monotonic() < end:
+        if any(p.exitcode for p in processes):
+            break
+        time.sleep(0.05)
+    codes = [process.exitcode for process in processes]
+    for process in processes:
+        process.kill()
+        process.join()
+    return codes
