@@ -109,6 +109,38 @@ def test_a_preempted_job_ends_like_an_undisturbed_one(
     assert not [*preempted.rglob("hpc_ckpt*"), *preempted.rglob("preempted-*"), *tmp_path.glob("*.1")]
 
 
+@pytest.fixture
+def addresses(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The nodes' names resolve to nothing here: whoever asks SLURM for their hosts gets an address."""
+    folder, scontrol = cluster.folder / "bin", shutil.which("scontrol")
+    folder.mkdir()
+    (folder / "scontrol").write_text(
+        f"""#!/bin/sh
+        [ "$1 $2" = "show hostnames" ] || exec {scontrol} "$@"
+        {scontrol} "$@" | sed 's/.*/127.0.0.1/'
+        """
+    )
+    (folder / "scontrol").chmod(0o755)
+    monkeypatch.setitem(cluster.environment, "PATH", f"{folder}:{cluster.environment['PATH']}")
+
+
+@pytest.mark.vllm
+@pytest.mark.usefixtures("addresses")
+def test_a_heterogeneous_job_trains_on_one_node_with_the_server_on_the_other(
+    cluster: Cluster, tiny_model: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    both = ("--nodes", "1", "--server-nodes", "1", "--trainer.devices", "2", "--data.engine", "ServerEngine")
+    server = ("--server-args", "--dtype float32 --kv_cache_gib 0.1 --transfer SharedFiles")
+    job = submit(cluster, tiny_model, folder, *both, *server, "--trainer.max_epochs", "2")
+    assert cluster.finish(job, JOB_S) == "COMPLETED", log(folder)
+    said = log(folder)
+    assert "serve: ready at" in said
+    assert "VLLM_API_KEY" not in said
+    assert max(column(folder, "sync/logprob_mismatch")) < 1e-5
+    assert column(folder, "rollout/servers_lost") == [0, 0]
+
+
 def test_the_folder_of_a_job_that_has_not_ended_is_refused(
     cluster: Cluster, tiny_model: Path, tmp_path: Path
 ) -> None:
