@@ -16,6 +16,11 @@ from unittest.mock import patch
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+BEGUN_FIRST = {
+    *("test_engines.py", "test_overlapped.py", "test_strategies.py", "test_fit.py", "test_preemption.py"),
+    *("test_bench.py", "test_invariance.py", "test_lora.py"),
+}
+"""The files that take minutes: begun last, one of them would leave the other process idle."""
 
 
 def load_tool(name: str) -> ModuleType:
@@ -30,7 +35,8 @@ def load_tool(name: str) -> ModuleType:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what needs a SLURM or much time, unless it is asked for by its marker."""
+    """Leave out what needs a SLURM or much time, unless its marker is asked for; the longest files first."""
+    items.sort(key=lambda item: item.path.name not in BEGUN_FIRST)
     for marker in {"slow", "slurm"} - set(config.option.markexpr.split()):
         left_out = {item for item in items if item.get_closest_marker(marker)}
         config.hook.pytest_deselected(items=list(left_out))
@@ -81,8 +87,8 @@ def fit_on(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callab
     """Runs `grpo_pl fit` as `fit` does, on so many ranks, each a forked process."""
     from rank_runs import run_ranks
 
-    def run(ranks: int, *arguments: object, pretrained: Path = tiny_model) -> Path:
-        root = tmp_path_factory.mktemp("ranks") / "run"
+    def run(ranks: int, *arguments: object, root: Path | None = None, pretrained: Path = tiny_model) -> Path:
+        root = root or tmp_path_factory.mktemp("ranks") / "run"
         command = ["--config", ROOT / "configs" / "tiny.yaml", "--pretrained", pretrained]
         command += ["--trainer.default_root_dir", root, "--trainer.devices", ranks, *arguments]
         run_ranks(ranks, [str(word) for word in command], root.parent)

@@ -15,26 +15,41 @@ from grpo_pl.invariance.command import Variant, compare, variants
 CONFIG = Path(__file__).parents[1] / "configs" / "tiny.yaml"
 
 
-def test_one_rollout_has_the_same_gradient_however_it_is_computed(
-    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "invariance.json"
+def compared(model: Path, out: Path, *arguments: str) -> list[dict]:
+    """The rows of a comparison that finds everything equal."""
+    critic = ("--model.critic", "ValueHead", "--model.advantage", "GAE", "--data.group_size", "8")
     with pytest.raises(SystemExit) as end:
         main(
             [
-                *("check-invariance", "--config", str(CONFIG), "--pretrained", str(tiny_model)),
-                *("--out", str(out), "--data.prompts_per_iteration", "2", "--data.group_size", "8"),
-                *("--trainer.accumulate_grad_batches", "16", "--model.critic", "ValueHead"),
-                *("--model.advantage", "GAE"),
+                *("check-invariance", "--config", str(CONFIG), "--pretrained", str(model)),
+                *("--out", str(out), *critic, *arguments),
             ]
         )
     assert end.value.code == 0
-    assert "fsdp2" in capsys.readouterr().out
     said = json.loads(out.read_text())
     measured = [row for row in said["rows"] if not row["note"]]
-    assert {(row["strategy"], row["ranks"]) for row in measured} == {("single", 1), ("ddp", 2), ("fsdp2", 2)}
     assert max(row["relative_error"] for row in measured) == said["max_relative_error"] < 1e-5
     assert all(row["gradient_norm"] > 0 for row in measured)
+    return measured
+
+
+def test_one_rollout_has_the_same_gradient_in_one_process_however_it_is_cut(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Three prompts cannot be shared out among the ranks that it would try."""
+    cut = ("--data.prompts_per_iteration", "3", "--trainer.accumulate_grad_batches", "12")
+    found = compared(tiny_model, tmp_path / "invariance.json", *cut)
+    assert [(row["strategy"], row["micro_batches"]) for row in found] == [("single", 12), ("single", 24)]
+    assert "single" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_one_rollout_has_the_same_gradient_however_models_are_divided(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    cut = ("--data.prompts_per_iteration", "2", "--trainer.accumulate_grad_batches", "16")
+    found = compared(tiny_model, tmp_path / "invariance.json", *cut)
+    assert {(row["strategy"], row["ranks"]) for row in found} == {("single", 1), ("ddp", 2), ("fsdp2", 2)}
 
 
 def test_what_is_compared_is_what_the_machine_can_run(tiny_model: Path) -> None:

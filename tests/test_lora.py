@@ -1,13 +1,11 @@
 """Adapters: what they compute, what reaches the engine, and the reference that is the policy without them."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import load_tool
-from run_results import NO_VALIDATION, Fit, Refused, column, saved, untimed
+from run_results import NO_VALIDATION, Fit, FitOn, Refused, column, saved, untimed
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -19,7 +17,6 @@ from grpo_pl.rollout.vllm import VLLMEngine
 from grpo_pl.types import Prompt
 from grpo_pl.weight_sync import full_weights
 
-CONFIG = Path(__file__).parents[1] / "configs" / "tiny.yaml"
 ADAPTED = ("--model.policy", "LoRA", "--model.policy.r", "4", "--model.reference", "AdapterOff")
 
 
@@ -229,18 +226,13 @@ def test_a_resumed_run_ends_like_one_never_stopped(run: Path, fit: Fit) -> None:
     assert all(torch.equal(tensor, state(part)[name]) for name, tensor in state(run).items())
 
 
-def test_two_ranks_toggle_adapters_and_warm_a_critic_up(tiny_model: Path, tmp_path: Path) -> None:
+def test_two_ranks_toggle_adapters_and_warm_a_critic_up(fit_on: FitOn) -> None:
     """One joint backward, whose gradients every rank expects: of adapters switched off between, too."""
-    command = [
-        sys.executable, "-m", "grpo_pl", "fit", "--config", str(CONFIG), "--pretrained", str(tiny_model),
-        "--trainer.default_root_dir", str(tmp_path), "--trainer.strategy", "ddp", "--trainer.devices", "2",
-        "--trainer.max_epochs", "2", "--checkpoint.save_top_k", "-1", *ADAPTED, *NO_VALIDATION,
-        "--model.critic", "TrunkValueHead", "--model.critic.detach", "false", "--model.advantage", "GAE",
-        "--model.critic_warmup", "1",
-    ]  # fmt: skip
-    subprocess.run(command, check=True, capture_output=True, timeout=300)
-    early, late = sorted((tmp_path / "checkpoints").glob("iteration-*.ckpt"))
-    states = [state(tmp_path, path.name) for path in (early, late)]
+    trunk = ("--model.critic", "TrunkValueHead", "--model.critic.detach", "false", "--model.advantage", "GAE")
+    every = ("--trainer.max_epochs", "2", "--checkpoint.save_top_k", "-1", "--model.critic_warmup", "1")
+    folder = fit_on(2, "--trainer.strategy", "ddp", *ADAPTED, *trunk, *every, *NO_VALIDATION)
+    early, late = sorted((folder / "checkpoints").glob("iteration-*.ckpt"))
+    states = [state(folder, path.name) for path in (early, late)]
     warm, done = ({n: t.abs().max() for n, t in one.items() if "lora_B" in n} for one in states)
     assert warm.keys()
     assert max(warm.values()) == 0

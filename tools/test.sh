@@ -34,6 +34,6 @@ step mypy
 ((${#failed[@]} == 0)) || printf 'test: FAILED: %s\n' "${failed[@]}"
 echo "test: pytest $*"
 status=0
-OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} python -m pytest -n 2 --dist loadfile "$@" || status=$?
+OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} python -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@" || status=$?
 ((${#failed[@]} == 0)) || exit 1
 exit "$status"

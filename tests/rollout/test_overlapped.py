@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from run_results import NO_VALIDATION, Fit, Refused, callback, column, saved, untimed
+from run_results import NO_VALIDATION, Fit, FitOn, Refused, callback, column, saved, untimed
 from test_engines import SAMPLING, Served, mismatch, perturbed, prompts
 
+from grpo_pl.cli import main
 from grpo_pl.models import CausalLM
 from grpo_pl.rollout import overlapped
 from grpo_pl.rollout.engine import RolloutEngine, SamplingConfig
@@ -23,6 +24,7 @@ from grpo_pl.rollout.vllm import VLLMEngine
 from grpo_pl.types import Rollout
 from grpo_pl.weight_sync import full_weights
 
+CONFIG = Path(__file__).parents[2] / "configs" / "tiny.yaml"
 OVERLAPPED = (
     *("--data.engine", "OverlappedEngine", "--data.engine.threads", "1"),
     *("--data.engine.engine", "InProcessEngine"),
@@ -173,17 +175,42 @@ def test_with_bound_0_a_run_is_the_synchronous_one(fit: Fit) -> None:
     same_weights(alone, wrapped)
 
 
+AHEAD = (
+    *(*OVERLAPPED, *CORRECTED, "--trainer.max_epochs", "4"),
+    *("--data.minibatches", "1", "--data.update_epochs", "2"),  # or each rank would shuffle its own responses
+)
+
+
+@pytest.fixture(scope="module")
+def ahead(fit: Fit) -> Path:
+    """A run of two optimizer steps an iteration."""
+    return fit(*AHEAD, *NO_VALIDATION)
+
+
 def test_versions_lag_by_one_iteration_and_validation_changes_nothing(
-    fit: Fit, capsys: pytest.CaptureFixture[str]
+    ahead: Path, fit: Fit, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = (*OVERLAPPED, "--trainer.max_epochs", "5", *CORRECTED)
-    never, often = fit(*run, *NO_VALIDATION), fit(*run)
+    often = fit(*AHEAD)
     assert "model.correction" not in capsys.readouterr().out
-    for folder in (never, often):
-        assert column(folder, "rollout/policy_version") == [0, 0, 2, 4, 6]
-        assert column(folder, "rollout/staleness") == [0, 2, 2, 2, 2]
+    for folder in (ahead, often):
+        assert column(folder, "rollout/policy_version") == [0, 0, 2, 4]
+        assert column(folder, "rollout/staleness") == [0, 2, 2, 2]
         assert "RolloutDataModule" not in saved(folder), "sampled for an iteration that the run has not"
-    same_weights(never, often)
+    same_weights(ahead, often)
+
+
+@pytest.mark.parametrize(
+    ("bound", "strategy"), [("1", "ddp"), pytest.param("0", "fsdp2", marks=pytest.mark.slow)]
+)
+def test_engines_of_two_ranks_sample_ahead_what_one_does(
+    ahead: Path, fit: Fit, fit_on: FitOn, bound: str, strategy: str
+) -> None:
+    """With bound 0 what no engine samples ahead."""
+    one = ahead if bound == "1" else fit(*AHEAD[len(OVERLAPPED) :], *NO_VALIDATION)
+    ranks = ("--trainer.strategy", strategy, "--trainer.accumulate_grad_batches", "1")
+    two = fit_on(2, *AHEAD, "--data.engine.max_staleness", bound, *ranks, *NO_VALIDATION)
+    for here, there in zip(untimed(one), untimed(two), strict=True):
+        assert here == pytest.approx(there, abs=1e-4, rel=1e-4)
 
 
 def test_a_resumed_run_ends_like_one_never_stopped(fit: Fit, tmp_path: Path) -> None:
@@ -227,8 +254,12 @@ def test_what_is_sampled_again_or_greedily_comes_from_the_newest_weights(fit: Fi
     assert column(fit(*run, "--model.advantage", "ReMax"), "rollout/staleness") == [0, 2, 2]
 
 
-def test_old_weights_without_a_correction_are_warned_of(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
-    fit(*OVERLAPPED, "--trainer.max_epochs", "1", *NO_VALIDATION)
+def test_old_weights_without_a_correction_are_warned_of(
+    tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As soon as settings are checked: `submit` does nothing else."""
+    tiny = ("--config", str(CONFIG), "--pretrained", str(tiny_model))
+    main(["submit", "--dry-run", "--nodes", "1", "--gpus-per-node", "0", *tiny, *OVERLAPPED])
     assert "set model.correction to ImportanceCorrection" in capsys.readouterr().out
 
 
