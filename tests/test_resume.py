@@ -106,6 +106,17 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again_in_its_f
     assert not killed.with_name("run.1").exists()
 
 
+def test_a_run_that_was_killed_after_its_last_checkpoint_is_completed(
+    whole: Path, killed: Path, fit: Fit
+) -> None:
+    truncate(killed / "metrics.csv")
+    (killed / "curves.png").unlink()
+    fit(*FOUR, root=killed)
+    same(whole, killed)
+    assert (killed / "curves.png").exists()
+    assert (killed / ENDED_FILE).exists()
+
+
 def test_an_unfinished_run_is_moved_aside_only_where_one_says_so(
     killed: Path, fit: Fit, capsys: pytest.CaptureFixture[str]
 ) -> None:

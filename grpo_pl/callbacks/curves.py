@@ -26,7 +26,7 @@ class Curves(pl.Callback):
     """Draws `curves.png` into the run's folder when the run ends, also when it was interrupted."""
 
     @override
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._draw(trainer)
 
     @override

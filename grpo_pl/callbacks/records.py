@@ -77,6 +77,12 @@ class MetricsTable(pl.Callback):
         self._write_row(trainer, {"iteration": 0.0})
 
     @override
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the file of a run that was killed after its last checkpoint, and has nothing more to do."""
+        if trainer.is_global_zero:
+            write_metrics(Path(trainer.default_root_dir) / METRICS_FILE, self.rows)
+
+    @override
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         measured = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val")}
         self._validation = measured | {"time/validate_s": time.perf_counter() - self._last_batch}

@@ -124,8 +124,8 @@ class RewardModeling(OptimizedModule):
             )
 
     @override
-    def on_train_end(self) -> None:
-        """Write the checkpoint; on all ranks, because sharded weights are gathered."""
+    def on_train_epoch_end(self) -> None:
+        """Write the model, before a checkpoint of it; on all ranks, because sharded weights are gathered."""
         assert self.reward_model is not None, "configure_model comes first"
         whole = full_weights(self.reward_model)
         weights = {name.removeprefix("model."): tensor.cpu() for name, tensor in whole}
