@@ -234,6 +234,8 @@ class CLI(LightningCLI):
 
     def fit(self, **kwargs: Any) -> None:
         """Fit; an unfinished run goes on where it was, whatever checkpoint its command names."""
+        if self.trainer.fast_dev_run:  # it leaves no folder
+            return self.trainer.fit(**kwargs)
         listener: preemption.Preemption = self._get(self.config_init, "preemption")
         with self.run_folder.occupied(self.trainer) as beginning:
             if beginning is None:
@@ -246,6 +248,7 @@ class CLI(LightningCLI):
             if listener.stopped and self.trainer.is_global_zero:
                 raise SystemExit(preemption.EXIT_CODE)
             self.run_folder.end(self.trainer)
+        return None
 
     @property
     def run_folder(self) -> RunFolder:

@@ -153,7 +153,8 @@ def whole_checkpoint(path: Path) -> Path:
         wrong = damage(candidate, manifest)
         if not wrong:
             return Path(candidate)
-        log.warning("! %s is passed over: %s", candidate, wrong)
+        if not in_group() or distributed.get_rank() == 0:
+            log.warning("! %s is passed over: %s", candidate, wrong)
     raise ValueError(
         f"ckpt_path: none of the checkpoints in {path.parent} is whole: name another one, or start anew with "
         "--resume never, which keeps what is there"

@@ -1,6 +1,7 @@
 """The same run on one rank and on several, however its models are divided among them."""
 
 import json
+import shutil
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -12,7 +13,7 @@ from run_results import NO_VALIDATION, Fit, FitOn, Ranks, Refused, column, rows,
 
 from grpo_pl.callbacks.checkpoint_io import AtomicCheckpointIO, read_shards
 from grpo_pl.cli import main
-from grpo_pl.manifest import is_sharded
+from grpo_pl.manifest import Manifest, damage, is_sharded, whole_checkpoint
 from grpo_pl.models import CausalLM, ValueHead
 from grpo_pl.models.deferred import deferred_weights
 from grpo_pl.strategies import DataRanks, FSDP2Strategy, data_ranks, num_shards, place
@@ -160,6 +161,15 @@ def test_a_sharded_run_goes_on_in_one_process(
     assert is_sharded(fourth)
     on = fit(*four_models, "--trainer.accumulate_grad_batches", "4", "--ckpt_path", fourth)
     same_weights(in_shards, on, 1e-5)
+
+
+def test_a_torn_shard_makes_the_checkpoint_before_the_last_one(in_shards: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(in_shards / "checkpoints", tmp_path / "checkpoints", symlinks=True)
+    last = folder / "last.ckpt"
+    shard = next(last.resolve().glob("*.distcp"))
+    shard.write_bytes(shard.read_bytes()[:-1])
+    assert damage(last.resolve(), Manifest.read(last)).startswith(f"{shard.name} has ")
+    assert whole_checkpoint(last) == folder / "iteration-0004.ckpt"
 
 
 @pytest.mark.slow
