@@ -134,7 +134,8 @@ def unreadable(path: Path, reason: object) -> ValueError:
     if "mmap can only be used" in words:
         words = "it is no file of torch.save"
     elif "Weights only load failed" in words:
-        words = f"it holds more than data{words.partition('Trying to load')[2].partition('Check the')[0].rstrip()}"
+        named = re.search(r"unsupported GLOBAL (\S+)", words)
+        words = f"it holds more than data: {named[1] if named else 'no torch.save wrote it'}"
     return ValueError(
         f"ckpt_path={path} is no readable checkpoint of a run ({words:.160}): name another one, or last"
     )

@@ -111,9 +111,11 @@ def entries(config: Any, key: str = "") -> Iterator[tuple[str, Any]]:
     if isinstance(config, Namespace):
         config = vars(config)
     if isinstance(config, list | tuple):
-        config = dict(enumerate(config))
+        config = {str(i): value for i, value in enumerate(config)}
     if not isinstance(config, dict):
         yield key, config
         return
     for name, value in config.items():
-        yield from entries(value, key if name == "init_args" else f"{key}.{name}" if key else str(name))
+        if not isinstance(name, str):
+            raise ValueError(f"{key}: expected a name, got {name!r}: put it in quotes")
+        yield from entries(value, key if name == "init_args" else f"{key}.{name}" if key else name)

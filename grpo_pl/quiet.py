@@ -14,6 +14,7 @@ ENVIRONMENT = {
     "TRANSFORMERS_VERBOSITY": "error",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "DATASETS_VERBOSITY": "critical",  # what is wrong with a file, it raises as well
     "TOKENIZERS_PARALLELISM": "false",
 }
 VERBOSE = "GRPO_PL_VERBOSE"
@@ -35,7 +36,9 @@ def tame_logs() -> None:
     for logger in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(logger).setLevel(logging.WARNING)
     logging.getLogger("transformers").setLevel(logging.ERROR)  # torchmetrics has imported it before
-    logging.getLogger("datasets").setLevel(logging.CRITICAL)  # what is wrong with a file, it raises as well
+    if datasets := sys.modules.get("datasets"):  # it reads its variables when it is imported
+        datasets.disable_progress_bars()
+        datasets.logging.set_verbosity(logging.CRITICAL)
     warnings.filterwarnings("ignore", module=r"lightning\..*", category=UserWarning)
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*torch.distributed.reduce_op.*")

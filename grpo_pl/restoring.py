@@ -43,8 +43,8 @@ def check_weights_fit(stored: Mapping[str, Tensor], own: Mapping[str, Tensor]) -
     for only_in, names in (("lacks", own.keys() - stored.keys()), ("also has", stored.keys() - own.keys())):
         if names:
             raise ValueError(
-                f"ckpt_path: the checkpoint is of another config: it {only_in} {min(names)}, and {len(names)} "
-                "such weights in all: set model.policy, model.critic, model.kl and model.reference_update as they were"
+                f"ckpt_path: the checkpoint is of another config: it {only_in} {min(names)}, one of "
+                f"{len(names)}: set model.policy, model.critic, model.kl, model.reference_update as they were"
             )
 
 
@@ -57,7 +57,7 @@ def check_optimizer_fits(checkpoint: Mapping[str, Any], optimizer: Optimizer, sc
     states = checkpoint.get("optimizer_states")
     if not states:
         raise ValueError(
-            "ckpt_path: the checkpoint holds no state of the optimizer, so that nothing goes on from it: name "
+            "ckpt_path: the checkpoint holds no state of the optimizer, so nothing goes on from it: name "
             "one that was saved without checkpoint.save_weights_only"
         )
     if layout(states[0]) != layout(optimizer.state_dict()):

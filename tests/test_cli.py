@@ -148,7 +148,7 @@ COMBINED = {
     ),
     "temperature 0": ("--data.sampling.temperature 0", "data.sampling.temperature=0 .* set it above 0"),
     "a policy that is none": ("--model.policy ValueHead", "model.policy builds no .* set it to CausalLM"),
-    "a checkpoint": ("--ckpt_path {files}/no.ckpt", "ckpt_path: .*no.ckpt"),
+    "a checkpoint": ("--ckpt_path {files}/no.ckpt", "ckpt_path=.*no.ckpt: there is no such file"),
 }
 PRETRAINED = {
     "no model": ("", "say --pretrained FOLDER_OR_HUB_NAME"),

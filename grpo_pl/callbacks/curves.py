@@ -25,6 +25,12 @@ Rows = list[dict[str, float]]
 class Curves(pl.Callback):
     """Draws `curves.png` into the run's folder when the run ends, also when it was interrupted."""
 
+    _begun = False
+
+    @override
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._begun = True
+
     @override
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._draw(trainer)
@@ -33,7 +39,7 @@ class Curves(pl.Callback):
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        if not isinstance(exception, DiskFullError):
+        if self._begun and not isinstance(exception, DiskFullError):  # else they are of another run
             self._draw(trainer)
 
     def _draw(self, trainer: pl.Trainer) -> None:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -84,7 +85,7 @@ def loading(pretrained: str, part: str) -> Iterator[None]:
         *(OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, ImportError),
         *(SafetensorError, StrictDataclassError, UnpicklingError),
     ) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = re.sub(r"<class '\S*?(\w+)'>", r"\1", " ".join(str(error).split())) or type(error).__name__
         if "trust_remote_code" in reason:
             raise ValueError(
                 f"pretrained={pretrained} brings code of its own, which grpo_pl never runs: give a model of "

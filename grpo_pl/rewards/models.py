@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from grpo_pl.functional import batches_within, pad_rows
 from grpo_pl.models.builder import Place
-from grpo_pl.models.loading import DType, RewardKind
+from grpo_pl.models.loading import DType, RewardKind, resolve_pretrained
 from grpo_pl.models.reward_model import EncodedResponse, RewardModel
 from grpo_pl.rewards.base import ProcessReward, RewardFunction, StepScore
 from grpo_pl.rewards.patterns import compiled
@@ -35,6 +35,7 @@ class FrozenRewardModel:
             raise ValueError(
                 f"pretrained is empty; it must name an {kind} reward model, which is never the policy's."
             )
+        resolve_pretrained(pretrained)  # a folder that is none is found before any model is loaded
         if batch_tokens < 1:
             raise ValueError(f"batch_tokens is {batch_tokens}; it must be at least 1.")
         self.pretrained, self.kind, self.dtype, self.batch_tokens = pretrained, kind, dtype, batch_tokens
