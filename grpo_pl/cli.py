@@ -234,8 +234,9 @@ class CLI(LightningCLI):
 
     def fit(self, **kwargs: Any) -> None:
         """Fit; an unfinished run goes on where it was, whatever checkpoint its command names."""
-        if self.trainer.fast_dev_run:  # it leaves no folder
-            return self.trainer.fit(**kwargs)
+        if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self.trainer.fit(**kwargs)  # it leaves no folder
+            return
         listener: preemption.Preemption = self._get(self.config_init, "preemption")
         with self.run_folder.occupied(self.trainer) as beginning:
             if beginning is None:
@@ -248,7 +249,6 @@ class CLI(LightningCLI):
             if listener.stopped and self.trainer.is_global_zero:
                 raise SystemExit(preemption.EXIT_CODE)
             self.run_folder.end(self.trainer)
-        return None
 
     @property
     def run_folder(self) -> RunFolder:
