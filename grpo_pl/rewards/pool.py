@@ -23,6 +23,7 @@ from grpo_pl.rewards.base import RewardError
 
 _START_S = 120.0
 """Longest time that a worker may import, in seconds; that of a sample begins when its worker is ready."""
+_MAX_REPLY_BYTES = 1 << 24
 _MAIN = """\
 import sys
 sys.path[:] = sys.argv[6:]
@@ -107,15 +108,23 @@ class _Worker:
             pipe.write(call)  # a dead worker shows when its reply is read
 
     def read(self) -> dict[str, Any] | None:
-        """The reply, as far as it is there; None until it is whole. EOFError if the worker has died."""
+        """The reply, as far as it is there; None until it is whole.
+
+        EOFError if the worker has died, or says what no worker says: what it computed may have taken it over.
+        """
         piece = os.read(self.replies, 1 << 16)
-        if not piece:
-            raise EOFError
         self.said += piece
+        if not piece or len(self.said) > _MAX_REPLY_BYTES:
+            raise EOFError
         if not self.said.endswith(b"\n"):
             return None
         said, self.said = self.said, b""
-        reply: dict[str, Any] = json.loads(said)
+        try:
+            reply = json.loads(said)
+        except (ValueError, RecursionError) as error:
+            raise EOFError from error
+        if not isinstance(reply, dict) or len(reply) != 1 or not reply.keys() <= {"value", "error"}:
+            raise EOFError
         return reply
 
     def kill(self) -> None:

@@ -3,12 +3,11 @@
 import re
 import shlex
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from refusals import Refusal
 
-Refusal = Callable[..., str]
 EARLIER_RUN = {
     "metrics.csv": "iteration\n0\n",
     "config.yaml": "data: {}\n",

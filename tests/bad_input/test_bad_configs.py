@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from conftest import Refusal
+from refusals import Refusal, cases
 
 LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 10)
@@ -185,7 +185,27 @@ def test_a_wrong_config_file_is_named_with_its_line(name: str, refusal: Refusal,
     refusal("--config {here}/config.yaml", sentence.replace("?", r"\?"))
 
 
-@pytest.mark.parametrize("name", ARGUMENTS)
+QUICK = (
+    *("no iterations", "no micro-batch", "a negative clip", "devices in words", "a strategy that is none"),
+    *(
+        "settings of a short strategy",
+        "a negative seed",
+        "a negative learning rate",
+        "a schedule by a metric",
+    ),
+    *(
+        "a negative temperature",
+        "negative validation samples",
+        "a comma in a reward's name",
+        "null for a reward",
+    ),
+    *("a number for a function", "a module that fails", "a module that exits", "a judge's address"),
+    *("a server's port", "no reward model", "a file for the run", "a file for checkpoints"),
+    *("rollouts that are none", "no folder for the run"),
+)
+
+
+@pytest.mark.parametrize("name", cases(ARGUMENTS, *QUICK))
 def test_a_wrong_setting_is_refused_before_a_model_is_loaded(
     name: str, refusal: Refusal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import Refusal
+from refusals import Refusal, cases
 
 GOOD = b'{"question": "What is 2 + 2?", "answer": "4"}\n'
 ANSWER = b', "answer": "4"}\n'
@@ -94,21 +94,35 @@ ARGUMENTS = {
 }
 
 
-@pytest.mark.parametrize("name", LINES)
+QUICK = (
+    *("nothing", "binary", "UTF-16", "a torn last line", "a key twice", "a question that is a number", "NaN"),
+    *("no answer", "chat messages", "another column in line 3", "answers that are no numbers", "a huge line"),
+)
+
+
+@pytest.mark.parametrize("name", cases(LINES, *QUICK))
 def test_a_wrong_line_is_named(name: str, refusal: Refusal, tmp_path: Path) -> None:
     content, sentence = LINES[name]
     (tmp_path / "data.jsonl").write_bytes(content)
     refusal(f"{JSONL} {{here}}/data.jsonl", sentence)
 
 
-@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize("name", cases(TABLES, "junk.parquet", "empty.jsonl"))
 def test_a_wrong_table_is_named(name: str, refusal: Refusal, tmp_path: Path) -> None:
     content, sentence = TABLES[name]
     (tmp_path / name).write_bytes(content)
     assert name in refusal(f"{TABLE} {{here}}/{name}", sentence)
 
 
-@pytest.mark.parametrize("name", ARGUMENTS)
+QUICK_ARGUMENTS = (
+    "a folder",
+    "rows past the end",
+    "a template that divides by 0",
+    "a template that looks around",
+)
+
+
+@pytest.mark.parametrize("name", cases(ARGUMENTS, *QUICK_ARGUMENTS))
 def test_wrong_data_settings_are_refused(name: str, refusal: Refusal, tmp_path: Path) -> None:
     (tmp_path / "good.jsonl").write_bytes(GOOD)
     (tmp_path / "folder").mkdir()

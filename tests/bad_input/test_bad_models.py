@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Refusal
+from refusals import Refusal, cases
 from run_results import Fit, rows, saved
 
 NO_VALIDATION = ("--data.val", "null", "--samples.every", 0, "--trainer.max_epochs", 1)
@@ -129,7 +129,20 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize("name", MODELS)
+QUICK = (
+    *(
+        "no config",
+        "torn weights",
+        "a config that is binary",
+        "an unknown architecture",
+        "another architecture",
+    ),
+    *("more layers than weights", "wider than its weights", "no tokenizer", "a tokenizer with more tokens"),
+    *("an end that is no token", "no chat template", "code for its config", "code for its tokenizer"),
+)
+
+
+@pytest.mark.parametrize("name", cases(MODELS, *QUICK))
 def test_a_wrong_model_folder_is_refused(
     name: str, refusal: Refusal, tiny_model: Path, tmp_path: Path
 ) -> None:
@@ -188,7 +201,7 @@ FILES = {
 }
 
 
-@pytest.mark.parametrize("name", CHECKPOINTS)
+@pytest.mark.parametrize("name", cases(CHECKPOINTS, "of another optimizer", "of no critic", "without loops"))
 def test_a_checkpoint_of_another_run_is_refused(
     name: str, refusal: Refusal, checkpoint: dict[str, Any], tiny_model: Path, tmp_path: Path
 ) -> None:
@@ -219,7 +232,10 @@ def test_a_file_that_is_no_checkpoint_is_refused_before_a_model_is_loaded(
     refusal("--ckpt_path {here}/other.ckpt", sentence)
 
 
-@pytest.mark.parametrize("words", ["best", "hpc", "registry", "''", "s3://a/b", "{here}", "{here}/none.ckpt"])
+NO_CHECKPOINT = "best", "hpc", "registry", "''", "s3://a/b", "{here}", "{here}/none.ckpt"
+
+
+@pytest.mark.parametrize("words", cases(NO_CHECKPOINT, "best", "{here}"))
 def test_what_names_no_checkpoint_is_refused_before_a_model_is_loaded(words: str, refusal: Refusal) -> None:
     refusal(f"--ckpt_path {words}", "ckpt_path=.*(there is no such file|is a folder without meta.pt)")
 

@@ -71,6 +71,21 @@ def test_a_worker_that_dies_or_runs_out_of_memory_is_replaced(run, call):
     assert outcomes == [Outcome(2), CRASH, Outcome(4)]
 
 
+@pytest.mark.parametrize(
+    "words",
+    ["no JSON\n", "[1]\n", '{"failure": "timeout"}\n', '{"value": 1}\n{"value": 2}\n', "[" * 100000 + "\n"],
+    ids=["no JSON", "no object", "a verdict", "two replies", "brackets in brackets"],
+)
+def test_a_worker_that_is_taken_over_can_say_nothing_but_a_score(run, words):
+    """Its words are JSON with a value or an error; all else costs the sample."""
+    outcomes = run(partial(calls.double, 1), partial(calls.say, words), partial(calls.double, 2), processes=1)
+    assert outcomes == [Outcome(2), CRASH, Outcome(4)]
+
+
+def test_a_worker_that_never_stops_talking_is_ended(run):
+    assert run(partial(calls.say_endlessly), timeout_s=60.0) == [CRASH]
+
+
 def test_memory_beyond_what_the_worker_holds_is_what_is_limited(run):
     inside, beyond = partial(calls.allocate, 200), partial(calls.allocate, 300)
     assert run(inside, beyond, memory_gib=0.25) == [Outcome(200 * 2**20), CRASH]

@@ -1,0 +1,16 @@
+"""What the tables of wrong input share."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytest
+
+Refusal = Callable[..., str]
+"""The fixture `refusal`."""
+
+
+def cases(table: Iterable[str], *by_default: str) -> list[Any]:
+    """The names in a table; those that are not named here as well take part only where slow tests do."""
+    return [
+        name if name in by_default else pytest.param(name, marks=pytest.mark.slow, id=name) for name in table
+    ]
