@@ -1,4 +1,4 @@
-"""The command line: `python -m grpo_pl {fit,validate,plan,submit} --config ...`."""
+"""The command line: `python -m grpo_pl {fit,validate,plan,submit,compare} ...`."""
 
 import argparse
 import os
@@ -28,6 +28,7 @@ from grpo_pl.config_files import other_version, read_config
 from grpo_pl.config_values import check_folder, check_values
 from grpo_pl.datamodule import RolloutDataModule
 from grpo_pl.durable import DiskFullError
+from grpo_pl.experiments import command as experiments
 from grpo_pl.module import PolicyOptimization
 from grpo_pl.parser import Parser, fail, failed_import, nearest
 from grpo_pl.planning.command import PlanningTrainer
@@ -319,6 +320,8 @@ def main(args: list[str] | None = None) -> None:
     with mistakes_answered():
         if args[:1] == ["submit"]:
             submit(args[1:], check)
+        elif args[:1] == ["compare"]:
+            experiments.run(args[1:])
         else:
             configure(args)
 

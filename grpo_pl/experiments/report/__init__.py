@@ -1,0 +1,1 @@
+"""A comparison as a report: what it says stands in `document`, how it is written in `html` and `markdown`."""

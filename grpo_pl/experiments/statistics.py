@@ -1,0 +1,139 @@
+"""Intervals, paired tests and effect sizes of a few repetitions: pure functions of numbers."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from scipy import stats
+
+CONFIDENCE = 0.95
+LEVEL = 1 - CONFIDENCE
+ROUNDING = 1e-9
+"""Differences of accuracies that vary by less do not vary."""
+
+
+class Interval(NamedTuple):
+    """An estimate with the ends of its 95 % confidence interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    @property
+    def half_width(self) -> float:
+        """Of an interval that is symmetric."""
+        return (self.high - self.low) / 2
+
+
+class PairedTest(NamedTuple):
+    """What the differences of pairs tell of their mean; None for what they cannot."""
+
+    difference: Interval | None
+    """Student's; of one pair, the difference without an interval."""
+    p: float | None
+    """Of the two-sided paired t-test."""
+    p_ranks: float | None
+    """Of the two-sided Wilcoxon signed-rank test, exact."""
+
+
+def mean(values: Sequence[float]) -> float:
+    """Arithmetic mean."""
+    return math.fsum(values) / len(values)
+
+
+def std(values: Sequence[float]) -> float:
+    """Standard deviation with the divisor n - 1."""
+    centre = mean(values)
+    return math.sqrt(math.fsum((v - centre) ** 2 for v in values) / (len(values) - 1))
+
+
+def mean_interval(values: Sequence[float]) -> Interval:
+    """Mean and Student's interval: mean +- t(0.975, n - 1) std / sqrt(n); unbounded for one value."""
+    centre = mean(values)
+    if len(values) < 2:
+        return Interval(centre, -math.inf, math.inf)
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * std(values) / math.sqrt(len(values))
+    return Interval(centre, centre - half, centre + half)
+
+
+def paired_test(differences: Sequence[float]) -> PairedTest:
+    """Test whether the mean of paired differences is 0.
+
+    Differences that do not vary at all, as few seeds and few problems may give, have neither interval nor
+    t-test: nothing in them says how far away another seed would be.
+    """
+    if not differences:
+        return PairedTest(None, None, None)
+    interval = mean_interval(differences)
+    if len(differences) < 2:
+        return PairedTest(interval, None, None)
+    ranks = signed_ranks(differences)
+    if std(differences) < ROUNDING:
+        return PairedTest(Interval(interval.mean, -math.inf, math.inf), None, ranks)
+    return PairedTest(interval, float(stats.ttest_1samp(differences, 0.0).pvalue), ranks)
+
+
+def signed_ranks(differences: Sequence[float]) -> float:
+    """The exact p of the two-sided Wilcoxon test; without zeros, and with mean ranks for ties.
+
+    Up to 13 differences with ties or zeros all signs are gone through, beyond the normal approximation holds.
+    """
+    rounded = [round(d / ROUNDING) * ROUNDING for d in differences]  # or equal ones differ by their rounding
+    if not any(rounded):
+        return 1.0
+    return float(stats.wilcoxon(rounded).pvalue)
+
+
+def smallest_rank_p(pairs: int) -> float:
+    """The least p that the exact two-sided Wilcoxon test can give: all differences of one sign, 2 / 2^n."""
+    return 2.0 ** (1 - pairs)
+
+
+def hedges_g(values: Sequence[float], base: Sequence[float]) -> float | None:
+    """Hedges' g: the difference of means in units of the pooled standard deviation, corrected for few values.
+
+    g = J(n1 + n2 - 2) (mean1 - mean2) / s_pooled, J(m) = Gamma(m / 2) / (sqrt(m / 2) Gamma((m - 1) / 2))
+    (Hedges 1981, eq. 6e: the exact factor, not 1 - 3 / (4m - 1)). It says how far apart two groups of runs
+    are, not two runs of one seed: pairing does not enter. None if a group has one value or nothing varies.
+    """
+    n1, n2 = len(values), len(base)
+    if min(n1, n2) < 2:
+        return None
+    free = n1 + n2 - 2
+    pooled = math.sqrt(((n1 - 1) * std(values) ** 2 + (n2 - 1) * std(base) ** 2) / free)
+    if pooled < ROUNDING:
+        return None
+    correction = math.exp(math.lgamma(free / 2) - math.lgamma((free - 1) / 2)) / math.sqrt(free / 2)
+    return correction * (mean(values) - mean(base)) / pooled
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """Holm's step-down adjustment (1979): p below a level holds for all comparisons at once."""
+    order = sorted(range(len(ps)), key=lambda i: ps[i])
+    adjusted, highest = [0.0] * len(ps), 0.0
+    for rank, i in enumerate(order):
+        highest = max(highest, min((len(ps) - rank) * ps[i], 1.0))
+        adjusted[i] = highest
+    return adjusted
+
+
+def newcombe(a: Interval, b: Interval) -> Interval:
+    """The difference a - b of two shares, from their Wilson intervals (Newcombe 1998, method 10).
+
+    Holds for independent problems. Two runs see the same ones, so it is rather too wide.
+    """
+    below = math.hypot(a.mean - a.low, b.high - b.mean)
+    above = math.hypot(a.high - a.mean, b.mean - b.low)
+    difference = a.mean - b.mean
+    return Interval(difference, difference - below, difference + above)
+
+
+def problems(share: Interval) -> float:
+    """How many problems a share with this Wilson interval was measured on.
+
+    With c = z^2 / n, its width is 2 / (1 + c) sqrt(c p (1 - p) + c^2 / 4): quadratic, with one positive root.
+    """
+    width, spread = share.high - share.low, share.mean * (1 - share.mean)
+    a, b, c = width**2 - 1, 2 * width**2 - 4 * spread, width**2
+    root = (-b - math.sqrt(b * b - 4 * a * c)) / (2 * a)
+    return float(1.96**2 / root)
