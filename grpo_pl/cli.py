@@ -29,6 +29,7 @@ from grpo_pl.config_values import check_folder, check_values
 from grpo_pl.datamodule import RolloutDataModule
 from grpo_pl.durable import DiskFullError
 from grpo_pl.experiments import command as experiments
+from grpo_pl.experiments.labels import label_loggers
 from grpo_pl.module import PolicyOptimization
 from grpo_pl.parser import Parser, fail, failed_import, nearest
 from grpo_pl.planning.command import PlanningTrainer
@@ -80,6 +81,7 @@ OTHER_COMMANDS = {
     "submit": "Check what fit would run, and submit it to SLURM as a job.",
     "check-invariance": "Compare the gradient of one rollout over strategies, ranks and micro-batches.",
     "doctor": "Say what is wrong with machine, installation, model and engine, and how to mend it.",
+    "compare": "Compare runs in a table, report.html and report.md.",
 }
 """Those that read their command line themselves; `--help` lists them."""
 
@@ -188,6 +190,7 @@ class CLI(LightningCLI):
             config.checkpoint.dirpath = str(Path(config.trainer.default_root_dir) / "checkpoints")
         if config.get("checkpoint"):
             check_folder("checkpoint.dirpath", config.checkpoint.dirpath)
+        label_loggers(config.trainer.logger, Path(config.trainer.default_root_dir))
 
     @override
     def _set_seed(self) -> None:
