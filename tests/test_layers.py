@@ -41,7 +41,7 @@ LAYERS = [
     },
     {"optimization", "strategies", "rollout.server", "rollout.stored"},
     {"module", "datamodule", "reward_modeling", "callbacks"},
-    {"parser", "planning", "submission", "config_files", "config_values", "rank_failures"},
+    {"parser", "planning", "submission", "config_files", "config_values", "rank_failures", "experiments"},
     {"cli"},
     {"invariance", "diagnosis"},
     {"__main__"},
@@ -56,7 +56,9 @@ ONE_IMPORTER = {
     "datasets": {"prompts/sources.py"},
     "reasoning_gym": {"prompts/procedural.py"},
     "math_verify": {"rewards/mathematics.py"},
-    "matplotlib": {"callbacks/curves.py"},
+    "matplotlib": {"callbacks/curves.py", "experiments/figures.py", "experiments/panels.py"},
+    "pandas": {"experiments/tidy.py"},
+    "scipy": {"experiments/statistics.py"},
 }
 FILES = sorted(p for p in PACKAGE.rglob("*.py") if p.name != "__init__.py")
 

@@ -4,20 +4,31 @@
 # All steps run, and one that fails fails the script.
 #
 #   bash tools/test.sh --slurm    # instead: jobs on a real SLURM of two nodes on this machine, which it installs as root
+#   bash tools/test.sh --browser  # instead: reports in a real browser, which it installs as root
 set -euo pipefail
 
 # shellcheck source=tools/setup.sh
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 cd "$setup_root"
 
+# install PACKAGES...: from Debian, as root; anyone else has them already, or the tests say what is missing
+install() {
+    [[ $(id -u) == 0 ]] || return 0
+    echo "test: installing Debian's $*"
+    setup_quietly apt-get update
+    DEBIAN_FRONTEND=noninteractive setup_quietly apt-get install -y --no-install-recommends "$@"
+}
+
 if [[ ${1:-} == --slurm ]]; then
-    if ! type slurmctld slurmd munged >/dev/null 2>&1 && [[ $(id -u) == 0 ]]; then
-        echo "test: installing Debian's slurm-wlm and munge"
-        setup_quietly apt-get update
-        DEBIAN_FRONTEND=noninteractive setup_quietly apt-get install -y --no-install-recommends slurm-wlm munge
-    fi
+    type slurmctld slurmd munged >/dev/null 2>&1 || install slurm-wlm munge
     shift
     exec python -m pytest tests/slurm -m slurm "$@"
+fi
+
+if [[ ${1:-} == --browser ]]; then
+    type chromium chromedriver >/dev/null 2>&1 || install chromium chromium-driver
+    shift
+    exec python -m pytest tests/experiments -m browser "$@"
 fi
 
 failed=()

@@ -111,8 +111,10 @@ def _defaults(class_path: str) -> dict[str, Any]:
         return {}
     if not inspect.isclass(cls):
         return {}
+    constructors = [vars(owner).get("__init__") for owner in reversed(cls.__mro__)]
     return {
         name: parameter.default
-        for owner in reversed(cls.__mro__[:-1])  # what a class hands on to its base is an argument of its own
-        for name, parameter in inspect.signature(owner.__init__).parameters.items()
+        for constructor in constructors  # what a class hands on to its base is an argument of its own
+        if inspect.isfunction(constructor)
+        for name, parameter in inspect.signature(constructor).parameters.items()
     }

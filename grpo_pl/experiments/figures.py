@@ -123,7 +123,7 @@ def inline(figure: Figure, prefix: str) -> str:
 
 def png(pictures: Sequence[Picture], names: Sequence[str], path: Path) -> None:
     """Write pictures side by side into a PNG, with the groups' names below."""
-    columns = min(len(pictures), COLUMNS)
+    columns = 2 if len(pictures) == 4 else min(len(pictures), COLUMNS)
     rows = -(-len(pictures) // columns)
     with drawing(LIGHT):
         figure = Figure(

@@ -64,13 +64,18 @@ def paired_test(differences: Sequence[float]) -> PairedTest:
     """
     if not differences:
         return PairedTest(None, None, None)
-    interval = mean_interval(differences)
-    if len(differences) < 2:
-        return PairedTest(interval, None, None)
-    ranks = signed_ranks(differences)
-    if std(differences) < ROUNDING:
-        return PairedTest(Interval(interval.mean, -math.inf, math.inf), None, ranks)
-    return PairedTest(interval, float(stats.ttest_1samp(differences, 0.0).pvalue), ranks)
+    interval, p = mean_interval(differences), t_test(differences)
+    if p is None:
+        interval = Interval(interval.mean, -math.inf, math.inf)
+    return PairedTest(interval, p, signed_ranks(differences) if len(differences) > 1 else None)
+
+
+def t_test(differences: Sequence[float]) -> float | None:
+    """The p of Student's two-sided test that their mean is 0; None for one, or if they do not vary."""
+    n = len(differences)
+    if n < 2 or (spread := std(differences)) < ROUNDING:
+        return None
+    return float(2 * stats.t.sf(abs(mean(differences)) / spread * math.sqrt(n), n - 1))
 
 
 def signed_ranks(differences: Sequence[float]) -> float:

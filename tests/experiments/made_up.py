@@ -1,5 +1,6 @@
 """Run folders with results that are made up, in files as `fit` writes them."""
 
+import copy
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -28,7 +29,7 @@ def write_run(
 ) -> Path:
     """A run whose validations gave these accuracies, with a real config in which some keys are changed."""
     accuracies = list(accuracies)
-    settings = yaml.safe_load(yaml.safe_dump(dict(config)))
+    settings = copy.deepcopy(dict(config))
     settings |= {"seed_everything": seed}
     settings["data"]["seed"] = seed
     settings["trainer"] |= {"default_root_dir": str(folder), "max_epochs": planned or len(accuracies) - 1}
@@ -51,7 +52,7 @@ def row(
     i: int, accuracy: float, cost: float, models: int, problems: int, noise: np.random.Generator
 ) -> dict[str, float]:
     solved = round(accuracy * problems)
-    low, high = wilson_interval(solved, problems)
+    low, high = wilson_interval(float(solved), problems)
     found = {"iteration": float(i), "val/accuracy": solved / problems, "time/validate_s": 3.0}
     found |= {"val/accuracy_low": low, "val/accuracy_high": high}
     if i == 0:

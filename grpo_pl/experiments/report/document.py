@@ -1,5 +1,6 @@
 """What a report says, section by section."""
 
+import math
 from dataclasses import dataclass, field
 
 from grpo_pl.experiments import panels
@@ -196,15 +197,14 @@ def responses(comparison: Comparison) -> Section:
 
 def runs(comparison: Comparison) -> Section:
     """Every run that was looked at."""
-    header = ["run", "seed", "iterations", panels.readable(comparison.metric), "95 % over problems"]
-    header += ["response tokens", "training, s", "state"]
+    header = ["group", "seed", "iterations", panels.readable(comparison.metric), "95 % over problems"]
+    header += ["response tokens", "training, s", "state", "folder"]
     rows = [
         row_of_run(result, i, comparison.metric)
         for result in comparison.results
         for i in range(len(result.group.runs))
     ]
-    folders = [f"{run.folder}" for group in comparison.groups for run in group.runs]
-    return Section("Runs", tables=[Table(header, rows)], notes=["Folders: " + ", ".join(folders) + "."])
+    return Section("Runs", tables=[Table(header, rows)])
 
 
 def row_of_run(result: Result, i: int, metric: str) -> list[str]:
@@ -217,7 +217,8 @@ def row_of_run(result: Result, i: int, metric: str) -> list[str]:
         NONE if iterations is None else f"{iterations:.0f}",
         number(run.last(metric)),
         ends(interval_of(run, metric)),
-        number(sum(run.measured(TOKENS)), 0),
-        number(sum(run.measured(SECONDS)), 0),
+        number(math.fsum(run.measured(TOKENS)), 0),
+        number(math.fsum(run.measured(SECONDS)), 0),
         run.problem or "finished",
+        str(run.folder),
     ]

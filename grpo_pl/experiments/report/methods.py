@@ -33,8 +33,8 @@ def how_tested(comparison: Comparison) -> list[str]:
         said.append(
             "Differences are taken seed by seed, and tested two-sided: paired t-test; Holm's adjustment of "
             f"it (comparisons: {tested}), which the last column goes by at the level 0.05; Wilcoxon's "
-            "signed ranks, exact. Intervals are not adjusted. Hedges' g: difference of means in units of "
-            "the pooled standard deviation over seeds, corrected for few runs."
+            "signed ranks (exact up to 13 pairs). Intervals are not adjusted. Hedges' g: difference of means "
+            "in units of the pooled standard deviation over seeds, corrected for few runs."
         )
     return [*said, *what_few_seeds_tell(comparison.effects)]
 

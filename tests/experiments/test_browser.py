@@ -1,0 +1,64 @@
+"""The report in a real browser."""
+
+from pathlib import Path
+
+import pytest
+
+PHONE, DESKTOP = (390, 844), (1280, 800)
+WIDER_THAN_PAGE = """
+const page = document.documentElement.clientWidth;
+return [...document.querySelectorAll('body *')]
+    .filter(e => e.getBoundingClientRect().right > page + 1 && !e.closest('.wide, svg'))
+    .map(e => e.tagName + '.' + e.className);
+"""
+NARROW_COLUMNS = (
+    """return [...document.querySelectorAll('figure svg')].map(e => e.getBoundingClientRect().width)"""
+)
+COLORS = """const s = getComputedStyle(document.body); return [s.color, s.backgroundColor]"""
+
+
+@pytest.fixture
+def page(report: Path) -> str:
+    """The address of the study's report."""
+    return (report / "report.html").as_uri()
+
+
+def show(browser, page: str, size: tuple[int, int], scheme: str = "light") -> None:
+    width, height = size
+    metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": size == PHONE}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    features = [{"name": "prefers-color-scheme", "value": scheme}]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+    browser.get(page)
+
+
+@pytest.mark.browser
+def test_the_console_would_tell_of_an_error(browser, tmp_path):
+    """Or the next test shows nothing."""
+    (tmp_path / "bad.html").write_text('<!doctype html><img src="nowhere.png">', encoding="utf-8")
+    show(browser, (tmp_path / "bad.html").as_uri(), DESKTOP)
+    assert browser.get_log("browser")
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", [PHONE, DESKTOP], ids=["phone", "desktop"])
+def test_a_page_has_no_console_message_and_nothing_wider_than_it(size, scheme, page, browser):
+    show(browser, page, size, scheme)
+    assert browser.get_log("browser") == []
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= size[0]
+    assert browser.execute_script(WIDER_THAN_PAGE) == []
+    widths = browser.execute_script(NARROW_COLUMNS)
+    assert min(widths) >= 300  # at which their text is readable
+    assert browser.execute_script("return performance.getEntriesByType('resource').length") == 0
+
+
+@pytest.mark.browser
+def test_light_is_dark_on_light_and_dark_light_on_dark(page, browser):
+    def brightness(color: str) -> int:
+        return sum(int(n) for n in color.removeprefix("rgb(").rstrip(")").split(","))
+
+    for scheme, sign in (("light", -1), ("dark", 1)):
+        show(browser, page, DESKTOP, scheme)
+        text, ground = map(brightness, browser.execute_script(COLORS))
+        assert sign * (text - ground) > 400
