@@ -212,18 +212,16 @@ def test_the_pareto_front_by_hand():
 
 
 def test_responses_are_of_one_seed_and_the_last_iteration_that_all_have(config, tmp_path):
-    for variant, changes in (("a", {}), ("b", {"model.kl": None})):
-        for seed in (1, 2):
-            folder = write_run(tmp_path / variant / f"seed-{seed}", config, seed=seed, changes=changes)
-            write_samples(folder, {"x": f"{variant}{seed}, 1"}, iteration=1)
-            if variant == "a" or seed == 2:
-                write_samples(folder, {"y": f"{variant}{seed}, 2", "z": "-"}, iteration=2)
-            with (folder / "samples.jsonl").open("a") as file:
-                file.write('{"iteration": 3, "prompt": "torn')
+    for variant, iterations in (("a", (1, 2, 3)), ("b", (1, 2))):
+        folder = write_run(tmp_path / variant / "seed-1", config)
+        for i in iterations:
+            write_samples(folder, {f"x{i}": f"{variant}, {i}", f"y{i}": "-", f"{variant} alone": "-"}, i)
+        with (folder / "samples.jsonl").open("a") as file:
+            file.write('{"iteration": 4, "prompt": "torn')
     groups = group_runs(read_runs([tmp_path]))
-    (dialogue,) = side_by_side(groups)  # of seed 1, whose b has iteration 1 alone
-    assert (dialogue.seed, dialogue.iteration, dialogue.prompt) == ("1", 1, "x")
-    assert [(r.group, r.text) for r in dialogue.responses] == [("a", "a1, 1"), ("b", "b1, 1")]
+    first, second = side_by_side(groups)
+    assert (first.seed, first.iteration, first.prompt, second.prompt) == ("1", 2, "x2", "y2")
+    assert [(r.group, r.text) for r in first.responses] == [("a", "a, 2"), ("b", "b, 2")]
     assert side_by_side([Group("alone", groups[0].runs)]) == []
 
 
