@@ -18,7 +18,8 @@ import torch
 import torch.distributed.checkpoint as dcp
 from run_results import Fit, Refused
 
-from grpo_pl.checkpoint_files import INDEX, METADATA, check_checkpoint, read_index
+from grpo_pl.checkpoint_files import INDEX, check_checkpoint, read_index
+from grpo_pl.manifest import SHARDED
 
 ROOT = Path(__file__).resolve().parent.parent
 SECRET = "sk-live-0123456789abcdef"
@@ -72,7 +73,7 @@ def shards(tmp_path: Path) -> Path:
     weights, optimizer = torch.nn.Linear(2, 2), {"param_groups": [{"lr": 0.1, "params": ["weight"]}]}
     content = {"state_dict": weights.state_dict(), "optimizer_0": optimizer}
     dcp.save(content, checkpoint_id=tmp_path / "shards", no_dist=True)
-    torch.save({"loops": {}, "pytorch-lightning_version": "2.6.0"}, tmp_path / "shards" / METADATA)
+    torch.save({"loops": {}, "pytorch-lightning_version": "2.6.0"}, tmp_path / "shards" / SHARDED)
     return tmp_path / "shards"
 
 
@@ -81,13 +82,13 @@ def test_shards_that_are_data_are_read(shards: Path) -> None:
     assert "state_dict.weight" in read_index(shards).state_dict_metadata
 
 
-@pytest.mark.parametrize("file", [INDEX, METADATA, "an entry"])
+@pytest.mark.parametrize("file", [INDEX, SHARDED, "an entry"])
 def test_shards_run_nothing(file: str, shards: Path, trap: Touch, refused: Refused) -> None:
     """Their index is a pickle, which torch itself reads with all that it holds; so are their entries."""
     if file == INDEX:
         (shards / INDEX).write_bytes(pickle.dumps(trap))
-    elif file == METADATA:
-        torch.save({"loops": trap}, shards / METADATA)
+    elif file == SHARDED:
+        torch.save({"loops": trap}, shards / SHARDED)
     else:
         dcp.save({"optimizer_0": {"lr": trap}}, checkpoint_id=shards, no_dist=True)
     assert "no readable checkpoint" in refused("--ckpt_path", shards)
@@ -224,10 +225,10 @@ def test_a_key_as_a_value_is_refused_and_not_shown(
 def test_servers_listen_on_loopback_and_know_nobody_without_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
     from grpo_pl.rollout.server.__main__ import serve
     from grpo_pl.rollout.server.guard import RequireKey
-    from grpo_pl.rollout.server.transfer import NCCL
+    from grpo_pl.rollout.server.transfer import own_address
 
     assert inspect.signature(serve).parameters["host"].default == "127.0.0.1"
-    assert inspect.signature(NCCL).parameters["address"].default == "127.0.0.1"
+    assert own_address(["http://127.0.0.1:8001"]) == "127.0.0.1"  # where NCCL's ranks meet
     monkeypatch.setenv("VLLM_API_KEY", SECRET)
     let_in: list[str] = []
 
