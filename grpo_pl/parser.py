@@ -164,8 +164,10 @@ def about_a_value(key: str, message: str, options: dict[str, Any]) -> str | None
     got = re.search(r"(?:Got value|Given value): (.*?)(?=\. Got value|$)", message, re.MULTILINE)
     components = sorted(implementations(options.get(key)))
     name = re.search(r"Expected a dot import path string: (.+)", message)
-    if components and got and "Not a valid subclass of" in message:
-        return f"{key}: expected one of {', '.join(components)}, got {got[1].replace('None', 'null')}"
+    if got and (kinds := dict.fromkeys(re.findall(r"Not a valid subclass of (\w+)", message))):
+        one = ", ".join(components) or "the classes that are a " + " or a ".join(kinds)
+        value = re.findall(r"(?:Given value|Got value): (.*?)(?:\. Got value|$)", message, re.MULTILINE)[-1]
+        return f"{key}: expected one of {one}, got {value.replace('None', 'null')}"
     if name and components:
         return f"{key}: expected one of {', '.join(components)}, got {name[1]}{nearest(name[1], components)}"
     types = re.findall(

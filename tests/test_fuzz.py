@@ -298,7 +298,7 @@ def test_any_value_of_any_key_parses_or_is_refused_in_one_sentence(
 @examples(100)
 def test_any_values_are_let_through_or_refused_in_one_sentence(config: dict[str, Any]) -> None:
     _, refusal = attempt(lambda: check_values(config))
-    assert refusal is None or is_sentence(refusal)
+    assert refusal is None or is_sentence(" ".join(refusal.split()))
 
 
 @pytest.mark.slow
