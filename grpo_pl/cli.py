@@ -31,7 +31,7 @@ from grpo_pl.durable import DiskFullError
 from grpo_pl.experiments import command as experiments
 from grpo_pl.experiments.labels import label_loggers
 from grpo_pl.module import PolicyOptimization
-from grpo_pl.parser import Parser, fail, failed_import, nearest
+from grpo_pl.parser import OTHER_COMMANDS, Parser, fail, failed_import, nearest
 from grpo_pl.planning.command import PlanningTrainer
 from grpo_pl.quiet import tame_logs
 from grpo_pl.rank_failures import ending_together
@@ -77,13 +77,6 @@ JOBS = {
     ),
 }
 """The value of the config key `job` -> what is trained, on the same Trainer and with the same run folder."""
-OTHER_COMMANDS = {
-    "submit": "Check what fit would run, and submit it to SLURM as a job.",
-    "check-invariance": "Compare the gradient of one rollout over strategies, ranks and micro-batches.",
-    "doctor": "Say what is wrong with machine, installation, model and engine, and how to mend it.",
-    "compare": "Compare runs in a table, report.html and report.md.",
-}
-"""Those that read their command line themselves; `--help` lists them."""
 
 
 def read_ahead(args: list[str]) -> tuple[str, str]:

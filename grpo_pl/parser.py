@@ -55,7 +55,14 @@ IMPLEMENTATIONS = (code_tests, judge, math_answer, models, rules, steps, *ENGINE
 """Imported so that their classes answer to their short names."""
 
 
-COMMANDS = "fit", "validate", "plan", "submit", "check-invariance"
+OTHER_COMMANDS = {
+    "submit": "Check what fit would run, and submit it to SLURM as a job.",
+    "check-invariance": "Compare the gradient of one rollout over strategies, ranks and micro-batches.",
+    "doctor": "Say what is wrong with machine, installation, model and engine, and how to mend it.",
+    "compare": "Compare runs in a table, report.html and report.md.",
+}
+"""Those that read their command line themselves; `--help` lists them."""
+COMMANDS = "fit", "validate", "plan", *OTHER_COMMANDS
 
 
 class Parser(LightningArgumentParser):
