@@ -29,8 +29,11 @@ class RunFolder(SaveConfigCallback):
     """Prepares the run's folder when all is checked: one that has ended moves aside, `config.yaml` comes in.
 
     An unfinished run goes on by itself under the same settings. That is decided before anything changes in
-    the folder, so that all ranks decide alike.
+    the folder, so that all ranks decide alike. A Trainer that is started by other code than the command `fit`
+    holds no folder, and nothing here touches any.
     """
+
+    lock: Lock | None = None
 
     @contextmanager
     def occupied(self, trainer: pl.Trainer) -> Iterator[str | None]:
@@ -49,6 +52,7 @@ class RunFolder(SaveConfigCallback):
             yield self._beginning(checkpointing(trainer).folder)
         finally:
             self.lock.leave()
+            self.lock = None
 
     def _beginning(self, saved: Path) -> str | None:
         named = self.config.get("ckpt_path")
@@ -90,7 +94,7 @@ class RunFolder(SaveConfigCallback):
 
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not trainer.is_global_zero:
+        if self.lock is None or not trainer.is_global_zero:
             return
         self.prepare(trainer)
         if job := slurm.current():
@@ -127,6 +131,7 @@ class RunFolder(SaveConfigCallback):
         if self.may_go_on() and (keys := self.changed()):
             print(f"Not continued: the run of {self.folder} has other settings of {', '.join(keys)}.")
         kept = move_aside(self.folder)
+        assert self.lock is not None, "occupied() comes first"
         self.lock.take()
         (kept / LOCK_FILE).unlink()
 
