@@ -221,7 +221,8 @@ def implementations(typehint: Any) -> set[str]:
     found = [typehint] if typehint in COMPONENTS or typehint is Verifier else []
     for cls in found:
         found += cls.__subclasses__()
-    names = {cls.__name__ for cls in found if not inspect.isabstract(cls) and cls is not EngineWrapper}
+    shown = (cls for cls in found if cls.__module__.startswith("grpo_pl.") and not inspect.isabstract(cls))
+    names = {cls.__name__ for cls in shown if not issubclass(cls, EngineWrapper)}
     return names.union(*(implementations(part) for part in get_args(typehint)))
 
 
