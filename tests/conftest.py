@@ -5,6 +5,9 @@ Nothing of grpo_pl is imported before a fixture asks for it: the jaxtyping flag 
 
 import importlib.util
 import os
+import re
+import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,6 +19,12 @@ from unittest.mock import patch
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+EARLIER_RUN = {
+    "metrics.csv": "iteration\n0\n",
+    "config.yaml": "data: {}\n",
+    "checkpoints/last.ckpt": "weights",
+}
+"""What stands in the run's folder where a command is refused."""
 BEGUN_FIRST = {
     *("test_engines.py", "test_overlapped.py", "test_strategies.py", "test_fit.py", "test_preemption.py"),
     *("test_bench.py", "test_invariance.py", "test_lora.py"),
@@ -190,3 +199,49 @@ def classifier(auto: Any, trunk: Path, folder: Path, labels: int = 1) -> Path:
     auto.from_pretrained(trunk, num_labels=labels).save_pretrained(folder)
     AutoTokenizer.from_pretrained(trunk).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def weightless(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model without its weights: what is refused before a model is loaded does not miss them."""
+    folder = tmp_path_factory.mktemp("weightless") / "model"
+    shutil.copytree(tiny_model, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    return folder
+
+
+@pytest.fixture
+def refusal(weightless: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs a command that must be refused and checks that its sentence matches.
+
+    `{here}` in the arguments is a folder of the test's own. The run's folder holds an earlier run. `started`
+    says that the refusal comes from a run that has begun, which has moved that one aside.
+    """
+    from run_results import said
+
+    from grpo_pl.__main__ import main
+
+    def run(
+        arguments: str,
+        sentence: str,
+        command: str = "fit",
+        pretrained: Path = weightless,
+        started: bool = False,
+    ) -> str:
+        folder = tmp_path / "run"
+        for name, text in EARLIER_RUN.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(text)
+        base = ["--config", str(ROOT / "configs" / "tiny.yaml"), "--pretrained", str(pretrained)]
+        words = shlex.split(arguments.replace("{here}", str(tmp_path)))
+        with pytest.raises(SystemExit) as end:
+            main([command, *base, "--trainer.default_root_dir", str(folder), *words])
+        assert end.value.code == 2
+        text = said(capsys)
+        assert re.search(sentence, text), text
+        if not started:
+            assert {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()} == set(EARLIER_RUN)
+            assert all((folder / name).read_text() == content for name, content in EARLIER_RUN.items())
+            assert not (tmp_path / "run.1").exists()
+        return text
+
+    return run

@@ -358,7 +358,7 @@ def test_a_failing_step_fails_the_tests_and_pytest_speaks_last(clone, broken):
     assert done.returncode == {"pytest": 5, None: 0}.get(broken, 1), done.stderr
     assert "ruff check .\nmypy" not in done.stdout
     assert "ruff format --check .\n" in done.stdout
-    assert done.stdout.endswith("summary of -n 2 --dist loadfile -k gae\n")
+    assert done.stdout.endswith("summary of -n 2 --dist loadfile --no-loadscope-reorder -k gae\n")
 
 
 # What is tracked

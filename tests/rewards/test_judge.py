@@ -221,7 +221,10 @@ def test_the_key_comes_from_the_environment(server: Server, monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"url": "localhost:8000"}, "url is 'localhost:8000'; it must begin with http:// or https://"),
+        (
+            {"url": "localhost:8000"},
+            "url is 'localhost:8000'; it must be one such as http://localhost:8000/v1",
+        ),
         ({"template": "{answer}"}, "template is '{answer}'; it must contain {response}"),
         ({"pattern": "("}, "pattern '(' is not a regular expression"),
         ({"pattern": "(a)(b)"}, "pattern '(a)(b)' has 2 groups; it must have one or none"),

@@ -1,5 +1,5 @@
 import copy
-import os.path
+import math
 import pickle
 import re
 import time
@@ -247,14 +247,14 @@ def test_a_config_names_rewards_by_class_and_overrides_single_options():
     config = (
         '{"correct": "LastNumber", '
         '"format": {"class_path": "Format", "init_args": {"pattern": "x", "weight": 0.2}}, '
-        '"mine": {"class_path": "Function", "init_args": {"function": "os.path.join"}}}'
+        '"mine": {"class_path": "Function", "init_args": {"function": "math.fsum"}}}'
     )
     arguments = ["--rewards", config, "--rewards.format.weight", "0.3", "--rewards.mine.on_error", "abstain"]
     rewards = parser.instantiate(parser.parse_args(arguments)).rewards
     assert isinstance(rewards["correct"], LastNumber)
     assert isinstance(rewards["format"], Format)
     assert rewards["format"].weight == 0.3
-    assert rewards["mine"].function is os.path.join
+    assert rewards["mine"].function is math.fsum
     assert rewards["mine"].on_error == "abstain"
 
 
