@@ -3,7 +3,6 @@
 Nothing of grpo_pl is imported before a fixture asks for it: the jaxtyping flag of pyproject.toml comes first.
 """
 
-import importlib.util
 import os
 import re
 import shlex
@@ -12,13 +11,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 from unittest.mock import patch
 
 import pytest
+from repository import ROOT, load_tool
 
-ROOT = Path(__file__).resolve().parent.parent
 EARLIER_RUN = {
     "metrics.csv": "iteration\n0\n",
     "config.yaml": "data: {}\n",
@@ -30,17 +28,6 @@ BEGUN_FIRST = {
     *("test_bench.py", "test_invariance.py", "test_lora.py"),
 }
 """The files that take minutes: begun last, one of them would leave the other process idle."""
-
-
-def load_tool(name: str) -> ModuleType:
-    """A script of tools/, which is no package, as a module."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

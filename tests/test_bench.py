@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, load_tool
+from repository import ROOT, load_tool
 
 BENCH = ROOT / "tools" / "bench.py"
 bench = load_tool("bench")

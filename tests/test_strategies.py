@@ -7,8 +7,8 @@ from pathlib import Path
 import lightning.pytorch as pl
 import pytest
 import torch
-from conftest import load_tool
 from lightning.pytorch.strategies import FSDPStrategy
+from repository import load_tool
 from run_results import NO_VALIDATION, Fit, FitOn, Ranks, Refused, column, rows, strategy, untimed
 
 from grpo_pl.callbacks.checkpoint_io import AtomicCheckpointIO, read_shards
