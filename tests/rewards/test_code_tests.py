@@ -162,11 +162,7 @@ def test_the_attack_is_contained_and_scored_as_failure(attack, isolation, secret
     program = ATTACKS[attack] + "print('done')"
     for name, value in names.items():
         program = program.replace(name, repr(value))
-    free, stat, limits = (
-        psutil.disk_usage("/tmp").free,
-        secret.stat(),
-        psutil.Process().rlimit(psutil.RLIMIT_CPU),
-    )
+    stat, limits = secret.stat(), psutil.Process().rlimit(psutil.RLIMIT_CPU)
     assert score(program, DONE, isolation) == 0.0
     assert boxed_processes() == []
     assert secret.read_text() == SECRET
@@ -177,7 +173,6 @@ def test_the_attack_is_contained_and_scored_as_failure(attack, isolation, secret
     )
     assert os.listdir(secret.parent) == ["secret"]
     assert psutil.Process().rlimit(psutil.RLIMIT_CPU) == limits
-    assert psutil.disk_usage("/tmp").free > free - 2**28
     assert score("print('done')", DONE, isolation) == 1.0
 
 
