@@ -212,6 +212,11 @@ def check_trainer(trainer: TrainerSettings, optimizer_steps: int) -> None:
             f"trainer.precision={trainer.precision} rounds small updates and old log-probabilities away: set "
             "it to bf16-mixed"
         )
+    if trainer.precision == "64-true":
+        raise ValueError(
+            "trainer.precision=64-true: log-probabilities and their gradients are computed in float32; "
+            "set it to 32-true"
+        )
     check_trainer_numbers(trainer)
     if trainer.limit_train_batches != 1.0:
         raise ValueError(

@@ -120,13 +120,21 @@ def weights_folder(pretrained: str) -> Path:
         return Path(snapshot_download(path, allow_patterns=["*.safetensors", "*.json"]))
 
 
+SIZES = "num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size"
+"""What no model has none of; transformers builds one with less than nothing, and fails when it is used."""
+
+
 def load_config(pretrained: str) -> "PretrainedConfig":
     """The configuration of a model folder or hub name."""
     from transformers import AutoConfig
 
     path = resolve_pretrained(pretrained)
     with loading(pretrained, "config.json"):
-        return cast("PretrainedConfig", AutoConfig.from_pretrained(path, **NO_CODE))
+        config = cast("PretrainedConfig", AutoConfig.from_pretrained(path, **NO_CODE))
+        for key in SIZES:
+            if (size := getattr(config.get_text_config(), key, 1)) < 1:
+                raise ValueError(f"{key} is {size}")
+    return config
 
 
 def context_length(pretrained: str) -> int:

@@ -87,6 +87,7 @@ ARGUMENTS = {
         "trainer.strategy.offload: trainer.strategy has settings only where it names a class",
     ),
     "a duration": ("--trainer.max_time 1h", "trainer: .*duration='1h'"),
+    "double precision": ("--trainer.precision 64-true", "set it to 32-true"),
     "half precision": ("--trainer.precision bf16-true", "set it to bf16-mixed"),
     "a negative seed": ("--seed_everything=-1", "seed_everything=-1: expected 0 to 4294967295"),
     "a large seed": ("--seed_everything 99999999999", "seed_everything=99999999999: expected 0 to"),

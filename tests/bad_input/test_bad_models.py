@@ -76,6 +76,7 @@ MODELS = {
         edited("config.json", num_hidden_layers=4),
         "lacks 18 of the weights .*layers.2",
     ),
+    "less than no layers": (edited("config.json", num_hidden_layers=-2), "num_hidden_layers is -2"),
     "wider than its weights": (edited("config.json", hidden_size=128), "weights: they have other shapes"),
     "words for a width": (edited("config.json", hidden_size="wide"), "config.json: .*hidden_size"),
     "heads that do not divide": (
