@@ -38,10 +38,11 @@ from grpo_pl.rank_failures import ending_together
 from grpo_pl.reward_modeling.data import RewardDataModule
 from grpo_pl.reward_modeling.module import RewardModeling
 from grpo_pl.rewards.base import RewardError
+from grpo_pl.rollout.engine import EngineLostError
 from grpo_pl.submission.command import submit
 
 STOPPED = 1
-"""Exit code of a run that a guard or an alarm has ended."""
+"""Exit code of a run that a guard, an alarm or the loss of its engine has ended."""
 
 
 class Job(NamedTuple):
@@ -327,7 +328,7 @@ def mistakes_answered() -> Iterator[None]:
     """Whatever in the body is a user's mistake ends in one sentence and exit code 2."""
     try:
         yield
-    except guard.RunStoppedError as error:
+    except (guard.RunStoppedError, EngineLostError) as error:
         stop(error)
     except (RewardError, MisconfigurationException, DiskFullError) as error:
         refuse(error)
@@ -355,7 +356,7 @@ def raised_by_grpo_pl(error: BaseException) -> bool:
     return str(last[0].f_globals.get("__name__", "")).startswith("grpo_pl.")
 
 
-def stop(error: guard.RunStoppedError) -> NoReturn:
+def stop(error: Exception) -> NoReturn:
     """Say why a run has ended before its time, once for all ranks, and end with exit code 1."""
     sys.stdout.flush()
     rank_zero_only(print)(f"grpo_pl: stopped: {error}", file=sys.stderr)

@@ -15,6 +15,13 @@ from grpo_pl.functional import pad_rows
 from grpo_pl.types import Prompt, Rollout
 
 
+class EngineLostError(RuntimeError):
+    """An engine's processes are gone; what the run has saved is not, and the same command continues it."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"data.engine: {what}; the same command continues the run from its last checkpoint")
+
+
 @dataclass(frozen=True)
 class SamplingConfig:
     """How responses are drawn.

@@ -17,7 +17,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from grpo_pl.durable import DiskFullError
-from grpo_pl.rollout.engine import RolloutEngine, SamplingConfig
+from grpo_pl.rollout.engine import EngineLostError, RolloutEngine, SamplingConfig
 from grpo_pl.types import Prompt, Rollout
 
 BUCKET_BYTES = 16 << 20
@@ -160,16 +160,17 @@ class OverlappedEngine(RolloutEngine):
 
         Raises:
             ValueError: What the engine refused, in its own sentence.
-            RuntimeError: If the engine failed or its process has ended.
+            EngineLostError: If its process has ended.
+            RuntimeError: If the engine failed.
         """
         assert self._process is not None, "start() comes first"
         try:
             answer = receive(self._connection)
         except (EOFError, OSError):  # the system closes its end, however it ends
             self._process.join()
-            raise RuntimeError(
-                f"data.engine: the process of {type(self.engine).__name__} has ended with exit code "
-                f"{self._process.exitcode} (-9 is how the system ends one when memory is short)"
+            raise EngineLostError(
+                f"its process has ended with exit code {self._process.exitcode} (-9 is how the system "
+                "ends one when memory is short)"
             ) from None
         if not isinstance(answer, Failure):
             return answer

@@ -23,7 +23,7 @@ from test_engines import Served, mismatch, perturbed, prompts
 from grpo_pl.cli import main
 from grpo_pl.models import CausalLM
 from grpo_pl.models.loading import load_tokenizer
-from grpo_pl.rollout.engine import SamplingConfig
+from grpo_pl.rollout.engine import EngineLostError, SamplingConfig
 from grpo_pl.rollout.server import ServerEngine
 from grpo_pl.rollout.server import engine as engine_module
 from grpo_pl.rollout.server.answering import Answering
@@ -220,7 +220,7 @@ def test_weights_leave_no_files_behind(servers: list[Process], tiny_model: Path,
 
 def test_weights_of_another_model_are_not_taken(served: Served) -> None:
     weights = list(full_weights(CausalLM(str(served.folder)).build().language_model))
-    with pytest.raises(RuntimeError, match=r"no server is left .*no weights have come for"):
+    with pytest.raises(EngineLostError, match=r"no server is left .*no weights have come for"):
         served.engine.load_weights(weights[:-1], version=1)
     served.sync(CausalLM(str(served.folder)).build(), version=2)
     assert served.engine.generate(prompts(served.folder), 1, SAMPLING).policy_version == 2
@@ -325,7 +325,7 @@ def test_a_server_that_was_given_other_weights_is_not_believed(
     assert rollout.metrics["rollout/servers_lost"] == 1
     assert mismatch(model, rollout).mean() < 1e-4
     Served(both, tiny_model).sync(model)
-    with pytest.raises(RuntimeError, match=r"no server is left .*it has the weights") as end:
+    with pytest.raises(EngineLostError, match=r"no server is left .*it has the weights") as end:
         ours.generate(prompts(tiny_model), 1, SAMPLING)
     assert "\n" not in str(end.value)
     for engine in (ours, first, both):

@@ -17,6 +17,7 @@ from grpo_pl.addresses import is_address
 from grpo_pl.functional import derive_seed
 from grpo_pl.models.loading import DType, load_tokenizer
 from grpo_pl.rollout.engine import (
+    EngineLostError,
     Response,
     RolloutEngine,
     SamplingConfig,
@@ -278,10 +279,10 @@ async def begin(server: Server) -> None:
         await server.post("/start_weight_update")
 
 
-def no_server_left(synced: Synced) -> RuntimeError:
+def no_server_left(synced: Synced) -> EngineLostError:
     """Says why, of each."""
     reasons = "; ".join(f"{url}: {reason}" for url, reason in synced.lost.items())
-    return RuntimeError(f"data.engine: no server is left ({reasons})")
+    return EngineLostError(f"no server is left ({reasons})")
 
 
 def is_sender() -> bool:
