@@ -1,0 +1,75 @@
+"""A run that ends when it has spent what it may spend: so runs of unlike cost can be compared."""
+
+import time
+from typing import Any
+
+import lightning.pytorch as pl
+from typing_extensions import override
+
+from grpo_pl.callbacks.records import metrics_table
+from grpo_pl.types import Experience
+
+SPENT = {"response_tokens": "rollout/tokens", "seconds": "time/iteration_s"}
+"""What is limited -> the metric whose sum over iterations it limits."""
+STAGES = "time/sync_s", "time/generate_s", "time/score_s"
+
+
+class Budget(pl.Callback):
+    """Makes that iteration the last in which the budget is spent; it is validated and saved as any last one.
+
+    `trainer.max_epochs` remains a limit of its own; -1 leaves the budget alone to decide.
+
+    Args:
+        response_tokens: Tokens of all responses so far, over all ranks; null for no limit.
+        seconds: Of all iterations so far (`time/iteration_s`), without validation, start and checkpoints;
+            null for no limit.
+    """
+
+    def __init__(self, response_tokens: int | None = None, seconds: float | None = None) -> None:
+        for key, amount in (("response_tokens", response_tokens), ("seconds", seconds)):
+            if amount is not None and not amount > 0:
+                raise ValueError(f"budget.{key}={amount}: expected more than 0, or null")
+        self.limits = {"response_tokens": response_tokens, "seconds": seconds}
+        self._tokens = self._seconds = self._first_batch = 0.0
+
+    @override
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """End a run at once that was killed after its last iteration."""
+        if trainer.current_epoch > 0 and self._spent(trainer, {}):
+            trainer.fit_loop.max_epochs = trainer.current_epoch
+
+    @override
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if batch_idx == 0 and isinstance(batch, Experience):
+            self._first_batch = time.perf_counter()
+            self._tokens = batch.metrics.get("rollout/tokens", 0.0)
+            self._seconds = sum(batch.metrics.get(stage, 0.0) for stage in STAGES)
+
+    @override
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Decide before the Trainer asks whether this iteration is validated."""
+        if batch_idx + 1 < trainer.num_training_batches or not any(self.limits.values()):
+            return
+        seconds = self._seconds + time.perf_counter() - self._first_batch
+        if self._spent(trainer, {"response_tokens": self._tokens, "seconds": seconds}):
+            trainer.fit_loop.max_epochs = trainer.current_epoch + 1
+            trainer.check_val_every_n_epoch = 1
+
+    def _spent(self, trainer: pl.Trainer, now: dict[str, float]) -> bool:
+        """Whether a budget is spent, with what this iteration has taken; the same on all ranks."""
+        table = metrics_table(trainer)
+        rows = [] if table is None else table.rows
+        spent = any(
+            limit is not None and sum(row.get(SPENT[key], 0.0) for row in rows) + now.get(key, 0.0) >= limit
+            for key, limit in self.limits.items()
+        )
+        return trainer.strategy.reduce_boolean_decision(spent, all=False)
