@@ -1,4 +1,4 @@
-"""The command line: `python -m grpo_pl {fit,validate,plan,submit,compare} ...`."""
+"""The command line: `python -m grpo_pl {fit,validate,plan,submit,ablate,compare} ...`."""
 
 import argparse
 import os
@@ -19,7 +19,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from typing_extensions import override
 
 from grpo_pl import __version__
-from grpo_pl.callbacks import alarms, curves, guard, memory, preemption, progress, records, samples
+from grpo_pl.ablation.command import ablate
+from grpo_pl.callbacks import alarms, budget, curves, guard, memory, preemption, progress, records, samples
 from grpo_pl.callbacks.checkpoint_io import AtomicCheckpointIO
 from grpo_pl.callbacks.checkpoints import BY_STEP, Checkpoints
 from grpo_pl.callbacks.run_folder import RunFolder
@@ -60,7 +61,12 @@ JOBS = {
     "policy": Job(
         PolicyOptimization,
         RolloutDataModule,
-        {"alarms": alarms.Alarms, "samples": samples.Samples, "curves": curves.Curves},
+        {
+            "budget": budget.Budget,
+            "alarms": alarms.Alarms,
+            "samples": samples.Samples,
+            "curves": curves.Curves,
+        },
         (
             "model.policy.init_args.pretrained",
             "model.reference.init_args.pretrained",
@@ -273,6 +279,11 @@ class Checked(CLI):
             self.datamodule.check("fit")
 
     @property
+    def ended(self) -> bool:
+        """Whether its folder holds this very run, at its end."""
+        return self.run_folder.has_ended(Path(self.settings.trainer.default_root_dir))
+
+    @property
     def settings(self) -> Namespace:
         """The whole config."""
         return self.config[self.subcommand]  # type: ignore[no-any-return]
@@ -319,6 +330,8 @@ def main(args: list[str] | None = None) -> None:
             submit(args[1:], check)
         elif args[:1] == ["compare"]:
             experiments.run(args[1:])
+        elif args[:1] == ["ablate"]:
+            raise SystemExit(ablate(args[1:], check))
         else:
             configure(args)
 

@@ -42,6 +42,7 @@ LAYERS = [
     {"optimization", "strategies", "rollout.server", "rollout.stored"},
     {"module", "datamodule", "reward_modeling", "callbacks"},
     {"parser", "planning", "submission", "config_files", "config_values", "rank_failures", "experiments"},
+    {"ablation"},
     {"cli"},
     {"invariance", "diagnosis"},
     {"__main__"},

@@ -1,6 +1,6 @@
 """Whose a run's folder is: one run's until that has ended, and one process's while it goes on."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -69,8 +69,17 @@ class RunFolder(SaveConfigCallback):
         open_ended = not (ended or anew) or slurm.was_requeued(self.folder)
         return open_ended and (self.folder / CONFIG_FILE).exists()
 
-    def changed(self) -> list[str]:
+    def has_ended(self, folder: Path) -> bool:
+        """Whether a folder holds this very run, at its end."""
+        self.folder = folder
+        place = "resume", "trainer.default_root_dir"
+        return (folder / ENDED_FILE).exists() and (folder / CONFIG_FILE).exists() and not self.changed(place)
+
+    def changed(self, free: Sequence[str] = FREE) -> list[str]:
         """The settings that are not those of the run in the folder.
+
+        Args:
+            free: Those that may differ.
 
         Raises:
             ValueError: If that run's cannot be read.
@@ -86,7 +95,7 @@ class RunFolder(SaveConfigCallback):
                 "continues it, --resume never moves it aside"
             )
         now = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))
-        return sorted(key for key in different(plain(before), plain(now)) if key not in FREE)
+        return sorted(key for key in different(plain(before), plain(now)) if key not in free)
 
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:

@@ -49,8 +49,17 @@ def run(args: list[str]) -> None:
         ValueError: If they cannot be compared.
     """
     options = Options().parse_args(args)
-    comparison = compare(options.runs, options.base, options.metric)
     out: Path = options.out or (options.runs[0] if len(options.runs) == 1 else Path())
+    report(options.runs, out, base=options.base, metric=options.metric)
+
+
+def report(runs: list[Path], out: Path, *, base: str | None, metric: str) -> None:
+    """Compare runs, print the tables and write the report into a folder.
+
+    Raises:
+        ValueError: If they cannot be compared.
+    """
+    comparison = compare(runs, base, metric)
     console = Console()
     show(comparison, console)
     write(comparison, out)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from grpo_pl.callbacks.records import CONFIG_FILE, METRICS_FILE, read_metrics
+from grpo_pl.callbacks.run_folder import ENDED_FILE
 from grpo_pl.callbacks.samples import SAMPLES_FILE
 
 Paths = Iterable[str | Path] | str | Path
@@ -52,10 +53,14 @@ class Run:
             return f"has no {CONFIG_FILE}: it never started"
         if not self.rows:
             return f"has no {METRICS_FILE}: it ended before its first validation did"
-        trainer = self.config["trainer"]
+        if (self.folder / ENDED_FILE).exists():
+            return ""
+        trainer, budget = self.config["trainer"], self.config.get("budget") or {}
         iterations, steps = trainer.get("max_epochs"), trainer.get("max_steps")
         last = self.rows[-1]
         done = int(last["iteration"])
+        if any(budget.values()):
+            return f"ended after iteration {done}, before its budget was spent"
         limited = (iterations or -1) > 0 and not trainer.get("max_time")
         if not limited or done >= iterations or 0 < (steps or -1) <= last.get("optimizer_steps", 0):
             return ""

@@ -5,7 +5,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
@@ -66,28 +66,14 @@ def submit(args: list[str], check: Callable[[list[str]], Fit]) -> None:
         ValueError: If something is wrong with it, or if the run's folder is another job's that has not ended.
     """
     options, for_fit = Options().parse_known_args(args)
-    for key, least in (("nodes", 1), ("server_nodes", 0), ("gpus_per_node", 0)):
-        if (got := getattr(options, key)) < least:
-            raise ValueError(f"submit: --{key.replace('_', '-')}={got}: expected {least} or more")
-    for_fit += ["--trainer.num_nodes", str(options.nodes)]
-    if options.gpus_per_node:
-        for_fit += ["--trainer.accelerator", "gpu", "--trainer.devices", str(options.gpus_per_node)]
-    if options.server_nodes:
-        for_fit += ["--data.engine.urls", '["http://localhost"]']  # the job knows them
-    fit = check(for_fit)
+    fit = check(for_fit + for_nodes(options))
     folder = Path(fit.settings.trainer.default_root_dir)
-    script = write(options, fit.settings, folder)
+    script = write(options, fit.settings, folder, read_config_of(folder))
     if options.dry_run:
         print(script, end="")
         return
-    if shutil.which("sbatch") is None:
-        raise ValueError("submit: this machine has no sbatch: log in where SLURM is, or say --dry-run")
-    before = slurm.owner(folder)
-    if before and (state := slurm.state(before.job)):
-        raise ValueError(
-            f"trainer.default_root_dir={folder} is the folder of job {before.job}, which is {state}: name "
-            f"another, or scancel {before.job}"
-        )
+    check_sbatch()
+    check_free(folder)
     fit.prepare()
     (folder / SCRIPT_FILE).write_text(script, encoding="utf-8")
     before = slurm.owner(folder)
@@ -97,8 +83,60 @@ def submit(args: list[str], check: Callable[[list[str]], Fit]) -> None:
     print(f"Job {job} is submitted: {folder / SCRIPT_FILE}")
 
 
-def write(options: argparse.Namespace, settings: Any, folder: Path) -> str:
-    """The job's script: the template for these nodes, which runs the folder's `config.yaml`."""
+def for_nodes(options: argparse.Namespace) -> list[str]:
+    """The options of `fit` that say what it runs on.
+
+    Raises:
+        ValueError: If there is no such number of nodes or GPUs.
+    """
+    for key, least in (("nodes", 1), ("server_nodes", 0), ("gpus_per_node", 0)):
+        if (got := getattr(options, key)) < least:
+            raise ValueError(f"submit: --{key.replace('_', '-')}={got}: expected {least} or more")
+    said = ["--trainer.num_nodes", str(options.nodes)]
+    if options.gpus_per_node:
+        said += ["--trainer.accelerator", "gpu", "--trainer.devices", str(options.gpus_per_node)]
+    if options.server_nodes:
+        said += ["--data.engine.urls", '["http://localhost"]']  # the job knows them
+    return said
+
+
+def check_sbatch() -> None:
+    """Refuse a machine from which nothing can be submitted."""
+    if shutil.which("sbatch") is None:
+        raise ValueError("submit: this machine has no sbatch: log in where SLURM is, or say --dry-run")
+
+
+def check_free(folder: Path) -> None:
+    """Refuse a run's folder that is another job's which has not ended."""
+    before = slurm.owner(folder)
+    if before and (state := slurm.state(before.job)):
+        raise ValueError(
+            f"trainer.default_root_dir={folder} is the folder of job {before.job}, which is {state}: name "
+            f"another, or scancel {before.job}"
+        )
+
+
+def read_config_of(folder: Path) -> list[str]:
+    """Shell commands that make a script run the config of a folder."""
+    return [f"set -- --config {shlex.quote(str(folder / CONFIG_FILE))}"]
+
+
+def write(
+    options: argparse.Namespace,
+    settings: Any,
+    folder: Path,
+    choose: Sequence[str],
+    more: Mapping[str, str] | None = None,
+) -> str:
+    """The job's script: the template for these nodes.
+
+    Args:
+        options: Of `submit`.
+        settings: The config of the run, or of one like all that the script runs.
+        folder: Where the job writes what it says.
+        choose: Shell commands that set the options of `fit`.
+        more: Other directives of the job that trains.
+    """
     ranks = options.gpus_per_node or settings.trainer.devices
     if not str(ranks).isdigit():
         raise ValueError(
@@ -117,11 +155,9 @@ def write(options: argparse.Namespace, settings: Any, folder: Path) -> str:
         **given("time", options.time),
         **given("signal", options.warning_s and f"USR1@{options.warning_s}"),
         **everywhere,
+        **(more or {}),
     }
-    commands = [
-        f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH",
-        f"set -- --config {shlex.quote(str(folder / CONFIG_FILE))}",
-    ]
+    commands = [f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH", *choose]
     if not options.server_nodes:
         return fill("one_node" if options.nodes == 1 else "many_nodes", [training], commands)
     data = settings.data
@@ -140,13 +176,19 @@ def given(name: str, value: Any) -> dict[str, str | None]:
     return {name: str(value)} if value else {}
 
 
-def hand_in(script: Path) -> str:
+def hand_in(script: Path, *options: str) -> str:
     """Submit a script and give the job's id.
+
+    Args:
+        script: The file.
+        options: Of sbatch, beside those in the file.
 
     Raises:
         ValueError: With what SLURM says against it.
     """
-    done = subprocess.run(["sbatch", "--parsable", script], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["sbatch", "--parsable", *options, script], capture_output=True, text=True, check=False
+    )
     if done.returncode:
         raise ValueError(f"submit: SLURM refuses {script}: {' '.join(done.stderr.split())}")
     return done.stdout.strip().partition(";")[0]

@@ -1,0 +1,128 @@
+"""Studies that are run."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from repository import ROOT
+from run_results import Fit, column, rows, saved
+
+from grpo_pl.callbacks.run_folder import ENDED_FILE
+
+VARIANTS: dict[str, Any] = {"grpo": {}, "no_kl": {"model": {"kl": None}}}
+FAILS = {"trainer": {"callbacks": [{"class_path": "faults.KillEngine"}]}}
+"""In the second iteration, for its engine has no process."""
+
+
+def write_study(folder: Path, pretrained: Path, variants: dict[str, Any], **keys: Any) -> Path:
+    base = [str(ROOT / "configs" / "tiny.yaml"), {"pretrained": str(pretrained)}]
+    content = {"base": base, "variants": variants, "seeds": [1], "budget": {"iterations": 2}} | keys
+    path = folder / "study.yaml"
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    return path
+
+
+def start(study: Path, out: Path, *arguments: str) -> subprocess.Popen[str]:
+    """`ablate` in a process of its own."""
+    path = os.pathsep.join((str(ROOT), str(ROOT / "tests")))
+    return subprocess.Popen(
+        [sys.executable, "-m", "grpo_pl", "ablate", str(study), "--out", str(out), *arguments],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path, "COLUMNS": "160"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def ablate(study: Path, out: Path, *arguments: str) -> tuple[int, str]:
+    """`ablate` to its end: exit code and what it says."""
+    process = start(study, out, *arguments)
+    text, _ = process.communicate(timeout=900)
+    return process.returncode, text
+
+
+def first_prompts(folder: Path) -> list[Any]:
+    records = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+    return [record["prompt"] for record in records]
+
+
+def table(out: Path) -> str:
+    """The report without what is another each time: seconds, memory and tokens a second."""
+    text = (out / "report.md").read_text()
+    return "\n".join(line for line in text[: text.index("## Cost")].splitlines())
+
+
+@pytest.mark.timeout(900)
+def test_a_run_that_fails_is_named_the_others_go_on_and_the_same_command_does_what_is_left(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    code, text = ablate(write_study(tmp_path, tiny_model, {"grpo": {}, "fails": FAILS}), out)
+    assert code == 1, text
+    assert "! fails, seed 1 failed: exit code 1: AttributeError" in text
+    assert "1 of 2 runs failed: the same command tries them again." in text
+    assert "fails, seed 1, ended after iteration 1 of 2" in (out / "report.md").read_text()
+    before = rows(out / "grpo" / "seed-1")
+    code, text = ablate(write_study(tmp_path, tiny_model, VARIANTS), out)
+    assert code == 0, text
+    assert "2 runs of 2 variants: 1 have ended" in text
+    assert "grpo, seed 1: " not in text
+    assert "no_kl, seed 1: val/accuracy " in text
+    assert rows(out / "grpo" / "seed-1") == before
+    assert (out / "report.html").exists()
+    ours, theirs = (first_prompts(out / name / "seed-1") for name in VARIANTS)
+    assert ours == theirs, "the same prompts in the same order"
+    rewards = [column(out / name / "seed-1", "rollout/reward")[0] for name in VARIANTS]
+    assert rewards[0] == rewards[1], "the same initial weights say the same"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "stopped"])
+def test_a_study_that_was_cut_off_ends_with_the_table_of_one_that_was_not(
+    number: signal.Signals, tiny_model: Path, tmp_path: Path
+) -> None:
+    study = write_study(tmp_path, tiny_model, VARIANTS, seeds=[1, 2], budget={"iterations": 6})
+    whole, cut = tmp_path / "whole" / "study", tmp_path / "cut" / "study"
+    assert ablate(study, whole)[0] == 0
+    process, under_way = start(study, cut), cut / "no_kl" / "seed-1"
+    while not (under_way / "metrics.csv").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(number)
+    text, _ = process.communicate(timeout=300)
+    assert process.returncode == (-signal.SIGKILL if number == signal.SIGKILL else 75), text
+    assert not (under_way / ENDED_FILE).exists()
+    code, text = ablate(study, cut)
+    assert code == 0, text
+    assert "4 runs of 2 variants: 1 have ended" in text
+    assert table(whole).replace(str(whole), str(cut)) == table(cut)
+
+
+def test_the_iteration_that_spends_a_budget_of_tokens_is_the_last_validated_and_saved(fit: Fit) -> None:
+    run: tuple[object, ...] = ("--trainer.max_epochs", -1, "--budget.response_tokens", 500)
+    run += ("--trainer.check_val_every_n_epoch", 4, "--checkpoint.every_n_epochs", 4)
+    folder = fit(*run)
+    tokens, before = column(folder, "rollout/tokens"), rows(folder)
+    assert sum(tokens[:-1]) < 500 <= sum(tokens)
+    assert "val/accuracy" in before[-1]
+    assert saved(folder)["global_step"] == before[-1]["optimizer_steps"]
+    (folder / ENDED_FILE).unlink()  # as a kill after its last iteration leaves it
+    fit(*run, root=folder)
+    assert rows(folder) == before
+
+
+def test_a_budget_of_seconds_ends_the_run_in_the_iteration_that_spends_it(fit: Fit) -> None:
+    folder = fit("--trainer.max_epochs", "-1", "--budget.seconds", "1e-3")
+    assert column(folder, "iteration") == [0, 1]
+
+
+def test_a_budget_of_nothing_is_refused(refused: Any) -> None:
+    assert "budget.seconds=0.0: expected more than 0, or null" in refused("--budget.seconds", "0")

@@ -1,0 +1,172 @@
+"""What a study's file says, and how it is refused before any run begins."""
+
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from repository import ROOT
+from run_results import said
+
+from grpo_pl.ablation.study import Budget, read_study
+from grpo_pl.cli import main
+
+TINY = str(ROOT / "configs" / "tiny.yaml")
+VARIANTS: dict[str, Any] = {"grpo": {}, "no_kl": {"model": {"kl": None}}}
+Written = Callable[..., Path]
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Written:
+    """A study's file: two variants of configs/tiny.yaml, or as its keys are said; None leaves one out."""
+
+    def write(**keys: Any) -> Path:
+        content = {"base": TINY, "variants": VARIANTS, "seeds": [3, 5], "budget": {"iterations": 2}} | keys
+        path = tmp_path / "study.yaml"
+        path.write_text(yaml.safe_dump({k: v for k, v in content.items() if v is not None}))
+        return path
+
+    return write
+
+
+def test_a_study_lays_files_and_settings_over_its_base_in_their_order(
+    written: Written, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.yaml").write_text("data: {group_size: 2}\n")
+    variants = {"a": None, "b": ["mine.yaml", {"data": {"seed": 1}}]}
+    study = read_study(written(base=[TINY, {"data": {"group_size": 8}}], variants=variants, seeds=2))
+    options = study.write_settings(tmp_path / "settings")
+    shared = ["--config", TINY, "--config", f"{tmp_path}/settings/b.1.yaml"]
+    own = ["--config", f"{tmp_path}/mine.yaml", "--config", f"{tmp_path}/settings/b.3.yaml"]
+    assert options["b"] == [*shared, *own, "--trainer.max_epochs", "2"]
+    assert options["a"] == ["--config", TINY, "--config", f"{tmp_path}/settings/a.1.yaml", *options["b"][-2:]]
+    assert yaml.safe_load((tmp_path / "settings" / "b.1.yaml").read_text()) == {"data": {"group_size": 8}}
+    assert study.seeds == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("unit", "options"),
+    [
+        ("response_tokens", ["--trainer.max_epochs", "-1", "--budget.response_tokens", "500"]),
+        ("seconds", ["--trainer.max_epochs", "-1", "--budget.seconds", "500"]),
+    ],
+)
+def test_a_budget_that_is_not_of_iterations_takes_their_limit_away(unit: str, options: list[str]) -> None:
+    assert Budget(unit, 500).options == options
+
+
+WRONG = {
+    "no base": ({"base": None}, "base: expected a config file"),
+    "a base that is not there": ({"base": "no.yaml"}, r"base: there is no file \S+no\.yaml$"),
+    "no variants": ({"variants": None}, "variants: expected a name and its settings"),
+    "a list of variants": ({"variants": ["grpo"]}, "variants: expected a name and its settings"),
+    "a variant that names no folder": ({"variants": {"a/b": {}}}, "variants: 'a/b' is to name a folder"),
+    "a variant that is a number": (
+        {"variants": {"a": 7}},
+        "variants.a: expected a config file, ",
+    ),
+    "a variant's file that is not there": ({"variants": {"a": "no.yaml"}}, "variants.a: there is no file"),
+    "a misspelt key": ({"varients": {}}, r"there is no varients\. Did you mean variants\?"),
+    "seeds that repeat": ({"seeds": [1, 1]}, "seeds: expected different whole numbers"),
+    "no seeds": ({"seeds": []}, "seeds: expected different whole numbers"),
+    "seeds in words": ({"seeds": "three"}, "seeds: expected different whole numbers"),
+    "a budget of two kinds": (
+        {"budget": {"iterations": 1, "seconds": 2}},
+        "budget: expected one of iterations",
+    ),
+    "a budget of another kind": ({"budget": {"hours": 1}}, "budget: expected one of iterations"),
+    "half an iteration": ({"budget": {"iterations": 1.5}}, r"budget\.iterations: expected a number above 0"),
+    "nothing to spend": ({"budget": {"seconds": 0}}, r"budget\.seconds: expected a number above 0"),
+    "a misspelt setting": ({"variants": {"a": {"modle": {"kl": None}}}}, "Did you mean model"),
+    "a variant that cannot be": ({"variants": {"a": {"model": {"advantage": "GAE"}}}}, "set model.critic"),
+    "an end that is not validated": (
+        {"base": [TINY, {"trainer": {"check_val_every_n_epoch": 4}}]},
+        "ends after 2 iterations and validates every 4, so that its end would not be measured",
+    ),
+}
+
+
+@pytest.mark.parametrize(("keys", "sentence"), WRONG.values(), ids=WRONG)
+def test_a_wrong_study_is_refused_before_anything_is_written(
+    keys: dict[str, Any],
+    sentence: str,
+    written: Written,
+    tmp_path: Path,
+    weightless: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(SystemExit) as end:
+        main(["ablate", str(written(**keys)), "--out", str(out), "--pretrained", str(weightless)])
+    assert end.value.code == 2
+    assert re.search(sentence, said(capsys))
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["no.yaml"], "there is no study no.yaml"),
+        (["{}", "--jobs", "0"], "--jobs 0: expected 1 or more"),
+        (["{}", "--slurm", "--nodes 1 --server-nodes 1"], "jobs with --server-nodes are no array"),
+        (["{}", "--slurm", "--nodes x"], "--nodes: invalid int value"),
+    ],
+)
+def test_a_wrong_command_is_refused(
+    arguments: list[str],
+    sentence: str,
+    written: Written,
+    weightless: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = [word.format(written()) for word in arguments]
+    with pytest.raises(SystemExit) as end:
+        main(["ablate", *words, "--pretrained", str(weightless)])
+    assert end.value.code == 2
+    assert sentence in said(capsys)
+
+
+def test_a_dry_run_lists_every_variant_for_one_seed_after_the_other(
+    written: Written, tmp_path: Path, weightless: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(
+            [
+                *("ablate", str(written()), "--out", str(tmp_path / "out"), "--dry-run"),
+                *("--pretrained", str(weightless)),
+            ]
+        )
+    assert end.value.code == 0
+    runs = ["grpo, seed 3", "no_kl, seed 3", "grpo, seed 5", "no_kl, seed 5"]
+    assert [line.partition(":")[0] for line in capsys.readouterr().out.splitlines() if ": " in line] == runs
+    assert not (tmp_path / "out").exists()
+
+
+def test_on_slurm_each_run_is_a_job_of_one_array(
+    written: Written, tmp_path: Path, weightless: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(SystemExit):
+        main(
+            [
+                *("ablate", str(written()), "--out", str(out), "--dry-run", "--pretrained", str(weightless)),
+                *("--slurm", "--nodes 1 --gpus-per-node 0 --time 1:00:00"),
+            ]
+        )
+    script = capsys.readouterr().out
+    script = script[script.index("#!/usr/bin/env bash") :]
+    assert "#SBATCH --array=0-3\n" in script
+    assert f"#SBATCH --output={out}/slurm-%A_%a.out\n" in script
+    assert "#SBATCH --time=1:00:00\n" in script
+    choosing = script[script.index("configs=") : script.index("export PYTHONUNBUFFERED")]
+    chosen = subprocess.run(
+        ["bash", "-euc", f'{choosing}\necho "$@"'],
+        env={"SLURM_ARRAY_TASK_ID": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert chosen.stdout.strip() == f"--config {out}/no_kl/seed-3/config.yaml"
