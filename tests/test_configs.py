@@ -2,13 +2,16 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
+from grpo_pl.ablation.planned import plan_runs
+from grpo_pl.ablation.study import read_study
 from grpo_pl.callbacks.records import read_metrics
-from grpo_pl.cli import main
+from grpo_pl.cli import check, main
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 OVERLAYS = [
@@ -21,6 +24,7 @@ ABLATIONS = [
     pytest.param(path, marks=[pytest.mark.vllm] * ("VLLMEngine" in path.read_text()))
     for path in sorted(CONFIGS.glob("ablations/*.yaml"))
 ]
+STUDIES = sorted(CONFIGS.glob("studies/*.yaml"))
 PRESETS = sorted(CONFIGS.glob("presets/*.yaml"))
 
 
@@ -57,6 +61,20 @@ def test_a_preset_runs_over_any_config(preset: Path, fit: Callable[..., Path]) -
     """Even over one with a critic and without a reference: it takes the one away and brings the other."""
     without_reference = CONFIGS / "ablations" / "no_reference.yaml"
     check_two_iterations(fit, CONFIGS / "ppo.yaml", without_reference, preset)
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda p: p.stem)
+def test_every_variant_of_a_study_passes_the_checks(
+    path: Path, weightless: Path, outcome_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "runs" / "reward_model").mkdir(parents=True)
+    (tmp_path / "runs" / "reward_model" / "model").symlink_to(outcome_model)
+    monkeypatch.chdir(tmp_path)
+    study = replace(read_study(path), seeds=[1])
+    options, pretrained = study.write_settings(tmp_path / "settings"), ["--pretrained", str(weightless)]
+    runs = list(plan_runs(study, options, tmp_path / "out", pretrained, check))
+    assert [run.variant for run in runs] == list(study.variants)
+    assert not (tmp_path / "out").exists()
 
 
 def check_two_iterations(fit: Callable[..., Path], *overlays: Path) -> None:

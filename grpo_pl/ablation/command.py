@@ -88,7 +88,7 @@ def ablate(args: list[str], check: Check) -> int:
 def run_here(study: Study, runs: list[PlannedRun], out: Path, jobs: int) -> int:
     """Run what has not ended, and report on all."""
     to_do = [run for run in runs if not run.ended]
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     progress = StudyProgress(to_do, len(runs) - len(to_do), jobs, study.metric)
     try:
         with progress:
@@ -96,6 +96,8 @@ def run_here(study: Study, runs: list[PlannedRun], out: Path, jobs: int) -> int:
     except KeyboardInterrupt:
         progress.say("Stopped, and all that ran is saved: the same command goes on.")
         return EXIT_CODE
+    finally:
+        signal.signal(signal.SIGTERM, before)
     started = [run for run in runs if (run.folder / CONFIG_FILE).exists()]
     if len(progress.problems) < len(runs):
         base = next(name for name in study.variants if name in {run.variant for run in started})

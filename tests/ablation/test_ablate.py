@@ -15,6 +15,7 @@ from repository import ROOT
 from run_results import Fit, column, rows, saved
 
 from grpo_pl.callbacks.run_folder import ENDED_FILE
+from grpo_pl.cli import main
 
 VARIANTS: dict[str, Any] = {"grpo": {}, "no_kl": {"model": {"kl": None}}}
 FAILS = {"trainer": {"callbacks": [{"class_path": "faults.KillEngine"}]}}
@@ -61,16 +62,24 @@ def table(out: Path) -> str:
 
 @pytest.mark.timeout(900)
 def test_a_run_that_fails_is_named_the_others_go_on_and_the_same_command_does_what_is_left(
-    tiny_model: Path, tmp_path: Path
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests"))
+    monkeypatch.setenv("COLUMNS", "160")
     out = tmp_path / "out"
-    code, text = ablate(write_study(tmp_path, tiny_model, {"grpo": {}, "fails": FAILS}), out)
+
+    def ablate_here(variants: dict[str, Any]) -> tuple[object, str]:
+        with pytest.raises(SystemExit) as end:
+            main(["ablate", str(write_study(tmp_path, tiny_model, variants)), "--out", str(out)])
+        return end.value.code, capsys.readouterr().out
+
+    code, text = ablate_here({"grpo": {}, "fails": FAILS})
     assert code == 1, text
     assert "! fails, seed 1 failed: exit code 1: AttributeError" in text
     assert "1 of 2 runs failed: the same command tries them again." in text
     assert "fails, seed 1, ended after iteration 1 of 2" in (out / "report.md").read_text()
     before = rows(out / "grpo" / "seed-1")
-    code, text = ablate(write_study(tmp_path, tiny_model, VARIANTS), out)
+    code, text = ablate_here(VARIANTS)
     assert code == 0, text
     assert "2 runs of 2 variants: 1 have ended" in text
     assert "grpo, seed 1: " not in text
