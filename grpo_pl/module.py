@@ -28,6 +28,7 @@ from grpo_pl.masks import TokenMask
 from grpo_pl.metrics import rollout_metrics, sample_records
 from grpo_pl.models import LanguageModel, ModelBuilder, WithoutAdapter
 from grpo_pl.models.builder import Place
+from grpo_pl.objective import Objective
 from grpo_pl.optimization import OptimizedModule, OptimizerFactory, SchedulerFactory
 from grpo_pl.references import ReferenceUpdate
 from grpo_pl.regularizers import EntropyBonus, KLPenalty
@@ -305,45 +306,36 @@ class PolicyOptimization(OptimizedModule):
     def training_step(self, batch: Experience, batch_idx: int) -> Tensor:
         self.log_dict(batch.metrics, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
         assert self.policy is not None, "configure_model comes first"
-        scores = self(batch)
+        scores = self._scored(batch)
         self.log(
             "train/padding", self.policy.padding, on_step=False, on_epoch=True, batch_size=1, sync_dist=True
         )
-        if batch.scored is not None:
-            known = batch.scored[:, None]
-            batch.old_logprobs = torch.where(known, batch.old_logprobs, scores.logprobs.detach())
-        loss, losses, metrics = self._objective(scores, batch)
+        terms = self.objective(scores, batch)
         gap = torch.where(batch.read, batch.sampling_logprobs - batch.old_logprobs, 0.0).abs()
         worst = {"on_step": False, "on_epoch": True, "reduce_fx": "max", "sync_dist": True, "batch_size": 1}
         self.log("sync/logprob_mismatch_max", gap.max(), **worst)  # type: ignore[arg-type]
-        metrics |= {"sync/logprob_mismatch": gap}
+        metrics = terms.metrics | {"sync/logprob_mismatch": gap}
         if scores.entropy is not None:
             metrics["train/entropy"] = scores.entropy.detach()
         self._log_tokens(metrics, batch)
         said = {"logprobs": scores.logprobs, "values": scores.values}
-        loss = self.guarded(loss, gap.max(), made_of=batch.numbers | said | losses)
+        loss = self.guarded(terms.total, gap.max(), made_of=batch.numbers | said | terms.tokens)
         # Lightning divides by the micro-batches and strategies average over ranks: undo both, shares add up.
         return loss * self.trainer.accumulate_grad_batches * data_ranks(self.trainer).size
 
-    def _objective(
-        self, scores: TokenScores, batch: Experience
-    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-        """The loss of a micro-batch, its terms for each token by the key of their component, and metrics."""
-        loss, metrics = self.loss(scores.logprobs, batch)
-        loss = loss if batch.weights is None else loss * batch.weights
-        terms = {"model.loss": loss}
-        if self.kl is not None:
-            terms["model.kl"], divergence = self.kl.loss(scores.logprobs, batch)
-            loss, metrics = loss + terms["model.kl"], metrics | {"train/kl": divergence}
-        if self.entropy is not None and scores.entropy is not None:
-            terms["model.entropy"] = self.entropy.loss(scores.entropy)
-            loss = loss + terms["model.entropy"]
-        objective = self.aggregation(loss, batch)
-        if scores.values is not None:
-            value_loss, value_metrics = self.value_loss(scores.values, batch)
-            terms["model.value_loss"] = value_loss
-            objective, metrics = objective + self.aggregation(value_loss, batch), metrics | value_metrics
-        return objective, terms, metrics | {"train/loss": loss.detach()}
+    @property
+    def objective(self) -> Objective:
+        """What is minimised."""
+        value_loss = None if self.builders["critic"] is None else self.value_loss
+        return Objective(self.loss, self.aggregation, self.kl, self.entropy, value_loss)
+
+    def _scored(self, batch: Experience) -> TokenScores:
+        """What the trained models say of a micro-batch, which knows its old log-probabilities from then on."""
+        scores: TokenScores = self(batch)
+        if batch.scored is not None:
+            known = batch.scored[:, None]
+            batch.old_logprobs = torch.where(known, batch.old_logprobs, scores.logprobs.detach())
+        return scores
 
     def _log_tokens(self, metrics: dict[str, Tensor], batch: Experience) -> None:
         means = {name: masked_mean(value, batch.read) for name, value in metrics.items()}

@@ -35,6 +35,7 @@ LAYERS = [
         "evaluation",
         "metrics",
         "nonfinite",
+        "objective",
         "checks",
         "restoring",
         "feedback",

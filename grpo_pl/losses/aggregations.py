@@ -16,7 +16,7 @@ class Aggregation(ABC):
 
     Each micro-batch gives its *share*: the shares of all micro-batches and ranks add up to the objective of
     the whole step. So cutting a batch into more micro-batches, or spreading it over more ranks, changes
-    nothing.
+    nothing. The share is linear in the losses, so that the terms of an objective can be added up after it.
     """
 
     @abstractmethod
