@@ -3,9 +3,12 @@
 from collections.abc import Callable
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
+from torchmetrics import Metric
+from typing_extensions import override
 
-from grpo_pl.functional import groups_with
+from grpo_pl.functional import groups_with, importance_ratio
 from grpo_pl.rewards.base import ScoredSamples
 from grpo_pl.types import Experience, Rollout, SampleRecord
 
@@ -61,3 +64,31 @@ def sample_records(rollout: Rollout, experience: Experience, scored: ScoredSampl
         )
         for row, sample in enumerate(rollout.samples)
     ]
+
+
+class EffectiveSampleSize(Metric):
+    """The share of an iteration's tokens that would say as much with equal weights: (sum r)^2 / (n sum r^2).
+
+    Kish 1965 ("Survey Sampling"), as a share in (0, 1], with r = exp(logprobs - old_logprobs) before any clip.
+    The sums go over all counted tokens of all optimizer steps, micro-batches and ranks of an iteration; 0
+    where there is no token. 1 where nothing has moved; 1 / (1 + variance of r / mean of r squared) otherwise.
+    """
+
+    full_state_update = False
+    sums: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("sums", torch.zeros(3, dtype=torch.float64), dist_reduce_fx="sum")
+
+    @override
+    def update(self, logprobs: Float[Tensor, "B T"], batch: Experience) -> None:
+        mask = batch.read & batch.counted
+        ratio = torch.where(mask, importance_ratio(logprobs, batch.old_logprobs), 0.0).double()
+        self.sums += torch.stack([mask.sum(), ratio.sum(), ratio.square().sum()])
+
+    @override
+    def compute(self) -> Tensor:
+        """The share; collective."""
+        count, total, squares = self.sums
+        return torch.where(count > 0, total.square() / (count * squares), 0.0)

@@ -25,7 +25,7 @@ from grpo_pl.functional import group_is_constant, group_size, groups_with, maske
 from grpo_pl.loop import Step, first_pass
 from grpo_pl.losses import Aggregation, ClippedValueLoss, PolicyLoss
 from grpo_pl.masks import TokenMask
-from grpo_pl.metrics import rollout_metrics, sample_records
+from grpo_pl.metrics import EffectiveSampleSize, rollout_metrics, sample_records
 from grpo_pl.models import LanguageModel, ModelBuilder, WithoutAdapter
 from grpo_pl.models.builder import Place
 from grpo_pl.objective import Objective
@@ -108,6 +108,7 @@ class PolicyOptimization(OptimizedModule):
         self.scores_first = any((kl and kl.needs_old_logprobs, critic, correction, by_entropy))
         self.min_group_size, self.needs_greedy = advantage.min_group_size, advantage.needs_greedy
         self.corrects_mismatch = correction is not None
+        self.effective = EffectiveSampleSize()
         self.policy: LanguageModel | None = None
         self.critic: nn.Module | None = None
         self.reference: LanguageModel | WithoutAdapter | None
@@ -318,6 +319,8 @@ class PolicyOptimization(OptimizedModule):
         if scores.entropy is not None:
             metrics["train/entropy"] = scores.entropy.detach()
         self._log_tokens(metrics, batch)
+        self.effective.update(scores.logprobs.detach(), batch)
+        self.log("train/effective_sample_size", self.effective, on_step=False, on_epoch=True, batch_size=1)
         said = {"logprobs": scores.logprobs, "values": scores.values}
         loss = self.guarded(terms.total, gap.max(), made_of=batch.numbers | said | terms.tokens)
         # Lightning divides by the micro-batches and strategies average over ranks: undo both, shares add up.

@@ -47,7 +47,7 @@ class ClippedSurrogate(PolicyLoss):
             bound = -self.dual_clip * batch.advantages
             acts = acts | ((batch.advantages < 0) & (loss > bound))
             loss = torch.where(batch.advantages < 0, torch.minimum(loss, bound), loss)
-        return TokenLoss(loss, _metrics(logprobs, batch) | {"train/clip_fraction": acts.float()})
+        return TokenLoss(loss, _metrics(logprobs, batch) | _clipped(acts, batch))
 
 
 @final
@@ -74,7 +74,7 @@ class GSPO(PolicyLoss):
     def __call__(self, logprobs: Float[Tensor, "B T"], batch: Experience) -> TokenLoss:
         ratio = _sequence_ratio(logprobs - batch.old_logprobs, batch.loss_mask)
         loss, acts = _clip(ratio, batch.advantages, self.clip_low, self.clip_high)
-        return TokenLoss(loss, _metrics(logprobs, batch) | {"train/clip_fraction": acts.float()})
+        return TokenLoss(loss, _metrics(logprobs, batch) | _clipped(acts, batch))
 
 
 @final
@@ -104,7 +104,7 @@ class CISPO(PolicyLoss):
         ratio = importance_ratio(logprobs.detach(), batch.old_logprobs)
         loss = -ratio.clamp(self.low, self.high) * batch.advantages * logprobs
         acts = (batch.advantages != 0) & ((ratio < self.low) | (ratio > self.high))
-        return TokenLoss(loss, _metrics(logprobs, batch) | {"train/clip_fraction": acts.float()})
+        return TokenLoss(loss, _metrics(logprobs, batch) | _clipped(acts, batch))
 
 
 @final
@@ -163,7 +163,7 @@ class GMPO(PolicyLoss):
         )
         loss = -_sequence_ratio(clipped, batch.loss_mask) * batch.advantages
         acts = (batch.advantages != 0) & (clipped != log_ratio)
-        return TokenLoss(loss, _metrics(logprobs, batch) | {"train/clip_fraction": acts.float()})
+        return TokenLoss(loss, _metrics(logprobs, batch) | _clipped(acts, batch))
 
 
 @final
@@ -191,6 +191,15 @@ def _check_clip(clip_low: float, clip_high: float) -> None:
 def _metrics(logprobs: Float[Tensor, "B T"], batch: Experience) -> dict[str, Float[Tensor, "B T"]]:
     ratio = importance_ratio(logprobs.detach(), batch.old_logprobs)
     return {"train/ratio_deviation": (ratio - 1).abs()}
+
+
+def _clipped(acts: Bool[Tensor, "B T"], batch: Experience) -> dict[str, Float[Tensor, "B T"]]:
+    """Where the clip acts, in all and by the sign of the advantage, whose parts add up to the whole."""
+    return {
+        "train/clip_fraction": acts.float(),
+        "train/clip_fraction_positive": (acts & (batch.advantages > 0)).float(),
+        "train/clip_fraction_negative": (acts & (batch.advantages < 0)).float(),
+    }
 
 
 def _clip(
