@@ -5,16 +5,15 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
 
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from typing_extensions import override
 
 from grpo_pl.functional import one_if_finite
+from grpo_pl.gradients import by_mesh, clip, total_norm
 from grpo_pl.nonfinite import SkippedStep, explain
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
@@ -115,41 +114,6 @@ class OptimizedModule(pl.LightningModule):
         skipped = explain(self._watched, trained, sum_over_ranks)
         self.zero_grad(set_to_none=True)
         return skipped
-
-
-def by_mesh(parameters: Iterable[nn.Parameter]) -> list[list[nn.Parameter]]:
-    """Those with a gradient, by the ranks that it is divided among: torch mixes no two kinds."""
-    kinds: dict[Any, list[nn.Parameter]] = {}
-    for parameter in parameters:
-        if parameter.grad is not None:
-            kinds.setdefault(getattr(parameter.grad, "device_mesh", None), []).append(parameter)
-    return list(kinds.values())
-
-
-def total_norm(kinds: Iterable[list[nn.Parameter]], flat_shards: bool) -> Tensor:
-    """The L2 norm of whole gradients, the same on every rank; collective where they are divided.
-
-    Args:
-        kinds: Parameters by the ranks that their gradients are divided among.
-        flat_shards: Whether they are parts of FSDP1's flat parameters, which do not say so themselves.
-    """
-    norms = [torch.nn.utils.get_total_norm([p.grad for p in kind]) for kind in kinds]  # type: ignore[misc]
-    whole = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
-    total = torch.linalg.vector_norm(torch.stack(whole)) if whole else torch.zeros(())
-    if flat_shards:
-        square = total.square().to(torch.accelerator.current_accelerator() or "cpu")
-        torch.distributed.all_reduce(square)
-        total = square.sqrt()
-    return total
-
-
-def clip(kinds: Iterable[list[nn.Parameter]], bound: float, norm: Tensor | None) -> None:
-    """Scale gradients of the given norm down to the bound; without a norm, clamp each number at it."""
-    for kind in kinds:
-        if norm is None:
-            torch.nn.utils.clip_grad_value_(kind, bound)
-        else:
-            torch.nn.utils.clip_grads_with_norm_(kind, bound, norm)
 
 
 def num_parameters(models: Iterable[nn.Module]) -> int:

@@ -34,6 +34,7 @@ LAYERS = [
         "loop",
         "evaluation",
         "metrics",
+        "gradients",
         "nonfinite",
         "objective",
         "checks",

@@ -1,0 +1,89 @@
+"""Gradients of many parameters as one vector: its norm, its inner product with another, its bound."""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+Gradient = Sequence[Tensor | None]
+"""Of each of some parameters, or None where a parameter has none."""
+
+
+def by_mesh(parameters: Iterable[nn.Parameter]) -> list[list[nn.Parameter]]:
+    """Those with a gradient, by the ranks that it is divided among: torch mixes no two kinds."""
+    kinds: dict[Any, list[nn.Parameter]] = {}
+    for parameter in parameters:
+        if parameter.grad is not None:
+            kinds.setdefault(getattr(parameter.grad, "device_mesh", None), []).append(parameter)
+    return list(kinds.values())
+
+
+def total_norm(kinds: Iterable[list[nn.Parameter]], flat_shards: bool) -> Tensor:
+    """The L2 norm of whole gradients, the same on every rank; collective where they are divided.
+
+    Args:
+        kinds: Parameters by the ranks that their gradients are divided among.
+        flat_shards: Whether they are parts of FSDP1's flat parameters, which do not say so themselves.
+    """
+    norms = [torch.nn.utils.get_total_norm([p.grad for p in kind]) for kind in kinds]  # type: ignore[misc]
+    whole = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
+    total = torch.linalg.vector_norm(torch.stack(whole)) if whole else torch.zeros(())
+    if flat_shards:
+        square = total.square().to(torch.accelerator.current_accelerator() or "cpu")
+        torch.distributed.all_reduce(square)
+        total = square.sqrt()
+    return total
+
+
+def clip(kinds: Iterable[list[nn.Parameter]], bound: float, norm: Tensor | None) -> None:
+    """Scale gradients of the given norm down to the bound; without a norm, clamp each number at it."""
+    for kind in kinds:
+        if norm is None:
+            torch.nn.utils.clip_grad_value_(kind, bound)
+        else:
+            torch.nn.utils.clip_grads_with_norm_(kind, bound, norm)
+
+
+@contextmanager
+def set_aside(parameters: Sequence[nn.Parameter]) -> Iterator[Gradient]:
+    """Takes the gradients that stand with parameters away for a while, and puts the very same back."""
+    kept = taken(parameters)
+    try:
+        yield kept
+    finally:
+        for parameter, gradient in zip(parameters, kept, strict=True):
+            parameter.grad = gradient
+
+
+def taken(parameters: Sequence[nn.Parameter]) -> Gradient:
+    """The gradients that stand with parameters, which have none from then on."""
+    found = [parameter.grad for parameter in parameters]
+    for parameter in parameters:
+        parameter.grad = None
+    return found
+
+
+def inner_product(one: Gradient, other: Gradient) -> float:
+    """The sum of the products of all entries, the same on every rank; collective where they are divided."""
+    sums: dict[Any, Tensor] = {}
+    for a, b in zip(one, other, strict=True):
+        if a is not None and b is not None:
+            product = (a.float() * b.float()).sum().double()
+            mesh = getattr(a, "device_mesh", None)
+            sums[mesh] = sums[mesh] + product if mesh in sums else product
+    return sum(float(s.full_tensor() if isinstance(s, DTensor) else s) for s in sums.values())
+
+
+def length(gradient: Gradient) -> float:
+    """The L2 norm, the same on every rank; collective where the gradient is divided."""
+    return math.sqrt(inner_product(gradient, gradient))
+
+
+def cosine(one: Gradient, other: Gradient) -> float:
+    """Of the angle between two gradients; 0 where one of them is 0."""
+    lengths = length(one) * length(other)
+    return inner_product(one, other) / lengths if lengths else 0.0
