@@ -20,7 +20,18 @@ from typing_extensions import override
 
 from grpo_pl import __version__
 from grpo_pl.ablation.command import ablate
-from grpo_pl.callbacks import alarms, budget, curves, guard, memory, preemption, progress, records, samples
+from grpo_pl.callbacks import (
+    alarms,
+    budget,
+    curves,
+    gradient_terms,
+    guard,
+    memory,
+    preemption,
+    progress,
+    records,
+    samples,
+)
 from grpo_pl.callbacks.checkpoint_io import AtomicCheckpointIO
 from grpo_pl.callbacks.checkpoints import BY_STEP, Checkpoints
 from grpo_pl.callbacks.run_folder import RunFolder
@@ -65,6 +76,7 @@ JOBS = {
             "budget": budget.Budget,
             "alarms": alarms.Alarms,
             "samples": samples.Samples,
+            "gradient_terms": gradient_terms.GradientTerms,
             "curves": curves.Curves,
         },
         (
@@ -231,6 +243,9 @@ class CLI(LightningCLI):
             fail("weights_only=false would run what a checkpoint holds: leave it out")
         if config.ckpt_path not in (None, "last"):
             check_checkpoint(Path(config.ckpt_path))
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, gradient_terms.GradientTerms):
+                callback.check(self.trainer)
         if type(self.trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             self.trainer.strategy.checkpoint_io = AtomicCheckpointIO()
 

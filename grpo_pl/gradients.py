@@ -75,7 +75,7 @@ def inner_product(one: Gradient, other: Gradient) -> float:
             product = (a.float() * b.float()).sum().double()
             mesh = getattr(a, "device_mesh", None)
             sums[mesh] = sums[mesh] + product if mesh in sums else product
-    return sum(float(s.full_tensor() if isinstance(s, DTensor) else s) for s in sums.values())
+    return sum((float(s.full_tensor() if isinstance(s, DTensor) else s) for s in sums.values()), 0.0)
 
 
 def length(gradient: Gradient) -> float:

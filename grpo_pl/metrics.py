@@ -67,11 +67,11 @@ def sample_records(rollout: Rollout, experience: Experience, scored: ScoredSampl
 
 
 class EffectiveSampleSize(Metric):
-    """The share of an iteration's tokens that would say as much with equal weights: (sum r)^2 / (n sum r^2).
+    """The share of tokens that would say as much with equal weights: (sum r)^2 / (n sum r^2).
 
-    Kish 1965 ("Survey Sampling"), as a share in (0, 1], with r = exp(logprobs - old_logprobs) before any clip.
-    The sums go over all counted tokens of all optimizer steps, micro-batches and ranks of an iteration; 0
-    where there is no token. 1 where nothing has moved; 1 / (1 + variance of r / mean of r squared) otherwise.
+    Kish 1965 ("Survey Sampling"), as a share of the sample, with r = exp(logprobs - old_logprobs) before any
+    clip. The sums go over the counted tokens that are read, of all optimizer steps, micro-batches and ranks
+    of an iteration. 1 where the policy has not moved, 0 where there is no token.
     """
 
     full_state_update = False

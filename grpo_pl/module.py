@@ -307,7 +307,7 @@ class PolicyOptimization(OptimizedModule):
     def training_step(self, batch: Experience, batch_idx: int) -> Tensor:
         self.log_dict(batch.metrics, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
         assert self.policy is not None, "configure_model comes first"
-        scores = self._scored(batch)
+        scores = self.scored(batch)
         self.log(
             "train/padding", self.policy.padding, on_step=False, on_epoch=True, batch_size=1, sync_dist=True
         )
@@ -332,8 +332,8 @@ class PolicyOptimization(OptimizedModule):
         value_loss = None if self.builders["critic"] is None else self.value_loss
         return Objective(self.loss, self.aggregation, self.kl, self.entropy, value_loss)
 
-    def _scored(self, batch: Experience) -> TokenScores:
-        """What the trained models say of a micro-batch, which knows its old log-probabilities from then on."""
+    def scored(self, batch: Experience) -> TokenScores:
+        """What the trained models say of a micro-batch, which from then on has its old log-probabilities."""
         scores: TokenScores = self(batch)
         if batch.scored is not None:
             known = batch.scored[:, None]

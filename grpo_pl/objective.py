@@ -4,9 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from grpo_pl.losses import Aggregation, ClippedValueLoss, PolicyLoss, TokenLoss
 from grpo_pl.regularizers import EntropyBonus, KLPenalty
@@ -15,7 +16,7 @@ from grpo_pl.types import Experience, TokenScores
 
 @dataclass(frozen=True)
 class Terms:
-    """The terms of a micro-batch, each under the config key of its component, a key of `nonfinite.SOURCES`."""
+    """The terms of a micro-batch by the config key of their component, which is in `nonfinite.SOURCES`."""
 
     tokens: dict[str, Float[Tensor, "B T"]]
     """Of each token, unmasked and unreduced."""
@@ -82,10 +83,30 @@ class Objective:
         loss, divergence = self.kl.loss(scores.logprobs, batch)
         return TokenLoss(loss, {"train/kl": divergence})
 
-    def _entropy_term(self, scores: TokenScores, batch: Experience) -> TokenLoss:
-        assert self.entropy is not None and scores.entropy is not None, "there is such a term"
+    def _entropy_term(self, scores: TokenScores, _: Experience) -> TokenLoss:
+        assert self.entropy is not None, "there is such a term"
+        assert scores.entropy is not None, "forward gives it where there is such a term"
         return TokenLoss(self.entropy.loss(scores.entropy), {})
 
     def _value_term(self, scores: TokenScores, batch: Experience) -> TokenLoss:
-        assert self.value_loss is not None and scores.values is not None, "there is such a term"
+        assert self.value_loss is not None, "there is such a term"
+        assert scores.values is not None, "forward gives them where there is a critic"
         return self.value_loss(scores.values, batch)
+
+
+@runtime_checkable
+class HasObjective(Protocol):
+    """A module that minimises an objective, as one that measures its terms sees it."""
+
+    @property
+    def objective(self) -> Objective:
+        """What is minimised."""
+        ...
+
+    def scored(self, batch: Experience) -> TokenScores:
+        """What the trained models say of a micro-batch."""
+        ...
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """The trained parameters by the model that they belong to; the first group is the policy."""
+        ...

@@ -55,6 +55,15 @@ def saved(folder: Path, file: str = "last.ckpt") -> dict[str, Any]:
     return torch.load(folder / "checkpoints" / file, weights_only=True)
 
 
+def same(a: Any, b: Any) -> bool:
+    """Whether two parts of checkpoints agree to the last bit."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(same, a, b))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else bool(a == b)
+
+
 def said(capsys: pytest.CaptureFixture[str]) -> str:
     """What a refused command wrote: one sentence and nothing else."""
     lines = capsys.readouterr().err.splitlines()

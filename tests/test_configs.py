@@ -84,3 +84,4 @@ def check_two_iterations(fit: Callable[..., Path], *overlays: Path) -> None:
     assert [row["iteration"] for row in rows] == [0, 1, 2]
     assert all(math.isfinite(row["train/loss"]) for row in rows[1:])
     assert rows[2]["train/grad_norm"] > 0
+    assert {"train/padding", "rollout/groups_without_signal", "train/effective_sample_size"} <= rows[2].keys()

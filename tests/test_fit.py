@@ -82,10 +82,13 @@ def test_cutting_a_batch_into_micro_batches_changes_nothing(fit: Fit) -> None:
     for a, b in zip(rows(whole)[1:], rows(cut)[1:], strict=True):
         assert a["train/loss"] == pytest.approx(b["train/loss"], abs=1e-5)
         assert a["train/grad_norm"] == pytest.approx(b["train/grad_norm"], rel=1e-4)
+        ours, theirs = (row["train/effective_sample_size"] for row in (a, b))
+        assert ours == pytest.approx(theirs, rel=1e-5)
+        assert ours < 1
 
 
 def test_a_resumed_run_ends_like_one_never_stopped(fit: Fit) -> None:
-    critic = ("--config", str(CONFIG.parent / "ppo.yaml"))
+    critic = ("--config", str(CONFIG.parent / "ppo.yaml"), "--gradient_terms.every", "3")
     whole = fit("--trainer.max_epochs", "4", "--checkpoint.every_n_epochs", "2", *critic)
     half = fit("--trainer.max_epochs", "2", *critic)
     again = fit("--trainer.max_epochs", "4", "--ckpt_path", "last", *critic, root=half)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from run_results import NO_VALIDATION, Fit, Ranks, Stopped, callback, column, saved, strategy
+from run_results import NO_VALIDATION, Fit, Ranks, Stopped, callback, column, same, saved, strategy
 
 from grpo_pl.callbacks.checkpoint_io import AtomicCheckpointIO
 from grpo_pl.callbacks.guard import Guard
@@ -21,15 +21,6 @@ ONE_STEP = ("--data.minibatches", 1, "--checkpoint.save_top_k", -1, "--samples.e
 
 def engine(*versions: int) -> tuple[object, ...]:
     return "--data.engine", "faults.NaNEngine", "--data.engine.versions", list(versions)
-
-
-def same(a: Any, b: Any) -> bool:
-    """Whether two parts of checkpoints agree to the last bit."""
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list):
-        return len(a) == len(b) and all(map(same, a, b))
-    return torch.equal(a, b) if isinstance(a, torch.Tensor) else bool(a == b)
 
 
 def learned(folder: Path, iteration: int) -> list[Any]:

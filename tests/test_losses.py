@@ -65,6 +65,11 @@ TABLE = [
 ]
 
 
+def by_sign(advantages: Tensor) -> list[tuple[str, Tensor]]:
+    """The ends of the clip fractions' names, and the tokens that each of them is about."""
+    return [("", advantages == advantages), ("_positive", advantages > 0), ("_negative", advantages < 0)]
+
+
 def test_the_clipped_surrogate_its_gradient_and_its_metrics_by_hand() -> None:
     advantages, ratio, loss, gradient, acts = torch.tensor(TABLE, dtype=F64).T[:, None]
     old = torch.full_like(ratio, -1.5)
@@ -74,8 +79,9 @@ def test_the_clipped_surrogate_its_gradient_and_its_metrics_by_hand() -> None:
     close(got.loss.detach(), loss)
     got.loss.sum().backward()
     close(logprobs.grad, gradient)
-    assert got.metrics.keys() == {"train/clip_fraction", "train/ratio_deviation"}
-    assert torch.equal(got.metrics["train/clip_fraction"], acts.float())
+    clipped = {f"train/clip_fraction{sign}": acts.float() * where for sign, where in by_sign(advantages)}
+    assert got.metrics.keys() == {"train/ratio_deviation", *clipped}
+    assert all(torch.equal(got.metrics[name], expected) for name, expected in clipped.items())
     close(got.metrics["train/ratio_deviation"], (ratio - 1).abs())
     assert not any(value.requires_grad for value in got.metrics.values())
 
@@ -169,7 +175,9 @@ def check_by_hand(
     got.loss.sum().backward()
     close(logprobs.grad, gradient)
     close(got.metrics["train/ratio_deviation"], (ratio - 1).abs())
-    assert got.metrics.get("train/clip_fraction", torch.tensor(0)).tolist() == (0 if acts is None else acts)
+    for sign, where in by_sign(given_advantages):
+        clipped = got.metrics.get(f"train/clip_fraction{sign}")
+        assert clipped is None if acts is None else torch.equal(clipped, torch.tensor(acts) * where)
     assert not any(value.requires_grad for value in got.metrics.values())
 
 

@@ -39,6 +39,7 @@ TAKEN_FROM_CONFIG = (
     *("--trainer.max_epochs", "1", "--trainer.max_steps", "-1", "--trainer.num_nodes", "1"),
     *("--trainer.precision", "32-true", "--trainer.logger", "false", "--trainer.callbacks", "null"),
     *("--checkpoint.every_n_epochs", "1000000", "--checkpoint.save_last", "false"),
+    *("--gradient_terms.every", "null"),
 )
 """What every variant has instead of what the config says: one step, in float32, and nothing else."""
 

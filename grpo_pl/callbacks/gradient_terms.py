@@ -1,0 +1,137 @@
+"""The gradient of each term of the objective, on request."""
+
+import math
+from functools import reduce
+from operator import add
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from torch import nn
+from torch.optim import Optimizer
+from typing_extensions import override
+
+from grpo_pl.gradients import Gradient, cosine, length, set_aside, taken
+from grpo_pl.objective import HasObjective
+from grpo_pl.strategies import FSDP2Strategy, data_ranks
+from grpo_pl.types import Experience
+
+NAMES = {"model.loss": "policy", "model.kl": "kl", "model.entropy": "entropy", "model.value_loss": "value"}
+"""Config key of a term's component -> what its metrics are called."""
+PREFIX = "gradient/"
+
+
+class GradientTerms(pl.Callback):
+    """Measures the gradient of each term of the objective in the first optimizer step of some iterations.
+
+    After that step's backward and before its gradient is clipped, all of its micro-batches are read again,
+    once for each term, with the other terms weighted 0. So the terms' gradients are those of the whole step,
+    over all ranks, and add up to the one that is there, which is put aside and given back. What is trained
+    does not change by a bit. Of g, the gradient of a term on the policy's parameters (its adapters, where
+    it has some), and of the whole gradient:
+
+    - `gradient/norm`: |whole|;
+    - `gradient/<term>_norm`: |g|; `<term>` is `policy`, `kl`, `entropy` or `value`;
+    - `gradient/<term>_share`: |g| / |whole|; shares may add up to more than 1, where terms work against each
+      other;
+    - `gradient/<term>_cosine`: of the angle between g and the whole;
+    - `gradient/<term>_policy_cosine`: of the angle between g and the policy term's gradient;
+    - `gradient/<term>_critic_norm`: the norm of the term's gradient on the critic's own parameters.
+
+    What is exactly 0 is left out, and everything in a step that is not taken because a number is not finite.
+    A measurement costs a forward and a backward of the step for each term, and memory for two more gradients.
+
+    Args:
+        every: Iterations from one measurement to the next; null for none.
+    """
+
+    def __init__(self, every: int | None = None) -> None:
+        if every is not None and every < 1:
+            raise ValueError(f"gradient_terms.every={every}: expected 1 or more iterations, or null for none")
+        self.every = every
+        self._batches: list[Experience] = []
+
+    def check(self, trainer: pl.Trainer) -> None:
+        """Refuse to measure where gradients are not those of parameters, or are scaled.
+
+        Raises:
+            ValueError: In one sentence, with the key to change.
+        """
+        if self.every is None:
+            return
+        if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy | FSDP2Strategy):
+            raise ValueError(
+                f"gradient_terms.every={self.every} cannot be measured with trainer.strategy "
+                f"{type(trainer.strategy).__name__}: set it to fsdp2 or ddp, or gradient_terms.every to null"
+            )
+        if trainer.precision == "16-mixed":
+            raise ValueError(
+                f"gradient_terms.every={self.every} cannot be measured with trainer.precision 16-mixed, "
+                "which scales gradients: set it to bf16-mixed, or gradient_terms.every to null"
+            )
+
+    @override
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Forget what another iteration has measured: Lightning would say it of this one again."""
+        for key in [key for key in trainer.callback_metrics if key.startswith(PREFIX)]:
+            del trainer.callback_metrics[key]
+
+    @override
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Keep the micro-batches of the step that will be measured."""
+        due = self.every is not None and (trainer.current_epoch + 1) % self.every == 0
+        if due and batch_idx < trainer.accumulate_grad_batches:
+            self._batches.append(batch)
+
+    @override
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
+    ) -> None:
+        batches, self._batches = self._batches, []
+        if not batches:
+            return
+        assert isinstance(pl_module, HasObjective), "the job policy alone has this callback"
+        found = {PREFIX + name: value for name, value in measure(trainer, pl_module, batches).items()}
+        pl_module.log_dict(found, on_step=False, on_epoch=True, batch_size=1)
+
+
+def measure(trainer: pl.Trainer, module: HasObjective, batches: list[Experience]) -> dict[str, float]:
+    """The norms, shares and cosines of `GradientTerms`; the same on every rank, and collective."""
+    (_, policy), *others = module.parameter_groups().items()
+    with set_aside([p for _, group in others for p in group]), set_aside(policy) as whole:
+        norm = length(whole)
+        if norm == 0 or not math.isfinite(norm):
+            return {}
+        found = {"norm": norm}
+        first: Gradient = []
+        for term in module.objective.terms:
+            backward(trainer, module, term, batches)
+            for group, parameters in others:
+                found[f"{NAMES[term]}_{group}_norm"] = length(summed(trainer, parameters))
+            own = summed(trainer, policy)
+            first = first or own
+            about = {"norm": length(own), "share": length(own) / norm, "cosine": cosine(own, whole)}
+            if first is not own:
+                about["policy_cosine"] = cosine(own, first)
+            found |= {f"{NAMES[term]}_{what}": value for what, value in about.items()}
+    return {name: value for name, value in found.items() if value}
+
+
+def backward(trainer: pl.Trainer, module: HasObjective, term: str, batches: list[Experience]) -> None:
+    """Leave the gradient of one term with the parameters, for strategies to average over ranks."""
+    for batch in batches:
+        with torch.enable_grad(), trainer.precision_plugin.forward_context():
+            shares = module.objective(module.scored(batch), batch).shares
+            alone = reduce(add, (share * float(name == term) for name, share in shares.items()))
+        (alone * data_ranks(trainer).size).backward()
+
+
+def summed(trainer: pl.Trainer, parameters: list[nn.Parameter]) -> Gradient:
+    """Take away the gradients that a backward has left, those of whole models averaged as DDP would."""
+    gradients = taken(parameters)
+    if isinstance(trainer.strategy, DDPStrategy):
+        gradients = [None if g is None else trainer.strategy.reduce(g, reduce_op="mean") for g in gradients]
+    return gradients
