@@ -17,8 +17,9 @@ from grpo_pl.advantages import AdvantageEstimator
 from grpo_pl.models import AdapterOff, CausalLM, ModelBuilder
 from grpo_pl.references import EMA, ReferenceUpdate
 from grpo_pl.regularizers import KLPenalty
-from grpo_pl.rewards.base import ProcessReward, RewardFunction
+from grpo_pl.rewards.base import ProcessReward, RewardFunction, Verifier
 from grpo_pl.rewards.transforms import RewardTransform
+from grpo_pl.types import Prompt
 
 
 def check_components(
@@ -163,6 +164,23 @@ def check_advantage_sources(
             f"model.kl {type(kl).__name__} changes the sum of the rewards, and model.advantage {name} reads "
             "each reward on its own: set model.kl to KLInLoss"
         )
+
+
+def check_answers(
+    kind: str, functions: Mapping[str, RewardFunction | Verifier], key: str, prompts: Sequence[Prompt]
+) -> None:
+    """Refuse prompts of which a function can check no answer; up to 256 of them are looked at.
+
+    Raises:
+        ValueError: In one sentence, with the keys of both.
+    """
+    some = prompts[:: max(len(prompts) // 256, 1)]
+    for name, function in functions.items():
+        if not any(function.can_score(prompt) for prompt in some):
+            raise ValueError(
+                f"{kind}.{name}: {type(function).__name__} can read none of the answers of {key} (for "
+                f"instance {some[0].answer!r}): check the answer column of {key}, or choose another function"
+            )
 
 
 @runtime_checkable

@@ -12,6 +12,7 @@ from typing_extensions import override
 from grpo_pl.advantages import AdvantageEstimator
 from grpo_pl.checks import (
     check_advantage_sources,
+    check_answers,
     check_components,
     check_critic,
     check_names,
@@ -200,20 +201,9 @@ class PolicyOptimization(OptimizedModule):
         return data_ranks(self.trainer).counted_once(total)
 
     def check_prompts(self, key: str, prompts: Sequence[Prompt]) -> None:
-        """Refuse prompts of which no answer can be checked; up to 256 of them are looked at.
-
-        Raises:
-            ValueError: If some reward or verifier can score none of them.
-        """
-        some = prompts[:: max(len(prompts) // 256, 1)]
-        for kind, functions in (("rewards", self.rewards), ("verifiers", self.verifiers)):
-            for name, function in functions.items():
-                if not any(function.can_score(prompt) for prompt in some):
-                    raise ValueError(
-                        f"model.{kind}.{name}: {type(function).__name__} can read none of the answers of "
-                        f"{key} (for instance {some[0].answer!r}): check the answer column of {key}, or "
-                        "choose another function"
-                    )
+        """Refuse prompts of which some reward or verifier can check no answer."""
+        check_answers("model.rewards", self.rewards, key, prompts)
+        check_answers("model.verifiers", self.verifiers, key, prompts)
 
     @property
     def reward_stage(self) -> RewardStage:
