@@ -24,6 +24,10 @@ class Tokenizer(Protocol):
         """Texts to token ids."""
 
 
+Messages = list[dict[str, str]]
+"""A conversation, each message with `role` and `content`."""
+
+
 @dataclass(kw_only=True)
 class Example:
     """A solved question before the real one. Example: `Example(question="What is 2 + 3?", answer="5")`."""
@@ -98,21 +102,27 @@ class ChatFormat:
         system = [] if self.system is None else [self.system]
         return "\n\n".join([*system, *solved, self._ask(question)])
 
-    def encode(self, question: str, tokenizer: Tokenizer) -> list[int]:
-        """The token ids up to where the response begins."""
+    def encode(self, question: str | Messages, tokenizer: Tokenizer) -> list[int]:
+        """The token ids up to where the response begins; a conversation is put to the model as it is."""
         return self.encode_batch([question], tokenizer)[0]
 
-    def encode_batch(self, questions: Sequence[str], tokenizer: Tokenizer) -> list[list[int]]:
-        """`encode` of each question, faster."""
+    def encode_batch(self, questions: Sequence[str | Messages], tokenizer: Tokenizer) -> list[list[int]]:
+        """`encode` of each question, faster.
+
+        Raises:
+            ValueError: If the format cannot be that of the questions or of the tokenizer.
+        """
+        if any(not isinstance(question, str) for question in questions):
+            self._check_takes_messages()
         if not self.use_chat_template:
-            texts = [self.plain_text(question) for question in questions]
+            texts = [self.plain_text(question) for question in questions if isinstance(question, str)]
             return _int_lists(tokenizer(texts, verbose=False)["input_ids"])
         if tokenizer.chat_template is None and "chat_template" not in self.template_kwargs:
             raise ValueError(
                 "data.format.use_chat_template is true but the tokenizer has no chat template: "
                 "set it to false, or take an instruction-tuned model"
             )
-        conversations = [self.messages(question) for question in questions]
+        conversations = [self.messages(q) if isinstance(q, str) else q for q in questions]
         try:
             ids = tokenizer.apply_chat_template(
                 conversations, add_generation_prompt=True, return_dict=False, **self.template_kwargs
@@ -123,6 +133,19 @@ class ChatFormat:
                 "data.format.few_shot or data.format.template_kwargs"
             ) from error
         return _int_lists(ids)
+
+    def _check_takes_messages(self) -> None:
+        added = {
+            "system": self.system,
+            "few_shot": self.few_shot,
+            "question_template": self.question_template,
+        }
+        if said := [name for name, value in added.items() if value]:
+            raise ValueError(
+                f"data.format.{said[0]} is for questions, and the data has whole conversations: leave it out"
+            )
+        if not self.use_chat_template:
+            raise ValueError("data.format.use_chat_template=false cannot put conversations: set it to true")
 
     def _ask(self, question: str) -> str:
         plain = "{question}" if self.use_chat_template else "Question: {question}\nAnswer:"

@@ -50,7 +50,7 @@ class PromptSet:
         hidden = total <= _ROWS_WORTH_A_PROGRESS_BAR
         for start in track(batches, description=f"Encoding {key}", transient=True, disable=hidden):
             questions = [source[row] for row in range(start, min(start + _BATCH, total))]
-            encoded = format.encode_batch([question.text for question in questions], tokenizer)
+            encoded = format.encode_batch([q.messages or q.text for q in questions], tokenizer)
             for row, (question, ids) in enumerate(zip(questions, encoded, strict=True), start=start):
                 if not ids:
                     raise ValueError(

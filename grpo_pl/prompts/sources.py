@@ -21,6 +21,9 @@ class Question:
     text: str
     answer: str
     metadata: dict[str, Any] = field(default_factory=dict)
+    messages: list[dict[str, str]] = field(default_factory=list)
+    """The conversation that ends with `text`, each message with `role` and `content`; empty where the source
+    has the question alone."""
 
 
 class PromptSource(ABC):
@@ -41,7 +44,7 @@ class JSONL(PromptSource):
 
     Args:
         path: The file, relative to the working directory.
-        question: The column that holds the question.
+        question: The column that holds the question, or chat messages that end with it.
         answer: The column that holds the gold answer; null for a task without one.
         rows: Which rows to use, as `"start:stop"`, counted from 0; null is all of them.
     """
@@ -88,7 +91,7 @@ class HuggingFaceDataset(PromptSource):
             one made by `save_to_disk`.
         split: The split. A single file has only `train`; a folder saved from one `Dataset` has only itself.
         name: The configuration on the hub, such as `main` of `openai/gsm8k`.
-        question: The column that holds the question.
+        question: The column that holds the question, or chat messages that end with it.
         answer: The column that holds the gold answer; null for a task without one.
         rows: Which rows to use, as `"start:stop"`, counted from 0; null is all of them.
     """
@@ -194,6 +197,8 @@ def _require_columns(columns: Collection[str], question: str, answer: str | None
 
 def _to_question(row: Mapping[str, Any], question: str, answer: str | None, where: str) -> Question:
     text, gold = row[question], "" if answer is None else row[answer]
+    messages = _messages(text, f"{where}: column {question!r}") if isinstance(text, list) else []
+    text = messages[-1]["content"] if messages else text
     if not isinstance(text, str):
         raise ValueError(
             f"{where}: expected a string in column {question!r}, got {_short(text)}; set `question`"
@@ -206,7 +211,8 @@ def _to_question(row: Mapping[str, Any], question: str, answer: str | None, wher
             f"{where}: expected a string or a number in column {answer!r}, got {_short(gold)}; set `answer`"
         )
     gold = str(gold)
-    for column, value in ((question, text), (answer, gold)):
+    said = "".join(message["content"] for message in messages)
+    for column, value in ((question, said or text), (answer, gold)):
         try:
             value.encode("utf-8")
         except UnicodeEncodeError as error:
@@ -214,7 +220,19 @@ def _to_question(row: Mapping[str, Any], question: str, answer: str | None, wher
                 f"{where}: column {column!r} holds half of a surrogate pair; repair the row"
             ) from error
     metadata = {column: value for column, value in row.items() if column not in (question, answer)}
-    return Question(text=text, answer=gold, metadata=metadata)
+    return Question(text=text, answer=gold, metadata=metadata, messages=messages)
+
+
+def _messages(value: list[Any], where: str) -> list[dict[str, str]]:
+    """Chat messages as a row has them; other fields than role and content are left out."""
+    found = [(m.get("role"), m.get("content")) for m in value if isinstance(m, Mapping)]
+    well_formed = all(isinstance(role, str) and isinstance(content, str) for role, content in found)
+    if not value or len(found) < len(value) or not well_formed or found[-1][0] != "user":
+        raise ValueError(
+            f"{where}: expected a string, or messages with role and content of which the last is the user's, "
+            f"got {_short(value)}; set `question`"
+        )
+    return [{"role": str(role), "content": str(content)} for role, content in found]
 
 
 def _short(value: object) -> str:

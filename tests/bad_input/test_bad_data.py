@@ -29,10 +29,12 @@ LINES = {
     ),
     "no question": (b'{"question": null' + ANSWER, "expected a string in column 'question', got None"),
     "a blank question": (b'{"question": "  "' + ANSWER, "line 1: the question in column 'question' is blank"),
-    "chat messages": (
-        b'{"question": [{"role": "user", "content": "a"}]' + ANSWER,
-        "expected a string in column",
+    "messages that end otherwise": (
+        b'{"question": [{"role": "assistant", "content": "a"}]' + ANSWER,
+        "column 'question': expected a string, or messages with role and content of which the last is the",
     ),
+    "messages without content": (b'{"question": [{"role": "user"}]' + ANSWER, "or messages with role and"),
+    "no messages": (b'{"question": []' + ANSWER, "or messages with role and content"),
     "no answer": (b'{"question": "a", "answer": null}\n', "expected a string or a number in column 'answer'"),
     "an answer that is a list": (b'{"question": "a", "answer": [1]}\n', r"column 'answer', got \[1\]"),
     "an answer that is a truth value": (b'{"question": "a", "answer": true}\n', "got True; set `answer`"),

@@ -85,6 +85,26 @@ def test_chat_ends_where_the_assistant_begins_and_adds_no_second_bos(
     assert 0 not in ids
 
 
+def test_a_conversation_is_put_to_the_model_as_it_is(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    turns = [
+        {"role": "user", "content": "1+1"},
+        {"role": "assistant", "content": "2"},
+        {"role": "user", "content": "2+3"},
+    ]
+    path = write(tmp_path / "a.jsonl", {"prompt": [turn | {"name": None} for turn in turns], "answer": 5})
+    options: dict[str, Any] = {"max_prompt_tokens": 100, "long_prompts": "error", "key": "data.train"}
+    (prompt,) = PromptSet(JSONL(path, question="prompt"), ChatFormat(), tokenizer, **options)
+    assert prompt.text == "2+3"
+    few_shot = ChatFormat(few_shot=SHOTS).encode("2+3", tokenizer)
+    assert prompt.token_ids == few_shot
+    with pytest.raises(ValueError, match=r"data.format.system is for questions, .* conversations: leave it"):
+        PromptSet(JSONL(path, question="prompt"), ChatFormat(system="s"), tokenizer, **options)
+    with pytest.raises(ValueError, match=r"use_chat_template=false cannot put conversations: set it to true"):
+        PromptSet(JSONL(path, question="prompt"), ChatFormat(use_chat_template=False), tokenizer, **options)
+
+
 def test_template_variables_reach_the_template(
     tokenizer: PreTrainedTokenizerFast, base_tokenizer: PreTrainedTokenizerFast
 ) -> None:
