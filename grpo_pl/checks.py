@@ -19,6 +19,7 @@ from grpo_pl.references import EMA, ReferenceUpdate
 from grpo_pl.regularizers import KLPenalty
 from grpo_pl.rewards.base import ProcessReward, RewardFunction, Verifier
 from grpo_pl.rewards.transforms import RewardTransform
+from grpo_pl.rollout.engine import RolloutEngine
 from grpo_pl.types import Prompt
 
 
@@ -39,6 +40,25 @@ def check_components(
         raise ValueError(
             "model.kl needs a reference: set model.reference, for instance to CausalLM, or model.kl to null"
         )
+
+
+def check_engines(engine: RolloutEngine, val_engine: RolloutEngine | None, validates: bool) -> None:
+    """Refuse a validation that nothing can answer, and an engine that nothing asks.
+
+    Raises:
+        ValueError: In one sentence, with the key to change.
+    """
+    if validates and engine.offline and val_engine is None:
+        raise ValueError(
+            f"data.engine {type(engine).__name__} has responses to training prompts alone, and data.val is "
+            "set: set data.val_engine, for instance to VLLMEngine, or data.val to null"
+        )
+    if val_engine is not None and not engine.offline:
+        raise ValueError(
+            "data.val_engine is for a data.engine that does not sample, such as ReplayEngine: set it to null"
+        )
+    if val_engine is not None and val_engine.offline:
+        raise ValueError("data.val_engine does not sample: set it to VLLMEngine, for instance")
 
 
 def check_names(key: str, named: Mapping[str, object]) -> None:

@@ -38,7 +38,7 @@ from grpo_pl.callbacks.run_folder import RunFolder
 from grpo_pl.checkpoint_files import check_checkpoint
 from grpo_pl.config_files import other_version, read_config
 from grpo_pl.config_values import check_folder, check_values
-from grpo_pl.datamodule import RolloutDataModule
+from grpo_pl.datamodule import RolloutDataModule, connect
 from grpo_pl.durable import DiskFullError
 from grpo_pl.experiments import command as experiments
 from grpo_pl.experiments.labels import label_loggers
@@ -85,6 +85,7 @@ JOBS = {
             "model.critic.init_args.pretrained",
             "data.engine.init_args.pretrained",
             "data.engine.init_args.engine.init_args.pretrained",
+            "data.val_engine.init_args.pretrained",
             "data.pretrained",
         ),
     ),
@@ -289,8 +290,7 @@ class Checked(CLI):
     @override
     def _run_subcommand(self, subcommand: str) -> None:
         if isinstance(self.datamodule, RolloutDataModule):
-            self.datamodule.trainer = self.model.trainer = self.trainer  # as the Trainer does before setup
-            self.trainer.strategy.connect(self.model)
+            connect(self.trainer, self.model, self.datamodule)
             self.datamodule.check("fit")
 
     @property

@@ -4,7 +4,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar, cast
@@ -13,20 +13,21 @@ import lightning.pytorch as pl
 from torch.utils.data import DataLoader, IterableDataset
 from typing_extensions import override
 
-from grpo_pl.checks import check_schedule, check_trainer
-from grpo_pl.durable import remove
+from grpo_pl.checks import check_engines, check_schedule, check_trainer
 from grpo_pl.functional import derive_seed, even_parts, rounds
-from grpo_pl.loop import Learner, UpdateSchedule, experience_stream
+from grpo_pl.loop import Learner, UpdateSchedule, experience_stream, sample_rollout
 from grpo_pl.models.loading import context_length, eos_token_ids, load_tokenizer, vocabulary_size
 from grpo_pl.prompts.chat import ChatFormat, Tokenizer
 from grpo_pl.prompts.prompt_set import PromptSet, iteration_prompts
 from grpo_pl.prompts.sources import PromptSource
 from grpo_pl.resampling import DynamicSampling
 from grpo_pl.rollout.engine import RolloutEngine, SamplingConfig
+from grpo_pl.rollout.files import file_name, forget_iterations, save_rollout
+from grpo_pl.rollout.replay import ReplayEngine
 from grpo_pl.rollout.shared import shared
-from grpo_pl.rollout.stored import ROLLOUTS_FOLDER, forget, stored
+from grpo_pl.rollout.stored import ROLLOUTS_FOLDER, forget, forget_all, stored
 from grpo_pl.strategies import data_ranks
-from grpo_pl.types import Experience, Prompt, Rollout
+from grpo_pl.types import Experience, Prompt, Rollout, SampleRecord
 
 log = logging.getLogger(__name__)
 T = TypeVar("T", covariant=True)
@@ -59,6 +60,7 @@ class RolloutDataModule(pl.LightningDataModule):
         train: Where training prompts come from.
         engine: What samples the responses.
         val: Where validation prompts come from; null for no validation.
+        val_engine: What answers validation prompts where `engine` has its responses already.
         pretrained: Model folder or hub name of the tokenizer; where empty, the one of `--pretrained`.
         format: How a question becomes a prompt.
         prompts_per_iteration: Prompts of one iteration, over all ranks.
@@ -77,6 +79,8 @@ class RolloutDataModule(pl.LightningDataModule):
         val_prompts_per_batch: Validation prompts that the engine gets at once.
         store_rollouts: Keep the rollouts since the checkpoint before the last in the run's folder, so that a
             run that goes on learns from the very same ones, whatever the engine is.
+        keep_rollouts: Keep the rollouts of every iteration there too, with their rewards, as Parquet files
+            that ReplayEngine reads.
         seed: Of the order of prompts, of every response, and of the minibatches.
     """
 
@@ -85,6 +89,7 @@ class RolloutDataModule(pl.LightningDataModule):
         train: PromptSource,
         engine: RolloutEngine,
         val: PromptSource | None = None,
+        val_engine: RolloutEngine | None = None,
         pretrained: str = "",
         format: ChatFormat = ChatFormat(),
         prompts_per_iteration: int = 8,
@@ -100,6 +105,7 @@ class RolloutDataModule(pl.LightningDataModule):
         val_samples: int = 0,
         val_prompts_per_batch: int = 256,
         store_rollouts: bool = True,
+        keep_rollouts: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -123,7 +129,8 @@ class RolloutDataModule(pl.LightningDataModule):
         self.max_prompt_tokens, self.long_prompts = max_prompt_tokens, long_prompts
         self.val_sampling = SamplingConfig(max_tokens=val_max_tokens or sampling.max_tokens, temperature=0.0)
         self.val_samples, self.val_prompts_per_batch, self.seed = val_samples, val_prompts_per_batch, seed
-        self.store_rollouts = store_rollouts
+        self.val_engine = val_engine
+        self.store_rollouts, self.keep_rollouts = store_rollouts, keep_rollouts
         self._checkpoints: list[int] = []
         self.on_stage: Callable[[str], None] = lambda _: None
         self._started = False
@@ -139,10 +146,45 @@ class RolloutDataModule(pl.LightningDataModule):
     @override
     def setup(self, stage: str) -> None:
         """Check everything that is cheap to check, read the prompts, then start the engine."""
-        assert self.trainer is not None, "the trainer attaches itself before setup"
         if self._started:
             return
+        self.start(stage)
+        for engine in self._engines:
+            engine.rest()
+        self._started = True
+
+    def start(self, stage: str) -> None:
+        """`setup` that leaves the engine awake, with the pretrained weights."""
+        assert self.trainer is not None, "the trainer attaches itself before setup"
         self.check(stage)
+        self._read_all_prompts(stage)
+        log.info("starting %s", ", ".join(type(engine).__name__ for engine in self._engines))
+        together = max(engine.ranks for engine in self._engines)
+        of_ranks = data_ranks(self.trainer).copies, self.trainer.global_rank, self.trainer.world_size
+        if self.store_rollouts and stage == "fit" and self.trainer.checkpoint_callbacks:
+            self.engine = stored(self.engine, self._rollouts)
+        self.engine = shared(self.engine, *of_ranks)
+        self.val_engine = None if self.val_engine is None else shared(self.val_engine, *of_ranks)
+        batches = [
+            self.prompts_per_iteration * self.group_size // data_ranks(self.trainer).size,
+            self.val_prompts_per_batch,
+        ]
+        for engine in self._engines:
+            engine.start(
+                max_sequence_tokens=self.max_prompt_tokens + self._longest_response,
+                max_sequences=max(batches) * together,
+                device=self.trainer.strategy.root_device,
+            )
+        if stage == "fit":
+            for iteration in {0, self.end - 1 if self.end < sys.maxsize else 0}:
+                self.engine.check(self.prompts_of(iteration), self.group_size, self.sampling)
+
+    @property
+    def _engines(self) -> list[RolloutEngine]:
+        return [self.engine] if self.val_engine is None else [self.engine, self.val_engine]
+
+    def _read_all_prompts(self, stage: str) -> None:
+        assert self.trainer is not None, "the trainer attaches itself before setup"
         self.prompts: dict[str, PromptSet] = {}
         for name, source in (("train", self.train), ("val", self.val)):
             if source is None or (name == "train" and stage != "fit"):
@@ -158,22 +200,6 @@ class RolloutDataModule(pl.LightningDataModule):
                 "data.%s: %d prompts, %d over %d tokens (data.long_prompts: %s)",
                 *(name, len(prompts), prompts.num_long, self.max_prompt_tokens, self.long_prompts),
             )
-        log.info("starting %s", type(self.engine).__name__)
-        copies, together = data_ranks(self.trainer).copies, self.engine.ranks
-        if self.store_rollouts and stage == "fit" and self.trainer.checkpoint_callbacks:
-            self.engine = stored(self.engine, self._rollouts)
-        self.engine = shared(self.engine, copies, self.trainer.global_rank, self.trainer.world_size)
-        batches = [
-            self.prompts_per_iteration * self.group_size // data_ranks(self.trainer).size,
-            self.val_prompts_per_batch,
-        ]
-        self.engine.start(
-            max_sequence_tokens=self.max_prompt_tokens + self._longest_response,
-            max_sequences=max(batches) * together,
-            device=self.trainer.strategy.root_device,
-        )
-        self.engine.rest()
-        self._started = True
 
     def check(self, stage: str) -> None:
         """Refuse settings that do not go together.
@@ -190,18 +216,30 @@ class RolloutDataModule(pl.LightningDataModule):
                 ranks=data_ranks(self.trainer).size,
                 min_group_size=self.learner.min_group_size,
             )
-            if self.engine.lookahead and not self.learner.corrects_mismatch:
-                log.warning(
-                    "data.engine samples with weights up to %d iterations old and nothing corrects for it: "
-                    "set model.correction to ImportanceCorrection",
-                    self.engine.lookahead,
-                )
+            self._check_whose_rollouts()
+        validates = self.val is not None and self.trainer.limit_val_batches != 0
+        check_engines(self.engine, self.val_engine, validates)
         self._check_context()
         if not eos_token_ids(self.pretrained):
             log.warning(
                 "pretrained=%s names no token that ends a response: all will have data.sampling.max_tokens",
                 self.pretrained,
             )
+
+    def _check_whose_rollouts(self) -> None:
+        """Refuse to read what the run would move aside; warn of a policy that is not the learner's."""
+        assert self.trainer is not None, "the trainer attaches itself before setup"
+        own = Path(self.trainer.default_root_dir).resolve()
+        if isinstance(self.engine, ReplayEngine) and own in Path(self.engine.path).resolve().parents:
+            raise ValueError(
+                f"data.engine.path={self.engine.path} lies in the folder of this very run: set "
+                "trainer.default_root_dir to another one"
+            )
+        old = f"samples with weights up to {self.engine.lookahead} iterations old"
+        whose = "has responses of another policy" if self.engine.offline else old
+        advice = "and nothing corrects for it: set model.correction to ImportanceCorrection"
+        if (self.engine.offline or self.engine.lookahead) and not self.learner.corrects_mismatch:
+            log.warning("data.engine %s %s", whose, advice)
 
     @cached_property
     def _tokenizer(self) -> Tokenizer:
@@ -257,13 +295,14 @@ class RolloutDataModule(pl.LightningDataModule):
             self.engine,
             self._iterations(),
             self.prompts_of,
-            end=self._end,
+            end=self.end,
             group_size=self.group_size,
             sampling=self.sampling,
             schedule=schedule,
             keep_groups=self.keep_groups,
             resample=self.resample,
             other_prompts=self._other_prompts,
+            keep=self._keep,
             on_stage=self.on_stage,
         )
         batches = schedule.batches_per_iteration
@@ -281,24 +320,45 @@ class RolloutDataModule(pl.LightningDataModule):
 
     def _iterations(self) -> Iterator[int]:
         assert self.trainer is not None, "the trainer attaches itself before setup"
+        if self.keep_rollouts and self.trainer.is_global_zero:
+            forget_iterations(self._rollouts, after=self.trainer.current_epoch)
         while True:
             if len(self._checkpoints) > 1:
                 forget(self._rollouts, before=self._checkpoints[-2])
             yield self.trainer.current_epoch
 
+    def _keep(self, iteration: int, rollout: Rollout, records: list[SampleRecord]) -> None:
+        assert self.trainer is not None, "the trainer attaches itself before setup"
+        ranks = data_ranks(self.trainer)
+        if self.keep_rollouts and self.trainer.global_rank % ranks.copies == 0:
+            path = self._rollouts / file_name(iteration + 1, ranks.rank, ranks.size)
+            save_rollout(rollout, path, iteration + 1, records)
+
     @property
     def _rollouts(self) -> Path:
-        """Where rollouts are stored."""
+        """Where rollouts are stored and kept."""
         assert self.trainer is not None, "the trainer attaches itself before setup"
         return Path(self.trainer.default_root_dir) / ROLLOUTS_FOLDER
 
     @property
-    def _end(self) -> int:
+    def end(self) -> int:
         """How many iterations the run has at most."""
         assert self.trainer is not None, "the trainer attaches itself before setup"
         epochs, steps = self.trainer.max_epochs or -1, self.trainer.max_steps
         ends = [epochs, steps // (self.update_epochs * self.minibatches)]
         return min((end for end in ends if end > 0), default=sys.maxsize)
+
+    def sample(self, iteration: int) -> Rollout:
+        """The rollout of an iteration on this rank, by the weights that the engine has."""
+        return sample_rollout(
+            self.learner,
+            self.engine,
+            self.prompts_of(iteration),
+            group_size=self.group_size,
+            sampling=self.sampling,
+            resample=self.resample,
+            other_prompts=partial(self._other_prompts, iteration),
+        )
 
     def prompts_of(self, iteration: int) -> list[Prompt]:
         """Prompts on this rank of an iteration."""
@@ -339,14 +399,14 @@ class RolloutDataModule(pl.LightningDataModule):
         rows = self._val_rows
         mine = [replace(self.prompts["val"][row], seed=derive_seed(self.seed, "val", row)) for row in rows]
         self.on_stage("validate")
-        weights = self.learner.policy_weights(self.engine.weights_dtype)
-        self.engine.load_weights(weights, version=self.learner.version)
+        engine = self.val_engine or self.engine
+        engine.load_weights(self.learner.policy_weights(engine.weights_dtype), version=self.learner.version)
         for some in even_parts(len(mine), self._val_chunks):
             prompts = mine[some.start : some.stop]
-            yield self.engine.generate(prompts, 1, self.val_sampling)
+            yield engine.generate(prompts, 1, self.val_sampling)
             if self.val_samples:
-                yield self.engine.generate(prompts, self.val_samples, self.sampling)
-        self.engine.rest()
+                yield engine.generate(prompts, self.val_samples, self.sampling)
+        engine.rest()
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -360,8 +420,15 @@ class RolloutDataModule(pl.LightningDataModule):
 
     @override
     def teardown(self, stage: str) -> None:
-        self.engine.shutdown()
+        for engine in self._engines:
+            engine.shutdown()
         self._started = False
         assert self.trainer is not None, "the trainer attaches itself before setup"
         if stage == "fit" and self.trainer.is_global_zero and not self.trainer.should_stop:
-            remove(self._rollouts)
+            forget_all(self._rollouts)
+
+
+def connect(trainer: pl.Trainer, module: pl.LightningModule, data: RolloutDataModule) -> None:
+    """Make the three know each other, as the Trainer does before `setup`."""
+    data.trainer = module.trainer = trainer
+    trainer.strategy.connect(module)

@@ -20,10 +20,11 @@ class Lock:
 
     Args:
         folder: The folder, which need not exist.
+        key: What names it.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, key: str = "trainer.default_root_dir") -> None:
+        self.folder, self.key = folder, key
         self._file: TextIOWrapper | None = None
 
     def take(self) -> None:
@@ -49,7 +50,7 @@ class Lock:
         except (BlockingIOError, PermissionError):
             file.seek(0)
             raise ValueError(
-                f"trainer.default_root_dir={self.folder} is in use by {file.read().strip()}: name another "
+                f"{self.key}={self.folder} is in use by {file.read().strip()}: name another "
                 "folder, or end that run first"
             ) from None
         except OSError as error:

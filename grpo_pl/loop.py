@@ -13,7 +13,7 @@ from torch import Tensor
 from grpo_pl.functional import balanced_partition, derive_seed, permutation
 from grpo_pl.resampling import DynamicSampling, first_prompts
 from grpo_pl.rollout.engine import RolloutEngine, SamplingConfig
-from grpo_pl.types import Experience, Prompt, Rollout
+from grpo_pl.types import Experience, Prompt, Rollout, SampleRecord
 
 Step = list[list[int]]
 """The rows of one optimizer step: K micro-batches."""
@@ -142,6 +142,28 @@ def first_pass(steps: Sequence[Step]) -> list[Step]:
     return list(steps)
 
 
+def sample_rollout(
+    learner: Learner,
+    engine: RolloutEngine,
+    prompts: Sequence[Prompt],
+    *,
+    group_size: int,
+    sampling: SamplingConfig,
+    resample: DynamicSampling | None = None,
+    other_prompts: Callable[[int, int], list[Prompt]] = lambda *_: [],
+) -> Rollout:
+    """Responses to the prompts, or to others that dynamic sampling puts in place of some; greedy ones too."""
+    generate = partial(engine.generate, group_size=group_size, sampling=sampling)
+    if resample is None:
+        rollout = generate(prompts)
+    else:
+        rollout = resample(prompts, generate, learner.groups_with_signal, other_prompts, on_any_rank(learner))
+    if not learner.needs_greedy:
+        return rollout
+    greedy = engine.generate(first_prompts(rollout), 1, SamplingConfig(sampling.max_tokens, temperature=0.0))
+    return replace(rollout, greedy=greedy.samples, besides=[*rollout.besides, greedy])
+
+
 def experience_stream(
     learner: Learner,
     engine: RolloutEngine,
@@ -155,6 +177,7 @@ def experience_stream(
     keep_groups: bool,
     resample: DynamicSampling | None,
     other_prompts: Callable[[int, int, int], list[Prompt]],
+    keep: Callable[[int, Rollout, list[SampleRecord]], None],
     on_stage: Callable[[str], None],
 ) -> Iterator[Experience]:
     """The whole of reinforcement learning here: between two `yield`s the Trainer takes its optimizer step."""
@@ -166,17 +189,15 @@ def experience_stream(
             weights = Counted(learner.policy_weights(engine.weights_dtype))
             engine.load_weights(weights, version=learner.version)
         with clock("generate"):
-            generate = partial(engine.generate, group_size=group_size, sampling=sampling)
-            if resample is None:
-                rollout = generate(prompts)
-            else:
-                others = partial(other_prompts, iteration)
-                rollout = resample(
-                    prompts, generate, learner.groups_with_signal, others, on_any_rank(learner)
-                )
-            if learner.needs_greedy:
-                greedy = SamplingConfig(sampling.max_tokens, temperature=0.0)
-                rollout = replace(rollout, greedy=engine.generate(first_prompts(rollout), 1, greedy).samples)
+            rollout = sample_rollout(
+                learner,
+                engine,
+                prompts,
+                group_size=group_size,
+                sampling=sampling,
+                resample=resample,
+                other_prompts=partial(other_prompts, iteration),
+            )
             engine.rest()
         for later in range(iteration + 1, min(iteration + 1 + engine.lookahead, end)):
             engine.prefetch(prompts_of(later), group_size, sampling)
@@ -184,6 +205,7 @@ def experience_stream(
         steps = schedule.steps(rollout.lengths, iteration, together)
         with clock("score"):
             experience = learner.make_experience(rollout, steps)
+        keep(iteration, rollout, experience.records)
         experience.metrics |= clock.seconds | {"sync/gib": weights.bytes / 2**30}
         on_stage("update")
         yield from micro_batches(experience, steps, learner.sum_over_ranks)

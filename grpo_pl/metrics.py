@@ -26,12 +26,13 @@ def rollout_metrics(
     with_signal = groups_with(~silent.cpu(), rollout.group_ids).tolist()
     metrics = {
         "rollout/policy_version": float(rollout.policy_version),
-        "rollout/staleness": float(version - rollout.policy_version),
         "rollout/response_tokens": float(mask.sum(-1).float().mean()),
         "rollout/tokens": float(sum_over_ranks(mask.sum())),
         "rollout/truncated": float(rollout.truncated.float().mean()),
         "rollout/groups_without_signal": with_signal.count(False) / len(with_signal),
     }
+    if not rollout.offline:  # else the versions are of different policies
+        metrics["rollout/staleness"] = float(version - rollout.policy_version)
     metrics |= rollout.metrics
     if experience.returns is not None and experience.old_values is not None:
         error = (experience.returns - experience.old_values)[mask]
@@ -47,10 +48,14 @@ def rollout_metrics(
     return metrics
 
 
-def sample_records(rollout: Rollout, experience: Experience, scored: ScoredSamples) -> list[SampleRecord]:
+def sample_records(
+    rollout: Rollout, scored: ScoredSamples, experience: Experience | None = None
+) -> list[SampleRecord]:
     """Every response with its rewards, for people to read; the advantage is the mean over its tokens."""
-    tokens = experience.loss_mask.sum(-1).clamp(min=1)
-    advantages = (experience.advantages.sum(-1) / tokens).tolist()
+    advantages: list[float | None] = [None] * len(rollout.prompts)
+    if experience is not None:
+        tokens = experience.loss_mask.sum(-1).clamp(min=1)
+        advantages = (experience.advantages.sum(-1) / tokens).tolist()
     return [
         SampleRecord(
             prompt=sample.prompt.text,

@@ -272,7 +272,7 @@ class PolicyOptimization(OptimizedModule):
             )
             experience.weights = correction.weights
             experience.metrics |= correction.metrics
-        experience.records = sample_records(rollout, experience, scored)
+        experience.records = sample_records(rollout, scored, experience)
         return experience
 
     def _scores(self, model: Any, experience: Experience, steps: Sequence[Step]) -> TokenScores:

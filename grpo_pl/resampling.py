@@ -46,10 +46,12 @@ class DynamicSampling:
         engines and reward models may work for several at once: `on_any_rank` asks them.
         """
         rollout = generate(prompts)
+        sampled = [rollout]
         generated, good, rounds = int(rollout.loss_mask.sum()), list(has_signal(rollout)), 1
         while rounds < self.rounds and on_any_rank(not all(good)):
             silent = [group for group, it_has in enumerate(good) if not it_has]
             again = generate(other_prompts(rounds, max(len(silent), 1)))
+            sampled.append(again)
             generated += int(again.loss_mask.sum())
             better = [group for group, it_has in enumerate(has_signal(again)) if it_has]
             for place, group in zip(silent, better, strict=False):
@@ -63,7 +65,8 @@ class DynamicSampling:
             "rollout/groups_replaced": replaced / len(prompts),
             "rollout/tokens_thrown_away": thrown,
         }
-        return replace(rollout, metrics=rollout.metrics | metrics)
+        besides = sampled if rounds > 1 else []
+        return replace(rollout, besides=besides, metrics=rollout.metrics | metrics)
 
 
 def first_prompts(rollout: Rollout) -> list[Prompt]:

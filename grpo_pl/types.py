@@ -84,6 +84,11 @@ class Rollout:
     temperature: float
     greedy: list[Sample] = field(default_factory=list)
     """The greedy response to each of the `P` prompts; empty where no estimator asks for it (ReMax does)."""
+    besides: list["Rollout"] = field(default_factory=list)
+    """What was sampled for it and is not learned from: all that dynamic sampling looked at, and the greedy
+    responses."""
+    offline: bool = False
+    """Whether it was there before the run, so that `policy_version` counts the steps of another policy."""
     metrics: dict[str, float] = field(default_factory=dict)
     """What sampling it has cost."""
 
@@ -191,7 +196,8 @@ class SampleRecord:
     truncated: bool
     rewards: dict[str, float | None]
     reward: float | None
-    advantage: float
+    advantage: float | None
+    """None where nothing is learned from it."""
 
 
 @dataclass(kw_only=True)

@@ -13,6 +13,7 @@ LAYERS = [
     {
         "prompts",
         "rollout.engine",
+        "rollout.files",
         "advantages",
         "losses",
         "regularizers",

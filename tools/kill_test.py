@@ -6,9 +6,9 @@ python tools/kill_test.py --kills 10 --trainer.devices 2 --trainer.strategy ddp
 
 One run is left alone. Each of the others gets SIGKILL, with its whole process group, at a moment that is
 uniform between the writing of its `config.yaml` and its end (as long as the undisturbed one took), is started
-again, and must end with the same weights and optimizer, metrics (times and memory apart) and samples, to the
-last bit. The seed fixes the moments, as shares of that time. Options that are not listed by --help go to
-`fit`. Where all are the same, the last line is `N of N identical` and the exit code 0.
+again, and must end with the same weights and optimizer, metrics (times and memory apart), samples and kept
+rollouts, to the last bit. The seed fixes the moments, as shares of that time. Options that are not listed by
+--help go to `fit`. Where all are the same, the last line is `N of N identical` and the exit code 0.
 """
 
 import argparse
@@ -118,6 +118,7 @@ def differences(ours: Path, theirs: Path) -> list[str]:
     from grpo_pl.callbacks.checkpoint_io import AtomicCheckpointIO
     from grpo_pl.callbacks.records import METRICS_FILE, read_metrics
     from grpo_pl.callbacks.samples import SAMPLES_FILE
+    from grpo_pl.rollout.stored import ROLLOUTS_FOLDER
 
     def learned(folder: Path) -> Any:
         checkpoint = AtomicCheckpointIO().load_checkpoint(
@@ -134,7 +135,12 @@ def differences(ours: Path, theirs: Path) -> list[str]:
     found = [] if same(learned(ours), learned(theirs)) else ["weights or optimizer"]
     found += [] if measured(ours) == measured(theirs) else [METRICS_FILE]
     read = [(folder / SAMPLES_FILE).read_bytes() for folder in (ours, theirs)]
-    return found + ([] if read[0] == read[1] else [SAMPLES_FILE])
+    found += [] if read[0] == read[1] else [SAMPLES_FILE]
+    kept = [
+        {path.name: path.read_bytes() for path in (folder / ROLLOUTS_FOLDER).glob("*.parquet")}
+        for folder in (ours, theirs)
+    ]
+    return found + ([] if kept[0] == kept[1] else [ROLLOUTS_FOLDER])
 
 
 def same(a: Any, b: Any) -> bool:

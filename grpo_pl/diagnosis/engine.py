@@ -37,7 +37,6 @@ from grpo_pl.models.loading import load_config, load_tokenizer, sampling_default
 from grpo_pl.module import PolicyOptimization
 from grpo_pl.prompts.prompt_set import iteration_prompts
 from grpo_pl.rollout.engine import SamplingConfig
-from grpo_pl.rollout.replay import ReplayEngine
 from grpo_pl.strategies import FSDP2Strategy
 from grpo_pl.types import Prompt, Rollout
 
@@ -61,8 +60,8 @@ def check_engine(
 
     Afterwards the engine is shut down; servers have the pretrained weights.
     """
-    if isinstance(data.engine, ReplayEngine) or data.engine.ranks > 1:
-        why = "answers from a file" if isinstance(data.engine, ReplayEngine) else "needs several ranks"
+    if data.engine.offline or data.engine.ranks > 1:
+        why = "has its responses already" if data.engine.offline else "needs several ranks"
         fix = "--data.engine.tensor_parallel_size 1, or the engine that the rollouts come from"
         return [Finding("engine", "warning", f"not compared: {type(data.engine).__name__} {why}", fix)]
     examination = Examination(trainer, module, data, on_stage)

@@ -17,11 +17,11 @@ from rich.table import Table
 from safetensors import safe_open
 
 from grpo_pl.cli import CLI, configure
-from grpo_pl.datamodule import RolloutDataModule
+from grpo_pl.datamodule import RolloutDataModule, connect
+from grpo_pl.loop import sample_rollout
 from grpo_pl.module import PolicyOptimization
 from grpo_pl.prompts.prompt_set import iteration_prompts
-from grpo_pl.rollout.engine import SamplingConfig
-from grpo_pl.rollout.replay import save_rollouts
+from grpo_pl.rollout.files import save_rollout
 
 TOLERANCE = 1e-4
 """A relative error above it is no rounding in float32."""
@@ -101,6 +101,7 @@ def sample(cli: CLI, path: Path) -> bool:
     module, data = cli.model, cli.datamodule
     if not isinstance(module, PolicyOptimization) or not isinstance(data, RolloutDataModule):
         raise ValueError("job: check-invariance knows the job policy alone: leave job out")
+    connect(cli.trainer, module, data)
     device = cli.trainer.strategy.root_device
     prompts = iteration_prompts(
         data.read_prompts("train", data.train),
@@ -113,11 +114,9 @@ def sample(cli: CLI, path: Path) -> bool:
         max_sequences=len(prompts) * data.group_size,
         device=device,
     )
-    rollouts = [data.engine.generate(prompts, data.group_size, data.sampling)]
-    if module.needs_greedy:
-        rollouts.append(data.engine.generate(prompts, 1, SamplingConfig(data.sampling.max_tokens, 0.0)))
+    rollout = sample_rollout(module, data.engine, prompts, group_size=data.group_size, sampling=data.sampling)
     data.engine.shutdown()
-    save_rollouts(rollouts, path)
+    save_rollout(rollout, path)
     return device.type == "cuda"
 
 

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 
-from grpo_pl.datamodule import RolloutDataModule
+from grpo_pl.datamodule import RolloutDataModule, connect
 from grpo_pl.losses import Reinforce
 from grpo_pl.models import LanguageModel, LoRA, RewardModel, ValueModel
 from grpo_pl.models.architecture import Architecture
@@ -121,8 +121,7 @@ def read_run(trainer: pl.Trainer, module: PolicyOptimization, data: RolloutDataM
     Raises:
         ValueError: If the configuration is one that `fit` would refuse, with the key to change.
     """
-    data.trainer, module.trainer = trainer, trainer  # as the Trainer does before setup
-    trainer.strategy.connect(module)
+    connect(trainer, module, data)
     data.check("fit")
     with without_weights():
         module.build(lambda build: build())
@@ -146,6 +145,7 @@ def read_run(trainer: pl.Trainer, module: PolicyOptimization, data: RolloutDataM
         prompt_tokens=longest,
         response_tokens=data.val_sampling.max_tokens,
     )
+    answering = data.val_engine or data.engine
     state_bytes, learning_rate = optimizer_costs(module.optimizer)
     amp_bytes = 2 if "mixed" in trainer.precision else None
     shards = num_shards(trainer)
@@ -156,7 +156,7 @@ def read_run(trainer: pl.Trainer, module: PolicyOptimization, data: RolloutDataM
         on_cpu=on_cpu,
         free_bytes=free_bytes(device, trainer.num_devices),
         models=models,
-        engine=data.engine.memory(demand, device),
+        engine=answering.memory(demand if answering is data.engine else validation, device),
         prompts=mine,
         group_size=data.group_size,
         prompt_tokens=longest,
@@ -167,7 +167,7 @@ def read_run(trainer: pl.Trainer, module: PolicyOptimization, data: RolloutDataM
         keep_groups=data.keep_groups,
         scores_first=module.scores_first,
         val_prompts=val_prompts,
-        val_cache_bytes=data.engine.memory(validation, device).cache_needed if val_prompts else 0,
+        val_cache_bytes=answering.memory(validation, device).cache_needed if val_prompts else 0,
         reward_tokens=max(reward.tokens_at_once for reward in module.rewards.values()),
         with_entropy=module.entropy is not None,
         loss_name=None if isinstance(module.loss, Reinforce) else type(module.loss).__name__,

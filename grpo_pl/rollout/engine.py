@@ -114,6 +114,11 @@ class RolloutEngine(ABC):
         """How many iterations ahead it wants to know the prompts; 0 for an engine that samples when asked."""
         return 0
 
+    @property
+    def offline(self) -> bool:
+        """Whether its responses are there already: those of another policy, to training prompts alone."""
+        return False
+
     @abstractmethod
     def start(self, *, max_sequence_tokens: int, max_sequences: int, device: torch.device) -> None:
         """Acquire memory and load the model; called once, after everything cheap has been checked.
@@ -125,6 +130,13 @@ class RolloutEngine(ABC):
     @abstractmethod
     def load_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Replace all weights, and forget everything computed with the old ones. Exhausts the iterable."""
+
+    def check(self, prompts: Sequence[Prompt], group_size: int, sampling: SamplingConfig) -> None:  # noqa: B027
+        """Refuse now what `generate` would refuse later, as far as that can be told; called after `start`.
+
+        Raises:
+            ValueError: In one sentence, with the key to change.
+        """
 
     @abstractmethod
     def generate(self, prompts: Sequence[Prompt], group_size: int, sampling: SamplingConfig) -> Rollout:
@@ -181,6 +193,11 @@ class EngineWrapper(RolloutEngine):
     def lookahead(self) -> int:
         return self.engine.lookahead
 
+    @property
+    @override
+    def offline(self) -> bool:
+        return self.engine.offline
+
     @override
     def start(self, *, max_sequence_tokens: int, max_sequences: int, device: torch.device) -> None:
         self.engine.start(max_sequence_tokens=max_sequence_tokens, max_sequences=max_sequences, device=device)
@@ -188,6 +205,10 @@ class EngineWrapper(RolloutEngine):
     @override
     def load_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         self.engine.load_weights(weights, version)
+
+    @override
+    def check(self, prompts: Sequence[Prompt], group_size: int, sampling: SamplingConfig) -> None:
+        self.engine.check(prompts, group_size, sampling)
 
     @override
     def generate(self, prompts: Sequence[Prompt], group_size: int, sampling: SamplingConfig) -> Rollout:

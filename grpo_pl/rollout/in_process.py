@@ -39,7 +39,7 @@ class InProcessEngine(RolloutEngine):
     def __init__(self, pretrained: str = "", dtype: DType = "float32", max_sequences: int = 64) -> None:
         self.pretrained, self.dtype, self.max_sequences = pretrained, dtype, max_sequences
         self._model: PreTrainedModel | None = None
-        self._version = -1
+        self._version = 0
 
     @override
     def start(self, *, max_sequence_tokens: int, max_sequences: int, device: torch.device) -> None:

@@ -58,6 +58,10 @@ class OverlappedEngine(RolloutEngine):
                 f"data.engine.engine.tensor_parallel_size={engine.ranks} needs the trainer's own processes: "
                 "set it to 1, or data.engine to VLLMEngine"
             )
+        if engine.offline:
+            raise ValueError(
+                f"data.engine.engine {type(engine).__name__} has its responses already: set data.engine to it"
+            )
         self.engine, self.max_staleness, self.threads = engine, max_staleness, threads
         self.pretrained = engine.pretrained
         self._process: SpawnProcess | None = None

@@ -1,82 +1,55 @@
-"""Rollouts in a file, and an engine that answers from it."""
+"""An engine that answers from files: the same rollouts for any loss."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, final
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 from typing_extensions import override
 
 from grpo_pl.rollout.engine import Response, RolloutEngine, SamplingConfig, assemble_rollout
+from grpo_pl.rollout.files import Group, files_of, read_columns, read_groups
 from grpo_pl.types import Prompt, Rollout
-
-SCHEMA = pa.schema(
-    {
-        "prompt_seed": pa.uint64(),
-        "prompt_token_ids": pa.list_(pa.int32()),
-        "temperature": pa.float64(),
-        "policy_version": pa.int64(),
-        "token_ids": pa.list_(pa.int32()),
-        "logprobs": pa.list_(pa.float32()),
-        "text": pa.string(),
-        "truncated": pa.bool_(),
-        "token_ends": pa.list_(pa.int32()),
-    }
-)
-"""A row is a response; those to one prompt stand together, in their order."""
-
-
-def save_rollouts(rollouts: Sequence[Rollout], path: Path) -> None:
-    """Write rollouts as a Parquet file: token ids, the engine's log-probabilities in nats, texts."""
-    rows = [row for rollout in rollouts for row in as_rows(rollout)]
-    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), path)
-
-
-def as_rows(rollout: Rollout) -> Iterator[dict[str, Any]]:
-    """The responses of a rollout as the file has them."""
-    for n, prompt in enumerate(rollout.prompts):
-        mask = rollout.loss_mask[n]
-        yield {
-            "prompt_seed": prompt.seed,
-            "prompt_token_ids": prompt.token_ids,
-            "temperature": rollout.temperature,
-            "policy_version": rollout.policy_version,
-            "token_ids": rollout.token_ids[n][mask].tolist(),
-            "logprobs": rollout.sampling_logprobs[n][mask].tolist(),
-            "text": rollout.responses[n],
-            "truncated": bool(rollout.truncated[n]),
-            "token_ends": rollout.token_ends[n],
-        }
 
 
 @final
 class ReplayEngine(RolloutEngine):
-    """Answers from a file that `save_rollout` wrote, whatever the weights: the same rollout for any loss.
+    """Answers from the files that `data.keep_rollouts` or `rollout` wrote, whatever the weights.
+
+    The data settings and `data.seed` must be those that the rollouts were sampled with, for these name the
+    prompts; groups may be smaller (the first responses of each are taken), the schedule of updates another.
 
     Args:
-        path: The file.
+        path: A folder of such files, or one of them.
         pretrained: Not read; every engine has it.
     """
 
     def __init__(self, path: str, pretrained: str = "") -> None:
         self.path, self.pretrained = path, pretrained
-        self._groups: dict[tuple[float, ...], list[dict[str, Any]]] = {}
+        self._files: dict[Group, Path] = {}
+        self._sizes: Counter[Group] = Counter()
+        self._open: dict[Path, dict[Group, list[dict[str, Any]]]] = {}
+
+    @property
+    @override
+    def offline(self) -> bool:
+        return True
 
     @override
     def start(self, *, max_sequence_tokens: int, max_sequences: int, device: torch.device) -> None:
-        try:
-            rows = pq.read_table(self.path, schema=SCHEMA).to_pylist()
-        except (OSError, pa.ArrowInvalid) as error:
-            reason = str(error).splitlines()[0]
-            raise ValueError(f"data.engine.path={self.path} is no file of rollouts ({reason})") from error
-        if empty := sorted({key for row in rows for key, value in row.items() if value is None}):
-            raise ValueError(f"data.engine.path={self.path} is no file of rollouts (no {', '.join(empty)})")
-        for row in rows:
-            asked = (row["temperature"], row["prompt_seed"], *row["prompt_token_ids"])
-            self._groups.setdefault(asked, []).append(row)
+        files = files_of(Path(self.path))
+        if not files:
+            raise ValueError(f"data.engine.path={self.path} has no .parquet file in it: name another folder")
+        for file in files:
+            try:
+                table = read_columns(file, ["temperature", "prompt_seed"])
+            except ValueError as error:
+                raise ValueError(f"data.engine.path: {error}") from error
+            groups = list(zip(*(column.to_pylist() for column in table.columns), strict=True))
+            self._files |= dict.fromkeys(groups, file)
+            self._sizes.update(groups)
 
     @override
     def load_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
@@ -84,25 +57,48 @@ class ReplayEngine(RolloutEngine):
             pass
 
     @override
+    def check(self, prompts: Sequence[Prompt], group_size: int, sampling: SamplingConfig) -> None:
+        for prompt in prompts:
+            self._refuse_unless(self._sizes[sampling.temperature, prompt.seed], prompt, group_size, sampling)
+
+    @override
     def generate(self, prompts: Sequence[Prompt], group_size: int, sampling: SamplingConfig) -> Rollout:
+        self.check(prompts, group_size, sampling)
+        needed = {self._files[sampling.temperature, prompt.seed] for prompt in prompts}
+        self._open = {file: self._open.get(file) or read_groups(file) for file in needed}
         groups = [self._group(prompt, group_size, sampling) for prompt in prompts]
         responses = [
             [Response(**{key: row[key] for key in Response.__annotations__}) for row in group]
             for group in groups
         ]
         version = min((row["policy_version"] for group in groups for row in group), default=0)
-        return assemble_rollout(prompts, responses, policy_version=version, temperature=sampling.temperature)
+        rollout = assemble_rollout(
+            prompts, responses, policy_version=version, temperature=sampling.temperature
+        )
+        rollout.offline = True
+        return rollout
 
     def _group(self, prompt: Prompt, group_size: int, sampling: SamplingConfig) -> list[dict[str, Any]]:
-        rows = self._groups.get((sampling.temperature, prompt.seed, *prompt.token_ids), [])
-        if len(rows) != group_size:
+        group = sampling.temperature, prompt.seed
+        rows = self._open[self._files[group]][group]
+        same = [row for row in rows if row["prompt_token_ids"] == prompt.token_ids]
+        self._refuse_unless(len(same), prompt, group_size, sampling)
+        longest = max(len(row["token_ids"]) for row in same[:group_size])
+        if longest > sampling.max_tokens:
             raise ValueError(
-                f"data.engine.path={self.path} has {len(rows)} responses at temperature "
-                f"{sampling.temperature} to the prompt {prompt.text[:40]!r} and {group_size} are asked for: "
-                "train with the data settings and the data.seed that it was sampled with"
+                f"data.sampling.max_tokens={sampling.max_tokens}, and data.engine.path={self.path} has a "
+                f"response of {longest} tokens: set it to that, or to what it was sampled with"
             )
-        return rows
+        return same[:group_size]
+
+    def _refuse_unless(self, found: int, prompt: Prompt, group_size: int, sampling: SamplingConfig) -> None:
+        if found < group_size:
+            raise ValueError(
+                f"data.engine.path={self.path} has {found} responses at temperature {sampling.temperature} "
+                f"to the prompt {prompt.text[:40]!r} and {group_size} are asked for: train with the data "
+                "settings and the data.seed that it was sampled with, and for no more iterations"
+            )
 
     @override
     def shutdown(self) -> None:
-        self._groups = {}
+        self._files, self._sizes, self._open = {}, Counter(), {}

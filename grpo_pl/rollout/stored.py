@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import logging
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -16,7 +17,6 @@ from typing_extensions import override
 from grpo_pl.durable import replacing
 from grpo_pl.rollout.engine import EngineWrapper, RolloutEngine, SamplingConfig
 from grpo_pl.rollout.overlapped import OverlappedEngine, as_request
-from grpo_pl.rollout.replay import ReplayEngine
 from grpo_pl.types import Prompt, Rollout
 
 log = logging.getLogger(__name__)
@@ -106,7 +106,7 @@ def stored(engine: RolloutEngine, folder: Path) -> RolloutEngine:
     if isinstance(engine, OverlappedEngine):
         engine.engine = stored(engine.engine, folder)
         return engine
-    return engine if isinstance(engine, StoredRollouts | ReplayEngine) else StoredRollouts(engine, folder)
+    return engine if engine.offline or isinstance(engine, StoredRollouts) else StoredRollouts(engine, folder)
 
 
 def forget(folder: Path, before: int) -> None:
@@ -114,3 +114,10 @@ def forget(folder: Path, before: int) -> None:
     for path in folder.glob("*-*.rollout"):
         if int(path.name.partition("-")[0]) < before:
             path.unlink(missing_ok=True)
+
+
+def forget_all(folder: Path) -> None:
+    """Remove them all, and the folder if nothing else is in it."""
+    forget(folder, before=sys.maxsize)
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()

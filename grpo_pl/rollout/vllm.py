@@ -94,7 +94,7 @@ class VLLMEngine(RolloutEngine):
             )
         self.tensor_parallel_size = tensor_parallel_size
         self._llm: LLM | None = None
-        self._version = -1
+        self._version = 0
 
     @override
     def start(self, *, max_sequence_tokens: int, max_sequences: int, device: torch.device) -> None:

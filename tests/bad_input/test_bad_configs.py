@@ -166,8 +166,8 @@ ARGUMENTS = {
     ),
     "a file for checkpoints": ("--checkpoint.dirpath {here}/file", "checkpoint.dirpath=.*file is a file"),
     "rollouts that are none": (
-        "--data.engine ReplayEngine --data.engine.path {here}/file",
-        "data.engine.path=.*file is no file of rollouts",
+        "--data.val null --data.engine ReplayEngine --data.engine.path {here}/file",
+        "data.engine.path: .*file is no file of rollouts",
     ),
 }
 COMMANDS = {

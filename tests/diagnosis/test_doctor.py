@@ -240,7 +240,7 @@ def test_a_stale_head_is_found_through_the_rounding_of_bfloat16(tiny_model: Path
 
 def test_an_engine_that_answers_from_a_file_is_not_compared(tiny_model: Path) -> None:
     found = examined(ReplayEngine("rollouts.parquet", str(tiny_model)), tiny_model)
-    assert found["engine"].found == "not compared: ReplayEngine answers from a file"
+    assert found["engine"].found == "not compared: ReplayEngine has its responses already"
 
 
 @pytest.mark.vllm

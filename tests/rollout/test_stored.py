@@ -13,7 +13,7 @@ from grpo_pl.models.loading import load_language_model
 from grpo_pl.rollout.engine import SamplingConfig
 from grpo_pl.rollout.overlapped import OverlappedEngine
 from grpo_pl.rollout.replay import ReplayEngine
-from grpo_pl.rollout.stored import StoredRollouts, forget, stored
+from grpo_pl.rollout.stored import StoredRollouts, forget, forget_all, stored
 from grpo_pl.types import Prompt, Rollout
 
 SAMPLING = SamplingConfig(max_tokens=6)
@@ -83,6 +83,12 @@ def test_what_no_checkpoint_needs_is_forgotten(engine: StoredRollouts, tiny_mode
     forget(engine.folder, before=4)
     left = sorted(path.name.partition("-")[0] for path in engine.folder.iterdir())
     assert left == ["00000004", "100000000"]
+    (engine.folder / "iteration-0001.parquet").touch()
+    forget_all(engine.folder)
+    assert [path.name for path in engine.folder.iterdir()] == ["iteration-0001.parquet"]
+    (engine.folder / "iteration-0001.parquet").unlink()
+    forget_all(engine.folder)
+    assert not engine.folder.exists()
 
 
 def test_an_engine_that_samples_ahead_stores_in_its_own_process(tmp_path: Path) -> None:
@@ -111,16 +117,22 @@ def test_a_run_whose_engine_never_says_the_same_goes_on_as_it_was(fit: Fit, tmp_
     run = (
         *("--data.engine", "unsteady.Unsteady", "--model.rewards", str({"digit": function})),
         *("--trainer.max_epochs", "4", "--checkpoint.every_n_epochs", "2", "--samples.every", "0"),
+        *("--data.keep_rollouts", "true"),
     )
     asked.clear()
     folder = tmp_path / "run"
     with pytest.raises((SystemExit, KeyboardInterrupt)):
         fit(*run, root=folder)
     before, samples = untimed(folder), (folder / "samples.jsonl").read_bytes()
+    kept = {path: path.read_bytes() for path in (folder / "rollouts").glob("*.parquet")}
+    assert sorted(path.name for path in kept) == [f"iteration-000{n}.parquet" for n in (1, 2, 3)]
+    (folder / "rollouts" / "iteration-0009.parquet").write_bytes(b"of a future that is no more")
     assert [row["iteration"] for row in rows(folder)] == [0, 1, 2, 3]
     fit(*run, root=folder)
     assert len(asked) == 3 * RESPONSES + 1 + 2 * RESPONSES, "iterations 3 and 4 were rewarded again"
     assert untimed(folder)[:4] == before
     assert (folder / "samples.jsonl").read_bytes().startswith(samples)
     assert [row["iteration"] for row in rows(folder)] == [0, 1, 2, 3, 4]
-    assert not (folder / "rollouts").exists()
+    after = sorted((folder / "rollouts").iterdir())
+    assert [path.name for path in after] == [f"iteration-000{n}.parquet" for n in (1, 2, 3, 4)]
+    assert {path: path.read_bytes() for path in after[:3]} == kept

@@ -95,7 +95,7 @@ class ServerEngine(RolloutEngine):
         self.dtype, self.timeout_s, self.max_sequences = dtype, timeout_s, max_sequences
         self._transfer = transfer
         self._synced = Synced("", self.urls, {})
-        self._version = -1
+        self._version = 0
 
     @property
     @override
