@@ -1,4 +1,4 @@
-"""`python -m grpo_pl {fit,validate,plan,submit,check-invariance,doctor} --config ...`."""
+"""`python -m grpo_pl {fit,validate,plan,submit,check-invariance,doctor,rollout,compare} ...`."""
 
 import sys
 
@@ -11,16 +11,22 @@ def main(args: list[str] | None = None) -> None:
 
         sys.exit(doctor(args[1:]))
     from grpo_pl import cli
-
-    if args[:1] != ["check-invariance"]:
-        cli.main(args)
-        return
-    from grpo_pl.invariance.command import check_invariance
     from grpo_pl.quiet import tame_logs
 
-    tame_logs()
-    with cli.mistakes_answered():
-        sys.exit(check_invariance(args[1:]))
+    if args[:1] == ["check-invariance"]:
+        from grpo_pl.invariance.command import check_invariance
+
+        tame_logs()
+        with cli.mistakes_answered():
+            sys.exit(check_invariance(args[1:]))
+    elif args[:1] == ["rollout"]:
+        from grpo_pl.rollout.command import rollout
+
+        tame_logs()
+        with cli.mistakes_answered():
+            rollout(args[1:])
+    else:
+        cli.main(args)
 
 
 if __name__ == "__main__":

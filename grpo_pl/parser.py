@@ -59,6 +59,7 @@ OTHER_COMMANDS = {
     "submit": "Check what fit would run, and submit it to SLURM as a job.",
     "check-invariance": "Compare the gradient of one rollout over strategies, ranks and micro-batches.",
     "doctor": "Say what is wrong with machine, installation, model and engine, and how to mend it.",
+    "rollout": "Sample the rollouts that fit would learn from first, score and keep them; train nothing.",
     "ablate": "Run a study: variants of a config, each with several seeds, and compare them.",
     "compare": "Compare runs in a table, report.html and report.md.",
 }

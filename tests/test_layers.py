@@ -47,7 +47,7 @@ LAYERS = [
     {"parser", "planning", "submission", "config_files", "config_values", "rank_failures", "experiments"},
     {"ablation"},
     {"cli"},
-    {"invariance", "diagnosis"},
+    {"invariance", "diagnosis", "rollout.command"},
     {"__main__"},
 ]
 ONE_IMPORTER = {

@@ -171,7 +171,8 @@ ARGUMENTS = {
     ),
 }
 COMMANDS = {
-    "": "no command is given; expected one of fit, validate, plan, submit, check-invariance, doctor, compare",
+    "": "no command is given; expected one of fit, validate, plan, submit, check-invariance, doctor, "
+    "rollout, compare",
     "frobnicate": "there is no command 'frobnicate'; expected one of fit",
     "trian": "there is no command 'trian'",
     "validate": "model.policy, .*data.engine: no value is given; set it in a --config file",
