@@ -28,7 +28,7 @@ from grpo_pl.reward_modeling.objectives import RewardObjective
 from grpo_pl.rewards import code_tests, judge, math_answer, models, rules, steps
 from grpo_pl.rewards.base import RewardFunction, Verifier
 from grpo_pl.rewards.transforms import RewardTransform
-from grpo_pl.rollout import in_process, overlapped, replay, server, vllm
+from grpo_pl.rollout import dataset, in_process, overlapped, replay, server, vllm
 from grpo_pl.rollout.engine import EngineWrapper, RolloutEngine
 from grpo_pl.rollout.server.transfer import WeightTransfer
 
@@ -50,7 +50,7 @@ COMPONENTS = (
 )
 """The abstract classes whose implementations a config names by their short names."""
 
-ENGINES = in_process, overlapped, replay, server, vllm
+ENGINES = dataset, in_process, overlapped, replay, server, vllm
 IMPLEMENTATIONS = (code_tests, judge, math_answer, models, rules, steps, *ENGINES, procedural, sources)
 """Imported so that their classes answer to their short names."""
 

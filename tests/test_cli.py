@@ -69,12 +69,12 @@ PARSED = {
     "a class": ("--model.advantage GroupRelativ", "model.advantage: .*Did you mean GroupRelative?"),
     "a class of another kind": (
         "--data.engine LastNumber",
-        "data.engine: expected one of InProcessEngine, .*ServerEngine, VLLMEngine, got LastNumber$",
+        "data.engine: expected one of DatasetEngine, .*ServerEngine, VLLMEngine, got LastNumber$",
     ),
     "a class or null": ("--model.kl KLInLos", "model.kl: .*Did you mean KLInLoss?"),
     "an engine": (
         "--data.engine VLLM",
-        "data.engine: expected one of InProcessEngine, OverlappedEngine, ReplayEngine, "
+        "data.engine: expected one of DatasetEngine, InProcessEngine, OverlappedEngine, ReplayEngine, "
         "ServerEngine, VLLMEngine, got VLLM",
     ),
     "a reward": ("--model.rewards.digit LastNumbr", "model.rewards: .*Did you mean LastNumber?"),

@@ -26,6 +26,7 @@ LAYERS = [
     },
     {"rewards"},
     {
+        "rollout.dataset",
         "rollout.in_process",
         "rollout.overlapped",
         "rollout.replay",
