@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from studies import VARIANTS, ablate, write_study
 
 PHONE, DESKTOP = (390, 844), (1280, 800)
 WIDER_THAN_PAGE = """
@@ -44,6 +45,20 @@ def test_the_console_would_tell_of_an_error(browser, tmp_path):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", [PHONE, DESKTOP], ids=["phone", "desktop"])
 def test_a_page_has_no_console_message_and_nothing_wider_than_it(size, scheme, page, browser):
+    check_page(browser, page, size, scheme)
+
+
+@pytest.mark.browser
+@pytest.mark.timeout(900)
+def test_so_has_the_report_of_a_study_that_was_run(browser, tiny_model, tmp_path):
+    out = tmp_path / "out"
+    code, text = ablate(write_study(tmp_path, tiny_model, VARIANTS), out)
+    assert code == 0, text
+    for size in (PHONE, DESKTOP):
+        check_page(browser, (out / "report.html").as_uri(), size, "light")
+
+
+def check_page(browser, page: str, size: tuple[int, int], scheme: str) -> None:
     show(browser, page, size, scheme)
     assert browser.get_log("browser") == []
     assert browser.execute_script("return document.documentElement.scrollWidth") <= size[0]
