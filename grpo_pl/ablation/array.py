@@ -1,5 +1,6 @@
 """A study as an array of SLURM jobs, with a job after them that compares."""
 
+import argparse
 import shlex
 import sys
 from collections.abc import Sequence
@@ -14,7 +15,6 @@ from grpo_pl.submission.command import (
     Options,
     check_free,
     check_sbatch,
-    for_nodes,
     hand_in,
     write,
 )
@@ -59,27 +59,36 @@ def submit_array(runs: Sequence[PlannedRun], out: Path, job: Job, *, base: str) 
     print(f"Jobs {array}_[0-{len(runs) - 1}] are submitted, and {after}, which compares them: {out}/*.sbatch")
 
 
-def array_job(runs: Sequence[PlannedRun], out: Path, options: str, check: Check) -> Job:
+def read_options(text: str) -> argparse.Namespace:
+    """The options of `submit` in one string.
+
+    Raises:
+        ValueError: If an array cannot have them.
+    """
+    said = Options().parse_args(shlex.split(text))
+    if said.server_nodes:
+        raise ValueError("ablate: --slurm: jobs with --server-nodes are no array: submit each by itself")
+    return said
+
+
+def array_job(runs: Sequence[PlannedRun], out: Path, options: argparse.Namespace, check: Check) -> Job:
     """The script that runs each in a job of its own, one of an array.
 
     Args:
-        runs: What is to be run.
+        runs: What is to be run, on the nodes of the options.
         out: The study's folder.
-        options: Of `submit`, as one string.
+        options: Of `submit`.
         check: Reads the options of `fit`.
 
     Raises:
         ValueError: If something is wrong with them.
     """
-    said = Options().parse_args(shlex.split(options))
-    if said.server_nodes:
-        raise ValueError("ablate: --slurm: jobs with --server-nodes are no array: submit each by itself")
-    fits = [check([*run.options, *for_nodes(said)]) for run in runs]
+    fits = [check(run.options) for run in runs]
     configs = shlex.join(str(run.folder / CONFIG_FILE) for run in runs)
     choose = [f"configs=({configs})", 'set -- --config "${configs[$SLURM_ARRAY_TASK_ID]}"']
     more = {"array": f"0-{len(runs) - 1}", "output": shlex.quote(f"{out}/slurm-%A_%a.out")}
-    partition = [f"--partition={said.partition}"] if said.partition else []
-    return Job(write(said, fits[0].settings, out, choose, more), fits, partition)
+    partition = [f"--partition={options.partition}"] if options.partition else []
+    return Job(write(options, fits[0].settings, out, choose, more), fits, partition)
 
 
 def report_script(out: Path, base: str) -> str:

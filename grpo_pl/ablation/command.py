@@ -10,7 +10,7 @@ from typing import NoReturn
 from rich.progress import track
 from typing_extensions import override
 
-from grpo_pl.ablation.array import array_job, submit_array
+from grpo_pl.ablation.array import array_job, read_options, submit_array
 from grpo_pl.ablation.planned import Check, PlannedRun, plan_runs
 from grpo_pl.ablation.progress import StudyProgress
 from grpo_pl.ablation.running import run_all, shares_of_machine
@@ -19,6 +19,7 @@ from grpo_pl.callbacks.preemption import EXIT_CODE
 from grpo_pl.callbacks.records import CONFIG_FILE
 from grpo_pl.experiments.command import report
 from grpo_pl.lock import Lock
+from grpo_pl.submission.command import for_nodes
 
 DESCRIPTION = """Run a study: every variant with every seed, each in OUT/<variant>/seed-<n>, and compare.
 Runs that have ended are skipped, those that were cut off go on, and where one fails the others are run.
@@ -58,6 +59,8 @@ def ablate(args: list[str], check: Check) -> int:
     if options.jobs < 1:
         raise ValueError(f"ablate: --jobs {options.jobs}: expected 1 or more")
     shares_of_machine(options.jobs)
+    on_slurm = None if options.slurm is None else read_options(options.slurm)
+    for_fit += for_nodes(on_slurm) if on_slurm else []
     study = read_study(options.study)
     out: Path = options.out or Path("runs") / options.study.stem
     settings = out / SETTINGS_FOLDER
@@ -66,7 +69,7 @@ def ablate(args: list[str], check: Check) -> int:
         total = len(study.seeds) * len(study.variants)
         runs = list(track(checked, "checking", total=total, transient=True))
         to_do = [run for run in runs if not run.ended]
-        job = array_job(to_do, out, options.slurm, check) if options.slurm is not None and to_do else None
+        job = array_job(to_do, out, on_slurm, check) if on_slurm and to_do else None
     runs, to_do = ([run.reading_from(settings, Path(aside)) for run in some] for some in (runs, to_do))
     if options.dry_run:
         print(job.script if job else "".join(f"{run.name}: {run.folder}\n" for run in to_do), end="")

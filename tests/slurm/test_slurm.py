@@ -13,6 +13,7 @@ import pytest
 import torch
 from cluster import Cluster, missing, wait
 from run_results import column, untimed
+from studies import VARIANTS, write_study
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1800)]
 JOB_S = 600
@@ -107,6 +108,20 @@ def test_a_preempted_job_ends_like_an_undisturbed_one(
     assert untimed(preempted) == untimed(whole)
     assert (preempted / "samples.jsonl").read_text() == (whole / "samples.jsonl").read_text()
     assert not [*preempted.rglob("hpc_ckpt*"), *preempted.rglob("preempted-*"), *tmp_path.glob("*.1")]
+
+
+def test_a_study_is_an_array_of_jobs_and_one_that_compares_them(
+    cluster: Cluster, tiny_model: Path, tmp_path: Path
+) -> None:
+    out, study = tmp_path / "out", write_study(tmp_path, tiny_model, VARIANTS)
+    ablate = [sys.executable, "-m", "grpo_pl", "ablate", str(study), "--out", str(out)]
+    command = [*ablate, "--slurm", "--nodes 1 --gpus-per-node 0 --cpus-per-task 1"]
+    said = re.search(r"Jobs (\d+)_\[0-1\] are submitted, and (\d+), which", cluster.ask(*command))
+    assert said is not None
+    assert cluster.finish(said[2], JOB_S) == "COMPLETED", log(out)
+    assert [column(out / name / "seed-1", "iteration") for name in VARIANTS] == [[0, 1, 2]] * 2, log(out)
+    assert (out / "report.html").exists()
+    assert "2 runs of 2 variants: 2 have ended" in cluster.ask(*command)
 
 
 @pytest.fixture
