@@ -1,7 +1,6 @@
 """What one sees of a study while it runs: a bar over all of it, and a line for each run that ends."""
 
 from collections.abc import Sequence
-from datetime import timedelta
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
@@ -63,14 +62,14 @@ class StudyProgress:
             self.bar.task_ids[0],
             completed=self.ended + sum(shares),
             ended=self.ended,
-            left="?" if left is None else str(timedelta(seconds=round(left))),
+            left="?" if left is None else clock(left),
             now="; ".join(newest),
         )
 
     def end(self, run: Running) -> None:
         """A run has ended."""
         self.ended += 1
-        problem, took = run.problem, timedelta(seconds=round(run.seconds))
+        problem = run.problem
         if problem:
             self.problems[run.run.name] = problem
             self.say(f"! {run.run.name}: {problem} ({run.run.log})")
@@ -80,7 +79,7 @@ class StudyProgress:
         rows = run.run.rows()
         values = [row[self.metric] for row in rows if self.metric in row]
         result = f"{self.metric} {values[0]:.3f} -> {values[-1]:.3f}" if values else line(rows[-1])
-        self.say(f"{run.run.name}: {result} in {took} ({self.ended} of {self.total})")
+        self.say(f"{run.run.name}: {result} in {clock(run.seconds)} ({self.ended} of {self.total})")
 
     def seconds_left(self, running: list[Running], shares: list[float]) -> float | None:
         """By what runs of the same variant have taken, else all runs; None as long as none has come far."""
@@ -99,3 +98,9 @@ class StudyProgress:
         to_do = sum(whole(run) * (1 - run.share_done()) for run in self.waiting)
         to_do += sum(whole(each.run) * (1 - share) for each, share in zip(running, shares, strict=True))
         return to_do / self.jobs
+
+
+def clock(seconds: float) -> str:
+    """Hours, minutes and seconds, as in 1:02:03."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"

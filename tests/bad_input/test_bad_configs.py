@@ -172,7 +172,7 @@ ARGUMENTS = {
 }
 COMMANDS = {
     "": "no command is given; expected one of fit, validate, plan, submit, check-invariance, doctor, "
-    "rollout, compare",
+    "rollout, ablate, compare",
     "frobnicate": "there is no command 'frobnicate'; expected one of fit",
     "trian": "there is no command 'trian'",
     "validate": "model.policy, .*data.engine: no value is given; set it in a --config file",
