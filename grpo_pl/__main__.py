@@ -1,4 +1,4 @@
-"""`python -m grpo_pl {fit,validate,plan,submit,check-invariance,doctor,rollout,compare} ...`."""
+"""`python -m grpo_pl {fit,validate,plan,submit,check-invariance,doctor,rollout,ablate,compare} ...`."""
 
 import sys
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from grpo_pl import slurm
-from grpo_pl.ablation.planned import Check, Fit, PlannedRun
+from grpo_pl.ablation.planned import PlannedRun
 from grpo_pl.callbacks.records import CONFIG_FILE
 from grpo_pl.submission.command import (
     SCRIPT_FILE,
@@ -26,8 +26,6 @@ class Job(NamedTuple):
     """An array of jobs, before it is submitted."""
 
     script: str
-    fits: list[Fit]
-    """What each of them runs."""
     partition: list[str]
     """Options of sbatch for the report."""
 
@@ -47,8 +45,8 @@ def submit_array(runs: Sequence[PlannedRun], out: Path, job: Job, *, base: str) 
     check_sbatch()
     for run in runs:
         check_free(run.folder)
-    for fit in job.fits:
-        fit.prepare()
+    for run in runs:
+        run.fit.prepare()
     (out / SCRIPT_FILE).write_text(job.script, encoding="utf-8")
     array = hand_in(out / SCRIPT_FILE)
     for i, run in enumerate(runs):
@@ -71,24 +69,19 @@ def read_options(text: str) -> argparse.Namespace:
     return said
 
 
-def array_job(runs: Sequence[PlannedRun], out: Path, options: argparse.Namespace, check: Check) -> Job:
+def array_job(runs: Sequence[PlannedRun], out: Path, options: argparse.Namespace) -> Job:
     """The script that runs each in a job of its own, one of an array.
 
     Args:
         runs: What is to be run, on the nodes of the options.
         out: The study's folder.
         options: Of `submit`.
-        check: Reads the options of `fit`.
-
-    Raises:
-        ValueError: If something is wrong with them.
     """
-    fits = [check(run.options) for run in runs]
     configs = shlex.join(str(run.folder / CONFIG_FILE) for run in runs)
     choose = [f"configs=({configs})", 'set -- --config "${configs[$SLURM_ARRAY_TASK_ID]}"']
     more = {"array": f"0-{len(runs) - 1}", "output": shlex.quote(f"{out}/slurm-%A_%a.out")}
     partition = [f"--partition={options.partition}"] if options.partition else []
-    return Job(write(options, fits[0].settings, out, choose, more), fits, partition)
+    return Job(write(options, runs[0].fit.settings, out, choose, more), partition)
 
 
 def report_script(out: Path, base: str) -> str:

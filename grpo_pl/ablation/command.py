@@ -69,7 +69,7 @@ def ablate(args: list[str], check: Check) -> int:
         total = len(study.seeds) * len(study.variants)
         runs = list(track(checked, "checking", total=total, transient=True))
         to_do = [run for run in runs if not run.ended]
-        job = array_job(to_do, out, on_slurm, check) if on_slurm and to_do else None
+        job = array_job(to_do, out, on_slurm) if on_slurm and to_do else None
     runs, to_do = ([run.reading_from(settings, Path(aside)) for run in some] for some in (runs, to_do))
     if options.dry_run:
         print(job.script if job else "".join(f"{run.name}: {run.folder}\n" for run in to_do), end="")

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from grpo_pl.ablation.study import Budget, Study
 from grpo_pl.callbacks.budget import SPENT
@@ -13,6 +13,7 @@ from grpo_pl.callbacks.run_folder import ENDED_FILE
 from grpo_pl.submission import command as submission
 
 
+@runtime_checkable
 class Fit(submission.Fit, Protocol):
     """A command line of `fit`, read and checked."""
 
@@ -36,6 +37,8 @@ class PlannedRun:
     options: list[str]
     """Of `fit`."""
     budget: Budget
+    fit: Fit
+    """Those options, read and checked."""
     ended: bool
     """Whether it had come to its end before this command began."""
 
@@ -98,7 +101,7 @@ def plan_runs(
             fit = check(said)
             budget = study.budget or iterations_of(fit.settings, study)
             check_last_validation(fit.settings, budget, variant, study)
-            yield PlannedRun(variant, seed, folder, said, budget, fit.ended)
+            yield PlannedRun(variant, seed, folder, said, budget, fit, fit.ended)
 
 
 def iterations_of(settings: Any, study: Study) -> Budget:
