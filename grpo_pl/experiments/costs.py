@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 from grpo_pl.experiments.groups import Group
 from grpo_pl.experiments.runs import SECONDS, TOKENS, VALIDATION, Run
-from grpo_pl.experiments.statistics import mean
 
 STAGES = ("sync", "generate", "score", "update")
 
@@ -67,9 +66,9 @@ COSTS = (
 
 
 def cost_of(group: Group, cost: Cost) -> float | None:
-    """Mean over the group's finished runs that have measured it."""
+    """Median over the group's finished runs that have measured it: one disturbed run moves it little."""
     values = [value for run in group.finished.values() if (value := cost.of(run)) is not None]
-    return mean(values) if values else None
+    return median(values) if values else None
 
 
 def pareto(points: list[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -11,7 +11,7 @@ from run_results import said
 
 from grpo_pl.cli import main
 from grpo_pl.experiments import compare
-from grpo_pl.experiments.costs import pareto
+from grpo_pl.experiments.costs import TIME, cost_of, pareto
 from grpo_pl.experiments.curves import curve
 from grpo_pl.experiments.figures import LIGHT
 from grpo_pl.experiments.groups import Group, group_runs
@@ -200,6 +200,15 @@ def test_runs_that_did_not_end_are_drawn_and_in_no_mean(config, tmp_path):
     assert found.low is None
     assert len(found.unfinished) == 1
     assert curve(group, "val/nothing") is None
+
+
+def test_one_disturbed_run_does_not_make_its_group_dear(config, tmp_path):
+    for seed, cost in ((1, 1.0), (2, 40.0), (3, 1.0), (4, 1.0)):
+        write_run(tmp_path / "one" / f"seed-{seed}", config, seed=seed, accuracies=[0.2, 0.4, 0.6], cost=cost)
+    (group,) = group_runs(read_runs([tmp_path]))
+    costs = sorted(sum(run.measured(SECONDS)) for run in group.runs)
+    assert cost_of(group, TIME) == pytest.approx((costs[1] + costs[2]) / 2)
+    assert cost_of(group, TIME) < costs[3] / 5
 
 
 def test_the_pareto_front_by_hand():

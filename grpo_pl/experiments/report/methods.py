@@ -11,9 +11,10 @@ CURVES = [
     "are comparable only between groups that are paid for the same.",
 ]
 COSTS = [
-    "Means over finished runs of: the greatest value (models, parameters, peak memory of rank 0's process), "
-    "the median over iterations (stages, iteration, tokens a second), the sum over iterations (tokens, "
-    "training, validation). In brackets: times the base's. Dashed line: what no other group beats in both.",
+    "Medians over finished runs of: the greatest value (models, parameters, peak memory of rank 0's "
+    "process), the median over iterations (stages, iteration, tokens a second), the sum over iterations "
+    "(tokens, training, validation). In brackets: times the base's. Dashed line: what no other group beats "
+    "in both.",
 ]
 
 
