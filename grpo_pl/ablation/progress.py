@@ -21,7 +21,8 @@ class StudyProgress:
     """
 
     def __init__(self, runs: Sequence[PlannedRun], ended: int, jobs: int, metric: str) -> None:
-        self.waiting, self.jobs, self.metric = list(runs), jobs, metric
+        self.jobs, self.metric = jobs, metric
+        self.waiting = {run.name: (run, run.share_done()) for run in runs}
         self.total, self.ended = len(runs) + ended, ended
         self.problems: dict[str, str] = {}
         self._seconds: list[tuple[str, float]] = []
@@ -49,8 +50,7 @@ class StudyProgress:
 
     def start(self, run: PlannedRun) -> None:
         """A run begins."""
-        self.waiting.remove(run)
-        share = run.share_done()
+        _, share = self.waiting.pop(run.name)
         self.say(f"{run.name}: " + (f"goes on from {share:.0%}" if share else "begins"))
 
     def look(self, running: list[Running]) -> None:
@@ -95,7 +95,7 @@ class StudyProgress:
             chosen = same or [seconds for _, seconds in known]
             return sum(chosen) / len(chosen)
 
-        to_do = sum(whole(run) * (1 - run.share_done()) for run in self.waiting)
+        to_do = sum(whole(run) * (1 - share) for run, share in self.waiting.values())
         to_do += sum(whole(each.run) * (1 - share) for each, share in zip(running, shares, strict=True))
         return to_do / self.jobs
 

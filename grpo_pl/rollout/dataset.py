@@ -1,17 +1,16 @@
 """An engine that answers with what the data set brings: to train on anyone's responses."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, final
 
 import torch
-from torch import Tensor
 from typing_extensions import override
 
 from grpo_pl.functional import batches_within
 from grpo_pl.models import CausalLM, LanguageModel
 from grpo_pl.models.loading import DType, eos_token_ids, load_tokenizer, vocabulary_size
-from grpo_pl.rollout.engine import Response, RolloutEngine, SamplingConfig, assemble_rollout, token_ends
+from grpo_pl.rollout.engine import OfflineEngine, Response, SamplingConfig, assemble_rollout, token_ends
 from grpo_pl.types import Prompt, Rollout
 
 BATCH_TOKENS = 16384
@@ -19,7 +18,7 @@ BATCH_TOKENS = 16384
 
 
 @final
-class DatasetEngine(RolloutEngine):
+class DatasetEngine(OfflineEngine):
     """Answers with the responses that stand in `data.train` beside each question, whatever the weights.
 
     A response is a text, or an object with `text` or `token_ids`; with `logprobs`, in nats at
@@ -38,11 +37,6 @@ class DatasetEngine(RolloutEngine):
         self.column, self.pretrained, self.dtype = column, pretrained, dtype
         self._model: LanguageModel | None = None
 
-    @property
-    @override
-    def offline(self) -> bool:
-        return True
-
     @override
     def start(self, *, max_sequence_tokens: int, max_sequences: int, device: torch.device) -> None:
         self._tokenizer, self._device = load_tokenizer(self.pretrained), device
@@ -50,22 +44,16 @@ class DatasetEngine(RolloutEngine):
         self._eos = sorted(eos, key=lambda token: (token != self._tokenizer.eos_token_id, token))
 
     @override
-    def load_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
-        for _ in weights:  # collective where they are sharded
-            pass
-
-    @override
     def check(self, prompts: Sequence[Prompt], group_size: int, sampling: SamplingConfig) -> None:
         for prompt in prompts:
             self._group(prompt, group_size, sampling)
 
     @override
-    def generate(self, prompts: Sequence[Prompt], group_size: int, sampling: SamplingConfig) -> Rollout:
+    def look_up(self, prompts: Sequence[Prompt], group_size: int, sampling: SamplingConfig) -> Rollout:
         groups = [self._group(prompt, group_size, sampling) for prompt in prompts]
         rollout = assemble_rollout(prompts, groups, policy_version=0, temperature=sampling.temperature)
         without = [n for n, one in enumerate(one for group in groups for one in group) if not one.logprobs]
         self._score(rollout, without)
-        rollout.offline = True
         return rollout
 
     @torch.no_grad()

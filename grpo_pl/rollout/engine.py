@@ -167,6 +167,33 @@ class RolloutEngine(ABC):
         return EngineMemory()
 
 
+class OfflineEngine(RolloutEngine):
+    """An engine that samples nothing: its responses are there already, whatever the weights.
+
+    Their rollouts are marked `offline`.
+    """
+
+    @property
+    @override
+    def offline(self) -> bool:
+        return True
+
+    @override
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
+        for _ in weights:  # collective where they are sharded
+            pass
+
+    @override
+    def generate(self, prompts: Sequence[Prompt], group_size: int, sampling: SamplingConfig) -> Rollout:
+        rollout = self.look_up(prompts, group_size, sampling)
+        rollout.offline = True
+        return rollout
+
+    @abstractmethod
+    def look_up(self, prompts: Sequence[Prompt], group_size: int, sampling: SamplingConfig) -> Rollout:
+        """The first `group_size` responses that there are to each prompt."""
+
+
 class EngineWrapper(RolloutEngine):
     """An engine around another one, which does everything but what a subclass says otherwise.
 

@@ -1,21 +1,20 @@
 """An engine that answers from files: the same rollouts for any loss."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, final
 
 import torch
-from torch import Tensor
 from typing_extensions import override
 
-from grpo_pl.rollout.engine import Response, RolloutEngine, SamplingConfig, assemble_rollout
+from grpo_pl.rollout.engine import OfflineEngine, Response, SamplingConfig, assemble_rollout
 from grpo_pl.rollout.files import Group, files_of, read_columns, read_groups
 from grpo_pl.types import Prompt, Rollout
 
 
 @final
-class ReplayEngine(RolloutEngine):
+class ReplayEngine(OfflineEngine):
     """Answers from the files that `data.keep_rollouts` or `rollout` wrote, whatever the weights.
 
     The data settings and `data.seed` must be those that the rollouts were sampled with, for these name the
@@ -32,11 +31,6 @@ class ReplayEngine(RolloutEngine):
         self._sizes: Counter[Group] = Counter()
         self._open: dict[Path, dict[Group, list[dict[str, Any]]]] = {}
 
-    @property
-    @override
-    def offline(self) -> bool:
-        return True
-
     @override
     def start(self, *, max_sequence_tokens: int, max_sequences: int, device: torch.device) -> None:
         files = files_of(Path(self.path))
@@ -52,17 +46,12 @@ class ReplayEngine(RolloutEngine):
             self._sizes.update(groups)
 
     @override
-    def load_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
-        for _ in weights:  # collective where they are sharded
-            pass
-
-    @override
     def check(self, prompts: Sequence[Prompt], group_size: int, sampling: SamplingConfig) -> None:
         for prompt in prompts:
             self._refuse_unless(self._sizes[sampling.temperature, prompt.seed], prompt, group_size, sampling)
 
     @override
-    def generate(self, prompts: Sequence[Prompt], group_size: int, sampling: SamplingConfig) -> Rollout:
+    def look_up(self, prompts: Sequence[Prompt], group_size: int, sampling: SamplingConfig) -> Rollout:
         self.check(prompts, group_size, sampling)
         needed = {self._files[sampling.temperature, prompt.seed] for prompt in prompts}
         self._open = {file: self._open.get(file) or read_groups(file) for file in needed}
@@ -72,11 +61,7 @@ class ReplayEngine(RolloutEngine):
             for group in groups
         ]
         version = min((row["policy_version"] for group in groups for row in group), default=0)
-        rollout = assemble_rollout(
-            prompts, responses, policy_version=version, temperature=sampling.temperature
-        )
-        rollout.offline = True
-        return rollout
+        return assemble_rollout(prompts, responses, policy_version=version, temperature=sampling.temperature)
 
     def _group(self, prompt: Prompt, group_size: int, sampling: SamplingConfig) -> list[dict[str, Any]]:
         group = sampling.temperature, prompt.seed
