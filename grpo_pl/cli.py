@@ -1,124 +1,35 @@
 """The command line: `python -m grpo_pl {fit,validate,plan,submit,ablate,compare} ...`."""
 
-import argparse
-import os
 import re
 import sys
-import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, NoReturn
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 from jsonargparse import ActionConfigFile, Namespace  # type: ignore[attr-defined]
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities import rank_zero_only
 from typing_extensions import override
 
 from grpo_pl import __version__
 from grpo_pl.ablation.command import ablate
-from grpo_pl.callbacks import (
-    alarms,
-    budget,
-    curves,
-    gradient_terms,
-    guard,
-    memory,
-    preemption,
-    progress,
-    records,
-    samples,
-)
+from grpo_pl.callbacks import gradient_terms, guard, memory, preemption, progress, records
 from grpo_pl.callbacks.checkpoint_io import AtomicCheckpointIO
 from grpo_pl.callbacks.checkpoints import BY_STEP, Checkpoints
 from grpo_pl.callbacks.run_folder import RunFolder
 from grpo_pl.checkpoint_files import check_checkpoint
-from grpo_pl.config_files import other_version, read_config
 from grpo_pl.config_values import check_folder, check_values
 from grpo_pl.datamodule import RolloutDataModule, connect
-from grpo_pl.durable import DiskFullError
 from grpo_pl.experiments import command as experiments
 from grpo_pl.experiments.labels import label_loggers
-from grpo_pl.module import PolicyOptimization
-from grpo_pl.parser import OTHER_COMMANDS, Parser, fail, failed_import, nearest
+from grpo_pl.jobs import JOBS, read_ahead
+from grpo_pl.mistakes import mistakes_answered, own_cause, refuse
+from grpo_pl.parser import OTHER_COMMANDS, Parser, fail
 from grpo_pl.planning.command import PlanningTrainer
 from grpo_pl.quiet import tame_logs
 from grpo_pl.rank_failures import ending_together
-from grpo_pl.reward_modeling.data import RewardDataModule
-from grpo_pl.reward_modeling.module import RewardModeling
-from grpo_pl.rewards.base import RewardError
-from grpo_pl.rollout.engine import EngineLostError
 from grpo_pl.submission.command import submit
-
-STOPPED = 1
-"""Exit code of a run that a guard, an alarm or the loss of its engine has ended."""
-
-
-class Job(NamedTuple):
-    """What a config can ask for: which modules it configures and what one looks at."""
-
-    model: type[pl.LightningModule]
-    data: type[pl.LightningDataModule]
-    callbacks: dict[str, type[pl.Callback]]
-    """Config key -> callback, beside those of every job."""
-    take_pretrained: tuple[str, ...]
-    """The keys that mean the model of `--pretrained` where they are empty."""
-
-
-JOBS = {
-    "policy": Job(
-        PolicyOptimization,
-        RolloutDataModule,
-        {
-            "budget": budget.Budget,
-            "alarms": alarms.Alarms,
-            "samples": samples.Samples,
-            "gradient_terms": gradient_terms.GradientTerms,
-            "curves": curves.Curves,
-        },
-        (
-            "model.policy.init_args.pretrained",
-            "model.reference.init_args.pretrained",
-            "model.critic.init_args.pretrained",
-            "data.engine.init_args.pretrained",
-            "data.engine.init_args.engine.init_args.pretrained",
-            "data.val_engine.init_args.pretrained",
-            "data.pretrained",
-        ),
-    ),
-    "reward_model": Job(
-        RewardModeling,
-        RewardDataModule,
-        {"reliability": curves.Reliability},
-        ("model.pretrained", "data.pretrained"),
-    ),
-}
-"""The value of the config key `job` -> what is trained, on the same Trainer and with the same run folder."""
-
-
-def read_ahead(args: list[str]) -> tuple[str, str]:
-    """The job that the command line and its config files name, and which of these are of another version.
-
-    The job decides what else they may say.
-
-    Raises:
-        ValueError: If a config file is none, in one sentence.
-    """
-    reader = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    reader.add_argument("-c", "--config", action="append", default=[])
-    reader.add_argument("--job")
-    try:
-        said, _ = reader.parse_known_args(args)
-        read = [read_config(path) for path in said.config]
-    except (argparse.ArgumentError, FileNotFoundError):
-        return "policy", ""  # whatever is wrong there, the parser itself will name it
-    job = said.job or ([config["job"] for config in read if "job" in config] or ["policy"])[-1]
-    if not isinstance(job, str) or job not in JOBS:
-        fail(f"job: expected one of {', '.join(JOBS)}, got {job}{nearest(str(job), JOBS)}")
-    return job, "".join(map(other_version, said.config))
 
 
 class CLI(LightningCLI):
@@ -336,63 +247,23 @@ def check(for_fit: list[str]) -> Checked:
     return checked
 
 
+def run(args: list[str]) -> int | None:
+    """Run a command line; its exit code where it has one of its own."""
+    if args[:1] == ["ablate"]:
+        return ablate(args[1:], check)
+    if args[:1] == ["submit"]:
+        submit(args[1:], check)
+    elif args[:1] == ["compare"]:
+        experiments.run(args[1:])
+    else:
+        configure(args)
+    return None
+
+
 def main(args: list[str] | None = None) -> None:
     """Run the command line; a user's mistake ends in one sentence and exit code 2."""
     tame_logs()
-    args = sys.argv[1:] if args is None else args
     with mistakes_answered():
-        if args[:1] == ["submit"]:
-            submit(args[1:], check)
-        elif args[:1] == ["compare"]:
-            experiments.run(args[1:])
-        elif args[:1] == ["ablate"]:
-            raise SystemExit(ablate(args[1:], check))
-        else:
-            configure(args)
-
-
-@contextmanager
-def mistakes_answered() -> Iterator[None]:
-    """Whatever in the body is a user's mistake ends in one sentence and exit code 2."""
-    try:
-        yield
-    except (guard.RunStoppedError, EngineLostError) as error:
-        stop(error)
-    except (RewardError, MisconfigurationException, DiskFullError) as error:
-        refuse(error)
-    except FileNotFoundError as error:
-        if "Checkpoint" in str(error):
-            fail(f"ckpt_path: {error}")
-        raise
-    except (Exception, SystemExit) as error:
-        if cause := own_cause(error):
-            refuse(cause)
-        if path := failed_import(error):
-            fail(f"{path}: its module cannot be imported ({type(error).__name__}: {error})")
-        raise
-
-
-def own_cause(error: BaseException) -> ValueError | None:
-    """What grpo_pl itself says about the input; jsonargparse wraps it where a component may be null."""
-    causes = (error, error.__cause__)
-    return next((c for c in causes if isinstance(c, ValueError) and raised_by_grpo_pl(c)), None)
-
-
-def raised_by_grpo_pl(error: BaseException) -> bool:
-    """Whether our own code raised it: then it is about the user's input, and a traceback adds nothing."""
-    *_, last = traceback.walk_tb(error.__traceback__)
-    return str(last[0].f_globals.get("__name__", "")).startswith("grpo_pl.")
-
-
-def stop(error: Exception) -> NoReturn:
-    """Say why a run has ended before its time, once for all ranks, and end with exit code 1."""
-    sys.stdout.flush()
-    rank_zero_only(print)(f"grpo_pl: stopped: {error}", file=sys.stderr)
-    raise SystemExit(STOPPED)
-
-
-def refuse(error: Exception) -> NoReturn:
-    """End with the error's sentence; `GRPO_PL_TRACEBACK=1` shows where it came from."""
-    if os.environ.get("GRPO_PL_TRACEBACK"):
-        raise error
-    fail(str(error))
+        code = run(sys.argv[1:] if args is None else args)
+        if code is not None:
+            raise SystemExit(code)

@@ -46,7 +46,7 @@ LAYERS = [
     {"optimization", "strategies", "rollout.server", "rollout.stored"},
     {"module", "datamodule", "reward_modeling", "callbacks"},
     {"parser", "planning", "submission", "config_files", "config_values", "rank_failures", "experiments"},
-    {"ablation"},
+    {"ablation", "jobs", "mistakes"},
     {"cli"},
     {"invariance", "diagnosis", "rollout.command"},
     {"__main__"},

@@ -19,8 +19,9 @@ import lightning.pytorch as pl
 import torch
 
 from grpo_pl.callbacks.records import newest_row
-from grpo_pl.cli import CLI, configure, mistakes_answered
+from grpo_pl.cli import CLI, configure
 from grpo_pl.memory import forget_peak, peak_gib, release_free_memory
+from grpo_pl.mistakes import mistakes_answered
 from grpo_pl.models.loading import resolve_pretrained
 from grpo_pl.quiet import tame_logs
 from grpo_pl.rollout.stored import StoredRollouts

@@ -22,9 +22,10 @@ from rich.progress import track
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout need not be installed
 
-from grpo_pl.cli import configure, mistakes_answered
+from grpo_pl.cli import configure
 from grpo_pl.datamodule import RolloutDataModule
 from grpo_pl.functional import derive_seed, permutation
+from grpo_pl.mistakes import mistakes_answered
 from grpo_pl.module import PolicyOptimization
 from grpo_pl.parser import fail
 from grpo_pl.prompts.prompt_set import iteration_prompts

@@ -69,8 +69,8 @@ def doctor(args: list[str]) -> int:
     elif not works:
         report.skip(CONFIGURED, "the installation comes first")
     else:
-        from grpo_pl.cli import mistakes_answered
         from grpo_pl.diagnosis.configured import check_configured
+        from grpo_pl.mistakes import mistakes_answered
 
         tame_logs()  # Lightning, imported since, sets levels of its own
         with mistakes_answered():

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from grpo_pl.cli import configure, mistakes_answered
+from grpo_pl.cli import configure
+from grpo_pl.mistakes import mistakes_answered
 from grpo_pl.quiet import tame_logs
 from grpo_pl.weight_sync import full_gradients
 
