@@ -38,6 +38,7 @@ FILES = {
         b"job: [policy]\n",
         r"job: expected one of policy, reward_model, got \['policy'\]",
     ),
+    "an empty section": (b"modle: {}\n", "modle: is empty; write settings into it, or leave it out"),
     "a job that is none": (b"job: polciy\n", "Did you mean policy?"),
     "a subcommand": (b"fit: {trainer: {max_epochs: 1}}\n", "Did you mean trainer.max_epochs?"),
     "another version": (
