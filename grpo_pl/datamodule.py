@@ -13,10 +13,11 @@ import lightning.pytorch as pl
 from torch.utils.data import DataLoader, IterableDataset
 from typing_extensions import override
 
-from grpo_pl.checks import check_engines, check_schedule, check_trainer
+from grpo_pl.checks.prompts import check_context, check_vocabulary
+from grpo_pl.checks.schedule import check_engines, check_schedule, check_trainer
 from grpo_pl.functional import derive_seed, even_parts, rounds
 from grpo_pl.loop import Learner, UpdateSchedule, experience_stream, sample_rollout
-from grpo_pl.models.loading import context_length, eos_token_ids, load_tokenizer, vocabulary_size
+from grpo_pl.models.loading import eos_token_ids, load_tokenizer
 from grpo_pl.prompts.chat import ChatFormat, Tokenizer
 from grpo_pl.prompts.prompt_set import PromptSet, iteration_prompts
 from grpo_pl.prompts.sources import PromptSource
@@ -194,8 +195,9 @@ class RolloutDataModule(pl.LightningDataModule):
                 raise ValueError(
                     f"data.{name} has {len(prompts)} prompts for {ranks} ranks: give it at least {ranks}"
                 )
-            self._check_vocabulary(name, prompts)
-            self.learner.check_prompts(f"data.{name}", [prompts[row] for row in range(len(prompts))])
+            encoded = [prompts[row] for row in range(len(prompts))]
+            check_vocabulary(self.pretrained, f"data.{name}", encoded)
+            self.learner.check_prompts(f"data.{name}", encoded)
             log.info(
                 "data.%s: %d prompts, %d over %d tokens (data.long_prompts: %s)",
                 *(name, len(prompts), prompts.num_long, self.max_prompt_tokens, self.long_prompts),
@@ -219,7 +221,7 @@ class RolloutDataModule(pl.LightningDataModule):
             self._check_whose_rollouts()
         validates = self.val is not None and self.trainer.limit_val_batches != 0
         check_engines(self.engine, self.val_engine, validates)
-        self._check_context()
+        check_context(self.pretrained, self.max_prompt_tokens, self._longest_response)
         if not eos_token_ids(self.pretrained):
             log.warning(
                 "pretrained=%s names no token that ends a response: all will have data.sampling.max_tokens",
@@ -259,24 +261,6 @@ class RolloutDataModule(pl.LightningDataModule):
     @property
     def _longest_response(self) -> int:
         return max(self.sampling.max_tokens, self.val_sampling.max_tokens)
-
-    def _check_context(self) -> None:
-        context = context_length(self.pretrained)
-        if self.max_prompt_tokens + self._longest_response > context:
-            raise ValueError(
-                f"data.max_prompt_tokens={self.max_prompt_tokens} plus responses of {self._longest_response} "
-                f"tokens do not fit the model's context of {context}: make data.max_prompt_tokens and "
-                f"data.sampling.max_tokens (or data.val_max_tokens) add up to at most {context}"
-            )
-
-    def _check_vocabulary(self, name: str, prompts: PromptSet) -> None:
-        known = vocabulary_size(self.pretrained)
-        for row in range(len(prompts)):
-            if (token := max(prompts[row].token_ids)) >= known:
-                raise ValueError(
-                    f"data.{name}: a prompt has the token {token}, and the model knows {known}: the "
-                    f"tokenizer of {self.pretrained} is not the model's: give a folder where they fit"
-                )
 
     # ------------------------------------------------------------------------------------------------ streams
 

@@ -10,15 +10,15 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from grpo_pl.advantages import AdvantageEstimator
-from grpo_pl.checks import (
+from grpo_pl.checks.components import (
     check_advantage_sources,
-    check_answers,
     check_components,
     check_critic,
     check_names,
     check_optimizer,
     check_reference_update,
 )
+from grpo_pl.checks.prompts import check_answers
 from grpo_pl.corrections import ImportanceCorrection
 from grpo_pl.evaluation import Evaluation
 from grpo_pl.feedback import RewardStage

@@ -8,7 +8,7 @@ from rich.progress import track
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, DistributedSampler, Subset
 from typing_extensions import override
 
-from grpo_pl.checks import check_trainer_numbers
+from grpo_pl.checks.schedule import check_trainer_numbers
 from grpo_pl.functional import derive_seed, permutation
 from grpo_pl.models.reward_model import ResponseEncoder
 from grpo_pl.prompts.sources import PromptSource

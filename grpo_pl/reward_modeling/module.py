@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from grpo_pl.checks import check_optimizer
+from grpo_pl.checks.components import check_optimizer
 from grpo_pl.models.loading import DType
 from grpo_pl.models.reward_model import RewardModel
 from grpo_pl.optimization import OptimizedModule, OptimizerFactory, SchedulerFactory
