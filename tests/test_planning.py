@@ -79,6 +79,7 @@ def small_run(**changes: object) -> Run:
         "val_cache_bytes": 0,
         "reward_tokens": 0,
         "with_entropy": False,
+        "measures_terms": False,
         "loss_name": "ClippedSurrogate",
         "learning_rate": 1e-5,
         "adapters": False,
@@ -281,6 +282,24 @@ def test_an_engine_that_sleeps_is_away_while_the_policy_learns() -> None:
     assert held["sync"] == resident_bytes(run) + 2000
     assert held["generate"] == resident_bytes(run) + GIB + 2100
     assert peak(run)[0] == "generate"
+
+
+def test_terms_that_are_measured_keep_two_gradients_aside(tiny_model: Path, tmp_path: Path) -> None:
+    without, run = small_run(), small_run(measures_terms=True)
+    gradient = run.models[0].gradient_bytes
+    assert gradient > 0
+    assert update_bytes(run) == update_bytes(without) | {"gradients aside": 2 * gradient}
+    planned = plan(tmp_path, "--pretrained", tiny_model, "--gradient_terms.every", "3")
+    assert planned["update"]["gradients aside"] == 2 * 4 * TINY_PARAMETERS
+    assert plan(tmp_path, "--pretrained", tiny_model)["update"]["gradients aside"] == 0
+
+
+def test_the_model_that_scores_anyones_responses_counts_beside_the_engine_that_validates(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    engines = ("--data.engine", "DatasetEngine", "--data.val_engine", "InProcessEngine")
+    planned = plan(tmp_path, "--pretrained", tiny_model, *engines)
+    assert planned["engine"]["weights"] == 2 * 4 * TINY_PARAMETERS
 
 
 def test_the_smallest_number_of_micro_batches_that_fits() -> None:

@@ -25,6 +25,10 @@ alone, in bf16-mixed and rows of 256 tokens, grew by 1.49 GiB for 1.05 GiB of te
 MALLOC_MMAP_THRESHOLD_=262144, which gives every large tensor pages of its own."""
 
 
+KEPT_ASIDE = 2
+"""Gradients that `gradient_terms` keeps beside the one that a backward makes: the whole, and a term's."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Passes:
     """How often a model reads a whole rollout in one iteration."""
@@ -55,7 +59,9 @@ def update_bytes(run: Run) -> dict[str, int]:
         "autocast weights": sum(cast_bytes(n) for n in learning),
         "logits": sum(head_bytes(n, run.with_entropy) for n in learning),
     }
-    return terms | {"heap holes": int(HEAP_HOLES * sum(terms.values())) if run.on_cpu else 0}
+    holes = int(HEAP_HOLES * sum(terms.values())) if run.on_cpu else 0
+    aside = KEPT_ASIDE * sum(model.gradient_bytes for model in run.models) if run.measures_terms else 0
+    return terms | {"heap holes": holes, "gradients aside": aside}
 
 
 def score_bytes(run: Run) -> int:

@@ -1,7 +1,7 @@
 """Reads what a run is, in plain numbers, from components that have loaded nothing."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 
+from grpo_pl.callbacks.gradient_terms import GradientTerms
 from grpo_pl.datamodule import RolloutDataModule, connect
 from grpo_pl.losses import Reinforce
 from grpo_pl.models import LanguageModel, LoRA, RewardModel, ValueModel
@@ -76,6 +77,8 @@ class Run:
     reward_tokens: int
     """The most tokens that a reward model reads at once."""
     with_entropy: bool
+    measures_terms: bool
+    """Whether `gradient_terms` keeps gradients aside."""
     loss_name: str | None
     """None for a loss that never clips."""
     learning_rate: float
@@ -145,18 +148,22 @@ def read_run(trainer: pl.Trainer, module: PolicyOptimization, data: RolloutDataM
         prompt_tokens=longest,
         response_tokens=data.val_sampling.max_tokens,
     )
-    answering = data.val_engine or data.engine
+    answering, engine = data.val_engine or data.engine, data.engine.memory(demand, device)
+    if data.val_engine is not None:
+        beside = data.val_engine.memory(validation, device)
+        engine = replace(beside, weights=beside.weights + engine.weights)
     state_bytes, learning_rate = optimizer_costs(module.optimizer)
     amp_bytes = 2 if "mixed" in trainer.precision else None
     shards = num_shards(trainer)
     models = tuple(read_models(module.held_models(), state_bytes, amp_bytes, shards))
+    callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
     policy = module.held_models()["policy"]
     assert isinstance(policy, LanguageModel), "build() refuses others"
     return Run(
         on_cpu=on_cpu,
         free_bytes=free_bytes(device, trainer.num_devices),
         models=models,
-        engine=answering.memory(demand if answering is data.engine else validation, device),
+        engine=engine,
         prompts=mine,
         group_size=data.group_size,
         prompt_tokens=longest,
@@ -170,6 +177,7 @@ def read_run(trainer: pl.Trainer, module: PolicyOptimization, data: RolloutDataM
         val_cache_bytes=answering.memory(validation, device).cache_needed if val_prompts else 0,
         reward_tokens=max(reward.tokens_at_once for reward in module.rewards.values()),
         with_entropy=module.entropy is not None,
+        measures_terms=any(isinstance(each, GradientTerms) and each.every for each in callbacks),
         loss_name=None if isinstance(module.loss, Reinforce) else type(module.loss).__name__,
         learning_rate=learning_rate,
         adapters=isinstance(module.builders["policy"], LoRA),

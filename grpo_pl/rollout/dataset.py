@@ -9,8 +9,23 @@ from typing_extensions import override
 
 from grpo_pl.functional import batches_within
 from grpo_pl.models import CausalLM, LanguageModel
-from grpo_pl.models.loading import DType, eos_token_ids, load_tokenizer, vocabulary_size
-from grpo_pl.rollout.engine import OfflineEngine, Response, SamplingConfig, assemble_rollout, token_ends
+from grpo_pl.models.loading import (
+    DType,
+    eos_token_ids,
+    load_language_model,
+    load_tokenizer,
+    vocabulary_size,
+    without_weights,
+)
+from grpo_pl.rollout.engine import (
+    Demand,
+    EngineMemory,
+    OfflineEngine,
+    Response,
+    SamplingConfig,
+    assemble_rollout,
+    token_ends,
+)
 from grpo_pl.types import Prompt, Rollout
 
 BATCH_TOKENS = 16384
@@ -69,6 +84,13 @@ class DatasetEngine(OfflineEngine):
             assert self._model is not None
             said = self._model(token_ids.to(self._device), mask.to(self._device), rollout.temperature)
             rollout.sampling_logprobs[chosen, :width] = said.logprobs.float().cpu()
+
+    @override
+    def memory(self, demand: Demand, device: torch.device) -> EngineMemory:
+        """The model that computes log-probabilities, as if some were not given."""
+        with without_weights():
+            model = load_language_model(self.pretrained, self.dtype)
+        return EngineMemory(weights=sum(p.numel() * p.element_size() for p in model.parameters()))
 
     # ---------------------------------------------------------------------------------- what the column holds
 
