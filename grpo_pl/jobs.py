@@ -6,7 +6,7 @@ from typing import NamedTuple
 import lightning.pytorch as pl
 
 from grpo_pl.callbacks import alarms, budget, curves, gradient_terms, samples
-from grpo_pl.config_files import other_version, read_config
+from grpo_pl.config_files import other_version, read_job_config
 from grpo_pl.datamodule import RolloutDataModule
 from grpo_pl.module import PolicyOptimization
 from grpo_pl.parser import fail, nearest
@@ -69,7 +69,7 @@ def read_ahead(args: list[str]) -> tuple[str, str]:
     reader.add_argument("--job")
     try:
         said, _ = reader.parse_known_args(args)
-        read = [read_config(path) for path in said.config]
+        read = [read_job_config(path) for path in said.config]
     except (argparse.ArgumentError, FileNotFoundError):
         return "policy", ""  # whatever is wrong there, the parser itself will name it
     job = said.job or ([config["job"] for config in read if "job" in config] or ["policy"])[-1]
