@@ -148,10 +148,10 @@ def read_run(trainer: pl.Trainer, module: PolicyOptimization, data: RolloutDataM
         prompt_tokens=longest,
         response_tokens=data.val_sampling.max_tokens,
     )
-    answering, engine = data.val_engine or data.engine, data.engine.memory(demand, device)
+    engine = data.engine.memory(demand, device)
+    validating = (data.val_engine or data.engine).memory(validation, device)
     if data.val_engine is not None:
-        beside = data.val_engine.memory(validation, device)
-        engine = replace(beside, weights=beside.weights + engine.weights)
+        engine = replace(validating, weights=validating.weights + engine.weights)
     state_bytes, learning_rate = optimizer_costs(module.optimizer)
     amp_bytes = 2 if "mixed" in trainer.precision else None
     shards = num_shards(trainer)
@@ -174,7 +174,7 @@ def read_run(trainer: pl.Trainer, module: PolicyOptimization, data: RolloutDataM
         keep_groups=data.keep_groups,
         scores_first=module.scores_first,
         val_prompts=val_prompts,
-        val_cache_bytes=answering.memory(validation, device).cache_needed if val_prompts else 0,
+        val_cache_bytes=validating.cache_needed if val_prompts else 0,
         reward_tokens=max(reward.tokens_at_once for reward in module.rewards.values()),
         with_entropy=module.entropy is not None,
         measures_terms=any(isinstance(each, GradientTerms) and each.every for each in callbacks),
