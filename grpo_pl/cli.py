@@ -2,6 +2,7 @@
 
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -260,8 +261,13 @@ def run(args: list[str]) -> int | None:
     return None
 
 
-def main(args: list[str] | None = None) -> None:
-    """Run the command line; a user's mistake ends in one sentence and exit code 2."""
+def main(args: list[str] | None = None, run: Callable[[list[str]], int | None] = run) -> None:
+    """Run the command line; a user's mistake ends in one sentence and exit code 2.
+
+    Args:
+        args: What follows the program's name; null for what it was started with.
+        run: What runs it, and gives its exit code.
+    """
     tame_logs()
     with mistakes_answered():
         code = run(sys.argv[1:] if args is None else args)
