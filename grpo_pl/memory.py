@@ -1,9 +1,12 @@
-"""The memory of the process."""
+"""The memory of the process and of tensors."""
 
 import ctypes
 import re
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
+
+from torch import Tensor
 
 _PEAK = re.compile(r"VmHWM:\s+(\d+) kB")
 
@@ -26,3 +29,8 @@ def forget_peak() -> None:
     """Count the greatest resident memory from here on."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
+
+
+def tensor_bytes(tensors: Iterable[Tensor]) -> int:
+    """What tensors take together."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -13,6 +13,7 @@ from torch import nn
 from grpo_pl.callbacks.gradient_terms import GradientTerms
 from grpo_pl.datamodule import RolloutDataModule, connect
 from grpo_pl.losses import Reinforce
+from grpo_pl.memory import tensor_bytes
 from grpo_pl.models import LanguageModel, LoRA, RewardModel, ValueModel
 from grpo_pl.models.architecture import Architecture
 from grpo_pl.models.loading import without_weights
@@ -133,25 +134,10 @@ def read_run(trainer: pl.Trainer, module: PolicyOptimization, data: RolloutDataM
     module.check_prompts("data.train", prompts)
     longest = max(len(prompt.token_ids) for prompt in prompts)
     device = trainer.strategy.root_device
-    ranks, on_cpu = data_ranks(trainer).size, device.type == "cpu"
+    ranks = data_ranks(trainer).size
     mine = data.prompts_per_iteration // ranks
-    demand = Demand(
-        sequences=mine * data.group_size,
-        group_size=data.group_size,
-        prompt_tokens=longest,
-        response_tokens=data.sampling.max_tokens,
-    )
     val_prompts = data.val_prompts_per_batch if data.val is not None else 0
-    validation = Demand(
-        sequences=max(val_prompts, 1),
-        group_size=1,
-        prompt_tokens=longest,
-        response_tokens=data.val_sampling.max_tokens,
-    )
-    engine = data.engine.memory(demand, device)
-    validating = (data.val_engine or data.engine).memory(validation, device)
-    if data.val_engine is not None:
-        engine = replace(validating, weights=validating.weights + engine.weights)
+    engine, val_cache_bytes = read_engines(data, mine, val_prompts, longest, device)
     state_bytes, learning_rate = optimizer_costs(module.optimizer)
     amp_bytes = 2 if "mixed" in trainer.precision else None
     shards = num_shards(trainer)
@@ -160,7 +146,7 @@ def read_run(trainer: pl.Trainer, module: PolicyOptimization, data: RolloutDataM
     policy = module.held_models()["policy"]
     assert isinstance(policy, LanguageModel), "build() refuses others"
     return Run(
-        on_cpu=on_cpu,
+        on_cpu=device.type == "cpu",
         free_bytes=free_bytes(device, trainer.num_devices),
         models=models,
         engine=engine,
@@ -174,7 +160,7 @@ def read_run(trainer: pl.Trainer, module: PolicyOptimization, data: RolloutDataM
         keep_groups=data.keep_groups,
         scores_first=module.scores_first,
         val_prompts=val_prompts,
-        val_cache_bytes=validating.cache_needed if val_prompts else 0,
+        val_cache_bytes=val_cache_bytes,
         reward_tokens=max(reward.tokens_at_once for reward in module.rewards.values()),
         with_entropy=module.entropy is not None,
         measures_terms=any(isinstance(each, GradientTerms) and each.every for each in callbacks),
@@ -189,6 +175,29 @@ def read_run(trainer: pl.Trainer, module: PolicyOptimization, data: RolloutDataM
     )
 
 
+def read_engines(
+    data: RolloutDataModule, prompts: int, val_prompts: int, prompt_tokens: int, device: torch.device
+) -> tuple[EngineMemory, int]:
+    """What the engines of training and validation hold together, and the KV cache that validation needs."""
+    demand = Demand(
+        sequences=prompts * data.group_size,
+        group_size=data.group_size,
+        prompt_tokens=prompt_tokens,
+        response_tokens=data.sampling.max_tokens,
+    )
+    validation = Demand(
+        sequences=max(val_prompts, 1),
+        group_size=1,
+        prompt_tokens=prompt_tokens,
+        response_tokens=data.val_sampling.max_tokens,
+    )
+    engine = data.engine.memory(demand, device)
+    validating = (data.val_engine or data.engine).memory(validation, device)
+    if data.val_engine is not None:
+        engine = replace(validating, weights=validating.weights + engine.weights)
+    return engine, validating.cache_needed if val_prompts else 0
+
+
 def optimizer_costs(factory: OptimizerFactory) -> tuple[float, float]:
     """Bytes of state for each trained element, and the learning rate: an optimizer of two parameters says it.
 
@@ -200,7 +209,7 @@ def optimizer_costs(factory: OptimizerFactory) -> tuple[float, float]:
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     held = [
-        sum(v.numel() * v.element_size() for v in optimizer.state[p].values() if isinstance(v, torch.Tensor))
+        tensor_bytes(v for v in optimizer.state[p].values() if isinstance(v, torch.Tensor))
         for p in (one, more)
     ]
     return (held[1] - held[0]) / (more.numel() - one.numel()), float(optimizer.param_groups[0]["lr"])
@@ -217,12 +226,12 @@ def read_models(
         trained = [p for p in own.values() if p.requires_grad]
         share = shards if trained else 1
         elements = sum(p.numel() for p in trained)
-        gradients = sum(p.numel() * p.element_size() for p in trained)
+        gradients = tensor_bytes(trained)
         scale = gradients / max(elements, 1) / FLOAT32  # the state has the dtype of its parameter
         yield Model(
             name=name,
             parameters=sum(p.numel() for p in own.values()),
-            parameter_bytes=sum(p.numel() * p.element_size() for p in own.values()) // share,
+            parameter_bytes=tensor_bytes(own.values()) // share,
             gradient_bytes=gradients // share,
             optimizer_bytes=int(elements * state_bytes * scale) // share,
             network=read_network(model, None if name.startswith("rewards.") else amp_bytes),

@@ -8,6 +8,7 @@ import torch
 from typing_extensions import override
 
 from grpo_pl.functional import batches_within
+from grpo_pl.memory import tensor_bytes
 from grpo_pl.models import CausalLM, LanguageModel
 from grpo_pl.models.loading import (
     DType,
@@ -90,7 +91,7 @@ class DatasetEngine(OfflineEngine):
         """The model that computes log-probabilities, as if some were not given."""
         with without_weights():
             model = load_language_model(self.pretrained, self.dtype)
-        return EngineMemory(weights=sum(p.numel() * p.element_size() for p in model.parameters()))
+        return EngineMemory(weights=tensor_bytes(model.parameters()))
 
     # ---------------------------------------------------------------------------------- what the column holds
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from grpo_pl.functional import derive_seed
+from grpo_pl.memory import tensor_bytes
 from grpo_pl.models.architecture import Architecture
 from grpo_pl.models.loading import DType, eos_token_ids, load_language_model, load_tokenizer, without_weights
 from grpo_pl.rollout.engine import (
@@ -141,7 +142,7 @@ class InProcessEngine(RolloutEngine):
         tokens = sequences * (demand.prompt_tokens + demand.response_tokens)
         cache = architecture.cache_bytes(tokens, model.dtype.itemsize)
         return EngineMemory(
-            weights=sum(p.numel() * p.element_size() for p in model.parameters()),
+            weights=tensor_bytes(model.parameters()),
             cache=cache,
             cache_needed=cache,
             sampling=sampling_bytes(architecture.vocabulary, sequences),

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from grpo_pl.functional import derive_seed
-from grpo_pl.memory import release_free_memory
+from grpo_pl.memory import release_free_memory, tensor_bytes
 from grpo_pl.models.architecture import Architecture
 from grpo_pl.models.loading import (
     DType,
@@ -195,7 +195,7 @@ class VLLMEngine(RolloutEngine):
         with without_weights():
             model = load_language_model(self.pretrained, self._weights_dtype())
         architecture, size = Architecture.of(model), model.dtype.itemsize
-        weights = sum(p.numel() * p.element_size() for p in model.parameters())
+        weights = tensor_bytes(model.parameters())
         if device.type == "cpu" and model.config.tie_word_embeddings:
             weights += architecture.vocabulary * architecture.hidden * size  # repack_tied_head's copy
         at_once = min(self._at_once(demand.sequences), demand.sequences)
