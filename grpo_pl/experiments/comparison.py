@@ -123,12 +123,11 @@ def result_of(group: Group, metric: str) -> Result:
     """A group's last values of the metric."""
     by_seed = {s: v for s, run in group.finished.items() if (v := run.last(metric)) is not None}
     own = [i for run in group.finished.values() if (i := interval_of(run, metric)) is not None]
-    return Result(
-        group,
-        by_seed,
-        mean_interval(list(by_seed.values())) if by_seed else None,
-        Interval(*(mean(ends) for ends in zip(*own, strict=True))) if own else None,
-    )
+    over_seeds = mean_interval(list(by_seed.values())) if by_seed else None
+    if over_seeds is None or not own:
+        return Result(group, by_seed, over_seeds, None)
+    over_problems = Interval(*(mean(ends) for ends in zip(*own, strict=True)))
+    return Result(group, by_seed, over_seeds.of_share(), over_problems)
 
 
 def interval_of(run: Run, metric: str) -> Interval | None:

@@ -19,10 +19,11 @@ class Interval(NamedTuple):
     low: float
     high: float
 
-    @property
-    def half_width(self) -> float:
-        """Of an interval that is symmetric."""
-        return (self.high - self.low) / 2
+    def of_share(self) -> "Interval":
+        """Cut off at 0 and 1, beyond which no share is; an unbounded one stays so, for it tells nothing."""
+        if math.isinf(self.low):
+            return self
+        return Interval(self.mean, max(self.low, 0.0), min(self.high, 1.0))
 
 
 class PairedTest(NamedTuple):

@@ -52,6 +52,13 @@ def test_one_value_has_no_bounded_interval():
     assert mean_interval([0.5]) == (0.5, -math.inf, math.inf)
 
 
+def test_the_interval_of_a_share_ends_at_0_and_at_1():
+    assert mean_interval([0.02, 0.1]).of_share() == pytest.approx((0.06, 0.0, 0.06 + 12.7062047 * 0.04))
+    assert mean_interval([0.9, 0.98]).of_share() == pytest.approx((0.94, 0.94 - 12.7062047 * 0.04, 1.0))
+    assert mean_interval([0.5, 0.52, 0.54]).of_share() == mean_interval([0.5, 0.52, 0.54])
+    assert mean_interval([0.5]).of_share() == (0.5, -math.inf, math.inf)
+
+
 def test_the_paired_test_is_that_of_scipy_and_of_statsmodels():
     test = paired_test(DIFFERENCES)
     assert test.p == pytest.approx(stats.ttest_rel(OTHER, BASE).pvalue)

@@ -149,6 +149,16 @@ def test_pairs_are_by_seed_and_missing_ones_are_said(config, tmp_path):
     assert any("Seed 1, 4: only b or only a" in remark for remark in compare(tmp_path).remarks)
 
 
+def test_an_accuracys_interval_ends_where_accuracies_do(config, tmp_path):
+    for seed, value in enumerate((0.1, 0.7, 0.75)):
+        write_run(tmp_path / "a" / f"seed-{seed}", config, seed=seed, accuracies=[0.2, value])
+    (accuracy,) = compare(tmp_path).results
+    assert accuracy.over_seeds[1:] == (0.0, 1.0)
+    (reward,) = compare(tmp_path, metric="rollout/reward").results
+    assert reward.over_problems is None
+    assert reward.over_seeds.low < 0 or reward.over_seeds.high > 1
+
+
 def test_runs_that_did_not_end_are_named_and_in_no_mean(study):
     comparison = compare(study, base="base")
     critic = next(r for r in comparison.results if r.group.name == "critic")

@@ -25,9 +25,9 @@ def how_tested(comparison: Comparison) -> list[str]:
         of = f"the {comparison.problems} validation problems"
     said = [
         "Final: the last validation of each finished run. Over seeds: Student's interval of the mean, for "
-        f"{of} as they are. Over problems: the Wilson interval that a run's share of {of} has, mean over "
-        "runs; of a difference Newcombe's, which takes the two runs for independent and is therefore "
-        "rather too wide.",
+        f"{of} as they are, of a share cut off at 0 and 1. Over problems: the Wilson interval that a run's "
+        f"share of {of} has, mean over runs; of a difference Newcombe's, which takes the two runs for "
+        "independent and is therefore rather too wide.",
     ]
     tested = len([effect for effect in comparison.effects if effect.test.p is not None])
     if tested:
