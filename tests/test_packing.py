@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from transformers import GPT2Config, GPT2LMHeadModel, Qwen3Config, Qwen3ForCausalLM
 
 from grpo_pl.models import CausalLM, ValueHead
-from grpo_pl.models.packing import WIDTH_STEP, pack
+from grpo_pl.models.packing import WIDTH_STEP, Span, first_fit, narrowest, pack
 
 TOKENS = torch.tensor([[5, 6, 7, 2], [5, 6, 8, 0]])
 MASK = torch.tensor([[False, False, True, True], [False, False, True, False]])
@@ -43,6 +43,39 @@ def test_another_prompt_in_the_row_is_not_seen() -> None:
     layout = pack(tokens, torch.tensor([[False, False, True]] * 2), row_tokens=6)
     assert layout.token_ids[:, :6].tolist() == [[5, 6, 7, 5, 9, 8]]
     assert layout.visible[0, 0, 5].nonzero()[:, 0].tolist() == [3, 4, 5]
+
+
+def test_rows_are_as_narrow_as_their_number_allows() -> None:
+    """Five responses of 20 tokens fit with their prompt of 10 into 128, but four a row need no more rows."""
+    spans = [Span(0, 10, 20)] * 12
+    assert first_fit(spans, 128).used == [110, 110, 50]
+    assert narrowest(spans, 128).used == [90, 90, 90]
+    assert (first_fit(spans, 128).width, narrowest(spans, 128).width) == (128, 96)
+
+
+def test_a_prompt_whose_responses_do_not_fit_stands_in_two_rows() -> None:
+    spans = [Span(0, 10, 20), Span(1, 30, 30), Span(0, 10, 60)]
+    assert first_fit(spans, 70).places == [(1, 0, 10), (2, 0, 30), (0, 0, 10)]
+    assert first_fit(spans, 90).places == [(0, 0, 70), (1, 0, 30), (0, 0, 10)]
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 3), st.integers(1, 90)).map(lambda it: Span(it[0], 17 * it[0], it[1])),
+        min_size=1,
+        max_size=40,
+    ),
+    st.integers(1, 300),
+)
+def test_narrow_rows_are_no_more_and_no_wider(spans: list[Span], row_tokens: int) -> None:
+    longest = max(span.prompt_tokens + span.response_tokens for span in spans)
+    widest, found = first_fit(spans, max(row_tokens, longest)), narrowest(spans, row_tokens)
+    assert len(found.used) <= len(widest.used)
+    assert longest <= found.width <= widest.width
+    told = {
+        (place.row, span.prompt): span.prompt_tokens for place, span in zip(found.places, spans, strict=True)
+    }
+    assert sum(found.used) == sum(told.values()) + sum(span.response_tokens for span in spans)
 
 
 @given(st.lists(st.tuples(st.integers(1, 3), st.integers(1, 5)), min_size=1, max_size=8), st.integers(1, 30))

@@ -18,7 +18,7 @@ from grpo_pl.cli import main
 from grpo_pl.models import CausalLM
 from grpo_pl.models.architecture import Architecture
 from grpo_pl.models.loading import load_language_model, without_weights
-from grpo_pl.models.packing import WIDTH_STEP, pack
+from grpo_pl.models.packing import pack
 from grpo_pl.planning.advice import warnings
 from grpo_pl.planning.estimate import (
     GIB,
@@ -197,7 +197,7 @@ def test_the_rows_are_those_of_pack(
     mask = torch.zeros(token_ids.shape, dtype=torch.bool)
     mask[:, prompt:] = True
     made = pack(token_ids, mask, row_tokens).token_ids.shape
-    assert packed_rows(groups, size, prompt, response, row_tokens, WIDTH_STEP) == made
+    assert packed_rows(groups, size, prompt, response, row_tokens) == made
 
 
 # ----------------------------------------------------------------------------------------------- optimizers

@@ -75,9 +75,9 @@ class CausalLM(ModelBuilder):
         chunk_tokens: Rows of logits that exist at once.
         attention: transformers' attention implementation ("sdpa", "flash_attention_2", ...); where null, its
             choice.
-        row_tokens: Pack the sequences of a micro-batch into rows of this many tokens, so that a prompt is
-            read once for all of its responses (`data.keep_groups` keeps them together) and no padding is
-            computed; the same numbers up to rounding. Where null, one padded row a sequence.
+        row_tokens: Pack the sequences of a micro-batch into rows of at most this many tokens, so that a
+            prompt is read once for all of its responses (`data.keep_groups` keeps them together) and hardly
+            any padding; the same numbers up to rounding. Where null, one padded row a sequence.
         compile: Compile each block of the model with this backend of `torch.compile`: a slow start, then
             faster steps, above all on a GPU; the same numbers up to rounding. Where null, do not.
     """

@@ -14,18 +14,39 @@ WIDTH_STEP = 32
 """Rows are a multiple of this long: with fewer shapes, kernels and freed memory are used again."""
 
 _SHARED = -1
-"""The owner of a prompt's tokens, which all sequences of the row that begin with it see."""
+"""The owner of a prompt's tokens, which all sequences of the row that begin with it see; of padding too."""
 
 
-class Row(NamedTuple):
-    """One row under construction."""
+class Span(NamedTuple):
+    """How long a sequence is, and which prompt it begins with."""
 
-    tokens: list[int]
-    positions: list[int]
-    prompts: list[int]
-    """Of each token, where in the row its prompt begins."""
-    owners: list[int]
-    """Of each token, the sequence that it belongs to, `_SHARED` in a prompt."""
+    prompt: int
+    """Equal for those that begin with the same one."""
+    prompt_tokens: int
+    response_tokens: int
+
+
+class Place(NamedTuple):
+    """Where a sequence lies."""
+
+    row: int
+    prompt: int
+    """Where in the row its prompt begins, which others may share."""
+    response: int
+    """Where in the row its response begins."""
+
+
+class Placement(NamedTuple):
+    """Where sequences lie in rows."""
+
+    places: list[Place]
+    used: list[int]
+    """The tokens in each row."""
+
+    @property
+    def width(self) -> int:
+        """What all rows are padded to."""
+        return -(-max(self.used) // WIDTH_STEP) * WIDTH_STEP
 
 
 class Layout(NamedTuple):
@@ -55,70 +76,84 @@ class States(NamedTuple):
 def pack(token_ids: Int[Tensor, "B T"], loss_mask: Bool[Tensor, "B T"], row_tokens: int) -> Layout:
     """Lay sequences side by side, those that begin with the same prompt in one row behind one copy of it.
 
-    First fit: a response goes to the first row that has its prompt and room, else to the first with room for
-    both, else it opens a row. Responses of a prompt come together, longest first.
-
     Args:
         token_ids: The sequences, padded on the right.
         loss_mask: True on response tokens; a sequence's prompt is what stands before the first one.
-        row_tokens: Length of a row in tokens; a longer sequence has one of its own length.
+        row_tokens: The greatest length of a row in tokens; a longer sequence has a row of its own length.
     """
-    spans = [_span(mask) for mask in loss_mask.tolist()]
-    sequences = token_ids.tolist()
-    prompts = [tuple(ids[:start]) for ids, (start, _) in zip(sequences, spans, strict=True)]
-    capacity = max(row_tokens, *(end for _, end in spans))
-    rows: list[Row] = []
-    begins: list[dict[tuple[int, ...], int]] = []  # of each row: where the prompts in it begin
-    places: list[tuple[int, int, int]] = [(0, 0, 0)] * len(spans)  # row, begin of prompt, begin of response
-    for b in sorted(range(len(spans)), key=lambda b: (prompts[b], spans[b][0] - spans[b][1], b)):
-        prompt, (start, end) = prompts[b], spans[b]
-        room = [capacity - len(row.tokens) for row in rows]
-        homes = [r for r in range(len(rows)) if prompt in begins[r] and room[r] >= end - start]
-        homes += [r for r in range(len(rows)) if prompt not in begins[r] and room[r] >= end]
-        if not homes:
-            rows.append(Row([], [], [], []))
-            begins.append({})
-            homes = [len(rows) - 1]
-        row, known = rows[homes[0]], begins[homes[0]]
-        if prompt not in known:
-            known[prompt] = len(row.tokens)
-            _append(row, prompt, 0, known[prompt], _SHARED)
-        places[b] = (homes[0], known[prompt], len(row.tokens))
-        _append(row, sequences[b][start:end], start, known[prompt], b)
-    width = -(-max(len(row.tokens) for row in rows) // WIDTH_STEP) * WIDTH_STEP
+    ends = [_ends(mask) for mask in loss_mask.tolist()]
+    begins_with = [tuple(ids[:start]) for ids, (start, _) in zip(token_ids.tolist(), ends, strict=True)]
+    known = {prompt: i for i, prompt in enumerate(sorted(set(begins_with)))}
+    spans = [Span(known[it], start, end - start) for it, (start, end) in zip(begins_with, ends, strict=True)]
+    placement = narrowest(spans, row_tokens)
+    width, ids, device = placement.width, token_ids.cpu(), token_ids.device
+    tokens, positions = torch.zeros((2, len(placement.used), width), dtype=torch.long)
+    prompts, owners = torch.full((2, len(placement.used), width), _SHARED)
     home = torch.zeros(token_ids.shape, dtype=torch.long)
-    for b, (r, prompt_begin, begin) in enumerate(places):
-        start, end = spans[b]
-        home[b, :start] = r * width + prompt_begin + torch.arange(start)
-        home[b, start:end] = r * width + begin + torch.arange(end - start)
-    device = token_ids.device
+    for b, ((row, prompt, response), (start, end)) in enumerate(zip(placement.places, ends, strict=True)):
+        for begin, first, last, owner in ((prompt, 0, start, _SHARED), (response, start, end, b)):
+            here = slice(begin, begin + last - first)
+            tokens[row, here], positions[row, here] = ids[b, first:last], torch.arange(first, last)
+            prompts[row, here], owners[row, here] = prompt, owner
+            home[b, first:last] = row * width + torch.arange(here.start, here.stop)
     return Layout(
-        _padded([row.tokens for row in rows], width, 0).to(device),
-        _padded([row.positions for row in rows], width, 0).to(device),
-        _visible(
-            _padded([row.prompts for row in rows], width, -1).to(device),
-            _padded([row.owners for row in rows], width, _SHARED).to(device),
-        ),
+        tokens.to(device),
+        positions.to(device),
+        _visible(prompts.to(device), owners.to(device)),
         home.to(device),
-        1 - sum(len(row.tokens) for row in rows) / (len(rows) * width),
+        1 - sum(placement.used) / tokens.numel(),
     )
 
 
-def _span(mask: Sequence[bool]) -> tuple[int, int]:
+def narrowest(spans: Sequence[Span], row_tokens: int) -> Placement:
+    """First fit into rows of at most `row_tokens`, as narrow as can be without being more rows."""
+    longest = max(span.prompt_tokens + span.response_tokens for span in spans)
+    best = first_fit(spans, max(row_tokens, longest))
+    low, high = -(-longest // WIDTH_STEP), best.width // WIDTH_STEP
+    while low < high:
+        middle = (low + high) // 2
+        tried = first_fit(spans, middle * WIDTH_STEP)
+        if len(tried.used) > len(best.used):
+            low = middle + 1
+        else:
+            best, high = tried, middle
+    return best
+
+
+def first_fit(spans: Sequence[Span], capacity: int) -> Placement:
+    """Lay each sequence into the first row that has its prompt and room, else the first with room for both.
+
+    If there is none, it opens a row. Responses of a prompt come together, longest first.
+    """
+    used: list[int] = []
+    begins: list[dict[int, int]] = []  # of each row: where the prompts in it begin
+    places = [Place(0, 0, 0)] * len(spans)
+    for b in sorted(range(len(spans)), key=lambda b: (spans[b].prompt, -spans[b].response_tokens, b)):
+        prompt, prompt_tokens, response_tokens = spans[b]
+        room = [capacity - tokens for tokens in used]
+        homes = [r for r in range(len(used)) if prompt in begins[r] and room[r] >= response_tokens]
+        homes += [
+            r
+            for r in range(len(used))
+            if prompt not in begins[r] and room[r] >= prompt_tokens + response_tokens
+        ]
+        if not homes:
+            used.append(0)
+            begins.append({})
+            homes = [len(used) - 1]
+        row = homes[0]
+        if prompt not in begins[row]:
+            begins[row][prompt] = used[row]
+            used[row] += prompt_tokens
+        places[b] = Place(row, begins[row][prompt], used[row])
+        used[row] += response_tokens
+    return Placement(places, used)
+
+
+def _ends(mask: Sequence[bool]) -> tuple[int, int]:
     """Where the response begins, and where it ends; a row without one is its first token."""
     chosen = [t for t, it in enumerate(mask) if it]
     return (chosen[0], chosen[-1] + 1) if chosen else (0, 1)
-
-
-def _append(row: Row, tokens: Sequence[int], position: int, prompt: int, owner: int) -> None:
-    row.tokens.extend(tokens)
-    row.positions.extend(range(position, position + len(tokens)))
-    row.prompts.extend([prompt] * len(tokens))
-    row.owners.extend([owner] * len(tokens))
-
-
-def _padded(rows: Sequence[Sequence[int]], width: int, fill: int) -> Int[Tensor, "R S"]:
-    return torch.tensor([[*row, *[fill] * (width - len(row))] for row in rows])
 
 
 def _visible(prompts: Int[Tensor, "R S"], owners: Int[Tensor, "R S"]) -> Bool[Tensor, "R 1 S S"]:

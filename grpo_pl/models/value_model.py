@@ -61,8 +61,8 @@ class ValueHead(ModelBuilder):
         gradient_checkpointing: Recompute activations in the backward: less memory, about a third more time.
         attention: transformers' attention implementation ("sdpa", "flash_attention_2", ...); where null, its
             choice.
-        row_tokens: Pack sequences into rows of this many tokens, as `CausalLM` does; where null, one row a
-            sequence.
+        row_tokens: Pack sequences into rows of at most this many tokens, as `CausalLM` does; where null, one
+            row a sequence.
     """
 
     def __init__(

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from grpo_pl.models.architecture import Architecture
+from grpo_pl.models.packing import Span, narrowest
 
 FLOAT32 = 4
 LOGITS_COPIES = 2
@@ -39,21 +40,11 @@ class Network:
     """Rows of logits at once; 0 for a model without LM head."""
 
 
-def packed_rows(groups: int, group_size: int, prompt: int, response: int, row_tokens: int, step: int) -> Rows:
-    """The rows of `pack` for groups of responses of equal length: first fit, one copy of a prompt a row."""
-    capacity = max(row_tokens, prompt + response)
-    rows: list[int] = []
-    for _ in range(groups):
-        holding: set[int] = set()
-        for _ in range(group_size):
-            homes = [r for r in sorted(holding) if rows[r] + response <= capacity]
-            homes += [r for r, used in enumerate(rows) if used + prompt + response <= capacity]
-            if not homes:
-                rows.append(0)
-                homes = [len(rows) - 1]
-            rows[homes[0]] += response + (0 if homes[0] in holding else prompt)
-            holding.add(homes[0])
-    return Rows(len(rows), -(-max(rows) // step) * step)
+def packed_rows(groups: int, group_size: int, prompt: int, response: int, row_tokens: int) -> Rows:
+    """The rows of groups of responses of equal length."""
+    spans = [Span(group, prompt, response) for group in range(groups) for _ in range(group_size)]
+    placement = narrowest(spans, row_tokens)
+    return Rows(len(placement.used), placement.width)
 
 
 def layer_bytes(network: Network, rows: Rows) -> int:

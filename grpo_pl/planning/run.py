@@ -17,7 +17,6 @@ from grpo_pl.memory import tensor_bytes
 from grpo_pl.models import LanguageModel, LoRA, RewardModel, ValueModel
 from grpo_pl.models.architecture import Architecture
 from grpo_pl.models.loading import without_weights
-from grpo_pl.models.packing import WIDTH_STEP
 from grpo_pl.module import PolicyOptimization
 from grpo_pl.optimization import OptimizerFactory
 from grpo_pl.planning.formulas import FLOAT32, Network, Rows, packed_rows
@@ -116,7 +115,7 @@ class Run:
             return Rows(sequences, self.sequence_tokens)
         size = self.group_size if self.keep_groups else 1
         lengths = (self.prompt_tokens, self.response_tokens)
-        return packed_rows(sequences // size, size, *lengths, network.row_tokens, WIDTH_STEP)
+        return packed_rows(sequences // size, size, *lengths, network.row_tokens)
 
 
 def read_run(trainer: pl.Trainer, module: PolicyOptimization, data: RolloutDataModule) -> Run:
