@@ -3,12 +3,13 @@
   python tools/bench.py [--iterations 5] [--peer] [--no-scaling] [--out FILE] [any option of `grpo_pl fit`]
 
 The work is configs/quickstart.yaml with 8 prompts x 8 responses of at most 64 tokens, one optimizer step, a
-learning rate of 0 (so that every iteration finds the same policy), and a reward that differs within every
-group (so that no sequence is left out). After each iteration the same process measures the raw limit of that
-very iteration: vLLM alone on the same requests, and a forward and backward over the same tokens, padded with
-plain transformers and packed with ours; the faster of the two counts. So whatever else the machine does
-slows both sides. The first iteration is left out, and medians are taken over the others. How the cost grows
-with the group and with the length is measured on 2 prompts that ask for long answers.
+group a micro-batch, a learning rate of 0 (so that every iteration finds the same policy), and a reward that
+differs within every group (so that no sequence is left out). After each iteration the same process measures
+the raw limit of that very iteration: vLLM alone on the same requests, and a forward and backward over the
+same tokens, padded with plain transformers and packed with ours; the faster of the two counts. So whatever
+else the machine does slows both sides. The first iteration is left out, and medians are taken over the
+others. How the cost grows with the group and with the length is measured on 2 prompts that ask for long
+answers.
 
 `--peer` runs TRL's GRPOTrainer on the same prompts, with generation by transformers (its only way on a CPU).
 TRL is installed once, for this alone, into ~/.cache/grpo_pl/bench.
@@ -47,6 +48,7 @@ WORK = {
     "model.rewards": json.dumps(REWARDS),
     "model.optimizer.init_args.lr": 0.0,
     "model.lr_scheduler": "null",
+    "trainer.accumulate_grad_batches": PROMPTS,
     "checkpoint.every_n_epochs": 1_000_000,
     "checkpoint.save_last": "false",
 }
