@@ -8,7 +8,20 @@ from pathlib import Path
 
 from torch import Tensor
 
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _BEYOND_ANY_TENSOR = -1, -3, 1 << 30
 _PEAK = re.compile(r"VmHWM:\s+(\d+) kB")
+
+
+def keep_freed_memory() -> None:
+    """Have the process use again what it frees, until `release_free_memory`.
+
+    By itself glibc hands each large tensor back at once, and the system clears the pages of the next one: a
+    tenth of the time of a small model's forward and backward on a CPU.
+    """
+    with suppress(OSError, AttributeError):  # not glibc
+        libc = ctypes.CDLL("libc.so.6")
+        for threshold in (_TRIM_THRESHOLD, _MMAP_THRESHOLD):
+            libc.mallopt(threshold, _BEYOND_ANY_TENSOR)
 
 
 def release_free_memory() -> None:
