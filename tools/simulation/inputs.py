@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from grpo_pl.models.architecture import Architecture
-from grpo_pl.models.packing import WIDTH_STEP
 from grpo_pl.planning.formulas import packed_rows
 
 WEIGHT = 2
@@ -176,7 +175,7 @@ class Work:
 @lru_cache
 def rows_of_group(group_size: int, prompt: int, response: int, row_tokens: int) -> int:
     """In how many rows the responses to a prompt stand, each with a copy of it."""
-    return packed_rows(1, group_size, prompt, response, row_tokens, WIDTH_STEP).number
+    return packed_rows(1, group_size, prompt, response, row_tokens).number
 
 
 @dataclass(frozen=True)
