@@ -18,7 +18,7 @@ import pytest
 import torch
 from run_results import Fit, Refused, column, rows, saved, untimed
 
-from grpo_pl.callbacks.run_folder import ENDED_FILE
+from grpo_pl.callbacks.run_folder import ENDED_FILE, different
 from grpo_pl.durable import DiskFullError
 from grpo_pl.lock import LOCK_FILE, Lock
 from grpo_pl.manifest import LAST, Manifest, damage, manifest_path, newest_first, whole_checkpoint
@@ -129,6 +129,15 @@ def test_an_unfinished_run_is_moved_aside_only_where_one_says_so(
     fit(*FOUR, "--model.optimizer.lr", "0.5", "--trainer.max_epochs", 1, root=killed)
     assert "has other settings of model.optimizer.init_args.lr." in capsys.readouterr().out
     assert killed.with_name("run.2").exists()
+
+
+def test_a_number_of_the_command_line_is_the_same_setting_as_in_a_file() -> None:
+    """`--trainer.devices 1`, which may also be a word, is read as "1"; a job of SLURM says it so."""
+    in_file = {"trainer": {"devices": 1, "precision": "bf16-mixed"}}
+    assert not list(different(in_file, {"trainer": {"devices": "1", "precision": "bf16-mixed"}}))
+    assert list(different(in_file, {"trainer": {"devices": "2", "precision": "bf16-mixed"}})) == [
+        "trainer.devices"
+    ]
 
 
 def test_where_every_checkpoint_is_torn_nothing_begins_anew(killed: Path, refused: Refused) -> None:
