@@ -140,6 +140,12 @@ def test_a_number_of_the_command_line_is_the_same_setting_as_in_a_file() -> None
     ]
 
 
+def test_settings_in_a_list_may_stand_in_any_order_of_keys() -> None:
+    one = {"class_path": "a.Own", "init_args": {"x": 1, "y": 2}}
+    other = {"init_args": {"y": 2, "x": 1}, "class_path": "a.Own"}
+    assert not list(different({"masks": [one]}, {"masks": [other]}))
+
+
 def test_where_every_checkpoint_is_torn_nothing_begins_anew(killed: Path, refused: Refused) -> None:
     for path in (killed / "checkpoints").glob("iteration-*.ckpt"):
         truncate(path)

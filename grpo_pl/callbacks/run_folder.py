@@ -173,10 +173,10 @@ def sweep(folder: Path) -> None:
 def different(a: Any, b: Any, key: str = "") -> Iterator[str]:
     """The keys with different values, but for the addresses of servers: a job finds them at each start.
 
-    Values are compared as one writes them: `--trainer.devices 1` is read as "1", from a file as 1.
+    A value is also equal to what one writes for it: `--trainer.devices 1` is read as "1", from a file as 1.
     """
     if isinstance(a, dict) and isinstance(b, dict):
         for name in a.keys() | b.keys():
             yield from different(a.get(name), b.get(name), f"{key}.{name}" if key else name)
-    elif str(a) != str(b) and not key.endswith(".urls"):
+    elif a != b and str(a) != str(b) and not key.endswith(".urls"):
         yield key
