@@ -81,12 +81,13 @@ def pack(token_ids: Int[Tensor, "B T"], loss_mask: Bool[Tensor, "B T"], row_toke
         loss_mask: True on response tokens; a sequence's prompt is what stands before the first one.
         row_tokens: The greatest length of a row in tokens; a longer sequence has a row of its own length.
     """
+    ids, device = token_ids.cpu(), token_ids.device
     ends = [_ends(mask) for mask in loss_mask.tolist()]
-    begins_with = [tuple(ids[:start]) for ids, (start, _) in zip(token_ids.tolist(), ends, strict=True)]
+    begins_with = [tuple(said[:start]) for said, (start, _) in zip(ids.tolist(), ends, strict=True)]
     known = {prompt: i for i, prompt in enumerate(sorted(set(begins_with)))}
     spans = [Span(known[it], start, end - start) for it, (start, end) in zip(begins_with, ends, strict=True)]
     placement = narrowest(spans, row_tokens)
-    width, ids, device = placement.width, token_ids.cpu(), token_ids.device
+    width = placement.width
     tokens, positions = torch.zeros((2, len(placement.used), width), dtype=torch.long)
     prompts, owners = torch.full((2, len(placement.used), width), _SHARED)
     home = torch.zeros(token_ids.shape, dtype=torch.long)
