@@ -38,7 +38,7 @@ REWARDS = {
     "correct": "LastNumber",
     "short": {"class_path": "LengthPenalty", "init_args": {"max_tokens": 4096}},
 }
-WORK = {
+WORK: dict[str, Any] = {
     "data.prompts_per_iteration": PROMPTS,
     "data.group_size": GROUP_SIZE,
     "data.minibatches": 1,

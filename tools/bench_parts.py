@@ -128,7 +128,7 @@ def peer(cli: CLI) -> list[Numbers]:
     """TRL's GRPOTrainer on the same prompts."""
     from datasets import Dataset
     from transformers import TrainerCallback
-    from trl import GRPOConfig, GRPOTrainer  # type: ignore[import-not-found]
+    from trl import GRPOConfig, GRPOTrainer
 
     data: Any = cli.datamodule
     questions = [data.train[row] for row in range(min(len(data.train), 512))]
@@ -140,7 +140,7 @@ def peer(cli: CLI) -> list[Numbers]:
         said = [re.findall(r"-?\d+", completion[0]["content"]) for completion in completions]
         return [float(bool(s) and s[-1] == gold) for s, gold in zip(said, answer, strict=True)]
 
-    class Clock(TrainerCallback):  # type: ignore[misc]
+    class Clock(TrainerCallback):
         def on_step_begin(self, *_: object, **__: object) -> None:
             forget_peak()
             self.start = time.perf_counter()

@@ -222,9 +222,8 @@ def check_is_the_model(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     generation = json.loads((folder / "generation_config.json").read_text())
     tokenizer = AutoTokenizer.from_pretrained(str(folder))
-    chat = tokenizer.apply_chat_template(
-        [{"role": "user", "content": "12\n\n3"}], tokenize=False, add_generation_prompt=True
-    )
+    question = [{"role": "user", "content": "12\n\n3"}]
+    chat = str(tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True))
     facts = {
         "weights": ((folder / "model.safetensors").is_file(), True),
         "hidden_size": (config["hidden_size"], 576),

@@ -11,7 +11,7 @@ from simulation.cost import COLOCATED, DEDICATED, LAYOUTS, OVERLAPPED, Cost, Pla
 from simulation.inputs import MODELS, Machine, Work
 
 LEARNING, ALL = ("score", "update"), ("sync", "generate", "score", "update")
-CAUSES: dict[str, tuple[dict[str, float], dict[str, float], tuple[str, ...]]] = {
+CAUSES: dict[str, tuple[dict[str, Any], dict[str, Any], tuple[str, ...]]] = {
     "computing": ({"flops": inf}, {}, ALL),
     "memory bandwidth": ({"memory_bandwidth": inf}, {}, ALL),
     "longest response": ({}, {"spread": 0.0}, ("generate",)),
@@ -114,14 +114,14 @@ def find_break(simulation: Simulation, layout: str, found: dict[int, Cost | str]
     efficiency = {n: costs[first].iteration_s * first / (c.iteration_s * n) for n, c in costs.items()}
     broken = next((n for n in costs if efficiency[n] < BROKEN), None)
     refused = next((n for n in found if n > first and n not in costs), None)
-    into = {n: gpu_seconds(simulation, costs[n]) for n in {first, most, broken} - {None}}
+    into = {n: gpu_seconds(simulation, costs[n]) for n in (first, most, broken) if n}
     return Break(
         layout=layout,
         first_gpus=first,
         broken_gpus=broken,
-        cause=broken and max(into[broken], key=lambda cause: into[broken][cause] - into[first][cause]),
+        cause=max(into[broken], key=lambda it: into[broken][it] - into[first][it]) if broken else None,
         refused_gpus=refused,
-        refusal=refused and str(found[refused]),
+        refusal=str(found[refused]) if refused else None,
         most_gpus=most,
         efficiency=efficiency[most],
         shares={cause: s / (costs[most].iteration_s * most) for cause, s in into[most].items()},
@@ -131,7 +131,7 @@ def find_break(simulation: Simulation, layout: str, found: dict[int, Cost | str]
 # ------------------------------------------------------------------------------------------------- validation
 
 
-def bench_work(prompts: int, group_size: int, max_tokens: int, prompt_tokens: int, tokens: float) -> Work:
+def bench_work(prompts: int, *, group_size: int, max_tokens: int, prompt_tokens: int, tokens: float) -> Work:
     """An iteration of tools/bench.py that has generated so many tokens."""
     return Work(
         prompts=prompts,
@@ -152,8 +152,6 @@ def calibrated(bench: dict[str, Any]) -> Simulation:
     way from the sync. One rank; how fast memory is stays hidden in the engine's two constants.
     """
     said, model = bench["work"], MODELS["0.135B"]
-    keys = "prompts_per_iteration", "group_size", "sampling.max_tokens"
-    sizes = (int(said[f"data.{key}"]) for key in keys)
     machine = Machine(
         gpus_per_node=1,
         flops=1.0,
@@ -166,7 +164,14 @@ def calibrated(bench: dict[str, Any]) -> Simulation:
         step_s=0.0,
         mtbf_hours=inf,
     )
-    unknown = Simulation(machine, bench_work(*sizes, PROMPT_TOKENS, bench["tokens"]["response"]), model)
+    work = bench_work(
+        int(said["data.prompts_per_iteration"]),
+        group_size=int(said["data.group_size"]),
+        max_tokens=int(said["data.sampling.max_tokens"]),
+        prompt_tokens=PROMPT_TOKENS,
+        tokens=bench["tokens"]["response"],
+    )
+    unknown = Simulation(machine, work, model)
     read_s = min(bench["limit"]["packed"], bench["limit"]["padded"])
     known = replace(unknown, machine=replace(machine, flops=unknown.update_s(ONE_RANK) / read_s))
     stepping = replace(known, machine=replace(known.machine, step_s=1.0))
