@@ -78,7 +78,9 @@ class LinearLogprobs(torch.autograd.Function):
 
     With p the distribution, log p the chosen log-probability and H its entropy, the gradient of the logits is
     that of log p, one-hot(target) - p, and that of H, -p (log p + H), each times what comes from above. It is
-    computed from logits made again and the stored log of their normaliser.
+    computed from logits made again and the stored log of their normaliser. It is collected, in the precision
+    of the products, over as many chunks as it is no larger for than the head: the sum of the head's own
+    gradient is a pass over memory of that size each time.
     """
 
     @staticmethod
@@ -117,11 +119,9 @@ class LinearLogprobs(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         h, weight, bias, targets, normalisers, entropies = ctx.saved_tensors
         w, b = weight.to(h.dtype), None if bias is None else bias.to(h.dtype)
-        of_logprobs, of_entropies = gradients
-        grad_hidden = torch.empty_like(h)
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
-        grad_bias = torch.zeros_like(bias) if bias is not None and ctx.needs_input_grad[2] else None
-        for rows in chunks(len(h), ctx.chunk_tokens):
+        (of_logprobs, of_entropies), learns = gradients, ctx.needs_input_grad[1]
+
+        def of_logits(rows: slice) -> Tensor:
             logits = scaled_logits(h[rows], w, b, ctx.scale)
             logits -= normalisers[rows, None]
             above = of_logprobs[rows, None]
@@ -131,20 +131,30 @@ class LinearLogprobs(torch.autograd.Function):
                 grad = logits.add_(entropies[rows, None]).mul_(-above_entropy).sub_(above).mul_(p)
             else:
                 grad = logits.exp_().mul_(-above)
-            grad.scatter_add_(-1, targets[rows, None], above)
-            grad = grad.mul_(ctx.scale).to(h.dtype)
-            grad_hidden[rows] = grad @ w
-            if grad_weight is not None:
-                grad_weight += grad.T @ h[rows]
+            return grad.scatter_add_(-1, targets[rows, None], above).mul_(ctx.scale)
+
+        grad_hidden = torch.empty_like(h)
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if learns and not len(h) else None
+        grad_bias = torch.zeros_like(bias) if bias is not None and ctx.needs_input_grad[2] else None
+        at_once = max(w.shape[1] // ctx.chunk_tokens, 1) if learns else 1
+        for block in chunks(len(h), at_once * ctx.chunk_tokens):
+            grad = torch.empty((block.stop - block.start, len(w)), dtype=h.dtype, device=h.device)
+            parts = grad.split(ctx.chunk_tokens)
+            for rows, part in zip(chunks(block.stop, ctx.chunk_tokens, block.start), parts, strict=True):
+                part.copy_(of_logits(rows))
+            grad_hidden[block] = grad @ w
+            if learns:
+                product = grad.T @ h[block]
+                grad_weight = product.float() if grad_weight is None else grad_weight.add_(product)
             if grad_bias is not None:
                 grad_bias += grad.sum(0)
         grad_weight = None if grad_weight is None else grad_weight.to(weight.dtype)
         return grad_hidden.to(ctx.hidden_dtype), grad_weight, grad_bias, None, None, None, None
 
 
-def chunks(rows: int, size: int) -> list[slice]:
-    """Consecutive rows, `size` at a time."""
-    return [slice(start, start + size) for start in range(0, rows, size)]
+def chunks(stop: int, size: int, start: int = 0) -> list[slice]:
+    """The rows from start to stop, `size` at a time."""
+    return [slice(first, min(first + size, stop)) for first in range(start, stop, size)]
 
 
 def scaled_logits(h: Tensor, w: Tensor, b: Tensor | None, scale: float) -> Tensor:

@@ -79,14 +79,15 @@ def cast_bytes(network: Network) -> int:
 
 
 def head_bytes(network: Network, with_entropy: bool) -> int:
-    """What the backward of one chunk of logits needs: copies of it, and the head's gradient twice.
+    """What the backward of one chunk of logits needs: copies of it, and three times what the head takes.
 
-    Twice: that of the chunk in the precision it is computed in, and the sum over chunks in float32.
+    The gradient of as many logits and what they add to the head's, both in the precision of products, and its
+    sum in float32.
     """
     if not network.chunk_tokens:
         return 0
     copies = LOGITS_COPIES_WITH_ENTROPY if with_entropy else LOGITS_COPIES
-    gradients = (network.compute_bytes + FLOAT32) * network.architecture.hidden
+    gradients = (2 * network.compute_bytes + FLOAT32) * network.architecture.hidden
     return network.architecture.vocabulary * (copies * FLOAT32 * network.chunk_tokens + gradients)
 
 
