@@ -27,7 +27,7 @@ from grpo_pl.rollout.files import file_name, forget_iterations, save_rollout
 from grpo_pl.rollout.replay import ReplayEngine
 from grpo_pl.rollout.shared import shared
 from grpo_pl.rollout.stored import ROLLOUTS_FOLDER, forget, forget_all, stored
-from grpo_pl.strategies import data_ranks
+from grpo_pl.strategies import DataRanks, data_ranks
 from grpo_pl.types import Experience, Prompt, Rollout, SampleRecord
 
 log = logging.getLogger(__name__)
@@ -139,10 +139,18 @@ class RolloutDataModule(pl.LightningDataModule):
     # ------------------------------------------------------------------------------------------------- set-up
 
     @property
+    def _trainer(self) -> pl.Trainer:
+        assert self.trainer is not None, "the trainer attaches itself before setup"
+        return self.trainer
+
+    @property
+    def _ranks(self) -> DataRanks:
+        return data_ranks(self._trainer)
+
+    @property
     def learner(self) -> Learner:
         """The LightningModule, as the loop sees it."""
-        assert self.trainer is not None, "the trainer attaches itself before setup"
-        return cast(Learner, self.trainer.lightning_module)
+        return cast(Learner, self._trainer.lightning_module)
 
     @override
     def setup(self, stage: str) -> None:
@@ -156,25 +164,24 @@ class RolloutDataModule(pl.LightningDataModule):
 
     def start(self, stage: str) -> None:
         """`setup` that leaves the engine awake, with the pretrained weights."""
-        assert self.trainer is not None, "the trainer attaches itself before setup"
         self.check(stage)
         self._read_all_prompts(stage)
         log.info("starting %s", ", ".join(type(engine).__name__ for engine in self._engines))
         together = max(engine.ranks for engine in self._engines)
-        of_ranks = data_ranks(self.trainer).copies, self.trainer.global_rank, self.trainer.world_size
-        if self.store_rollouts and stage == "fit" and self.trainer.checkpoint_callbacks:
+        of_ranks = self._ranks.copies, self._trainer.global_rank, self._trainer.world_size
+        if self.store_rollouts and stage == "fit" and self._trainer.checkpoint_callbacks:
             self.engine = stored(self.engine, self._rollouts)
         self.engine = shared(self.engine, *of_ranks)
         self.val_engine = None if self.val_engine is None else shared(self.val_engine, *of_ranks)
         batches = [
-            self.prompts_per_iteration * self.group_size // data_ranks(self.trainer).size,
+            self.prompts_per_iteration * self.group_size // self._ranks.size,
             self.val_prompts_per_batch,
         ]
         for engine in self._engines:
             engine.start(
                 max_sequence_tokens=self.max_prompt_tokens + self._longest_response,
                 max_sequences=max(batches) * together,
-                device=self.trainer.strategy.root_device,
+                device=self._trainer.strategy.root_device,
             )
         if stage == "fit":
             for iteration in {0, self.end - 1 if self.end < sys.maxsize else 0}:
@@ -185,13 +192,12 @@ class RolloutDataModule(pl.LightningDataModule):
         return [self.engine] if self.val_engine is None else [self.engine, self.val_engine]
 
     def _read_all_prompts(self, stage: str) -> None:
-        assert self.trainer is not None, "the trainer attaches itself before setup"
         self.prompts: dict[str, PromptSet] = {}
         for name, source in (("train", self.train), ("val", self.val)):
             if source is None or (name == "train" and stage != "fit"):
                 continue
             prompts = self.prompts[name] = self.read_prompts(name, source)
-            if len(prompts) < (ranks := data_ranks(self.trainer).size):
+            if len(prompts) < (ranks := self._ranks.size):
                 raise ValueError(
                     f"data.{name} has {len(prompts)} prompts for {ranks} ranks: give it at least {ranks}"
                 )
@@ -209,17 +215,16 @@ class RolloutDataModule(pl.LightningDataModule):
         Raises:
             ValueError: In one sentence, with the key to change.
         """
-        assert self.trainer is not None, "the trainer attaches itself before setup"
         if stage == "fit":
-            check_trainer(self.trainer, optimizer_steps=self.update_epochs * self.minibatches)
+            check_trainer(self._trainer, optimizer_steps=self.update_epochs * self.minibatches)
             check_schedule(
                 self,
-                micro_batches=self.trainer.accumulate_grad_batches,
-                ranks=data_ranks(self.trainer).size,
+                micro_batches=self._trainer.accumulate_grad_batches,
+                ranks=self._ranks.size,
                 min_group_size=self.learner.min_group_size,
             )
             self._check_whose_rollouts()
-        validates = self.val is not None and self.trainer.limit_val_batches != 0
+        validates = self.val is not None and self._trainer.limit_val_batches != 0
         check_engines(self.engine, self.val_engine, validates)
         check_context(self.pretrained, self.max_prompt_tokens, self._longest_response)
         if not eos_token_ids(self.pretrained):
@@ -230,8 +235,7 @@ class RolloutDataModule(pl.LightningDataModule):
 
     def _check_whose_rollouts(self) -> None:
         """Refuse to read what the run would move aside; warn of a policy that is not the learner's."""
-        assert self.trainer is not None, "the trainer attaches itself before setup"
-        own = Path(self.trainer.default_root_dir).resolve()
+        own = Path(self._trainer.default_root_dir).resolve()
         if isinstance(self.engine, ReplayEngine) and own in Path(self.engine.path).resolve().parents:
             raise ValueError(
                 f"data.engine.path={self.engine.path} lies in the folder of this very run: set "
@@ -267,11 +271,10 @@ class RolloutDataModule(pl.LightningDataModule):
     @override
     def train_dataloader(self) -> Iterable[Experience]:
         """Each pass over it is one iteration; the loop behind it is one generator for the whole run."""
-        assert self.trainer is not None, "the trainer attaches itself before setup"
         schedule = UpdateSchedule(
             minibatches=self.minibatches,
             update_epochs=self.update_epochs,
-            micro_batches=self.trainer.accumulate_grad_batches,
+            micro_batches=self._trainer.accumulate_grad_batches,
             seed=self.seed,
         )
         loop = experience_stream(
@@ -294,41 +297,36 @@ class RolloutDataModule(pl.LightningDataModule):
 
     def _other_prompts(self, iteration: int, again: int, count: int) -> list[Prompt]:
         """Prompts on this rank for round `again` of an iteration's dynamic sampling."""
-        assert self.trainer is not None, "the trainer attaches itself before setup"
         return iteration_prompts(
             self.prompts["train"],
             iteration=iteration,
             prompts_per_iteration=count,
-            seed=derive_seed(self.seed, "again", again, data_ranks(self.trainer).rank),
+            seed=derive_seed(self.seed, "again", again, self._ranks.rank),
         )
 
     def _iterations(self) -> Iterator[int]:
-        assert self.trainer is not None, "the trainer attaches itself before setup"
-        if self.keep_rollouts and self.trainer.is_global_zero:
-            forget_iterations(self._rollouts, after=self.trainer.current_epoch)
+        if self.keep_rollouts and self._trainer.is_global_zero:
+            forget_iterations(self._rollouts, after=self._trainer.current_epoch)
         while True:
             if len(self._checkpoints) > 1:
                 forget(self._rollouts, before=self._checkpoints[-2])
-            yield self.trainer.current_epoch
+            yield self._trainer.current_epoch
 
     def _keep(self, iteration: int, rollout: Rollout, records: list[SampleRecord]) -> None:
-        assert self.trainer is not None, "the trainer attaches itself before setup"
-        ranks = data_ranks(self.trainer)
-        if self.keep_rollouts and self.trainer.global_rank % ranks.copies == 0:
+        ranks = self._ranks
+        if self.keep_rollouts and self._trainer.global_rank % ranks.copies == 0:
             path = self._rollouts / file_name(iteration + 1, ranks.rank, ranks.size)
             save_rollout(rollout, path, iteration + 1, records)
 
     @property
     def _rollouts(self) -> Path:
         """Where rollouts are stored and kept."""
-        assert self.trainer is not None, "the trainer attaches itself before setup"
-        return Path(self.trainer.default_root_dir) / ROLLOUTS_FOLDER
+        return Path(self._trainer.default_root_dir) / ROLLOUTS_FOLDER
 
     @property
     def end(self) -> int:
         """How many iterations the run has at most."""
-        assert self.trainer is not None, "the trainer attaches itself before setup"
-        epochs, steps = self.trainer.max_epochs or -1, self.trainer.max_steps
+        epochs, steps = self._trainer.max_epochs or -1, self._trainer.max_steps
         ends = [epochs, steps // (self.update_epochs * self.minibatches)]
         return min((end for end in ends if end > 0), default=sys.maxsize)
 
@@ -346,8 +344,7 @@ class RolloutDataModule(pl.LightningDataModule):
 
     def prompts_of(self, iteration: int) -> list[Prompt]:
         """Prompts on this rank of an iteration."""
-        assert self.trainer is not None, "the trainer attaches itself before setup"
-        ranks = data_ranks(self.trainer)
+        ranks = self._ranks
         return iteration_prompts(
             self.prompts["train"],
             iteration=iteration,
@@ -367,17 +364,13 @@ class RolloutDataModule(pl.LightningDataModule):
 
     @property
     def _val_rows(self) -> range:
-        assert self.trainer is not None, "the trainer attaches itself before setup"
-        ranks = data_ranks(self.trainer)
+        ranks = self._ranks
         return range(ranks.rank, len(self.prompts["val"]), ranks.size)
 
     @property
     def _val_chunks(self) -> int:
         """How often a validation asks the engine: every rank as often, for several may have one engine."""
-        assert self.trainer is not None, "the trainer attaches itself before setup"
-        return rounds(
-            len(self.prompts["val"]), data_ranks(self.trainer).size, at_once=self.val_prompts_per_batch
-        )
+        return rounds(len(self.prompts["val"]), self._ranks.size, at_once=self.val_prompts_per_batch)
 
     def _val_rollouts(self) -> Iterator[Rollout]:
         rows = self._val_rows
@@ -407,8 +400,7 @@ class RolloutDataModule(pl.LightningDataModule):
         for engine in self._engines:
             engine.shutdown()
         self._started = False
-        assert self.trainer is not None, "the trainer attaches itself before setup"
-        if stage == "fit" and self.trainer.is_global_zero and not self.trainer.should_stop:
+        if stage == "fit" and self._trainer.is_global_zero and not self._trainer.should_stop:
             forget_all(self._rollouts)
 
 
