@@ -92,7 +92,8 @@ def models_table(run: Run) -> Table:
         table.add_row("engine", "", gib(run.engine.weights))
         table.add_row("engine's cache", "", gib(run.engine.cache))
     for name, needed in update_bytes(run).items():
-        table.add_row(name, "", gib(needed))
+        if needed:
+            table.add_row(name, "", gib(needed))
     table.add_row("libraries", "", gib(overhead_bytes(run)))
     return table
 
