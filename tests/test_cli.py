@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import shlex
 import shutil
@@ -238,6 +239,19 @@ def test_a_process_ends_with_code_2_and_one_sentence():
     assert re.fullmatch(
         r"grpo_pl: error: there is no option trainer.epochs. Did you mean trainer.\w+_epochs\?\n", done.stderr
     )
+
+
+@pytest.mark.parametrize(
+    ("said", "spins"),
+    [({}, "1000"), ({"GOMP_SPINCOUNT": "5"}, "5"), ({"OMP_WAIT_POLICY": "active"}, "None")],
+)
+def test_threads_that_wait_leave_the_core_to_others_unless_told_otherwise(said, spins):
+    environment = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    code = "import sys, os, grpo_pl; print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment | said, capture_output=True, text=True
+    )
+    assert done.stdout.split() == [spins, "False"], done.stderr
 
 
 def test_a_hub_name_that_cannot_be_reached_is_named(tmp_path, monkeypatch, capsys):

@@ -15,6 +15,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout need not be installed
 
+import grpo_pl  # noqa: F401, I001  # before torch, as in a run: how threads wait
 import lightning.pytorch as pl
 import torch
 
