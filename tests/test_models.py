@@ -135,6 +135,15 @@ def test_a_plain_head_says_and_learns_what_autograd_derives(
         assert torch.allclose(ours, theirs, atol=tolerance * float(theirs.abs().max()))
 
 
+def test_a_head_without_tokens_has_a_gradient_all_the_same(tiny_untied_model: Path) -> None:
+    """Without one, ranks that have tokens would wait for it."""
+    model = load_language_model(str(tiny_untied_model), "float32")
+    states = torch.zeros(0, 64, requires_grad=True)
+    logprobs, _ = chunked_logprobs(states, torch.arange(0), model, 1.0, 3, None)
+    logprobs.sum().backward()
+    assert torch.equal(model.lm_head.weight.grad, torch.zeros(320, 64))
+
+
 def test_the_peak_does_not_grow_with_the_vocabulary_times_the_sequence(tmp_path: Path) -> None:
     """All logits of this batch would be 0.25 GiB, and 1 GiB with a vocabulary four times larger.
 
