@@ -114,7 +114,7 @@ def find_break(simulation: Simulation, layout: str, found: dict[int, Cost | str]
     efficiency = {n: costs[first].iteration_s * first / (c.iteration_s * n) for n, c in costs.items()}
     broken = next((n for n in costs if efficiency[n] < BROKEN), None)
     refused = next((n for n in found if n > first and n not in costs), None)
-    into = {n: gpu_seconds(simulation, costs[n]) for n in (first, most, broken) if n}
+    into = {n: gpu_seconds(simulation, costs[n]) for n in {first, most, broken} if n}
     return Break(
         layout=layout,
         first_gpus=first,
