@@ -78,9 +78,9 @@ class LinearLogprobs(torch.autograd.Function):
 
     With p the distribution, log p the chosen log-probability and H its entropy, the gradient of the logits is
     that of log p, one-hot(target) - p, and that of H, -p (log p + H), each times what comes from above. It is
-    computed from logits made again and the stored log of their normaliser. It is collected, in the precision
-    of the products, over as many chunks as it is no larger for than the head: the sum of the head's own
-    gradient is a pass over memory of that size each time.
+    computed from logits made again and the stored log of their normaliser. Where the head learns, chunks are
+    collected up to its own size, in the precision of products, before they are multiplied: adding up the
+    head's gradient is a pass over memory of that size each time.
     """
 
     @staticmethod
