@@ -65,8 +65,8 @@ def test_an_iteration_is_measured_beside_its_limit(tiny_model: Path, tmp_path: P
     assert sum(s for name, s in stages.items() if name != "iteration") == pytest.approx(stages["iteration"])
     assert stages["score"] < stages["update"], "nothing has to be scored before the only optimizer step"
     assert found["tokens"]["response"] > 8 * 8
-    memory = found["memory_gib"]  # of a model so small, libraries take nearly all
-    assert min(memory["peak"], memory["engine_alone"]) > 0.1
+    memory = found["memory_gib"]  # of a model so small, libraries take nearly all, and vary by themselves
+    assert memory["peak"] > 0.9 * memory["engine_alone"] > 0
     assert memory["above_engine"] == memory["peak"] - memory["engine_alone"]
     assert found["ratio_to_peer"] is found["scaling"] is None
     assert "ratio to the limit" in done.stdout
