@@ -27,7 +27,7 @@ from grpo_pl.rollout.files import file_name, forget_iterations, save_rollout
 from grpo_pl.rollout.replay import ReplayEngine
 from grpo_pl.rollout.shared import shared
 from grpo_pl.rollout.stored import ROLLOUTS_FOLDER, forget, forget_all, stored
-from grpo_pl.strategies import DataRanks, data_ranks
+from grpo_pl.strategies import AttachedDataModule
 from grpo_pl.types import Experience, Prompt, Rollout, SampleRecord
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ class Stream(IterableDataset[T], Generic[T]):
         return self.length
 
 
-class RolloutDataModule(pl.LightningDataModule):
+class RolloutDataModule(AttachedDataModule):
     """Prompts, the engine that answers them, and how often a rollout is learned from.
 
     One Lightning epoch is one iteration: a rollout of `prompts_per_iteration * group_size` responses, then
@@ -139,15 +139,6 @@ class RolloutDataModule(pl.LightningDataModule):
     # ------------------------------------------------------------------------------------------------- set-up
 
     @property
-    def _trainer(self) -> pl.Trainer:
-        assert self.trainer is not None, "the trainer attaches itself before setup"
-        return self.trainer
-
-    @property
-    def _ranks(self) -> DataRanks:
-        return data_ranks(self._trainer)
-
-    @property
     def learner(self) -> Learner:
         """The LightningModule, as the loop sees it."""
         return cast(Learner, self._trainer.lightning_module)
@@ -173,14 +164,11 @@ class RolloutDataModule(pl.LightningDataModule):
             self.engine = stored(self.engine, self._rollouts)
         self.engine = shared(self.engine, *of_ranks)
         self.val_engine = None if self.val_engine is None else shared(self.val_engine, *of_ranks)
-        batches = [
-            self.prompts_per_iteration * self.group_size // self._ranks.size,
-            self.val_prompts_per_batch,
-        ]
+        responses = self.prompts_per_iteration * self.group_size // self._ranks.size
         for engine in self._engines:
             engine.start(
                 max_sequence_tokens=self.max_prompt_tokens + self._longest_response,
-                max_sequences=max(batches) * together,
+                max_sequences=max(responses, self.val_prompts_per_batch) * together,
                 device=self._trainer.strategy.root_device,
             )
         if stage == "fit":

@@ -51,6 +51,19 @@ def data_ranks(trainer: pl.Trainer) -> DataRanks:
     return DataRanks(sampler["rank"], size, trainer.world_size // size)
 
 
+class AttachedDataModule(pl.LightningDataModule):
+    """A data module that knows its trainer, once there is one, and which data this rank gets."""
+
+    @property
+    def _trainer(self) -> pl.Trainer:
+        assert self.trainer is not None, "the trainer attaches itself before setup"
+        return self.trainer
+
+    @property
+    def _ranks(self) -> DataRanks:
+        return data_ranks(self._trainer)
+
+
 def num_shards(trainer: pl.Trainer) -> int:
     """Parts that a model's parameters are divided into; 1 where every rank holds them whole."""
     strategy = trainer.strategy

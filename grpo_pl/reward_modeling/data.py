@@ -3,7 +3,6 @@
 import logging
 from typing import Literal, Protocol, cast
 
-import lightning.pytorch as pl
 from rich.progress import track
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, DistributedSampler, Subset
 from typing_extensions import override
@@ -13,7 +12,7 @@ from grpo_pl.functional import derive_seed, permutation
 from grpo_pl.models.reward_model import ResponseEncoder
 from grpo_pl.prompts.sources import PromptSource
 from grpo_pl.reward_modeling.objectives import LabeledBatch, LabeledResponse, RewardObjective
-from grpo_pl.strategies import data_ranks
+from grpo_pl.strategies import AttachedDataModule
 
 log = logging.getLogger(__name__)
 Example = list[LabeledResponse]
@@ -26,7 +25,7 @@ class Learner(Protocol):
     objective: RewardObjective
 
 
-class RewardDataModule(pl.LightningDataModule):
+class RewardDataModule(AttachedDataModule):
     """Labelled responses for `RewardModeling`; an epoch is one pass over them.
 
     Sources read any layout: `question` names the column of the prompt, `answer` is null, and the objective
@@ -73,8 +72,7 @@ class RewardDataModule(pl.LightningDataModule):
         if self.sets:
             return
         if stage == "fit":
-            assert self.trainer is not None, "the trainer attaches itself before setup"
-            check_trainer_numbers(self.trainer)
+            check_trainer_numbers(self._trainer)
         encode = ResponseEncoder.load(self.pretrained)
         if stage == "fit":
             new = self._read("train", self.train, encode)
@@ -89,8 +87,7 @@ class RewardDataModule(pl.LightningDataModule):
             self.sets["val"] = cast("Dataset[Example]", self._read("val", self.val, encode))
 
     def _read(self, name: str, source: PromptSource, encode: ResponseEncoder) -> list[Example]:
-        assert self.trainer is not None, "the trainer attaches itself before setup"
-        objective = cast(Learner, self.trainer.lightning_module).objective
+        objective = cast(Learner, self._trainer.lightning_module).objective
         limit = min(self.max_tokens or encode.context, encode.context)
         examples, hidden = [], len(source) < _ROWS_WORTH_A_PROGRESS_BAR
         for row in track(
@@ -126,11 +123,10 @@ class RewardDataModule(pl.LightningDataModule):
 
     def _loader(self, name: str) -> DataLoader[Example]:
         """Batches of this rank; their order depends on seed and epoch alone, so that a run can be resumed."""
-        assert self.trainer is not None, "the trainer attaches itself before setup"
         sampler: DistributedSampler[Example] = DistributedSampler(
             self.sets[name],
-            num_replicas=data_ranks(self.trainer).size,
-            rank=data_ranks(self.trainer).rank,
+            num_replicas=self._ranks.size,
+            rank=self._ranks.rank,
             shuffle=name == "train",
             seed=self.seed,
         )
