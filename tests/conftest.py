@@ -15,7 +15,11 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
+from hypothesis import HealthCheck, settings
 from repository import ROOT, load_tool
+
+settings.register_profile("any_machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any_machine")  # a slow machine is no failure
 
 EARLIER_RUN = {
     "metrics.csv": "iteration\n0\n",

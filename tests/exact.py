@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 F64 = torch.float64
-few = settings(max_examples=40, deadline=None, derandomize=True)
+few = settings(max_examples=40, derandomize=True)
 eighths = st.integers(-40, 40).map(lambda i: i / 8)  # exact in binary, so that sums are exact
 
 

@@ -106,7 +106,7 @@ def test_an_iteration_of_which_every_weight_is_masked_counts_as_no_sample(level:
     assert metrics["sync/effective_sample_share"] == 0.0
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=30, derandomize=True)
 @given(st.lists(st.floats(-3, 3), min_size=8, max_size=8), st.sampled_from(["token", "sequence"]))
 def test_truncated_weights_are_inside_the_bounds_and_the_effective_share_inside_0_and_1(
     gaps: list[float], level: str

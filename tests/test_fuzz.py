@@ -39,7 +39,7 @@ def examples(count: int) -> settings:
     """So many examples, or as many as `GRPO_PL_FUZZ` says, then new ones each time."""
     checks = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
     many = int(SLOW) if SLOW else count
-    return settings(max_examples=many, deadline=5000, derandomize=not SLOW, suppress_health_check=checks)
+    return settings(max_examples=many, derandomize=not SLOW, suppress_health_check=checks)
 
 
 def attempt(call: Callable[[], Any], refusal: type[Exception] = ValueError) -> tuple[Any, str | None]:

@@ -273,7 +273,7 @@ def paper_gmpo(log_ratio: Tensor, mask: Tensor, advantages: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("policy_loss", "paper"), [(GSPO(0.1, 0.1), paper_gspo), (GMPO(0.3, 0.2), paper_gmpo)]
 )
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=15, derandomize=True)
 @given(st.lists(st.integers(1, 6), min_size=2, max_size=6), st.integers(0, 99))
 def test_the_mean_over_sequences_of_the_token_form_is_the_papers_objective(
     policy_loss: PolicyLoss, paper: Callable[..., Tensor], lengths: list[int], seed: int
@@ -359,7 +359,7 @@ def test_columns_of_padding_change_nothing(aggregation: Aggregation, expected: f
 
 
 @pytest.mark.parametrize("aggregation", [TokenMean(), SequenceMean(), ConstantLength(length=5), PromptMean()])
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=15, derandomize=True)
 @given(st.lists(st.integers(1, 6), min_size=4, max_size=9), st.integers(1, 4), st.integers(0, 9))
 def test_the_shares_of_k_micro_batches_add_up_to_one_batch_and_so_do_their_gradients(
     aggregation: Aggregation, lengths: list[int], micro_batches: int, seed: int

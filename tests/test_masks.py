@@ -52,7 +52,7 @@ def test_tokens_at_the_threshold_are_kept_together() -> None:
     assert int((TopEntropy(0.2)(feedback(NOTHING, MASK), entropy) & MASK).sum()) == 3
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=30, derandomize=True)
 @given(st.integers(1, 60), st.integers(1, 100), st.integers(0, 9))
 def test_the_share_is_kept_to_the_token_and_every_kept_one_is_above_every_other(
     tokens: int, percent: int, seed: int

@@ -16,7 +16,7 @@ from transformers import (
 
 from grpo_pl.models import EncodedResponse, RewardModel
 
-few = settings(max_examples=40, deadline=None, derandomize=True)
+few = settings(max_examples=40, derandomize=True)
 TEXTS = st.text(st.sampled_from("ab 7.\n\té€漢🙂<|>"), max_size=30)
 
 

@@ -126,7 +126,7 @@ def test_plain_text_is_examples_and_an_open_question_after_bos(
 
 @pytest.mark.parametrize("use_chat_template", [True, False])
 @given(texts=st.lists(st.text(max_size=10), min_size=1, max_size=3))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_a_batch_encodes_as_its_rows_do(
     tokenizer: PreTrainedTokenizerFast, use_chat_template: bool, texts: list[str]
 ) -> None:
@@ -210,7 +210,7 @@ def seven(tokenizer: PreTrainedTokenizerFast) -> PromptSet:
     world_size=st.integers(1, 6),
     seed=st.integers(0, 2**63),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_the_union_over_ranks_is_independent_of_their_number(
     seven: PromptSet, iteration: int, share: int, world_size: int, seed: int
 ) -> None:

@@ -141,7 +141,7 @@ _json_lines = st.lists((_objects | _values).map(json.dumps), max_size=4).map(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(content=st.binary(max_size=60) | _json_lines, rows=st.none() | st.text("0123:", max_size=4))
 def test_any_file_gives_text_or_a_value_error(
     tmp_path_factory: pytest.TempPathFactory, content: bytes, rows: str | None

@@ -15,7 +15,7 @@ from grpo_pl.prompts.sources import Question
 from grpo_pl.reward_modeling.calibration import Calibration
 from grpo_pl.reward_modeling.objectives import BradleyTerry, LabeledBatch, LabeledResponse, StepLabels
 
-few = settings(max_examples=40, deadline=None, derandomize=True)
+few = settings(max_examples=40, derandomize=True)
 
 
 def response(length: int, *judged: int, labels: tuple[float, ...]) -> LabeledResponse:

@@ -250,7 +250,5 @@ def test_a_box_that_cannot_be_built_is_an_error_and_no_wrong_answer():
         program.wait()
 
 
-def test_sixteen_programs_are_scored_in_seconds(isolation):
-    start = time.monotonic()
+def test_sixteen_programs_are_scored_at_once(isolation):
     assert reward(isolation).score([sample("print('done')", DONE)] * 16) == [1.0] * 16
-    assert time.monotonic() - start < 30

@@ -198,12 +198,12 @@ def test_a_refusal_is_not_repeated(server: Server) -> None:
 
 def test_a_reply_that_takes_too_long_is_not_waited_for(server: Server) -> None:
     hold = threading.Event()
-    server.answer = lambda _: "Score: 1" if hold.wait(60) else "late"
-    start = time.monotonic()
-    with pytest.raises(RewardError, match="timed out"):
-        judge(server, timeout_s=0.2, retries=0).score([sample("")])
-    hold.set()
-    assert time.monotonic() - start < 30
+    server.answer = lambda _: "Score: 1" if hold.wait() else "late"
+    try:
+        with pytest.raises(RewardError, match="timed out"):
+            judge(server, timeout_s=0.2, retries=0).score([sample("")])
+    finally:
+        hold.set()
 
 
 def test_the_key_comes_from_the_environment(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,8 +42,8 @@ def alive(pid: int) -> bool:
 
 
 def gone(pid: int) -> bool:
-    """Whether a process ends within ten seconds."""
-    for _ in range(100):
+    """Whether a process ends within two minutes."""
+    for _ in range(1200):
         if not alive(pid):
             return True
         time.sleep(0.1)
@@ -56,13 +56,12 @@ def test_outcomes_come_in_the_order_of_the_calls_and_not_of_their_ends(run):
 
 
 @pytest.mark.parametrize("call", [calls.hang, calls.hang_in_c, calls.ignore_all_signals_and_sleep])
+@pytest.mark.timeout(180)
 def test_whatever_hangs_is_killed_at_the_deadline_and_costs_itself_alone(run, call):
-    start = time.monotonic()
     outcomes = run(
         partial(calls.double, 1), partial(call), partial(calls.double, 2), processes=1, timeout_s=1.0
     )
     assert outcomes == [Outcome(2), TIMEOUT, Outcome(4)]
-    assert time.monotonic() - start < 20
 
 
 @pytest.mark.parametrize("call", [calls.kill_myself, calls.leave, partial(calls.allocate, 100 * 2**10)])
@@ -110,10 +109,10 @@ def test_a_retry_helps_where_the_failure_was_an_accident(run, tmp_path):
     assert run(second, retries=1) == [Outcome(1.0)]
 
 
-def test_a_retry_is_as_often_as_it_is_allowed(run):
-    start = time.monotonic()
-    assert run(partial(calls.hang), timeout_s=0.5, retries=2) == [TIMEOUT]
-    assert time.monotonic() - start > 1.5
+def test_a_retry_is_as_often_as_it_is_allowed(run, tmp_path):
+    tried = tmp_path / "tried"
+    assert run(partial(calls.note_and_hang, str(tried)), timeout_s=0.5, retries=2) == [TIMEOUT]
+    assert tried.read_text() == "tried\n" * 3
 
 
 def test_workers_import_no_torch_and_have_a_session_of_their_own(run):

@@ -21,7 +21,7 @@ from grpo_pl.rewards.base import StepScore
 from grpo_pl.rewards.models import OutcomeRewardModel, ProcessRewardModel
 from grpo_pl.types import Prompt, Sample
 
-few = settings(max_examples=40, deadline=None, derandomize=True)
+few = settings(max_examples=40, derandomize=True)
 
 
 def whole(build: Build) -> nn.Module:

@@ -17,7 +17,7 @@ from grpo_pl.rewards.steps import StepPattern, step_ends
 from grpo_pl.rollout.engine import token_ends
 from grpo_pl.types import Prompt, Sample
 
-few = settings(max_examples=40, deadline=None, derandomize=True)
+few = settings(max_examples=40, derandomize=True)
 LINES = re.compile(r"\n+")
 TEXTS = st.text(st.sampled_from("ab =7.\n\té€漢🙂"), min_size=1, max_size=30)
 

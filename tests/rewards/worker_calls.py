@@ -25,6 +25,12 @@ def hang() -> None:
         pass
 
 
+def note_and_hang(path: str) -> None:
+    with Path(path).open("a") as file:
+        file.write("tried\n")
+    hang()
+
+
 def hang_in_c() -> int:
     """Holds the interpreter's lock, so that no thread and no Python signal handler could end it."""
     return 7 ** (10**9)
