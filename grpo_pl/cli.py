@@ -11,6 +11,7 @@ from jsonargparse import ActionConfigFile, Namespace  # type: ignore[attr-define
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_only
 from typing_extensions import override
 
 from grpo_pl import __version__
@@ -26,8 +27,10 @@ from grpo_pl.experiments import command as experiments
 from grpo_pl.experiments.labels import label_loggers
 from grpo_pl.jobs import JOBS, read_ahead
 from grpo_pl.mistakes import mistakes_answered, own_cause, refuse
+from grpo_pl.open_types import left_open, settle
 from grpo_pl.parser import OTHER_COMMANDS, Parser, fail
 from grpo_pl.planning.command import PlanningTrainer
+from grpo_pl.precision import AUTO
 from grpo_pl.quiet import tame_logs
 from grpo_pl.rank_failures import ending_together
 from grpo_pl.submission.command import submit
@@ -116,6 +119,14 @@ class CLI(LightningCLI):
         if config.get("checkpoint"):
             check_folder("checkpoint.dirpath", config.checkpoint.dirpath)
         label_loggers(config.trainer.logger, Path(config.trainer.default_root_dir))
+        self.settle_types(config)
+
+    def settle_types(self, config: Namespace) -> None:
+        """Give `trainer.precision` and each `dtype` that is `auto` its value, and say so."""
+        folder = RunFolder(self._parser(self.subcommand), config)
+        before = folder.settings_to_keep(Path(config.trainer.default_root_dir)) if left_open(config) else {}
+        for line in settle(config, before):
+            rank_zero_only(print)(line, flush=True)
 
     @override
     def _set_seed(self) -> None:
@@ -197,7 +208,13 @@ class Checked(CLI):
         """Build one that shares out data as the true one does, without its devices."""
         if re.search(r"FSDPStrategy|^fsdp(_|$)", str(self.settings.trainer.strategy)):
             kwargs["strategy"] = "ddp"  # Lightning's FSDPStrategy insists on GPUs
+        if self.settings.trainer.precision == AUTO:
+            kwargs["precision"] = None  # the machine that runs it decides
         return super().instantiate_trainer(accelerator="cpu", **kwargs)
+
+    @override
+    def settle_types(self, config: Namespace) -> None:
+        """Leave open what the machine that runs it will decide."""
 
     @override
     def _run_subcommand(self, subcommand: str) -> None:

@@ -26,8 +26,9 @@ from grpo_pl.durable import PARTIAL, room_for, sync_folder
 from grpo_pl.manifest import Manifest, Part, measured, whole_checkpoint
 from grpo_pl.models.builder import Build
 from grpo_pl.models.deferred import deferred_weights
-from grpo_pl.models.loading import DType, transformer_blocks
+from grpo_pl.models.loading import transformer_blocks
 from grpo_pl.models.tensor_parallel import parallelize
+from grpo_pl.precision import DType
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "grpo_pl"
 LAYERS = [
-    {"types", "quiet", "memory", "durable", "addresses"},
+    {"types", "quiet", "memory", "durable", "addresses", "precision"},
     {"slurm", "manifest", "lock"},
     {"functional", "checkpoint_files"},
     {
@@ -45,7 +45,16 @@ LAYERS = [
     },
     {"optimization", "strategies", "rollout.server", "rollout.stored"},
     {"module", "datamodule", "reward_modeling", "callbacks"},
-    {"parser", "planning", "submission", "config_files", "config_values", "rank_failures", "experiments"},
+    {
+        "parser",
+        "planning",
+        "submission",
+        "config_files",
+        "config_values",
+        "open_types",
+        "rank_failures",
+        "experiments",
+    },
     {"ablation", "jobs", "mistakes"},
     {"cli"},
     {"invariance", "diagnosis", "rollout.command"},

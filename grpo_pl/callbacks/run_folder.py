@@ -16,7 +16,8 @@ from grpo_pl.callbacks.preemption import checkpointing
 from grpo_pl.callbacks.records import CONFIG_FILE, METRICS_FILE, move_aside
 from grpo_pl.durable import PARTIAL, remove, write_atomically
 from grpo_pl.lock import LOCK_FILE, Lock
-from grpo_pl.manifest import INSIDE, LAST, checkpoints, newest_first
+from grpo_pl.manifest import INSIDE, LAST, agreed, checkpoints, first_rank_says, newest_first
+from grpo_pl.precision import AUTO
 from grpo_pl.rollout.stored import ROLLOUTS_FOLDER
 
 ENDED_FILE = "ended.json"
@@ -75,6 +76,13 @@ class RunFolder(SaveConfigCallback):
         place = "resume", "trainer.default_root_dir"
         return (folder / ENDED_FILE).exists() and (folder / CONFIG_FILE).exists() and not self.changed(place)
 
+    def settings_to_keep(self, folder: Path) -> dict[str, Any]:
+        """The settings of a folder's run, if this one goes on with it: what is `auto` stays as it was."""
+        self.folder = folder
+        if self.config.get("ckpt_path") == "last":
+            return self._read_settings() if (folder / CONFIG_FILE).exists() else {}
+        return self._read_settings() if self.may_go_on() and not self.changed() else {}
+
     def changed(self, free: Sequence[str] = FREE) -> list[str]:
         """The settings that are not those of the run in the folder.
 
@@ -84,6 +92,11 @@ class RunFolder(SaveConfigCallback):
         Raises:
             ValueError: If that run's cannot be read.
         """
+        now = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))
+        found = different(plain(self._read_settings()), plain(now))
+        return sorted(key for key in found if key not in free)
+
+    def _read_settings(self) -> dict[str, Any]:
         path = self.folder / CONFIG_FILE
         try:
             before = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -94,12 +107,18 @@ class RunFolder(SaveConfigCallback):
                 f"{path} is torn, so that nobody can tell whether its run goes on: --ckpt_path last "
                 "continues it, --resume never moves it aside"
             )
-        now = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))
-        return sorted(key for key in different(plain(before), plain(now)) if key not in free)
+        return before
 
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Touch nothing yet: models are still to be loaded."""
+        """Refuse ranks that would not compute alike; touch nothing yet: models are still to be loaded."""
+        mine = trainer.precision
+        first = first_rank_says(mine)
+        if wrong := agreed("" if mine == first else f"rank {trainer.global_rank} has {mine}, rank 0 {first}"):
+            raise ValueError(
+                f"trainer.precision=auto differs between this run's machines ({wrong}): set it to 32-true "
+                "or bf16-mixed, and data.engine.dtype like it"
+            )
 
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -173,10 +192,12 @@ def sweep(folder: Path) -> None:
 def different(a: Any, b: Any, key: str = "") -> Iterator[str]:
     """The keys with different values, but for the addresses of servers: a job finds them at each start.
 
+    What `b` leaves open (`auto`) is as in `a`.
+
     A value is also equal to what one writes for it: `--trainer.devices 1` is read as "1", from a file as 1.
     """
     if isinstance(a, dict) and isinstance(b, dict):
         for name in a.keys() | b.keys():
             yield from different(a.get(name), b.get(name), f"{key}.{name}" if key else name)
-    elif a != b and str(a) != str(b) and not key.endswith(".urls"):
+    elif a != b and str(a) != str(b) and b != AUTO and not key.endswith(".urls"):
         yield key

@@ -15,12 +15,12 @@ from safetensors import SafetensorError
 from torch import nn
 
 from grpo_pl.models.deferred import deferred, read_head
+from grpo_pl.precision import DType
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
-DType = Literal["float32", "bfloat16", "float16"]
 RewardKind = Literal["outcome", "process"]
 """Whether a reward model scores whole responses or the steps of them."""
 

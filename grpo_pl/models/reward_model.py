@@ -11,7 +11,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from typing_extensions import override
 
-from grpo_pl.models.loading import DType, RewardKind, context_length, load_reward_model, load_tokenizer
+from grpo_pl.models.loading import RewardKind, context_length, load_reward_model, load_tokenizer
+from grpo_pl.precision import DType
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

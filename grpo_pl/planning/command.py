@@ -2,18 +2,31 @@
 
 import json
 from pathlib import Path
+from typing import Any, Literal
 
 import lightning.pytorch as pl
+from lightning.fabric.plugins.precision.precision import _PRECISION_INPUT
 from rich.console import Console
 
 from grpo_pl.datamodule import RolloutDataModule
 from grpo_pl.module import PolicyOptimization
 from grpo_pl.planning.report import as_json, show
 from grpo_pl.planning.run import read_run
+from grpo_pl.precision import PRECISIONS, chosen_dtype
 
 
 class PlanningTrainer(pl.Trainer):
-    """Lightning's Trainer, which can also say what `fit` would need."""
+    """Lightning's Trainer, which can also say what `fit` would need.
+
+    Args:
+        precision: Lightning's, or `auto`: bf16-mixed where the device computes bfloat16 well, 32-true where
+            it does not (16-mixed where a GPU has nothing else).
+    """
+
+    def __init__(self, *, precision: Literal["auto"] | _PRECISION_INPUT | None = None, **kwargs: Any) -> None:
+        super().__init__(
+            precision=PRECISIONS[chosen_dtype("auto")] if precision == "auto" else precision, **kwargs
+        )
 
     def plan(
         self,

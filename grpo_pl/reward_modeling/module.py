@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from grpo_pl.checks.components import check_optimizer
-from grpo_pl.models.loading import DType
 from grpo_pl.models.reward_model import RewardModel
 from grpo_pl.optimization import OptimizedModule, OptimizerFactory, SchedulerFactory
+from grpo_pl.precision import DType
 from grpo_pl.restoring import check_fits
 from grpo_pl.reward_modeling.calibration import Calibration
 from grpo_pl.reward_modeling.objectives import LabeledBatch, RewardObjective

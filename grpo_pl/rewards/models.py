@@ -11,8 +11,9 @@ from typing_extensions import override
 
 from grpo_pl.functional import batches_within, pad_rows
 from grpo_pl.models.builder import Place
-from grpo_pl.models.loading import DType, RewardKind, resolve_pretrained
+from grpo_pl.models.loading import RewardKind, resolve_pretrained
 from grpo_pl.models.reward_model import EncodedResponse, RewardModel
+from grpo_pl.precision import OpenDType, chosen_dtype
 from grpo_pl.rewards.base import ProcessReward, RewardFunction, StepScore
 from grpo_pl.rewards.patterns import compiled
 from grpo_pl.rewards.steps import step_ends
@@ -25,12 +26,12 @@ class FrozenRewardModel:
     Args:
         pretrained: model folder or hub name of a reward model.
         kind: what it was trained for.
-        dtype: of the weights.
+        dtype: of the weights; "auto" takes what the trainer computes in.
         batch_tokens: the most tokens, padding included, that it reads at once; a longer response is read
             alone.
     """
 
-    def __init__(self, pretrained: str, kind: RewardKind, dtype: DType, batch_tokens: int) -> None:
+    def __init__(self, pretrained: str, kind: RewardKind, dtype: OpenDType, batch_tokens: int) -> None:
         if not pretrained:
             raise ValueError(
                 f"pretrained is empty; it must name an {kind} reward model, which is never the policy's."
@@ -49,7 +50,7 @@ class FrozenRewardModel:
         """
 
         def frozen() -> RewardModel:
-            model = RewardModel.load(self.pretrained, self.kind, self.dtype)
+            model = RewardModel.load(self.pretrained, self.kind, chosen_dtype(self.dtype))
             if model.new_head:
                 raise ValueError(
                     f"pretrained={self.pretrained} holds no {self.kind} reward model, so that its score head "
@@ -125,7 +126,7 @@ class OutcomeRewardModel(_ByModel, RewardFunction):
 
     Args:
         pretrained: model folder or hub name of a reward model; `--pretrained` is not used here.
-        dtype: of the weights.
+        dtype: of the weights; "auto" takes what the trainer computes in.
         batch_tokens: the most tokens, padding included, that it reads at once; a longer response is read
             alone.
         link: what is done to the score: `none` or `sigmoid`.
@@ -134,7 +135,7 @@ class OutcomeRewardModel(_ByModel, RewardFunction):
     def __init__(
         self,
         pretrained: str,
-        dtype: DType = "float32",
+        dtype: OpenDType = "float32",
         batch_tokens: int = 16384,
         link: Literal["none", "sigmoid"] = "none",
         **kwargs: Any,
@@ -158,7 +159,7 @@ class ProcessRewardModel(_ByModel, ProcessReward):
     Args:
         pretrained: model folder or hub name of a reward model; `--pretrained` is not used here.
         steps: regular expression of what stands between two steps, as the model was trained with.
-        dtype: of the weights.
+        dtype: of the weights; "auto" takes what the trainer computes in.
         batch_tokens: the most tokens, padding included, that it reads at once; a longer response is read
             alone.
     """
@@ -167,7 +168,7 @@ class ProcessRewardModel(_ByModel, ProcessReward):
         self,
         pretrained: str,
         steps: str = r"\n+",
-        dtype: DType = "float32",
+        dtype: OpenDType = "float32",
         batch_tokens: int = 16384,
         **kwargs: Any,
     ) -> None:

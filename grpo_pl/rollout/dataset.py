@@ -11,13 +11,13 @@ from grpo_pl.functional import batches_within
 from grpo_pl.memory import tensor_bytes
 from grpo_pl.models import CausalLM, LanguageModel
 from grpo_pl.models.loading import (
-    DType,
     eos_token_ids,
     load_language_model,
     load_tokenizer,
     vocabulary_size,
     without_weights,
 )
+from grpo_pl.precision import DType
 from grpo_pl.rollout.engine import (
     Demand,
     EngineMemory,

@@ -10,7 +10,8 @@ from typing_extensions import override
 from grpo_pl.functional import derive_seed
 from grpo_pl.memory import tensor_bytes
 from grpo_pl.models.architecture import Architecture
-from grpo_pl.models.loading import DType, eos_token_ids, load_language_model, load_tokenizer, without_weights
+from grpo_pl.models.loading import eos_token_ids, load_language_model, load_tokenizer, without_weights
+from grpo_pl.precision import OpenDType, chosen_dtype
 from grpo_pl.rollout.engine import (
     Demand,
     EngineMemory,
@@ -33,11 +34,11 @@ class InProcessEngine(RolloutEngine):
 
     Args:
         pretrained: Model folder or hub name; where empty, the one of `--pretrained`.
-        dtype: Of the copy's weights.
+        dtype: Of the copy's weights; "auto" takes what the trainer computes in.
         max_sequences: Sequences sampled at once.
     """
 
-    def __init__(self, pretrained: str = "", dtype: DType = "float32", max_sequences: int = 64) -> None:
+    def __init__(self, pretrained: str = "", dtype: OpenDType = "float32", max_sequences: int = 64) -> None:
         self.pretrained, self.dtype, self.max_sequences = pretrained, dtype, max_sequences
         self._model: PreTrainedModel | None = None
         self._version = 0
@@ -45,7 +46,7 @@ class InProcessEngine(RolloutEngine):
     @override
     def start(self, *, max_sequence_tokens: int, max_sequences: int, device: torch.device) -> None:
         self._device = device
-        self._model = load_language_model(self.pretrained, self.dtype)
+        self._model = load_language_model(self.pretrained, chosen_dtype(self.dtype, device))
         nn.Module.to(self._model, device)
         self._tokenizer = load_tokenizer(self.pretrained)
         self._eos = eos_token_ids(self.pretrained)
@@ -53,7 +54,7 @@ class InProcessEngine(RolloutEngine):
     @property
     @override
     def weights_dtype(self) -> torch.dtype:
-        return cast(torch.dtype, getattr(torch, self.dtype))
+        return cast(torch.dtype, getattr(torch, chosen_dtype(self.dtype)))
 
     @override
     @torch.no_grad()
@@ -137,7 +138,7 @@ class InProcessEngine(RolloutEngine):
     @override
     def memory(self, demand: Demand, device: torch.device) -> EngineMemory:
         with without_weights():
-            model = load_language_model(self.pretrained, self.dtype)
+            model = load_language_model(self.pretrained, chosen_dtype(self.dtype, device))
         architecture, sequences = Architecture.of(model), min(demand.sequences, self.max_sequences)
         tokens = sequences * (demand.prompt_tokens + demand.response_tokens)
         cache = architecture.cache_bytes(tokens, model.dtype.itemsize)

@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Literal, cast, final
+from typing import TYPE_CHECKING, Any, cast, final
 
 import numpy as np
 import psutil
@@ -17,13 +17,8 @@ from typing_extensions import override
 from grpo_pl.functional import derive_seed
 from grpo_pl.memory import release_free_memory, tensor_bytes
 from grpo_pl.models.architecture import Architecture
-from grpo_pl.models.loading import (
-    DType,
-    load_config,
-    load_language_model,
-    resolve_pretrained,
-    without_weights,
-)
+from grpo_pl.models.loading import load_language_model, resolve_pretrained, without_weights
+from grpo_pl.precision import OpenDType, chosen_dtype
 from grpo_pl.quiet import captured_output
 from grpo_pl.rollout.engine import (
     Demand,
@@ -59,7 +54,7 @@ class VLLMEngine(RolloutEngine):
 
     Args:
         pretrained: Model folder or hub name; where empty, the one of `--pretrained`.
-        dtype: Of weights and computation; "auto" takes the checkpoint's.
+        dtype: Of weights and computation; "auto" takes what the trainer computes in.
         kv_cache_gib: Memory of the key-value cache in GiB.
         max_sequences: Most sequences decoded at once; where null, as many as a rollout has, up to 256.
         enforce_eager: Skip CUDA graphs and compilation: starts in seconds and decodes slower on a GPU.
@@ -72,7 +67,7 @@ class VLLMEngine(RolloutEngine):
     def __init__(
         self,
         pretrained: str = "",
-        dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+        dtype: OpenDType = "auto",
         kv_cache_gib: float = 1.0,
         max_sequences: int | None = None,
         enforce_eager: bool = True,
@@ -108,7 +103,7 @@ class VLLMEngine(RolloutEngine):
             )
         self._can_sleep = self.sleep and not self._on_cpu
         arguments = engine_arguments(
-            dtype=self.dtype,
+            dtype=chosen_dtype(self.dtype, device),
             enforce_eager=self.enforce_eager,
             max_model_len=max_sequence_tokens,
             max_num_seqs=self._at_once(max_sequences),
@@ -193,7 +188,7 @@ class VLLMEngine(RolloutEngine):
     @override
     def memory(self, demand: Demand, device: torch.device) -> EngineMemory:
         with without_weights():
-            model = load_language_model(self.pretrained, self._weights_dtype())
+            model = load_language_model(self.pretrained, chosen_dtype(self.dtype, device))
         architecture, size = Architecture.of(model), model.dtype.itemsize
         weights = tensor_bytes(model.parameters())
         if device.type == "cpu" and model.config.tie_word_embeddings:
@@ -212,12 +207,6 @@ class VLLMEngine(RolloutEngine):
             max_sequences=self._at_once(demand.sequences),
             sleeps=self.sleep and device.type != "cpu",
         )
-
-    def _weights_dtype(self) -> DType:
-        """What vLLM makes of `auto`: the checkpoint's type, and float16 of float32."""
-        if self.dtype != "auto":
-            return self.dtype
-        return "bfloat16" if load_config(self.pretrained).dtype == torch.bfloat16 else "float16"
 
     @property
     @override

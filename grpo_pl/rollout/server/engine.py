@@ -15,7 +15,8 @@ from typing_extensions import override
 
 from grpo_pl.addresses import is_address
 from grpo_pl.functional import derive_seed
-from grpo_pl.models.loading import DType, load_tokenizer
+from grpo_pl.models.loading import load_tokenizer
+from grpo_pl.precision import DType
 from grpo_pl.rollout.engine import (
     EngineLostError,
     Response,

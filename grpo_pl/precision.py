@@ -1,0 +1,103 @@
+"""The type of matrix products: which one a device computes well, as measured on it."""
+
+import time
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal, get_args
+
+import torch
+
+AUTO = "auto"
+"""What a config says where it leaves the type open."""
+DType = Literal["float32", "bfloat16", "float16"]
+OpenDType = Literal["auto", "float32", "bfloat16", "float16"]
+PRECISIONS: dict[DType, Literal["32-true", "bf16-mixed", "16-mixed"]] = {
+    "float32": "32-true",
+    "bfloat16": "bf16-mixed",
+    "float16": "16-mixed",
+}
+"""The `trainer.precision` that multiplies in a type and keeps float32 weights."""
+WORTH = 1.2
+"""A type of 16 bits has to be so many times as fast as float32 to be chosen."""
+CPU_SHAPE, GPU_SHAPE = (128, 256, 512), (4096, 4096, 4096)
+"""A product `[m, k] x [k, n]`: on a CPU without bfloat16 as slow as 0.4 GFLOP/s, 0.1 s."""
+REPEATS, ENOUGH_S = 5, 0.03
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What a device multiplies, in GFLOP/s; of a CPU one thread."""
+
+    device: str
+    """`cpu`, `cuda`, ..."""
+    float32: float
+    bfloat16: float
+    float16: float
+
+    def of(self, dtype: DType) -> float:
+        """The rate in one type."""
+        return float(getattr(self, dtype))
+
+    @property
+    def fitting(self) -> DType:
+        """bfloat16 where it is worth it, else float16 where a GPU has nothing else, else float32."""
+        on_cpu = self.device == "cpu"
+        if self.bfloat16 >= WORTH * self.float32 and (on_cpu or self.bfloat16 >= self.float16 / 2):
+            return "bfloat16"
+        return "float16" if not on_cpu and self.float16 >= WORTH * self.float32 else "float32"
+
+    @property
+    def reason(self) -> str:
+        """The fitting type, and why, in words."""
+        other: DType = "bfloat16" if self.fitting == "float32" else "float32"
+        rate = self.of(self.fitting) / self.of(other)
+        device = "CPU" if self.device == "cpu" else "GPU"
+        return f"{self.fitting}: this {device} multiplies it {rate:.2g} times as fast as {other}"
+
+    def slower(self, dtype: DType) -> float:
+        """How many times as long products take as in the fitting type."""
+        return self.of(self.fitting) / self.of(dtype)
+
+
+@lru_cache
+def measured_rates(device: str) -> Rates:
+    """Measure a device, in a tenth of a second; of a CPU one thread, as types compare on all of them.
+
+    The best of several products of each type in turns: what else the machine does slows single ones.
+    """
+    threads = torch.get_num_threads()
+    if device == "cpu":
+        torch.set_num_threads(1)
+    try:
+        types: tuple[DType, ...] = get_args(DType)
+        return Rates(device, **{dtype: _rate(device, dtype) for dtype in types})
+    finally:
+        if device == "cpu":
+            torch.set_num_threads(threads)
+
+
+def _rate(device: str, dtype: DType) -> float:
+    m, k, n = CPU_SHAPE if device == "cpu" else GPU_SHAPE
+    a = torch.ones(m, k, dtype=getattr(torch, dtype), device=device)
+    b = torch.ones(n, k, dtype=getattr(torch, dtype), device=device)
+    best, spent = float("inf"), 0.0
+    for repeat in range(REPEATS + 1):
+        start = time.perf_counter()
+        torch.nn.functional.linear(a, b)
+        if device != "cpu":
+            torch.accelerator.synchronize()
+        took = time.perf_counter() - start
+        best, spent = min(best, took), spent + took
+        if repeat and spent > ENOUGH_S:
+            break
+    return 2 * m * k * n / best / 1e9
+
+
+def device_here() -> torch.device:
+    """Where this machine computes: its accelerator if it has one."""
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
+
+def chosen_dtype(dtype: OpenDType, device: torch.device | None = None) -> DType:
+    """A type as it is set; where it is left open, the one that the device (this machine's) computes well."""
+    return measured_rates((device or device_here()).type).fitting if dtype == "auto" else dtype
