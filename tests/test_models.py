@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 from grpo_pl.memory import forget_peak, peak_gib, release_free_memory
 from grpo_pl.models import CausalLM, ValueHead
 from grpo_pl.models.loading import load_language_model, resolve_pretrained, transformer_blocks
-from grpo_pl.models.logprobs import chunked_logprobs
+from grpo_pl.models.logprobs import chunked_logprobs, even_chunks
 
 
 def batch(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -82,7 +82,7 @@ def test_packing_changes_neither_logprobs_nor_gradients(
 
 
 def test_no_logits_of_a_whole_batch_ever_exist(tiny_model: Path) -> None:
-    """Of 84 tokens 4 at a time, float32; of their gradient as many rows as the head has columns, 64."""
+    """Of 84 tokens 4 at a time, and their gradient in the place of them."""
     model = CausalLM(str(tiny_model), chunk_tokens=4).build()
     tokens, mask = (x.repeat(6, 1) for x in batch())
     largest: Counter[torch.dtype] = Counter()
@@ -97,10 +97,25 @@ def test_no_logits_of_a_whole_batch_ever_exist(tiny_model: Path) -> None:
     with Watch():
         with torch.autocast("cpu", torch.bfloat16):
             logprobs = model(tokens, mask, 1.0).logprobs
-        assert largest == {torch.float32: 4, torch.bfloat16: 4}
         logprobs.sum().backward()
-    assert largest[torch.float32] == 4
-    assert largest[torch.bfloat16] <= 64
+    assert largest == {torch.float32: 4, torch.bfloat16: 4}
+
+
+def test_a_second_backward_finds_what_the_first_one_found(tiny_untied_model: Path) -> None:
+    """Its logits are made again: the gradient of the first one stands in the place of those that were kept."""
+    model = load_language_model(str(tiny_untied_model), "float32")
+    states = torch.randn(7, 64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    logprobs, _ = chunked_logprobs(states, torch.arange(7), model, 0.7, 3, None)
+    wanted = [states, model.lm_head.weight]
+    first, second = (torch.autograd.grad(logprobs.sum(), wanted, retain_graph=True) for _ in "12")
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("rows", "most", "sizes"), [(0, 4, []), (3, 4, [3]), (9, 4, [3, 3, 3]), (8, 4, [4, 4])]
+)
+def test_chunks_are_few_and_even(rows: int, most: int, sizes: list[int]) -> None:
+    assert [chunk.stop - chunk.start for chunk in even_chunks(rows, most)] == sizes
 
 
 class OtherHead(nn.Linear):

@@ -164,7 +164,7 @@ def test_the_vocabulary_enters_the_logits_alone() -> None:
     rows = Rows(4, 64)
     assert activation_bytes(larger, rows) == activation_bytes(MIXED, rows)
     assert head_bytes(larger, False) == 2 * head_bytes(MIXED, False)
-    assert head_bytes(MIXED, False) == 320 * (2 * 4 * 16 + (2 * 2 + 4) * 64)
+    assert head_bytes(MIXED, False) == 320 * (2 * 16 + 2 * 4 * 16 + (2 + 4) * 64)
 
 
 def test_gradient_checkpointing_keeps_the_input_of_each_layer() -> None:

@@ -73,7 +73,7 @@ class CausalLM(ModelBuilder):
         dtype: Of the weights. Keep float32 for a policy: bfloat16 loses small updates; `trainer.precision:
             bf16-mixed` computes in bfloat16 all the same.
         gradient_checkpointing: Recompute activations in the backward: less memory, about a third more time.
-        chunk_tokens: Rows of logits that exist at once.
+        chunk_tokens: Rows of logits that exist at once, in the precision of products.
         attention: transformers' attention implementation ("sdpa", "flash_attention_2", ...); where null, its
             choice.
         row_tokens: Pack the sequences of a micro-batch into rows of at most this many tokens, so that a
@@ -88,7 +88,7 @@ class CausalLM(ModelBuilder):
         pretrained: str = "",
         dtype: DType = "float32",
         gradient_checkpointing: bool = False,
-        chunk_tokens: int = 256,
+        chunk_tokens: int = 512,
         attention: str | None = None,
         row_tokens: int | None = None,
         compile: Literal["inductor", "cudagraphs", "aot_eager"] | None = None,

@@ -1,5 +1,6 @@
 """Log-probabilities from hidden states, chunk by chunk: logits of a whole batch never exist."""
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
@@ -13,6 +14,8 @@ from typing_extensions import override
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+FLOAT_ROWS = 16
+"""Rows of logits in float32 at a time, 3 MB with 49,152 tokens in the vocabulary."""
 Entropy = Literal["value", "gradient"]
 """Entropy to look at, or with its gradient."""
 
@@ -27,8 +30,8 @@ def chunked_logprobs(
 ) -> tuple[Float[Tensor, "M"], Float[Tensor, "M"] | None]:
     """Log-probability of each target and entropy of the distribution it was drawn from, in nats, float32.
 
-    The LM head runs on `chunk_tokens` rows at a time and again in the backward, so at most `[chunk_tokens,
-    V]` logits exist at once.
+    The LM head runs on at most `chunk_tokens` rows at a time, and again in the backward but for the last
+    ones, so at most `[chunk_tokens, V]` logits exist at once.
     """
     head, scale, cap = lm_head(language_model)
     if type(head) is nn.Linear and not isinstance(head.weight, DTensor) and cap is None:
@@ -74,13 +77,13 @@ def whole_logits(hidden: Float[Tensor, "M H"], language_model: "PreTrainedModel"
 
 
 class LinearLogprobs(torch.autograd.Function):
-    """The same for a head that is a plain linear layer, in few passes over the logits, each in place.
+    """The same for a head that is a plain linear layer, in few passes over the logits.
 
-    With p the distribution, log p the chosen log-probability and H its entropy, the gradient of the logits is
-    that of log p, one-hot(target) - p, and that of H, -p (log p + H), each times what comes from above. It is
-    computed from logits made again and the stored log of their normaliser. Where the head learns, chunks are
-    collected up to its own size, in the precision of products, before they are multiplied: adding up the
-    head's gradient is a pass over memory of that size each time.
+    A chunk's logits come from one matrix product and stay in its precision; what is made of them in float32
+    is `FLOAT_ROWS` rows at a time, which a CPU's cache holds. With p the distribution, log p the chosen
+    log-probability and H its entropy, the gradient of the logits is that of log p, one-hot(target) - p, and
+    that of H, -p (log p + H), each times what comes from above. It takes the place of the logits, which are
+    kept of the last chunk and computed again for the others.
     """
 
     @staticmethod
@@ -99,16 +102,21 @@ class LinearLogprobs(torch.autograd.Function):
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
         h, w, b = hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
         normalisers, logprobs, entropies = torch.empty((3, len(h)), device=h.device)
-        for rows in chunks(len(h), chunk_tokens):
-            logits = scaled_logits(h[rows], w, b, scale)
-            normaliser = logits.logsumexp(-1, keepdim=True)
-            logits -= normaliser
-            normalisers[rows] = normaliser[:, 0]
-            logprobs[rows] = logits.gather(-1, targets[rows, None])[:, 0]
-            if entropy is not None:
-                entropies[rows] = -logits.exp().mul_(logits).sum(-1)
+        product = None
+        for block in even_chunks(len(h), chunk_tokens):
+            product = None  # before the next one takes its place
+            product = linear(h[block], w, b)
+            for rows, part in in_parts(product, block):
+                logits = scaled(part, scale)
+                normaliser = logits.logsumexp(-1, keepdim=True)
+                normalisers[rows] = normaliser[:, 0]
+                logprobs[rows] = (logits.gather(-1, targets[rows, None]) - normaliser)[:, 0]
+                if entropy is not None:
+                    logits = logits - normaliser
+                    entropies[rows] = -logits.exp().mul_(logits).sum(-1)
         ctx.save_for_backward(h, weight, bias, targets, normalisers, entropies)
         ctx.scale, ctx.chunk_tokens, ctx.hidden_dtype = scale, chunk_tokens, hidden.dtype
+        ctx.last_product = product if any(ctx.needs_input_grad) else None
         if entropy != "gradient":
             ctx.mark_non_differentiable(entropies)
         ctx.entropy = entropy
@@ -121,33 +129,34 @@ class LinearLogprobs(torch.autograd.Function):
         w, b = weight.to(h.dtype), None if bias is None else bias.to(h.dtype)
         (of_logprobs, of_entropies), learns = gradients, ctx.needs_input_grad[1]
 
-        def of_logits(rows: slice) -> Tensor:
-            logits = scaled_logits(h[rows], w, b, ctx.scale)
-            logits -= normalisers[rows, None]
+        def of_logits(rows: slice, product: Tensor) -> Tensor:
+            logprobs: Tensor = scaled(product, ctx.scale) - normalisers[rows, None]
             above = of_logprobs[rows, None]
             if ctx.entropy == "gradient":
-                p = logits.exp()
+                p = logprobs.exp()
                 above_entropy = of_entropies[rows, None]
-                grad = logits.add_(entropies[rows, None]).mul_(-above_entropy).sub_(above).mul_(p)
+                grad = logprobs.add_(entropies[rows, None]).mul_(-above_entropy).sub_(above).mul_(p)
             else:
-                grad = logits.exp_().mul_(-above)
-            return grad.scatter_add_(-1, targets[rows, None], above).mul_(ctx.scale)
+                grad = logprobs.exp_().mul_(-above)
+            grad.scatter_add_(-1, targets[rows, None], above)
+            return grad if ctx.scale == 1 else grad.mul_(ctx.scale)
 
         grad_hidden = torch.empty_like(h)
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if learns and not len(h) else None
         grad_bias = torch.zeros_like(bias) if bias is not None and ctx.needs_input_grad[2] else None
-        at_once = max(w.shape[1] // ctx.chunk_tokens, 1) if learns else 1
-        for block in chunks(len(h), at_once * ctx.chunk_tokens):
-            grad = torch.empty((block.stop - block.start, len(w)), dtype=h.dtype, device=h.device)
-            parts = grad.split(ctx.chunk_tokens)
-            for rows, part in zip(chunks(block.stop, ctx.chunk_tokens, block.start), parts, strict=True):
-                part.copy_(of_logits(rows))
+        product, ctx.last_product = ctx.last_product, None  # a second backward computes it again
+        for block in reversed(even_chunks(len(h), ctx.chunk_tokens)):
+            grad = linear(h[block], w, b) if product is None else product
+            product = None
+            for rows, part in in_parts(grad, block):
+                part.copy_(of_logits(rows, part))
             grad_hidden[block] = grad @ w
             if learns:
-                product = grad.T @ h[block]
-                grad_weight = product.float() if grad_weight is None else grad_weight.add_(product)
+                added = grad.T @ h[block]
+                grad_weight = added.float() if grad_weight is None else grad_weight.add_(added)
             if grad_bias is not None:
                 grad_bias += grad.sum(0)
+            del grad, part
         grad_weight = None if grad_weight is None else grad_weight.to(weight.dtype)
         return grad_hidden.to(ctx.hidden_dtype), grad_weight, grad_bias, None, None, None, None
 
@@ -157,7 +166,17 @@ def chunks(stop: int, size: int, start: int = 0) -> list[slice]:
     return [slice(first, min(first + size, stop)) for first in range(start, stop, size)]
 
 
-def scaled_logits(h: Tensor, w: Tensor, b: Tensor | None, scale: float) -> Tensor:
-    """Logits in float32, in memory of their own."""
-    logits = linear(h, w, b).float()
-    return logits if scale == 1 else logits.mul_(scale)
+def even_chunks(stop: int, most: int) -> list[slice]:
+    """The rows up to stop in as few chunks of at most `most` as there can be, all of about the same size."""
+    return chunks(stop, -(-stop // -(-stop // most))) if stop else []
+
+
+def in_parts(product: Tensor, block: slice) -> Iterator[tuple[slice, Tensor]]:
+    """The rows of a block and their logits, a few at a time."""
+    parts = product.split(FLOAT_ROWS)
+    return zip(chunks(block.stop, FLOAT_ROWS, block.start), parts, strict=True)
+
+
+def scaled(product: Tensor, scale: float) -> Tensor:
+    """Logits in float32; not to be written to, for they may be the product itself."""
+    return product.float() if scale == 1 else product.float() * scale

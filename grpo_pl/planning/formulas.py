@@ -4,12 +4,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from grpo_pl.models.architecture import Architecture
+from grpo_pl.models.logprobs import FLOAT_ROWS
 from grpo_pl.models.packing import Span, narrowest
 
 FLOAT32 = 4
 LOGITS_COPIES = 2
-"""Float32 `[chunk, V]` tensors that exist at once in `LinearLogprobs`: the logits, and what the matrix
-product gave or, in the backward, takes."""
+"""Float32 copies of `FLOAT_ROWS` rows of logits that exist at once in `LinearLogprobs`."""
 LOGITS_COPIES_WITH_ENTROPY = 3
 """With an entropy bonus also the probabilities."""
 
@@ -79,16 +79,20 @@ def cast_bytes(network: Network) -> int:
 
 
 def head_bytes(network: Network, with_entropy: bool) -> int:
-    """What the backward of one chunk of logits needs: copies of it, and three times what the head takes.
+    """What the backward of a chunk of logits needs: the chunk, copies of a few rows, and the head's gradient.
 
-    The gradient of as many logits and what they add to the head's, both in the precision of products, and its
-    sum in float32.
+    That gradient is what the chunk adds, in the precision of products, and the sum in float32.
     """
-    if not network.chunk_tokens:
-        return 0
     copies = LOGITS_COPIES_WITH_ENTROPY if with_entropy else LOGITS_COPIES
-    gradients = (2 * network.compute_bytes + FLOAT32) * network.architecture.hidden
-    return network.architecture.vocabulary * (copies * FLOAT32 * network.chunk_tokens + gradients)
+    gradient = network.compute_bytes + FLOAT32 if network.chunk_tokens else 0
+    of_head = gradient * network.architecture.hidden * network.architecture.vocabulary
+    return chunk_bytes(network, copies) + of_head
+
+
+def chunk_bytes(network: Network, copies: int) -> int:
+    """A chunk of logits in the precision of products, and float32 copies of a few of its rows."""
+    in_float = copies * FLOAT32 * min(FLOAT_ROWS, network.chunk_tokens)
+    return network.architecture.vocabulary * (network.compute_bytes * network.chunk_tokens + in_float)
 
 
 def activation_bytes(network: Network, rows: Rows) -> int:
@@ -104,5 +108,4 @@ def activation_bytes(network: Network, rows: Rows) -> int:
 
 def forward_bytes(network: Network, rows: Rows, with_head: bool) -> int:
     """What a pass without gradient needs: one layer, and a chunk of logits with its entropy."""
-    logits = LOGITS_COPIES * FLOAT32 * network.chunk_tokens * network.architecture.vocabulary
-    return layer_bytes(network, rows) + (logits if with_head else 0)
+    return layer_bytes(network, rows) + (chunk_bytes(network, LOGITS_COPIES) if with_head else 0)
