@@ -102,7 +102,7 @@ def test_no_logits_of_a_whole_batch_ever_exist(tiny_model: Path) -> None:
 
 
 def test_a_second_backward_finds_what_the_first_one_found(tiny_untied_model: Path) -> None:
-    """Its logits are made again: the gradient of the first one stands in the place of those that were kept."""
+    """Its logits are made again: the gradient of the first one stands in their place."""
     model = load_language_model(str(tiny_untied_model), "float32")
     states = torch.randn(7, 64, generator=torch.Generator().manual_seed(0)).requires_grad_()
     logprobs, _ = chunked_logprobs(states, torch.arange(7), model, 0.7, 3, None)

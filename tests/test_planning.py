@@ -376,8 +376,8 @@ ADVICE: dict[str, tuple[dict[str, object], str]] = {
         "activations .* raise trainer.accumulate_grad_batches, or set model.policy.gradient_checkpointing",
     ),
     "logits": (
-        {"models": with_policy(architecture=replace(TINY, vocabulary=150_000), chunk_tokens=1024)},
-        "model.policy.chunk_tokens=1024 .* set it lower",
+        {"models": with_policy(architecture=replace(TINY, vocabulary=150_000), chunk_tokens=4096)},
+        "model.policy.chunk_tokens=4096 .* set it lower",
     ),
     "sleep": (
         {"on_cpu": False, "engine": EngineMemory(weights=GIB, cache=GIB, cache_needed=GIB)},
