@@ -1,11 +1,13 @@
 """The type of matrix products: which one a device computes well, as measured on it."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, get_args
 
 import torch
+from torch import Tensor
 
 AUTO = "auto"
 """What a config says where it leaves the type open."""
@@ -59,31 +61,43 @@ class Rates:
         return self.of(self.fitting) / self.of(dtype)
 
 
+Multiply = Callable[[Tensor, Tensor], Callable[[], object]]
+"""Prepares the product of states `[m, k]` and weights `[n, k]`; calling what it gives multiplies them."""
+
+
+def with_torch(states: Tensor, weights: Tensor) -> Callable[[], object]:
+    """As the trainer multiplies."""
+    return lambda: torch.nn.functional.linear(states, weights)
+
+
 @lru_cache
-def measured_rates(device: str) -> Rates:
+def measured_rates(device: str, multiply: Multiply = with_torch) -> Rates:
     """Measure a device, in a tenth of a second; of a CPU one thread, as types compare on all of them.
 
-    The best of several products of each type in turns: what else the machine does slows single ones.
+    Args:
+        device: Its type.
+        multiply: What is measured.
     """
     threads = torch.get_num_threads()
     if device == "cpu":
         torch.set_num_threads(1)
     try:
         types: tuple[DType, ...] = get_args(DType)
-        return Rates(device, **{dtype: _rate(device, dtype) for dtype in types})
+        return Rates(device, **{dtype: _rate(device, dtype, multiply) for dtype in types})
     finally:
         if device == "cpu":
             torch.set_num_threads(threads)
 
 
-def _rate(device: str, dtype: DType) -> float:
+def _rate(device: str, dtype: DType, multiply: Multiply) -> float:
+    """The best of several products: what else the machine does slows single ones."""
     m, k, n = CPU_SHAPE if device == "cpu" else GPU_SHAPE
-    a = torch.ones(m, k, dtype=getattr(torch, dtype), device=device)
-    b = torch.ones(n, k, dtype=getattr(torch, dtype), device=device)
+    states = torch.ones(m, k, dtype=getattr(torch, dtype), device=device)
+    product = multiply(states, torch.ones(n, k, dtype=states.dtype, device=device))
     best, spent = float("inf"), 0.0
     for repeat in range(REPEATS + 1):
         start = time.perf_counter()
-        torch.nn.functional.linear(a, b)
+        product()
         if device != "cpu":
             torch.accelerator.synchronize()
         took = time.perf_counter() - start

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from repository import ROOT, load_tool
 
+from grpo_pl.precision import PRECISIONS, device_here, measured_rates
+
 BENCH = ROOT / "tools" / "bench.py"
 bench = load_tool("bench")
 
@@ -48,6 +50,30 @@ def test_growth_is_measured_over_both_axes_in_micro_batches_of_16() -> None:
     ]
     assert sizes == [8, 16, 16, 32, 16, 16, 16, 16]  # a micro-batch holds whole groups
     assert all(o["--pretrained"] == "tiny" for _, _, o in asked)
+
+
+@pytest.mark.parametrize(("options", "precision"), [([], None), (["--trainer.precision=32-true"], "32-true")])
+def test_work_is_done_in_the_type_that_fits_unless_options_say_otherwise(
+    options: list[str], precision: str | None
+) -> None:
+    fitting = PRECISIONS[measured_rates(device_here().type).fitting]
+    assert bench.precision_of(bench.options_of({}, options)) == (precision or fitting)
+
+
+def test_the_peer_counts_in_the_precision_that_is_best_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (tmp_path / "grpo_pl" / "bench" / bench.TRL.replace("==", "-") / "trl").mkdir(parents=True)
+    asked = []
+
+    def part(_: str, __: str, options: list[str], ___: int, ____: str) -> list[dict[str, float]]:
+        asked.append(bench.precision_of(options))
+        return [row(1.0), row(10.0 - len(asked), response_tokens=5.0)]
+
+    best = bench.fastest_peer(part, [], 2)
+    assert asked == list(dict.fromkeys([PRECISIONS[measured_rates(device_here().type).fitting], "32-true"]))
+    assert (best["precision"], best["iteration_s"]) == (asked[-1], 10.0 - len(asked))
 
 
 @pytest.mark.vllm

@@ -11,8 +11,10 @@ else the machine does slows both sides. The first iteration is left out, and med
 others. How the cost grows with the group and with the length is measured on 2 prompts that ask for long
 answers.
 
-`--peer` runs TRL's GRPOTrainer on the same prompts, with generation by transformers (its only way on a CPU).
-TRL is installed once, for this alone, into ~/.cache/grpo_pl/bench.
+Trainer, engine and limit compute in the type that this machine multiplies fastest, unless options say
+otherwise. `--peer` runs TRL's GRPOTrainer on the same prompts, with generation by transformers (its only way
+on a CPU), in that type and in float32; the faster one counts. TRL is installed once, for this alone, into
+~/.cache/grpo_pl/bench.
 """
 
 import argparse
@@ -27,9 +29,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout need not be installed
+
 from rich.console import Console
 from rich.status import Status
 from rich.table import Table
+
+from grpo_pl.precision import PRECISIONS, DType, device_here, measured_rates
 
 ROOT = Path(__file__).resolve().parent.parent
 TRL = "trl==1.16.0"
@@ -60,8 +66,10 @@ SCALING_PROMPTS = 2
 Numbers = dict[str, float]
 
 
-def options_of(work: dict[str, Any], said: list[str]) -> list[str]:
-    """The command line of a part: the config, the work, and what the user said."""
+def options_of(work: dict[str, Any], said: list[str], dtype: DType | None = None) -> list[str]:
+    """The command line of a part: the config, the work, the type it computes in, and what the user said."""
+    dtype = dtype or measured_rates(device_here().type).fitting
+    work = work | {"trainer.precision": PRECISIONS[dtype], "data.engine.init_args.dtype": dtype}
     options = [f"--{key}={value}" for key, value in work.items()]
     return ["--config", str(ROOT / "configs" / "quickstart.yaml"), *options, *said]
 
@@ -148,6 +156,24 @@ def summary(rows: list[Numbers]) -> dict[str, Any]:
     }
 
 
+def precision_of(options: list[str]) -> str:
+    """What a command line says last of the Trainer's precision."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--trainer.precision", dest="precision")
+    return str(parser.parse_known_args(options)[0].precision)
+
+
+def fastest_peer(bench: Bench, said: list[str], iterations: int) -> dict[str, Any]:
+    """TRL in the precision that is best for it here: float32's, or the one that fits the machine."""
+    tried: dict[str, dict[str, Any]] = {}
+    for options in (options_of(WORK, said), options_of(WORK, said, "float32")):
+        if (precision := precision_of(options)) not in tried:
+            rows = bench("peer", f"{TRL}, {precision}", options, iterations, str(trl_folder()))
+            numbers = {key: median(rows, key) for key in ("iteration_s", "peak_gib", "response_tokens")}
+            tried[precision] = numbers | {"precision": precision}
+    return min(tried.values(), key=lambda peer: float(peer["iteration_s"]))
+
+
 def scaling(bench: Bench, said: list[str], iterations: int) -> dict[str, list[Numbers]]:
     """How the cost grows with the group and with the length of responses."""
     grown: dict[str, list[Numbers]] = {}
@@ -184,19 +210,19 @@ def measure(said: argparse.Namespace, options: list[str]) -> dict[str, Any]:
         memory["engine_alone"] = bench("engine", "the engine's memory", work, 1)[0]["peak_gib"]
         memory["above_engine"] = memory["peak"] - memory["engine_alone"]
         if said.peer:
-            rows = bench("peer", TRL, work, said.peer_iterations, str(trl_folder()))
-            found["peer"] = {key: median(rows, key) for key in ("iteration_s", "peak_gib", "response_tokens")}
+            found["peer"] = fastest_peer(bench, options, said.peer_iterations)
             found["ratio_to_peer"] = found["peer"]["iteration_s"] / found["stages"]["iteration"]
             found["peak_memory_ratio_to_peer"] = memory["peak"] / found["peer"]["peak_gib"]
         if said.scaling:
             found["scaling"] = scaling(bench, options, max(said.iterations - 2, 2))
+    found["precision"] = precision_of(work)
     return found | {"work": {key: str(value) for key, value in WORK.items()} | {"options": options}}
 
 
 def show(found: dict[str, Any]) -> None:
     """The tables."""
     console, stages, limits = Console(), found["stages"], found["limit"]
-    table = Table("what", "seconds", "share", title="an iteration (medians)")
+    table = Table("what", "seconds", "share", title=f"an iteration (medians), {found['precision']}")
     for name, value in stages.items():
         table.add_row(name, f"{value:.2f}", f"{value / stages['iteration']:.0%}")
     table.add_section()
@@ -204,7 +230,7 @@ def show(found: dict[str, Any]) -> None:
     table.add_row("limit: forward and backward, padded", f"{limits['padded']:.2f}", "")
     table.add_row("limit: forward and backward, packed", f"{limits['packed']:.2f}", "")
     if found["peer"]:
-        table.add_row(TRL, f"{found['peer']['iteration_s']:.2f}", "")
+        table.add_row(f"{TRL}, {found['peer']['precision']}", f"{found['peer']['iteration_s']:.2f}", "")
     console.print(table)
     memory, tokens = found["memory_gib"], found["tokens"]
     lines = {

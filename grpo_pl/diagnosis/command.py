@@ -9,6 +9,7 @@ from typing import NoReturn
 from rich.console import Console
 from typing_extensions import override
 
+from grpo_pl.diagnosis.findings import Finding
 from grpo_pl.diagnosis.installation import check_installation
 from grpo_pl.diagnosis.machine import check_machine
 from grpo_pl.diagnosis.report import Report
@@ -53,6 +54,13 @@ def writable(text: str) -> Path:
     return path
 
 
+def products() -> Finding:
+    """Which type the machine multiplies fastest, once torch is known to work."""
+    from grpo_pl.diagnosis.products import trainers_products
+
+    return trainers_products()
+
+
 def doctor(args: list[str]) -> int:
     """Check machine, installation and, given a config, all that it would run; 1 if there is a problem.
 
@@ -63,7 +71,7 @@ def doctor(args: list[str]) -> int:
     tame_logs()
     report = Report(Console())
     works = report.add("installation", check_installation())
-    report.add("machine", check_machine())
+    report.add("machine", [*check_machine(), *([products()] if works else [])])
     if not options:
         report.skip(CONFIGURED, "no --config is given")
     elif not works:

@@ -7,6 +7,7 @@ from grpo_pl.datamodule import RolloutDataModule
 from grpo_pl.diagnosis.components import check_components
 from grpo_pl.diagnosis.engine import check_engine
 from grpo_pl.diagnosis.model import check_model, names
+from grpo_pl.diagnosis.products import types
 from grpo_pl.diagnosis.report import Report
 from grpo_pl.diagnosis.run import check_run
 from grpo_pl.module import PolicyOptimization
@@ -58,7 +59,7 @@ def check_configured(report: Report, options: list[str], *, with_engine: bool) -
     if not report.add("model", findings):
         report.skip(["run", "engine"], "the model comes first")
         return
-    fits = report.add("run", check_run(cli.trainer, module, data, said))
+    fits = report.add("run", [types(settings), *check_run(cli.trainer, module, data, said)])
     if not with_engine:
         report.skip(["engine"], "--engine false")
     elif not fits:

@@ -22,6 +22,7 @@ from grpo_pl.diagnosis.attribution import (
     summarize,
 )
 from grpo_pl.diagnosis.findings import Finding, Verdict, fail_if, good
+from grpo_pl.diagnosis.products import engines_products
 from grpo_pl.diagnosis.reading import (
     PERTURBATION,
     drawn_otherwise,
@@ -37,6 +38,7 @@ from grpo_pl.models.loading import load_config, load_tokenizer, sampling_default
 from grpo_pl.module import PolicyOptimization
 from grpo_pl.prompts.prompt_set import iteration_prompts
 from grpo_pl.rollout.engine import SamplingConfig
+from grpo_pl.rollout.vllm import VLLMEngine
 from grpo_pl.strategies import FSDP2Strategy
 from grpo_pl.types import Prompt, Rollout
 
@@ -107,6 +109,8 @@ class Examination:
         seconds = time.perf_counter() - begin
         rollout = self._sample("sampling with the weights as they are")
         yield self._started(name, seconds, rollout)
+        if isinstance(engine, VLLMEngine) and self.trainer.strategy.root_device.type == "cpu":
+            yield engines_products()
         yield self._texts(rollout)
         self._enter("scoring the rollout in the trainer")
         policy = self._build()

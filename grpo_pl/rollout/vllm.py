@@ -3,7 +3,7 @@
 import gc
 import os
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, cast, final
@@ -270,6 +270,16 @@ def _response(completion: Any, tokenizer: Any) -> Response:
         truncated=completion.finish_reason == "length",
         token_ends=token_ends(tokenizer, token_ids, completion.text),
     )
+
+
+def with_vllm(states: Tensor, weights: Tensor) -> Callable[[], object]:
+    """Prepares a product as vLLM's linear layers compute it on a CPU; elsewhere they call torch."""
+    from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
+
+    outputs, inputs = weights.shape
+    layer: Any = nn.Linear(inputs, outputs, bias=False, dtype=weights.dtype)
+    dispatch_cpu_unquantized_gemm(layer, remove_weight=False)
+    return lambda: layer.cpu_linear(states, layer.weight, None)
 
 
 def repack_tied_head(model: nn.Module) -> None:
