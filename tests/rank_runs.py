@@ -33,17 +33,23 @@ def rank(number: int, count: int, port: int, log: Path, arguments: Sequence[str]
 
 def run_ranks(count: int, arguments: Sequence[str], logs: Path) -> None:
     """Run `grpo_pl fit` in so many processes; they end with the first that fails."""
+    codes, said = run_each([arguments] * count, logs)
+    assert codes == [0] * count, said
+
+
+def run_each(arguments: Sequence[Sequence[str]], logs: Path) -> tuple[list[int | None], str]:
+    """The exit codes of ranks that each have arguments of their own, and the end of what they said."""
     with socket.create_server(("127.0.0.1", 0)) as one:
         port = one.getsockname()[1]
-    files = [logs / f"rank-{number}.log" for number in range(count)]
+    files = [logs / f"rank-{number}.log" for number in range(len(arguments))]
     processes = [
-        FORKED.Process(target=rank, args=(number, count, port, file, arguments))
-        for number, file in enumerate(files)
+        FORKED.Process(target=rank, args=(number, len(arguments), port, file, own))
+        for number, (file, own) in enumerate(zip(files, arguments, strict=True))
     ]
     for process in processes:
         process.start()
     codes = wait(processes)
-    assert codes == [0] * count, "\n".join(file.read_text()[-3000:] for file in files if file.exists())
+    return codes, "\n".join(file.read_text()[-3000:] for file in files if file.exists())
 
 
 def wait(processes: Sequence[ForkServerProcess]) -> list[int | None]:

@@ -134,6 +134,19 @@ def test_a_new_run_in_the_folder_of_one_with_other_settings_computes_in_what_fit
     assert settled(folder) == (PRECISIONS[HERE.fitting], HERE.fitting)
 
 
+def test_ranks_on_machines_that_differ_are_refused(tiny_model: Path, tmp_path: Path) -> None:
+    """As if `auto` had become another precision on the second machine."""
+    from rank_runs import run_each
+
+    config = ["--config", str(ROOT / "configs" / "tiny.yaml"), "--pretrained", str(tiny_model)]
+    run = [*config, "--trainer.devices", "2", "--trainer.default_root_dir", str(tmp_path / "run")]
+    codes, said = run_each(
+        [[*run, "--trainer.precision", one] for one in ("32-true", "bf16-mixed")], tmp_path
+    )
+    assert 2 in codes
+    assert "(rank 1 has bf16-mixed, rank 0 32-true): set it to 32-true or bf16-mixed" in said
+
+
 def test_submit_leaves_the_decision_to_the_machine_that_runs_the_job(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
