@@ -334,7 +334,8 @@ def test_an_interrupted_setup_leaves_nothing_running_and_is_not_done(clone, tmp_
 
 
 def test_setup_shows_in_a_terminal_that_it_goes_on(clone):
-    slow = "import sys, time\nprint('Downloading torch (190.0MiB)', flush=True)\ntime.sleep(4 * ('torch' in sys.argv[-1]))\n"
+    says = "import sys, time\nprint('Downloading torch (190.0MiB)', flush=True)\n"
+    slow = says + "time.sleep(4 * ('torch' in sys.argv[-1]))\n"
     (clone.site / "pip" / "__main__.py").write_text(slow + FAKE_PIP)
     command = shlex.join(["bash", str(clone.root / "tools" / "setup.sh")])
     script = ["script", "-qec", command, "/dev/null"]

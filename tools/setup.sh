@@ -70,8 +70,9 @@ setup_watch() {
     [[ ! -t 1 ]] || printf '\r\033[K'
 }
 
+# The last that the running command has said.
 setup_last_words() {
-    tail -n 20 "$setup_log" | grep -a '^[^$]*[[:alpha:]]' | tail -n 1 | sed 's/^ *//' || true
+    awk '/^\$ / { said = "" } !/^\$ / && /[[:alpha:]]/ { said = $0 } END { sub(/^ */, "", said); print said }' "$setup_log"
 }
 
 setup_python_is_new_enough() {
@@ -229,22 +230,19 @@ PYTHON
 # long. What the pattern leaves out (half of all files) is compiled as far as `setup_check_imports` imports it.
 setup_compile() {
     local rare='/(tests?|models|algorithms|anthropic|openai|fontTools|numba|pip|pygments|selenium|statsmodels|sympy)/'
-    "$setup_python" -m compileall -q -j 0 grpo_pl tools
+    "$setup_python" -m compileall -qq -j 0 grpo_pl tools
     cd "$("$setup_python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
-    "$setup_python" -m compileall -q -j 0 -x "$rare" . || true # some files are templates, no Python
+    "$setup_python" -m compileall -qq -j 0 -x "$rare" . || true # some files are templates, no Python
 }
 
 setup_check_imports() {
-    local versions
-    versions=$(env -u PYTHONDONTWRITEBYTECODE VLLM_LOGGING_LEVEL=ERROR "$setup_python" - 2>>"$setup_log" <<'PYTHON'
+    env -u PYTHONDONTWRITEBYTECODE VLLM_LOGGING_LEVEL=ERROR "$setup_python" - <<'PYTHON'
 import torch, transformers, vllm
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 from vllm import LLM, SamplingParams
 import lightning, grpo_pl
-print(f"torch {torch.__version__}, transformers {transformers.__version__}, vllm {vllm.__version__}")
+print(f"imported torch {torch.__version__}, transformers {transformers.__version__}, vllm {vllm.__version__}")
 PYTHON
-    ) || setup_explain "what was installed cannot be imported"
-    setup_say "${versions##*$'\n'}"
 }
 
 # setup_install FLAVOUR SET STAMP
@@ -260,7 +258,8 @@ setup_install() {
     setup_remove_broken_vision
     setup_step "compiling bytecode, so that programs start in half the time (half a minute)" setup_compile
     setup_say "importing everything once (10 to 20 s)"
-    setup_check_imports
+    setup_try setup_check_imports || setup_explain "what was installed cannot be imported"
+    setup_say "$(grep -a '^imported torch' "$setup_log")"
     echo "$3" >"$setup_stamp.new"
     mv "$setup_stamp.new" "$setup_stamp"
 }
