@@ -56,7 +56,7 @@ class StandardOutput(logging.Handler):
 
 @contextmanager
 def captured_output() -> Iterator[None]:
-    """Keep what C++ and Python print in the body from the terminal, and show it if the body raises."""
+    """Keep what C++ and Python print in the body from the terminal, and show it if the body fails."""
     if os.environ.get(VERBOSE):
         yield
         return
@@ -68,10 +68,11 @@ def captured_output() -> Iterator[None]:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
             yield
-        except BaseException:
+        except BaseException as error:
             restore(kept)
-            file.seek(0)
-            sys.stderr.write(file.read().decode(errors="replace"))
+            if isinstance(error, Exception):  # not of an interruption
+                file.seek(0)
+                sys.stderr.write(file.read().decode(errors="replace"))
             raise
         restore(kept)
 

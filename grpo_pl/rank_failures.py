@@ -11,6 +11,8 @@ import lightning.pytorch as pl
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from torch.distributed import DistError
 
+from grpo_pl.callbacks.preemption import Interrupted
+
 POLL_S = 0.2
 GRACE_S = 10.0
 """How long a rank that has lost its connection to another waits to hear how that one ended."""
@@ -31,7 +33,7 @@ def ending_together(trainer: pl.Trainer) -> Iterator[None]:
     watch.start()
     try:
         yield
-    except Exception as error:
+    except (Exception, Interrupted) as error:
         if type(error) is RuntimeError or isinstance(
             error, DistError
         ):  # perhaps of a broken connection alone

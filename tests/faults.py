@@ -3,6 +3,7 @@
 import hashlib
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from lightning.pytorch.plugins import MixedPrecision
 
 from grpo_pl.alarms import Alarm
+from grpo_pl.rollout.engine import SamplingConfig
 from grpo_pl.rollout.in_process import InProcessEngine
 from grpo_pl.types import Rollout
 
@@ -35,12 +37,31 @@ class NaNEngine(InProcessEngine):  # type: ignore[misc]
         return rollout
 
 
-class SignalledEngine(InProcessEngine):  # type: ignore[misc]
-    """Gets a signal while it starts."""
+class StalledEngine(InProcessEngine):  # type: ignore[misc]
+    """Stalls where it is told to, after it has said so by a file.
+
+    Args:
+        stage: When: `start`, or `validate` (greedily).
+        path: The file.
+    """
+
+    def __init__(self, stage: str, path: str, pretrained: str = "") -> None:
+        super().__init__(pretrained)
+        self.stage, self.path = stage, path
 
     def start(self, **arguments: Any) -> None:
-        os.kill(os.getpid(), signal.SIGTERM)
+        self._stall("start")
         super().start(**arguments)
+
+    def generate(self, prompts: Any, group_size: int, sampling: SamplingConfig) -> Rollout:
+        if sampling.temperature == 0:
+            self._stall("validate")
+        return super().generate(prompts, group_size, sampling)
+
+    def _stall(self, stage: str) -> None:
+        if stage == self.stage:
+            Path(self.path).touch()
+            time.sleep(3600)
 
 
 class SignalIn(pl.Callback):

@@ -14,7 +14,7 @@ from run_results import Fit, FitOn, Refused, callback, column, saved, untimed
 
 from grpo_pl import slurm
 from grpo_pl.callbacks.checkpoint_io import AtomicCheckpointIO
-from grpo_pl.callbacks.preemption import EXIT_CODE
+from grpo_pl.callbacks.preemption import CTRL_C_EXIT_CODE, EXIT_CODE
 from grpo_pl.callbacks.run_folder import ENDED_FILE
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,7 +36,7 @@ def start(tiny_model: Path) -> Iterator[Start]:
         command += ["--pretrained", str(tiny_model), "--trainer.default_root_dir", str(folder), *arguments]
         process = subprocess.Popen(
             command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, process_group=0,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
         )  # fmt: skip
         started.append(process)
         return process
@@ -110,7 +110,6 @@ def test_a_signal_in_mid_iteration_loses_nothing(
 
 IN_ITERATION = "sync", "generate", "score", "update", "validate"
 SIGNALLED = [
-    ("--data.engine", "faults.SignalledEngine"),
     *(callback("faults.SignalIn", stage=stage, number=signal.SIGUSR1) for stage in IN_ITERATION),
     (
         *callback("faults.SignalIn", stage="checkpoint", number=signal.SIGTERM),
@@ -134,6 +133,65 @@ def test_a_run_that_a_signal_hits_in_every_stage_ends_like_one_never_disturbed(
         assert column(folder, "iteration") == list(range(done + 1)), signalled
     fit(*settings, "--ckpt_path", "last", root=folder)
     same(whole, folder)
+
+
+# ------------------------------------------------------------------------------ before the first iteration
+
+
+def stalled(process: subprocess.Popen[str], file: Path) -> None:
+    while not file.exists():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("stage", "number", "code"),
+    [
+        ("start", signal.SIGTERM, EXIT_CODE),
+        ("validate", signal.SIGTERM, EXIT_CODE),
+        ("start", signal.SIGINT, CTRL_C_EXIT_CODE),
+        ("validate", signal.SIGINT, CTRL_C_EXIT_CODE),
+    ],
+)
+def test_before_the_first_iteration_a_signal_ends_a_run_at_once_and_the_same_command_begins_again(
+    start: Start, fit: Fit, tmp_path: Path, stage: str, number: signal.Signals, code: int
+) -> None:
+    """The engine would stall for an hour."""
+    folder, file = tmp_path / "run", tmp_path / "stalled"
+    process = start(folder, *stalls(stage, file))
+    stalled(process, file)
+    process.send_signal(number)
+    assert f"{number.name} before the first iteration" in end(process, code)
+    assert not list(folder.rglob("*.ckpt"))
+    fit(*RUN, root=folder)
+    assert column(folder, "iteration") == [0, 1]
+
+
+def test_a_run_that_goes_on_is_ended_at_once_while_its_engine_starts(
+    start: Start, fit: Fit, tmp_path: Path
+) -> None:
+    folder, file = fit(*SETTINGS[:2], "--trainer.max_epochs", "2"), tmp_path / "stalled"
+    before = saved(folder)["epoch"], (folder / "metrics.csv").read_text()
+    process = start(folder, *stalls("start", file), "--ckpt_path", "last", "--trainer.max_epochs", "3")
+    stalled(process, file)
+    process.terminate()
+    end(process, EXIT_CODE)
+    assert (saved(folder)["epoch"], (folder / "metrics.csv").read_text()) == before
+
+
+def test_before_the_first_iteration_a_signal_to_one_rank_ends_all(start: Start, tmp_path: Path) -> None:
+    file = tmp_path / "stalled"
+    process = start(tmp_path / "run", *SHARDS, *stalls("validate", file), "--trainer.devices", "2")
+    stalled(process, file)
+    process.terminate()
+    end(process, EXIT_CODE)  # it returns when the last rank has closed its output
+
+
+def stalls(stage: str, file: Path) -> tuple[str, ...]:
+    return (
+        *("--data.engine", "faults.StalledEngine", "--data.engine.stage", stage),
+        *("--data.engine.path", str(file)),
+    )
 
 
 # ------------------------------------------------------------------------------------ whose a run's folder is

@@ -1,4 +1,4 @@
-"""A signal ends the run at the end of the iteration, saved, so that the same command continues it."""
+"""A signal ends the run, saved, at the end of the iteration, or at once before the first one."""
 
 import logging
 import signal
@@ -14,14 +14,26 @@ from grpo_pl.callbacks.checkpoints import Checkpoints
 
 log = logging.getLogger(__name__)
 
-REQUEUE, STOP = signal.SIGUSR1, signal.SIGTERM
+REQUEUE, STOP, CTRL_C = signal.SIGUSR1, signal.SIGTERM, signal.SIGINT
 EXIT_CODE = 75
 """Of a run that a signal stopped and that can go on; sysexits.h calls it EX_TEMPFAIL."""
+CTRL_C_EXIT_CODE = 128 + CTRL_C
+
+
+class Interrupted(SystemExit):
+    """A signal ends the process at once: nothing has happened in it that is not saved."""
+
+    def __init__(self, number: signal.Signals) -> None:
+        super().__init__(CTRL_C_EXIT_CODE if number == CTRL_C else EXIT_CODE)
+        self.number = number
 
 
 class Preemption(Checkpoint):
     """Stops at the end of the iteration in which a signal came, after a checkpoint that `last.ckpt` names.
 
+    Before the first iteration of the process, while models are loaded, engines start and the first validation
+    runs, SIGTERM and Ctrl-C end it at once: there is nothing to save. A later validation is waited for, for
+    its numbers belong to the iteration that is saved.
     SIGUSR1, with which `#SBATCH --signal=USR1@seconds` announces the end of a job, also requeues the job
     where there is one. SIGTERM does not: it comes where a job is cancelled, and where SLURM requeues it
     itself. The process ends with exit code 75. This is a `Checkpoint` because those come after all else that
@@ -34,6 +46,7 @@ class Preemption(Checkpoint):
     def __init__(self, requeue: bool = True) -> None:
         self.requeue = requeue
         self.stopped = False
+        self._nothing_to_lose = False
         self._received: set[signal.Signals] = set()
         self._before: dict[signal.Signals, signal._HANDLER] = {}
 
@@ -43,7 +56,8 @@ class Preemption(Checkpoint):
         SLURM signals every process of a job: those that are started later inherit that SIGUSR1 is blocked
         and survive it. This one lets it in at the end of the iteration.
         """
-        for number in (REQUEUE, STOP):
+        self._nothing_to_lose |= not self._before
+        for number in (REQUEUE, STOP, CTRL_C):
             before = signal.signal(number, self._take)
             self._before.setdefault(number, before)
         signal.pthread_sigmask(signal.SIG_BLOCK, {REQUEUE})
@@ -55,9 +69,16 @@ class Preemption(Checkpoint):
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
+        self._nothing_to_lose = False
 
     def _take(self, number: int, _: FrameType | None) -> None:
-        self._received.add(signal.Signals(number))
+        first = number not in self._received
+        if number != CTRL_C:
+            self._received.add(signal.Signals(number))
+        if self._nothing_to_lose and (number == CTRL_C or (number == STOP and first)):
+            raise Interrupted(signal.Signals(number))
+        if number == CTRL_C:
+            raise KeyboardInterrupt
 
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -65,8 +86,25 @@ class Preemption(Checkpoint):
             self.listen()
 
     @override
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._before:
+            self.listen()  # again: Lightning's own handlers, which broadcast wherever they are, came since
+
+    @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.listen()  # again: Lightning's own handlers, which broadcast wherever they are, came since
+        """Wait for the iteration's end from now on; the first validation is over."""
+        self.listen()
+        self._nothing_to_lose = False
+
+    @override
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        if isinstance(exception, Interrupted):
+            log.info(
+                "%s before the first iteration: stopped at once, and nothing is lost", exception.number.name
+            )
+            log.info("the same command begins again")
 
     @override
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
