@@ -3,6 +3,7 @@
 import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import cached_property, partial
 from itertools import islice
@@ -16,6 +17,7 @@ from typing_extensions import override
 from grpo_pl.checks.prompts import check_context, check_vocabulary
 from grpo_pl.checks.schedule import check_engines, check_schedule, check_trainer
 from grpo_pl.functional import derive_seed, even_parts, rounds
+from grpo_pl.heartbeat import heartbeat
 from grpo_pl.loop import Learner, UpdateSchedule, experience_stream, sample_rollout
 from grpo_pl.models.loading import eos_token_ids, load_tokenizer
 from grpo_pl.prompts.chat import ChatFormat, Tokenizer
@@ -165,12 +167,13 @@ class RolloutDataModule(AttachedDataModule):
         self.engine = shared(self.engine, *of_ranks)
         self.val_engine = None if self.val_engine is None else shared(self.val_engine, *of_ranks)
         responses = self.prompts_per_iteration * self.group_size // self._ranks.size
-        for engine in self._engines:
-            engine.start(
-                max_sequence_tokens=self.max_prompt_tokens + self._longest_response,
-                max_sequences=max(responses, self.val_prompts_per_batch) * together,
-                device=self._trainer.strategy.root_device,
-            )
+        with heartbeat(lambda: "starting engines") if self._trainer.is_global_zero else nullcontext():
+            for engine in self._engines:
+                engine.start(
+                    max_sequence_tokens=self.max_prompt_tokens + self._longest_response,
+                    max_sequences=max(responses, self.val_prompts_per_batch) * together,
+                    device=self._trainer.strategy.root_device,
+                )
         if stage == "fit":
             for iteration in {0, self.end - 1 if self.end < sys.maxsize else 0}:
                 self.engine.check(self.prompts_of(iteration), self.group_size, self.sampling)
@@ -371,6 +374,7 @@ class RolloutDataModule(AttachedDataModule):
             yield engine.generate(prompts, 1, self.val_sampling)
             if self.val_samples:
                 yield engine.generate(prompts, self.val_samples, self.sampling)
+            self.on_stage(f"validate {some.stop}/{len(mine)}")
         engine.rest()
 
     @override

@@ -105,6 +105,9 @@ class Preemption(Checkpoint):
                 "%s before the first iteration: stopped at once, and nothing is lost", exception.number.name
             )
             log.info("the same command begins again")
+        elif isinstance(exception, KeyboardInterrupt):
+            now = trainer.current_epoch + 1
+            log.info("Ctrl-C in iteration %d: the same command continues from the last checkpoint", now)
 
     @override
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -1,5 +1,6 @@
 """The progress bar: where the run stands, what it is doing now, and one line for each iteration."""
 
+from contextlib import ExitStack
 from typing import Any
 
 import lightning.pytorch as pl
@@ -10,6 +11,7 @@ from rich.progress import Progress as RichProgress
 from typing_extensions import override
 
 from grpo_pl.callbacks.records import newest_row
+from grpo_pl.heartbeat import heartbeat
 
 SHOWN = {
     "reward": ("rollout/reward", "{:.3f}"),
@@ -29,7 +31,7 @@ STAGES = ("sync", "generate", "score", "update", "validate")
 class Progress(ProgressBar):
     """A bar over the iterations with the stage under way, and a line of numbers for each iteration.
 
-    Where the output is no terminal, only the lines are written.
+    Where the output is no terminal, only the lines are written, and during a validation one every 30 s.
     """
 
     def __init__(self) -> None:
@@ -37,6 +39,8 @@ class Progress(ProgressBar):
         self.console = Console()
         self._enabled = True
         self._bar: RichProgress | None = None
+        self._stage = "validate"
+        self._validation = ExitStack()
 
     @override
     def disable(self) -> None:
@@ -57,6 +61,7 @@ class Progress(ProgressBar):
 
     def show_stage(self, stage: str) -> None:
         """Name what is under way beside the bar."""
+        self._stage = stage
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], stage=stage)
 
@@ -80,6 +85,17 @@ class Progress(ProgressBar):
             self._bar.start()
         if trainer.current_epoch == 0:
             self.print_row(trainer)
+
+    @override
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Show that it goes on where no bar does: the first one comes before the bar."""
+        if self._enabled and not (self._bar is not None and self.console.is_terminal):
+            self._stage = "validate"
+            self._validation.enter_context(heartbeat(lambda: self._stage))
+
+    @override
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._validation.close()
 
     @override
     def on_train_batch_end(
@@ -115,6 +131,7 @@ class Progress(ProgressBar):
         self._stop()
 
     def _stop(self) -> None:
+        self._validation.close()
         if self._bar is not None and self.console.is_terminal:  # elsewhere stopping would write an empty line
             self._bar.stop()
         self._bar = None
