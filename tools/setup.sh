@@ -27,7 +27,7 @@ setup_step() {
     local does=$1 began=$SECONDS
     shift
     setup_say "$does"
-    setup_try "$@" || setup_explain "the command above failed"
+    setup_try "$@" || setup_explain "the command above failed${setup_advice:-}"
     ((SECONDS - began < 2)) || setup_say "took $((SECONDS - began)) s"
 }
 
@@ -149,7 +149,7 @@ PYTHON
 
 # Chooses what installs: sets setup_installer, and setup_constraints as far as they are the user's.
 setup_choose_installer() {
-    local uv=("$setup_venv/bin/uv" pip) file
+    local file
     setup_installer=("$setup_python" -m pip) setup_options=(--no-input --no-compile) setup_constraints=()
     case ${GRPO_PL_INSTALLER:-uv} in
     pip) return ;;
@@ -160,7 +160,8 @@ setup_choose_installer() {
         setup_say "pip has no uv of tools/constraints.txt here: pip installs, which takes three times as long"
         return
     fi
-    setup_installer=("${uv[@]}") setup_options=(--python "$setup_python")
+    setup_installer=("$setup_venv/bin/uv" pip) setup_options=(--python "$setup_python")
+    setup_advice=" (GRPO_PL_INSTALLER=pip bash tools/setup.sh tries with pip)"
     eval "$("$setup_python" tools/pip_settings.py)"
     for file in ${UV_CONSTRAINT:-}; do setup_constraints+=(-c "$file"); done # an option hides the variable
 }
