@@ -125,8 +125,8 @@ print(hashed.hexdigest())
 PYTHON
 }
 
-# A killed pip leaves a package that pip takes for installed though files of it are missing (or the list of its
-# files is). Its metadata is removed here, so that pip installs it again over what there is.
+# A killed installer leaves a package that it takes for installed though files of it are missing (or the list of its
+# files is). Its metadata is removed here, so that it is installed again over what there is.
 setup_forget_torn_packages() {
     "$setup_python" - <<'PYTHON'
 import importlib.metadata, pathlib, shutil, sysconfig
@@ -149,7 +149,7 @@ PYTHON
 
 # Chooses what installs: sets setup_installer, and setup_constraints as far as they are the user's.
 setup_choose_installer() {
-    local file
+    local file settings
     setup_installer=("$setup_python" -m pip) setup_options=(--no-input --no-compile) setup_constraints=()
     case ${GRPO_PL_INSTALLER:-uv} in
     pip) return ;;
@@ -162,7 +162,8 @@ setup_choose_installer() {
     fi
     setup_installer=("$setup_venv/bin/uv" pip) setup_options=(--python "$setup_python")
     setup_advice=" (GRPO_PL_INSTALLER=pip bash tools/setup.sh tries with pip)"
-    eval "$("$setup_python" tools/pip_settings.py)"
+    settings=$("$setup_python" tools/pip_settings.py 2>>"$setup_log") || setup_explain "pip does not say what its settings are"
+    eval "$settings"
     for file in ${UV_CONSTRAINT:-}; do setup_constraints+=(-c "$file"); done # an option hides the variable
 }
 
