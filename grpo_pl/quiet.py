@@ -35,7 +35,7 @@ def tame_logs() -> None:
         os.environ.setdefault(name, value)
     for logger in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(logger).setLevel(logging.WARNING)
-    logging.getLogger("transformers").setLevel(logging.ERROR)  # torchmetrics has imported it before
+    logging.getLogger("transformers").setLevel(logging.ERROR)  # where it was imported before
     if datasets := sys.modules.get("datasets"):  # it reads its variables when it is imported
         datasets.disable_progress_bars()
         datasets.logging.set_verbosity(logging.CRITICAL)

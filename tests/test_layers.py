@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "grpo_pl"
 LAYERS = [
-    {"types", "quiet", "heartbeat", "memory", "durable", "addresses", "precision"},
+    {"types", "quiet", "heartbeat", "memory", "durable", "addresses", "precision", "lazy_torchmetrics"},
     {"slurm", "manifest", "lock"},
     {"functional", "checkpoint_files"},
     {
