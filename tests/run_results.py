@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from grpo_pl.callbacks.records import read_metrics
+from grpo_pl.run_files import read_metrics
 
 Fit = Callable[..., Path]
 """The fixture `fit`."""

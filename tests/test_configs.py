@@ -10,8 +10,8 @@ import yaml
 
 from grpo_pl.ablation.planned import plan_runs
 from grpo_pl.ablation.study import read_study
-from grpo_pl.callbacks.records import read_metrics
 from grpo_pl.cli import check, main
+from grpo_pl.run_files import read_metrics
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 OVERLAYS = [

@@ -7,8 +7,11 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "grpo_pl"
 LAYERS = [
-    {"types", "quiet", "heartbeat", "memory", "durable", "addresses", "precision", "lazy_torchmetrics"},
-    {"slurm", "manifest", "lock"},
+    {
+        *("types", "quiet", "heartbeat", "memory", "durable", "addresses", "precision"),
+        "lazy_torchmetrics",
+    },
+    {"slurm", "manifest", "lock", "run_files"},
     {"functional", "checkpoint_files"},
     {
         "prompts",

@@ -15,7 +15,7 @@ from run_results import Fit, FitOn, Refused, callback, column, saved, untimed
 from grpo_pl import slurm
 from grpo_pl.callbacks.checkpoint_io import AtomicCheckpointIO
 from grpo_pl.callbacks.preemption import CTRL_C_EXIT_CODE, EXIT_CODE
-from grpo_pl.callbacks.run_folder import ENDED_FILE
+from grpo_pl.run_files import ENDED_FILE
 
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = (

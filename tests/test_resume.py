@@ -18,10 +18,11 @@ import pytest
 import torch
 from run_results import Fit, Refused, column, rows, saved, untimed
 
-from grpo_pl.callbacks.run_folder import ENDED_FILE, different
+from grpo_pl.callbacks.run_folder import different
 from grpo_pl.durable import DiskFullError
 from grpo_pl.lock import LOCK_FILE, Lock
 from grpo_pl.manifest import LAST, Manifest, damage, manifest_path, newest_first, whole_checkpoint
+from grpo_pl.run_files import ENDED_FILE
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "grpo_pl"

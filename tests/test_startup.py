@@ -12,7 +12,9 @@ def python(code: str) -> str:
 
 
 def test_lightning_is_imported_without_the_libraries_of_metrics_that_nobody_asked_for() -> None:
-    code = "import sys, grpo_pl, lightning.pytorch; print(*{'transformers', 'scipy', 'pandas'} & {*sys.modules})"
+    code = (
+        "import sys, grpo_pl, lightning.pytorch; print(*{'transformers', 'scipy', 'pandas'} & {*sys.modules})"
+    )
     assert python(code) == ""
 
 

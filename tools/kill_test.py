@@ -116,9 +116,8 @@ def killed_and_continued(arguments: list[str], folder: Path, after_s: float, for
 def differences(ours: Path, theirs: Path) -> list[str]:
     """What two runs have ended with that is not the same."""
     from grpo_pl.callbacks.checkpoint_io import AtomicCheckpointIO
-    from grpo_pl.callbacks.records import METRICS_FILE, read_metrics
-    from grpo_pl.callbacks.samples import SAMPLES_FILE
     from grpo_pl.rollout.stored import ROLLOUTS_FOLDER
+    from grpo_pl.run_files import METRICS_FILE, SAMPLES_FILE, read_metrics
 
     def learned(folder: Path) -> Any:
         checkpoint = AtomicCheckpointIO().load_checkpoint(

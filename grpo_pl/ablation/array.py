@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from grpo_pl import slurm
 from grpo_pl.ablation.planned import PlannedRun
-from grpo_pl.callbacks.records import CONFIG_FILE
+from grpo_pl.run_files import CONFIG_FILE
 from grpo_pl.submission.command import (
     SCRIPT_FILE,
     Options,

@@ -16,9 +16,9 @@ from grpo_pl.ablation.progress import StudyProgress
 from grpo_pl.ablation.running import run_all, shares_of_machine
 from grpo_pl.ablation.study import SETTINGS_FOLDER, Study, read_study
 from grpo_pl.callbacks.preemption import EXIT_CODE
-from grpo_pl.callbacks.records import CONFIG_FILE
 from grpo_pl.experiments.command import report
 from grpo_pl.lock import Lock
+from grpo_pl.run_files import CONFIG_FILE
 from grpo_pl.submission.command import for_nodes
 
 DESCRIPTION = """Run a study: every variant with every seed, each in OUT/<variant>/seed-<n>, and compare.

@@ -8,8 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from grpo_pl.ablation.study import Budget, Study
 from grpo_pl.callbacks.budget import SPENT
-from grpo_pl.callbacks.records import METRICS_FILE, read_metrics
-from grpo_pl.callbacks.run_folder import ENDED_FILE
+from grpo_pl.run_files import ENDED_FILE, METRICS_FILE, read_metrics
 from grpo_pl.submission import command as submission
 
 

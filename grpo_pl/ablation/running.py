@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 
 from grpo_pl.ablation.planned import PlannedRun
-from grpo_pl.callbacks.run_folder import ENDED_FILE
 from grpo_pl.rewards.sandbox.kernel import prctl
+from grpo_pl.run_files import ENDED_FILE
 
 POLL_S = 0.5
 PR_SET_PDEATHSIG = 1

@@ -8,8 +8,8 @@ import lightning.pytorch as pl
 from typing_extensions import override
 
 from grpo_pl.alarms import onsets
-from grpo_pl.callbacks.records import METRICS_FILE, read_metrics
 from grpo_pl.durable import DiskFullError, room_for
+from grpo_pl.run_files import METRICS_FILE, read_metrics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -13,15 +13,13 @@ from typing_extensions import override
 
 from grpo_pl import slurm
 from grpo_pl.callbacks.preemption import checkpointing
-from grpo_pl.callbacks.records import CONFIG_FILE, METRICS_FILE, move_aside
 from grpo_pl.durable import PARTIAL, remove, write_atomically
 from grpo_pl.lock import LOCK_FILE, Lock
 from grpo_pl.manifest import INSIDE, LAST, agreed, checkpoints, first_rank_says, newest_first
 from grpo_pl.precision import AUTO
 from grpo_pl.rollout.stored import ROLLOUTS_FOLDER
+from grpo_pl.run_files import CONFIG_FILE, ENDED_FILE, METRICS_FILE, move_aside
 
-ENDED_FILE = "ended.json"
-"""In the folder of a run that has reached its end; the same command continues any other."""
 FREE = ("resume", "trainer.default_root_dir", "trainer.max_epochs", "trainer.max_steps")
 """Settings that may differ where an unfinished run goes on: they do not change what an iteration does."""
 

@@ -13,10 +13,10 @@ from typing_extensions import override
 
 from grpo_pl.callbacks.progress import Progress
 from grpo_pl.durable import append, replacing
+from grpo_pl.run_files import SAMPLES_FILE
 from grpo_pl.types import Experience, SampleRecord
 
 log = logging.getLogger(__name__)
-SAMPLES_FILE = "samples.jsonl"
 
 
 class Samples(pl.Callback):

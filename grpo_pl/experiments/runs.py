@@ -10,9 +10,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from grpo_pl.callbacks.records import CONFIG_FILE, METRICS_FILE, read_metrics
-from grpo_pl.callbacks.run_folder import ENDED_FILE
-from grpo_pl.callbacks.samples import SAMPLES_FILE
+from grpo_pl.run_files import CONFIG_FILE, ENDED_FILE, METRICS_FILE, SAMPLES_FILE, read_metrics
 
 Paths = Iterable[str | Path] | str | Path
 """Run folders, folders that hold `seed-<n>`, or folders of studies."""

@@ -9,7 +9,6 @@ import pyarrow.compute as pc
 from rich.progress import Progress
 from typing_extensions import override
 
-from grpo_pl.callbacks.records import CONFIG_FILE
 from grpo_pl.callbacks.run_folder import RunFolder, sweep, write_config
 from grpo_pl.cli import CLI, configure
 from grpo_pl.config_values import check_folder
@@ -19,6 +18,7 @@ from grpo_pl.metrics import sample_records
 from grpo_pl.module import PolicyOptimization
 from grpo_pl.rewards.base import score_samples
 from grpo_pl.rollout.files import file_name, files_of, read_columns, save_rollout
+from grpo_pl.run_files import CONFIG_FILE
 from grpo_pl.strategies import place
 
 DESCRIPTION = """Sample, score and keep the rollouts of trainer.max_epochs iterations, all by the pretrained

@@ -12,7 +12,7 @@ from typing import Any, NoReturn, Protocol
 from typing_extensions import override
 
 from grpo_pl import slurm
-from grpo_pl.callbacks.records import CONFIG_FILE
+from grpo_pl.run_files import CONFIG_FILE
 from grpo_pl.submission.script import fill
 
 SCRIPT_FILE = "job.sbatch"

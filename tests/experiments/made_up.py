@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from grpo_pl.callbacks.records import write_metrics
 from grpo_pl.functional import wilson_interval
+from grpo_pl.run_files import write_metrics
 
 PROBLEMS = 200
 

@@ -13,10 +13,10 @@ import pytest
 from run_results import Fit, Refused
 from torch import nn
 
-from grpo_pl.callbacks.records import read_metrics
 from grpo_pl.models.builder import Build
 from grpo_pl.rewards.base import RewardError, score_samples
 from grpo_pl.rewards.judge import Judge
+from grpo_pl.run_files import read_metrics
 from grpo_pl.types import Prompt, Sample
 
 

@@ -14,11 +14,11 @@ from run_results import Fit, Refused
 from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoTokenizer
 
-from grpo_pl.callbacks.records import read_metrics
 from grpo_pl.functional import batches_within
 from grpo_pl.models.builder import Build
 from grpo_pl.rewards.base import StepScore
 from grpo_pl.rewards.models import OutcomeRewardModel, ProcessRewardModel
+from grpo_pl.run_files import read_metrics
 from grpo_pl.types import Prompt, Sample
 
 few = settings(max_examples=40, derandomize=True)

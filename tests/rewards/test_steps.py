@@ -9,12 +9,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grpo_pl.callbacks.records import read_metrics
 from grpo_pl.models.loading import load_tokenizer
 from grpo_pl.rewards.base import StepScore, earning_tokens, score_samples, token_rewards
 from grpo_pl.rewards.rules import ExactMatch, LengthPenalty
 from grpo_pl.rewards.steps import StepPattern, step_ends
 from grpo_pl.rollout.engine import token_ends
+from grpo_pl.run_files import read_metrics
 from grpo_pl.types import Prompt, Sample
 
 few = settings(max_examples=40, derandomize=True)

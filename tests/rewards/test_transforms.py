@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from run_results import Fit
 from torch import Tensor
 
-from grpo_pl.callbacks.records import read_metrics
 from grpo_pl.feedback import RewardStage
 from grpo_pl.rewards.rules import Format
 from grpo_pl.rewards.transforms import Clip, RewardTransform, RunningNormalization
+from grpo_pl.run_files import read_metrics
 from grpo_pl.types import Prompt, Sample, only_here
 
 few = settings(max_examples=40, derandomize=True)
