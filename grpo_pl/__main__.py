@@ -1,34 +1,73 @@
-"""`python -m grpo_pl {fit,validate,plan,submit,check-invariance,doctor,rollout,ablate,compare} ...`."""
+"""`python -m grpo_pl {fit,validate,plan,submit,check-invariance,doctor,rollout,ablate,compare} ...`.
+
+A command imports what it needs when it is run: those that need no torch answer without it.
+"""
 
 import sys
+from typing import TYPE_CHECKING
+
+from grpo_pl.commands import answer
+from grpo_pl.mistakes import mistakes_answered
+from grpo_pl.quiet import tame_logs
+
+if TYPE_CHECKING:
+    from grpo_pl.cli import Checked
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run a command; a user's mistake ends in one sentence and exit code 2."""
+    """Run a command; a user's mistake ends in one sentence and exit code 2.
+
+    Args:
+        args: What follows the program's name; null for what it was started with.
+    """
     args = sys.argv[1:] if args is None else args
-    if args[:1] == ["doctor"]:  # it imports the rest itself, which may be what is broken
+    if answer(args):
+        return
+    if args[0] == "doctor":  # it imports the rest itself, which may be what is broken
         from grpo_pl.diagnosis.command import doctor
 
         sys.exit(doctor(args[1:]))
-    from grpo_pl import cli
+    tame_logs()
+    with mistakes_answered():
+        code = run(args[0], args[1:])
+        if code is not None:
+            raise SystemExit(code)
 
-    cli.main(args, run)
 
+def run(command: str, args: list[str]) -> int | None:
+    """Run a command; its exit code where it has one of its own."""
+    if command == "compare":
+        from grpo_pl.experiments.command import run as compare
 
-def run(args: list[str]) -> int | None:
-    """Run a command line; its exit code where it has one of its own."""
-    if args[:1] == ["check-invariance"]:
+        compare(args)
+    elif command == "submit":
+        from grpo_pl.submission.command import submit
+
+        submit(args, check)
+    elif command == "ablate":
+        from grpo_pl.ablation.command import ablate
+
+        return ablate(args, check)
+    elif command == "check-invariance":
         from grpo_pl.invariance.command import check_invariance
 
-        return check_invariance(args[1:])
-    if args[:1] == ["rollout"]:
+        return check_invariance(args)
+    elif command == "rollout":
         from grpo_pl.rollout.command import rollout
 
-        rollout(args[1:])
-        return None
+        rollout(args)
+    else:
+        from grpo_pl import cli
+
+        cli.configure([command, *args])
+    return None
+
+
+def check(for_fit: list[str]) -> "Checked":
+    """Read and check what is for `fit`."""
     from grpo_pl import cli
 
-    return cli.run(args)
+    return cli.check(for_fit)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,6 @@
-"""The command line: `python -m grpo_pl {fit,validate,plan,submit,ablate,compare} ...`."""
+"""The commands whose command line is a config: `python -m grpo_pl {fit,validate,plan} ...`."""
 
 import re
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +13,6 @@ from lightning.pytorch.utilities import rank_zero_only
 from typing_extensions import override
 
 from grpo_pl import __version__
-from grpo_pl.ablation.command import ablate
 from grpo_pl.callbacks import gradient_terms, guard, memory, preemption, progress, records
 from grpo_pl.callbacks.checkpoint_io import AtomicCheckpointIO
 from grpo_pl.callbacks.checkpoints import BY_STEP, Checkpoints
@@ -23,17 +20,16 @@ from grpo_pl.callbacks.run_folder import RunFolder
 from grpo_pl.checkpoint_files import check_checkpoint
 from grpo_pl.config_values import check_folder, check_values
 from grpo_pl.datamodule import RolloutDataModule, connect
-from grpo_pl.experiments import command as experiments
 from grpo_pl.experiments.labels import label_loggers
 from grpo_pl.jobs import JOBS, read_ahead
-from grpo_pl.mistakes import mistakes_answered, own_cause, refuse
+from grpo_pl.mistakes import own_cause, refuse
 from grpo_pl.open_types import left_open, settle
-from grpo_pl.parser import OTHER_COMMANDS, Parser, fail
+from grpo_pl.parser import Parser
 from grpo_pl.planning.command import PlanningTrainer
 from grpo_pl.precision import AUTO
 from grpo_pl.quiet import tame_logs
 from grpo_pl.rank_failures import ending_together
-from grpo_pl.submission.command import submit
+from grpo_pl.refusal import fail
 
 
 class CLI(LightningCLI):
@@ -48,14 +44,6 @@ class CLI(LightningCLI):
     def subcommands() -> dict[str, set[str]]:
         lightnings = LightningCLI.subcommands()
         return {name: lightnings[name] for name in ("fit", "validate")} | {"plan": {"model", "datamodule"}}
-
-    @override
-    def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
-        super()._add_subcommands(parser, **kwargs)
-        listed = parser._subcommands_action
-        assert listed is not None, "super() has added it"
-        for name, does in OTHER_COMMANDS.items():
-            listed.add_subcommand(name, Parser(description=does), help=does)
 
     @override
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
@@ -240,6 +228,7 @@ class Checked(CLI):
 
 def configure(args: list[str], cli: type[CLI] = CLI, **kwargs: Any) -> CLI:
     """Read the command line and config files; runs the subcommand they name, unless `run=False`."""
+    tame_logs()  # Lightning, imported since it was done, sets levels of its own
     return cli(
         *read_ahead(args),
         args=args,
@@ -263,30 +252,3 @@ def check(for_fit: list[str]) -> Checked:
     checked = configure(["fit", *for_fit], Checked)
     assert isinstance(checked, Checked)
     return checked
-
-
-def run(args: list[str]) -> int | None:
-    """Run a command line; its exit code where it has one of its own."""
-    if args[:1] == ["ablate"]:
-        return ablate(args[1:], check)
-    if args[:1] == ["submit"]:
-        submit(args[1:], check)
-    elif args[:1] == ["compare"]:
-        experiments.run(args[1:])
-    else:
-        configure(args)
-    return None
-
-
-def main(args: list[str] | None = None, run: Callable[[list[str]], int | None] = run) -> None:
-    """Run the command line; a user's mistake ends in one sentence and exit code 2.
-
-    Args:
-        args: What follows the program's name; null for what it was started with.
-        run: What runs it, and gives its exit code.
-    """
-    tame_logs()
-    with mistakes_answered():
-        code = run(sys.argv[1:] if args is None else args)
-        if code is not None:
-            raise SystemExit(code)

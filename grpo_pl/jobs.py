@@ -9,7 +9,7 @@ from grpo_pl.callbacks import alarms, budget, curves, gradient_terms, samples
 from grpo_pl.config_files import other_version, read_job_config
 from grpo_pl.datamodule import RolloutDataModule
 from grpo_pl.module import PolicyOptimization
-from grpo_pl.parser import fail, nearest
+from grpo_pl.refusal import fail, nearest
 from grpo_pl.reward_modeling.data import RewardDataModule
 from grpo_pl.reward_modeling.module import RewardModeling
 

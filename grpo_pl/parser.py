@@ -1,17 +1,12 @@
 """Reading the command line and config files: a mistake is answered in one sentence."""
 
-import difflib
 import inspect
 import re
-import sys
-import traceback
-from collections.abc import Iterable
 from pathlib import Path
 from pydoc import locate
 from typing import Any, NoReturn, get_args
 
 from jsonargparse import ArgumentParser, _typehints
-from jsonargparse._util import import_object
 from lightning.pytorch.cli import LightningArgumentParser
 from typing_extensions import override
 
@@ -23,6 +18,7 @@ from grpo_pl.models import ModelBuilder
 from grpo_pl.prompts import procedural, sources
 from grpo_pl.prompts.sources import PromptSource
 from grpo_pl.references import ReferenceUpdate
+from grpo_pl.refusal import fail, nearest, no_such_option
 from grpo_pl.regularizers import KLPenalty
 from grpo_pl.reward_modeling.objectives import RewardObjective
 from grpo_pl.rewards import code_tests, judge, math_answer, models, rules, steps
@@ -53,18 +49,6 @@ COMPONENTS = (
 ENGINES = dataset, in_process, overlapped, replay, server, vllm
 IMPLEMENTATIONS = (code_tests, judge, math_answer, models, rules, steps, *ENGINES, procedural, sources)
 """Imported so that their classes answer to their short names."""
-
-
-OTHER_COMMANDS = {
-    "submit": "Check what fit would run, and submit it to SLURM as a job.",
-    "check-invariance": "Compare the gradient of one rollout over strategies, ranks and micro-batches.",
-    "doctor": "Say what is wrong with machine, installation, model and engine, and how to mend it.",
-    "rollout": "Sample the rollouts that fit would learn from first, score and keep them; train nothing.",
-    "ablate": "Run a study: variants of a config, each with several seeds, and compare them.",
-    "compare": "Compare runs in a table, report.html and report.md.",
-}
-"""Those that read their command line themselves; `--help` lists them."""
-COMMANDS = "fit", "validate", "plan", *OTHER_COMMANDS
 
 
 class Parser(LightningArgumentParser):
@@ -136,16 +120,9 @@ def explain(message: str, options: dict[str, Any]) -> str:
 
 
 def about_a_name(key: str, message: str, options: dict[str, Any]) -> str | None:
-    """What a message says of a command or an option that does not exist, or is missing."""
-    if command := re.search(r"argument subcommand: invalid choice: '(.*?)' \(", message):
-        known = ", ".join(COMMANDS)
-        return f"there is no command {command[1]!r}; expected one of {known}{nearest(command[1], COMMANDS)}"
-    if 'expected "subcommand"' in message:
-        return f"no command is given; expected one of {', '.join(COMMANDS)}"
+    """What a message says of an option that does not exist, or is missing."""
     if unknown := re.search(r"unrecognized arguments: -*([^\s=]+)|does not accept option '(.+?)'", message):
         return no_such_option(unknown[1] or unknown[2], options)
-    if early := re.search(r"is not accepted before subcommand '?([\w-]+)", message):
-        return f"{early[1]} must be the first word, with --config and all other options after it"
     if unknown := re.search(r"Option '(.+?)' is not accepted", message):
         cls = locate(re.findall(r"class_path[ =]'([\w.]+)'", message)[-1])
         return no_such_option(f"{key}.{unknown[1]}", [f"{key}.{name}" for name in parameters(cls)])
@@ -191,31 +168,9 @@ def about_a_value(key: str, message: str, options: dict[str, Any]) -> str | None
     return f"{key}: expected an import path such as torch.optim.AdamW, got {name[1]}" if name else None
 
 
-def no_such_option(wrong: str, options: Iterable[str]) -> str:
-    """Names the nearest option in the same group, else anywhere, else all of the group."""
-    group, _, leaf = wrong.rpartition(".")
-    beside = {name.rpartition(".")[2]: name for name in options if name.rpartition(".")[0] == group}
-    if near := difflib.get_close_matches(leaf, beside, n=1):
-        return f"there is no option {wrong}. Did you mean {beside[near[0]]}?"
-    has = f"; {group} has {', '.join(sorted(beside))}" if group and beside else nearest(wrong, options)
-    return f"there is no option {wrong}{has}"
-
-
-def nearest(wrong: str, names: Iterable[str]) -> str:
-    """A question, if there is a name much like the wrong one."""
-    near = difflib.get_close_matches(wrong, list(names), n=1, cutoff=0.7)
-    return f". Did you mean {near[0]}?" if near else ""
-
-
 def parameters(cls: Any) -> list[str]:
     """What the constructor of a class takes, with what it hands on to others."""
     return list(ArgumentParser().add_class_arguments(cls, fail_untyped=False)) if inspect.isclass(cls) else []
-
-
-def failed_import(error: BaseException) -> str | None:
-    """The import path whose module raised the error when it was imported, if a config named one that did."""
-    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    return next((frame.f_locals["name"] for frame in frames if frame.f_code is import_object.__code__), None)
 
 
 def implementations(typehint: Any) -> set[str]:
@@ -226,10 +181,3 @@ def implementations(typehint: Any) -> set[str]:
     shown = (cls for cls in found if cls.__module__.startswith("grpo_pl.") and not inspect.isabstract(cls))
     names = {cls.__name__ for cls in shown if not issubclass(cls, EngineWrapper)}
     return names.union(*(implementations(part) for part in get_args(typehint)))
-
-
-def fail(sentence: str) -> NoReturn:
-    """Say what is wrong, in one line, and end with exit code 2."""
-    sys.stdout.flush()
-    print(f"grpo_pl: error: {' '.join(sentence.split())}", file=sys.stderr)
-    raise SystemExit(2)

@@ -64,7 +64,7 @@ def fit(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[
     """
     import torch
 
-    from grpo_pl.cli import main
+    from grpo_pl.__main__ import main
 
     def run(*arguments: object, root: Path | None = None, pretrained: Path = tiny_model) -> Path:
         root = root or tmp_path_factory.mktemp("fit") / "run"

@@ -13,7 +13,7 @@ import torch
 import transformers.models.llama.modeling_llama  # noqa: F401
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer  # noqa: F401
 
-from grpo_pl.cli import main
+from grpo_pl.__main__ import main
 
 FORKED = multiprocessing.get_context("forkserver")
 FORKED.set_forkserver_preload(["rank_runs"])

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from run_results import column, rows, said, untimed
 
-from grpo_pl.cli import main
+from grpo_pl.__main__ import main
 from grpo_pl.parser import explain
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -275,7 +275,7 @@ def test_a_hub_name_that_cannot_be_reached_is_named(tmp_path, monkeypatch, capsy
 def test_a_cache_beyond_the_memory_is_refused_before_vllm_is_imported(tiny_model, tmp_path):
     code = """
         import sys
-        from grpo_pl.cli import main
+        from grpo_pl.__main__ import main
         try:
             main(sys.argv[1:])
         finally:

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from grpo_pl.__main__ import check, main
 from grpo_pl.ablation.planned import plan_runs
 from grpo_pl.ablation.study import read_study
-from grpo_pl.cli import check, main
 from grpo_pl.run_files import read_metrics
 
 CONFIGS = Path(__file__).parents[1] / "configs"

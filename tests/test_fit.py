@@ -7,7 +7,7 @@ import pytest
 import torch
 from run_results import NO_VALIDATION, Fit, Refused, column, rows, saved, untimed
 
-from grpo_pl.cli import main
+from grpo_pl.__main__ import main
 from grpo_pl.module import PolicyOptimization
 from grpo_pl.types import Experience, TokenScores
 

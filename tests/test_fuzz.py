@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from run_results import NO_TRACES
 
-from grpo_pl.cli import main
+from grpo_pl.__main__ import main
 from grpo_pl.config_files import read_config
 from grpo_pl.config_values import check_values
 from grpo_pl.prompts.sources import JSONL

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from grpo_pl.__main__ import main
 from grpo_pl.cli import configure
-from grpo_pl.invariance.command import Variant, compare, variants
+from grpo_pl.invariance.ways import Variant, compare, variants
 
 CONFIG = Path(__file__).parents[1] / "configs" / "tiny.yaml"
 

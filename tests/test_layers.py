@@ -8,10 +8,10 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "grpo_pl"
 LAYERS = [
     {
-        *("types", "quiet", "heartbeat", "memory", "durable", "addresses", "precision"),
+        *("types", "quiet", "refusal", "heartbeat", "memory", "durable", "addresses", "precision"),
         "lazy_torchmetrics",
     },
-    {"slurm", "manifest", "lock", "run_files"},
+    {"slurm", "manifest", "lock", "run_files", "commands"},
     {"functional", "checkpoint_files"},
     {
         "prompts",
@@ -60,6 +60,7 @@ LAYERS = [
     },
     {"ablation", "jobs", "mistakes"},
     {"cli"},
+    {"rollout.offline"},
     {"invariance", "diagnosis", "rollout.command"},
     {"__main__"},
 ]

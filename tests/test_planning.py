@@ -14,7 +14,7 @@ from run_results import said
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from grpo_pl.cli import main
+from grpo_pl.__main__ import main
 from grpo_pl.models import CausalLM
 from grpo_pl.models.architecture import Architecture
 from grpo_pl.models.loading import load_language_model, without_weights
@@ -472,7 +472,7 @@ def test_a_critic_and_a_reward_model_of_their_own(
 def test_the_quickstart_is_planned_without_vllm_and_weights(tmp_path: Path) -> None:
     out = tmp_path / "plan.json"
     code = (
-        "import sys; from grpo_pl.cli import main\n"
+        "import sys; from grpo_pl.__main__ import main\n"
         f"main(['plan', '--config', 'configs/quickstart.yaml', '--out', '{out}'])\n"
         "assert 'vllm' not in sys.modules"
     )

@@ -11,8 +11,8 @@ from lightning.pytorch.strategies import FSDPStrategy
 from repository import load_tool
 from run_results import NO_VALIDATION, Fit, FitOn, Ranks, Refused, column, rows, strategy, untimed
 
+from grpo_pl.__main__ import main
 from grpo_pl.callbacks.checkpoint_io import AtomicCheckpointIO, read_shards
-from grpo_pl.cli import main
 from grpo_pl.manifest import Manifest, damage, is_sharded, whole_checkpoint
 from grpo_pl.models import CausalLM, ValueHead
 from grpo_pl.models.deferred import deferred_weights

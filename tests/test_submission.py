@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from run_results import said
 
-from grpo_pl.cli import main
+from grpo_pl.__main__ import main
 from grpo_pl.submission.script import TEMPLATES, fill
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -91,7 +91,7 @@ def fit_here(arguments: list[str], log: Path) -> None:
     with log.open("ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    from grpo_pl.cli import main
+    from grpo_pl.__main__ import main
 
     main(arguments)
 

@@ -27,9 +27,9 @@ from grpo_pl.datamodule import RolloutDataModule
 from grpo_pl.functional import derive_seed, permutation
 from grpo_pl.mistakes import mistakes_answered
 from grpo_pl.module import PolicyOptimization
-from grpo_pl.parser import fail
 from grpo_pl.prompts.prompt_set import iteration_prompts
 from grpo_pl.quiet import tame_logs
+from grpo_pl.refusal import fail
 from grpo_pl.rewards.base import Verifier, score_samples
 from grpo_pl.rewards.patterns import compiled
 from grpo_pl.rewards.steps import step_ends

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import yaml
 
 from grpo_pl.config_files import read_config, shortened
-from grpo_pl.experiments.comparison import ACCURACY
-from grpo_pl.parser import nearest
+from grpo_pl.experiments.runs import ACCURACY
+from grpo_pl.refusal import nearest
 
 Part = Path | dict[str, Any]
 """A config file, or settings that stand in the study itself."""

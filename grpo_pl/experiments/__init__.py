@@ -1,6 +1,22 @@
 """Runs, compared: `compare(folders)` for the statistics, `table` and `history` for pandas."""
 
-from grpo_pl.experiments.comparison import Comparison, compare
-from grpo_pl.experiments.tidy import history, table
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from grpo_pl.experiments.comparison import Comparison, compare
+    from grpo_pl.experiments.tidy import history, table
 
 __all__ = ["Comparison", "compare", "history", "table"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import scipy and pandas for who compares, and for nobody else."""
+    if name in ("Comparison", "compare"):
+        from grpo_pl.experiments import comparison
+
+        return getattr(comparison, name)
+    if name in ("history", "table"):
+        from grpo_pl.experiments import tidy
+
+        return getattr(tidy, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

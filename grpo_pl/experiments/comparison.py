@@ -5,7 +5,7 @@ from typing import Any
 
 from grpo_pl.experiments.differences import settings
 from grpo_pl.experiments.groups import Group, group_runs
-from grpo_pl.experiments.runs import Paths, Run, read_runs
+from grpo_pl.experiments.runs import ACCURACY, Paths, Run, read_runs
 from grpo_pl.experiments.statistics import (
     Interval,
     PairedTest,
@@ -17,8 +17,6 @@ from grpo_pl.experiments.statistics import (
     paired_test,
     problems,
 )
-
-ACCURACY = "val/accuracy"
 
 
 @dataclass(frozen=True)

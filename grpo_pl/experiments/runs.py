@@ -14,6 +14,8 @@ from grpo_pl.run_files import CONFIG_FILE, ENDED_FILE, METRICS_FILE, SAMPLES_FIL
 
 Paths = Iterable[str | Path] | str | Path
 """Run folders, folders that hold `seed-<n>`, or folders of studies."""
+ACCURACY = "val/accuracy"
+"""The metric that runs are compared by."""
 TOKENS, SECONDS, VALIDATION = "rollout/tokens", "time/iteration_s", "time/validate_s"
 
 

@@ -12,7 +12,7 @@ from repository import ROOT
 from run_results import Fit, column, rows, saved
 from studies import VARIANTS, ablate, start, write_study
 
-from grpo_pl.cli import main
+from grpo_pl.__main__ import main
 from grpo_pl.run_files import ENDED_FILE
 
 FAILS = {"trainer": {"callbacks": [{"class_path": "faults.KillEngine"}]}}

@@ -26,7 +26,7 @@ CHANGES: dict[str, dict[str, Any]] = {
 @pytest.fixture(scope="session")
 def config() -> dict[str, Any]:
     """What `fit --print_config` says of configs/tiny.yaml."""
-    from grpo_pl.cli import main
+    from grpo_pl.__main__ import main
 
     said = io.StringIO()
     with contextlib.redirect_stdout(said), pytest.raises(SystemExit):
@@ -65,7 +65,7 @@ def study(config, tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def report(study) -> Path:
     """The study's folder with its report in it, and what the command printed in `terminal.txt`."""
-    from grpo_pl.cli import main
+    from grpo_pl.__main__ import main
 
     said = io.StringIO()
     with contextlib.redirect_stdout(said):

@@ -9,7 +9,7 @@ import pytest
 from made_up import write_run, write_samples
 from run_results import said
 
-from grpo_pl.cli import main
+from grpo_pl.__main__ import main
 from grpo_pl.experiments import compare
 from grpo_pl.experiments.costs import TIME, cost_of, pareto
 from grpo_pl.experiments.curves import curve

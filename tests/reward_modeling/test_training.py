@@ -10,7 +10,7 @@ import yaml
 from run_results import Fit, callback, rows, said, saved
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from grpo_pl.cli import main
+from grpo_pl.__main__ import main
 from grpo_pl.models import RewardModel
 from grpo_pl.reward_modeling.data import replay_count
 

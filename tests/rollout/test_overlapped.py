@@ -13,7 +13,7 @@ import torch
 from run_results import NO_VALIDATION, Fit, FitOn, Refused, callback, column, saved, untimed
 from test_engines import SAMPLING, Served, mismatch, perturbed, prompts
 
-from grpo_pl.cli import main
+from grpo_pl.__main__ import main
 from grpo_pl.models import CausalLM
 from grpo_pl.rollout import overlapped
 from grpo_pl.rollout.engine import EngineLostError, RolloutEngine, SamplingConfig

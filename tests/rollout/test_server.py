@@ -20,7 +20,7 @@ import torch
 from run_results import NO_VALIDATION, Fit, Refused, column
 from test_engines import Served, mismatch, perturbed, prompts
 
-from grpo_pl.cli import main
+from grpo_pl.__main__ import main
 from grpo_pl.models import CausalLM
 from grpo_pl.models.loading import load_tokenizer
 from grpo_pl.rollout.engine import EngineLostError, SamplingConfig
