@@ -57,6 +57,9 @@ def run(command: str, args: list[str]) -> int | None:
 
         rollout(args)
     else:
+        from grpo_pl.option_names import check_names
+
+        check_names(command, args)
         from grpo_pl import cli
 
         cli.configure([command, *args])

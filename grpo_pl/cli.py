@@ -18,13 +18,15 @@ from grpo_pl.callbacks.checkpoint_io import AtomicCheckpointIO
 from grpo_pl.callbacks.checkpoints import BY_STEP, Checkpoints
 from grpo_pl.callbacks.run_folder import RunFolder
 from grpo_pl.checkpoint_files import check_checkpoint
+from grpo_pl.config_files import read_ahead
 from grpo_pl.config_values import check_folder, check_values
 from grpo_pl.datamodule import RolloutDataModule, connect
 from grpo_pl.experiments.labels import label_loggers
-from grpo_pl.jobs import JOBS, read_ahead
+from grpo_pl.jobs import JOBS
 from grpo_pl.mistakes import own_cause, refuse
 from grpo_pl.open_types import left_open, settle
-from grpo_pl.parser import Parser
+from grpo_pl.option_names import Names, keep
+from grpo_pl.parser import Parser, groups, known_options
 from grpo_pl.planning.command import PlanningTrainer
 from grpo_pl.precision import AUTO
 from grpo_pl.quiet import tame_logs
@@ -51,6 +53,13 @@ class CLI(LightningCLI):
         parser.written_by = self.written_by
         parser.add_argument("-c", "--config", action=ActionConfigFile, help="A YAML file; later ones win.")
         return parser
+
+    @override
+    def setup_parser(self, add_subcommands: bool, *args: Any) -> None:
+        super().setup_parser(add_subcommands, *args)
+        if add_subcommands:
+            commands = self._subcommand_parsers.items()
+            keep(self.job, {name: Names(list(known_options(one)), groups(one)) for name, one in commands})
 
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:

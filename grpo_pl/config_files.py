@@ -1,5 +1,6 @@
 """Config files as they stand on the disk: what is no mapping of settings is refused before it is read."""
 
+import argparse
 import re
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,15 @@ import yaml
 from typing_extensions import override
 
 from grpo_pl import __version__
+from grpo_pl.refusal import fail, nearest
 
 EXAMPLE = "settings such as `data: {group_size: 8}`"
 MAX_VALUES = 100_000
 """Far above any config: aliases of aliases (a "billion laughs") name more in a few lines."""
+
+
+JOBS = "policy", "reward_model"
+"""What the key `job` may be."""
 
 
 class StrictLoader(yaml.SafeLoader):  # type: ignore[misc]
@@ -113,3 +119,38 @@ def other_version(path: str) -> str:
         first = re.match(rb"# grpo_pl==([\w.+-]{1,40})", file.readline(200))
     version = first[1].decode() if first else __version__
     return "" if version == __version__ else f" (grpo_pl {version} wrote {path}, and this is {__version__})"
+
+
+def read_ahead(args: list[str]) -> tuple[str, str]:
+    """The job that the command line and its config files name, and which of these are of another version.
+
+    The job decides what else they may say.
+
+    Raises:
+        ValueError: If a config file is none, in one sentence.
+    """
+    try:
+        said = said_ahead(args)
+        read = [read_job_config(path) for path in said.config]
+    except (argparse.ArgumentError, FileNotFoundError):
+        return "policy", ""  # whatever is wrong there, the parser itself will name it
+    job = said.job or ([config["job"] for config in read if "job" in config] or ["policy"])[-1]
+    if not isinstance(job, str) or job not in JOBS:
+        fail(f"job: expected one of {', '.join(JOBS)}, got {job}{nearest(str(job), JOBS)}")
+    return job, "".join(map(other_version, said.config))
+
+
+def config_files(args: list[str]) -> list[str]:
+    """The config files that a command line names; none if it cannot be read."""
+    try:
+        return list(said_ahead(args).config)
+    except argparse.ArgumentError:
+        return []
+
+
+def said_ahead(args: list[str]) -> argparse.Namespace:
+    """The options that decide how the others are read."""
+    reader = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    reader.add_argument("-c", "--config", action="append", default=[])
+    reader.add_argument("--job")
+    return reader.parse_known_args(args)[0]

@@ -7,6 +7,7 @@ from pydoc import locate
 from typing import Any, NoReturn, get_args
 
 from jsonargparse import ArgumentParser, _typehints
+from jsonargparse._actions import _ActionConfigLoad
 from lightning.pytorch.cli import LightningArgumentParser
 from typing_extensions import override
 
@@ -101,6 +102,12 @@ def known_options(parser: ArgumentParser) -> dict[str, Any]:
         names = [name[2:] for name in action.option_strings if name.startswith("--")]
         options |= dict.fromkeys(names, getattr(action, "_typehint", None))
     return options
+
+
+def groups(parser: ArgumentParser) -> list[str]:
+    """The options of a parser that only hold others."""
+    holders = [action for action in parser._actions if isinstance(action, _ActionConfigLoad)]
+    return [name[2:] for action in holders for name in action.option_strings]
 
 
 def explain(message: str, options: dict[str, Any]) -> str:

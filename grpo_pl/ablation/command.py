@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NoReturn
 from typing_extensions import override
 
 from grpo_pl.ablation.study import read_study
+from grpo_pl.option_names import check_names
 
 if TYPE_CHECKING:
     from grpo_pl.ablation.planned import Check
@@ -48,6 +49,7 @@ def ablate(args: list[str], check: "Check") -> int:
         raise ValueError(f"ablate: --jobs {options.jobs}: expected 1 or more")
     study = read_study(options.study)
     out: Path = options.out or Path("runs") / options.study.stem
+    check_names("fit", for_fit)
     from grpo_pl.ablation.conducting import conduct
 
     return conduct(study, out, options, for_fit, check)

@@ -6,6 +6,8 @@ from typing import NoReturn
 
 from typing_extensions import override
 
+from grpo_pl.option_names import check_names
+
 DESCRIPTION = """Sample one rollout, and compare its gradient in float32 over strategies, ranks and
 micro-batches. Takes every option of `grpo_pl fit`."""
 
@@ -29,6 +31,7 @@ def check_invariance(args: list[str]) -> int:
         ValueError: If the config is one that `fit` refuses, or its rollout has no gradient.
     """
     said, options = Options().parse_known_args(args)
+    check_names("fit", options)
     from grpo_pl.invariance.ways import check
 
     return check(options, said.out)

@@ -6,6 +6,8 @@ from typing import NoReturn
 
 from typing_extensions import override
 
+from grpo_pl.option_names import check_names
+
 DESCRIPTION = """Sample, score and keep the rollouts of trainer.max_epochs iterations, all by the pretrained
 weights, for data.engine ReplayEngine; train nothing. Takes every option of `fit`. Started again, it goes on
 where it was."""
@@ -30,6 +32,7 @@ def rollout(args: list[str]) -> None:
         ValueError: If `fit` would refuse the config, or if the folder has rollouts of another one.
     """
     said, options = Options().parse_known_args(args)
+    check_names("fit", options)
     from grpo_pl.rollout.offline import make
 
     make(said.out, options)

@@ -12,6 +12,7 @@ from typing import Any, NoReturn, Protocol
 from typing_extensions import override
 
 from grpo_pl import slurm
+from grpo_pl.option_names import check_names
 from grpo_pl.run_files import CONFIG_FILE
 from grpo_pl.submission.script import fill
 
@@ -66,6 +67,7 @@ def submit(args: list[str], check: Callable[[list[str]], Fit]) -> None:
         ValueError: If something is wrong with it, or if the run's folder is another job's that has not ended.
     """
     options, for_fit = Options().parse_known_args(args)
+    check_names("fit", for_fit)
     fit = check(for_fit + for_nodes(options))
     folder = Path(fit.settings.trainer.default_root_dir)
     script = write(options, fit.settings, folder, read_config_of(folder))

@@ -1,0 +1,124 @@
+"""The names of all options of `fit`, `validate` and `plan`, kept in the user's cache.
+
+To read a command line takes the imports of everything that it may name. A misspelt name is answered from what
+the last command that had imported all has left here. A name inside a component is left to the parser.
+"""
+
+import hashlib
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from grpo_pl.config_files import config_files, read_ahead, read_config
+from grpo_pl.durable import write_atomically
+from grpo_pl.refusal import fail, no_such_option
+
+PACKAGE = Path(__file__).parent
+DECIDE = "torch", "lightning", "jsonargparse"
+"""The libraries whose signatures become options."""
+OPTION = re.compile(r"--([A-Za-z_][\w.-]*)\+?(?:=.*)?", re.DOTALL)
+
+
+class Names(NamedTuple):
+    """Those of one command and job."""
+
+    options: list[str]
+    groups: list[str]
+    """Options that only hold others, all of which are listed."""
+
+    def surely_lack(self, name: str) -> bool:
+        """Whether the parser would refuse it, whatever components a config names."""
+        owners = [name[: dot.start()] for dot in re.finditer(r"\.", name)]
+        open_to_more = any(owner in self.options and owner not in self.groups for owner in owners)
+        return name not in self.options and not open_to_more
+
+
+def check_names(command: str, words: list[str]) -> None:
+    """Refuse a misspelt option of a command line or its config files, if all names are known.
+
+    Args:
+        command: `fit`, `validate` or `plan`.
+        words: What follows it.
+    """
+    job, written_by = read_ahead(words)
+    names = kept().get(f"{command} {job}")
+    if names is None:
+        return
+    for name in (*names_in(words), *names_in_configs(words, Names(*names))):
+        if Names(*names).surely_lack(name):
+            fail(no_such_option(name, names[0]) + written_by)
+
+
+def names_in(words: Sequence[str]) -> Iterator[str]:
+    """The options on a command line."""
+    for word in words:
+        if word == "--":
+            return
+        if option := OPTION.fullmatch(word):
+            yield option[1].rstrip("+")
+
+
+def names_in_configs(words: Sequence[str], names: Names) -> Iterator[str]:
+    """The settings in the config files that a command line names, as far as they are options."""
+    for path in config_files(words):
+        with suppress(FileNotFoundError):  # the parser says so, with the nearest name
+            yield from names_in_settings(read_config(path), names)
+
+
+def names_in_settings(settings: Mapping[str, Any], names: Names, group: str = "") -> Iterator[str]:
+    """The keys of nested settings, down to the components."""
+    for key, value in settings.items():
+        name = f"{group}{key}"
+        if isinstance(value, dict) and (name in names.groups or names.surely_lack(name)):
+            yield from names_in_settings(value, names, f"{name}.")
+        else:
+            yield name.rstrip("+")
+
+
+def keep(job: str, names: Mapping[str, Names]) -> None:
+    """Write down the names of all commands, where that is allowed and was not done before.
+
+    Args:
+        job: What is trained.
+        names: Command -> its names.
+    """
+    before = kept()
+    new = {f"{command} {job}": own for command, own in names.items()}
+    if not new.keys() <= before.keys():
+        with suppress(OSError):  # nobody needs it: the parser knows as much
+            kept_in().parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(kept_in(), json.dumps({"of": state(), "names": before | new}))
+
+
+def kept() -> dict[str, list[list[str]]]:
+    """Command and job -> its names; empty if they were written by other code."""
+    try:
+        found = json.loads(kept_in().read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    names: dict[str, list[list[str]]] = found["names"] if found["of"] == state() else {}
+    return names
+
+
+def kept_in() -> Path:
+    """The file; another one for each copy of grpo_pl."""
+    folder = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    copy = hashlib.sha256(str(PACKAGE).encode()).hexdigest()[:12]
+    return Path(folder) / "grpo_pl" / f"options-{copy}.json"
+
+
+@cache
+def state() -> str:
+    """A text that is another one when any code has changed that options come from."""
+    files = [
+        (str(path), (stat := path.stat()).st_mtime_ns, stat.st_size) for path in sorted(PACKAGE.rglob("*.py"))
+    ]
+    said = [sys.version, *map(version, DECIDE), *files]
+    return hashlib.sha256(repr(said).encode()).hexdigest()
