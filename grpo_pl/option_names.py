@@ -9,7 +9,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from functools import cache
 from importlib.metadata import version
@@ -48,7 +48,7 @@ def check_names(command: str, words: list[str]) -> None:
         words: What follows it.
     """
     job, written_by = read_ahead(words)
-    names = kept().get(f"{command} {job}")
+    names = kept(job).get(command)
     if names is None:
         return
     for name in (*names_in(words), *names_in_configs(words, Names(*names))):
@@ -56,7 +56,7 @@ def check_names(command: str, words: list[str]) -> None:
             fail(no_such_option(name, names[0]) + written_by)
 
 
-def names_in(words: Sequence[str]) -> Iterator[str]:
+def names_in(words: list[str]) -> Iterator[str]:
     """The options on a command line."""
     for word in words:
         if word == "--":
@@ -65,7 +65,7 @@ def names_in(words: Sequence[str]) -> Iterator[str]:
             yield option[1].rstrip("+")
 
 
-def names_in_configs(words: Sequence[str], names: Names) -> Iterator[str]:
+def names_in_configs(words: list[str], names: Names) -> Iterator[str]:
     """The settings in the config files that a command line names, as far as they are options."""
     for path in config_files(words):
         with suppress(FileNotFoundError):  # the parser says so, with the nearest name
@@ -89,29 +89,27 @@ def keep(job: str, names: Mapping[str, Names]) -> None:
         job: What is trained.
         names: Command -> its names.
     """
-    before = kept()
-    new = {f"{command} {job}": own for command, own in names.items()}
-    if not new.keys() <= before.keys():
+    if not kept(job):
         with suppress(OSError):  # nobody needs it: the parser knows as much
-            kept_in().parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(kept_in(), json.dumps({"of": state(), "names": before | new}))
+            kept_in(job).parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(kept_in(job), json.dumps({"of": state(), "names": names}))
 
 
-def kept() -> dict[str, list[list[str]]]:
-    """Command and job -> its names; empty if they were written by other code."""
+def kept(job: str) -> dict[str, list[list[str]]]:
+    """Command -> its names; empty if other code has written them."""
     try:
-        found = json.loads(kept_in().read_text(encoding="utf-8"))
+        found = json.loads(kept_in(job).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     names: dict[str, list[list[str]]] = found["names"] if found["of"] == state() else {}
     return names
 
 
-def kept_in() -> Path:
+def kept_in(job: str) -> Path:
     """The file; another one for each copy of grpo_pl."""
     folder = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     copy = hashlib.sha256(str(PACKAGE).encode()).hexdigest()[:12]
-    return Path(folder) / "grpo_pl" / f"options-{copy}.json"
+    return Path(folder) / "grpo_pl" / f"options-{copy}-{job}.json"
 
 
 @cache

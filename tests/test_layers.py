@@ -28,6 +28,7 @@ LAYERS = [
         "weight_sync",
     },
     {"rewards"},
+    {"fork_server", "forked"},
     {
         "rollout.dataset",
         "rollout.in_process",

@@ -15,6 +15,7 @@ from grpo_pl.ablation.running import run_all, shares_of_machine
 from grpo_pl.ablation.study import SETTINGS_FOLDER, Study
 from grpo_pl.callbacks.preemption import EXIT_CODE
 from grpo_pl.experiments.reporting import report
+from grpo_pl.forked import begin_imports
 from grpo_pl.lock import Lock
 from grpo_pl.run_files import CONFIG_FILE
 from grpo_pl.submission.command import for_nodes
@@ -43,7 +44,11 @@ def conduct(study: Study, out: Path, options: argparse.Namespace, for_fit: list[
     with tempfile.TemporaryDirectory(prefix="grpo_pl-study-") as aside:
         checked = plan_runs(study, study.write_settings(Path(aside)), out, for_fit, check)
         total = len(study.seeds) * len(study.variants)
-        runs = list(track(checked, "checking", total=total, transient=True))
+        runs = list[PlannedRun]()
+        for run in track(checked, "checking", total=total, transient=True):
+            runs.append(run)
+            if not (run.ended or on_slurm or options.dry_run):
+                begin_imports(*run.imports)
         to_do = [run for run in runs if not run.ended]
         job = array_job(to_do, out, on_slurm) if on_slurm and to_do else None
     runs, to_do = ([run.reading_from(settings, Path(aside)) for run in some] for some in (runs, to_do))

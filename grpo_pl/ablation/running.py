@@ -1,8 +1,6 @@
 """Runs as processes: so many at once, each on its share of the machine."""
 
 import os
-import signal
-import subprocess
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,11 +8,10 @@ from pathlib import Path
 import torch
 
 from grpo_pl.ablation.planned import PlannedRun
-from grpo_pl.rewards.sandbox.kernel import prctl
+from grpo_pl.forked import ForkedRun
 from grpo_pl.run_files import ENDED_FILE
 
 POLL_S = 0.5
-PR_SET_PDEATHSIG = 1
 LAST_WORDS = 300
 
 
@@ -30,16 +27,7 @@ class Running:
         run.log.parent.mkdir(parents=True, exist_ok=True)
         with run.log.open("ab") as log:
             log.write(f"$ {' '.join(run.command)}\n".encode())
-            log.flush()
-            self.process = subprocess.Popen(
-                run.command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=os.environ | environment,
-                start_new_session=True,  # Ctrl-C reaches this process alone, which tells the others
-                preexec_fn=lambda: prctl(PR_SET_PDEATHSIG, signal.SIGKILL),
-            )
+        self.process = ForkedRun(run.options, run.log, os.environ | environment)
 
     @property
     def seconds(self) -> float:
@@ -49,13 +37,13 @@ class Running:
     @property
     def problem(self) -> str:
         """Why it did not come to its end; empty if it did."""
-        if self.process.returncode == 0 and (self.run.folder / ENDED_FILE).exists():
+        if self.process.code == 0 and (self.run.folder / ENDED_FILE).exists():
             return ""
-        return f"exit code {self.process.returncode}: {last_words(self.run.log)}"
+        return f"exit code {self.process.code}: {last_words(self.run.log)}"
 
     def stop(self) -> None:
         """Have it save at the end of its iteration."""
-        self.process.terminate()
+        self.process.stop()
 
 
 def last_words(log: Path) -> str:
@@ -111,13 +99,12 @@ def run_all(
                 running.append((Running(waiting.pop(0), free[-1]), free.pop()))
             time.sleep(POLL_S)
             on_look([each for each, _ in running])
-            for each, share in [pair for pair in running if pair[0].process.poll() is not None]:
+            for each, share in [pair for pair in running if pair[0].process.code is not None]:
                 running.remove((each, share))
                 free.append(share)
                 on_end(each)
-    except KeyboardInterrupt:
+    finally:
         for each, _ in running:
             each.stop()
         for each, _ in running:
             each.process.wait()
-        raise

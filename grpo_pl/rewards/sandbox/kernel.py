@@ -2,10 +2,11 @@
 
 import ctypes
 import os
+import signal
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
-_PR_SET_DUMPABLE = 4
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE = 1, 4
 
 
 def call(name: str, *arguments: object) -> int:
@@ -29,3 +30,8 @@ def prctl(option: int, value: int) -> None:
 def hide() -> None:
     """Let no process of the same user trace this one or read its memory."""
     prctl(_PR_SET_DUMPABLE, 0)
+
+
+def die_with_parent() -> None:
+    """End this process by SIGKILL when the thread that has started it ends, however that does."""
+    prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
