@@ -1,12 +1,85 @@
-"""What the process that runs are forked from is besides its imports; imported there alone, and first."""
+"""The process that runs are forked from: it imports what they use, and does nothing else.
+
+A child of a process that has been through a parallel region of OpenMP hangs in its own first one, and CUDA
+knows no forks at all.
+"""
 
 import os
 import signal
+import sys
+from collections.abc import Iterable
+from contextlib import suppress
+from importlib import import_module
+from multiprocessing.connection import Connection, wait
 
-from grpo_pl.quiet import tame_logs
+from grpo_pl.forked import PROGRAM, Ended, Request
+from grpo_pl.quiet import captured_output, tame_logs
 from grpo_pl.rewards.sandbox.kernel import die_with_parent
 
-os.setsid()  # what ends the group of a command reaches the command alone, which tells its runs
-signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # where SLURM signals every process, as it does
-die_with_parent()
-tame_logs()  # libraries read what it says when they are imported
+
+def main(descriptor: int, modules: Iterable[str]) -> None:
+    """Import modules, fork for each request; in a child, run the command.
+
+    Args:
+        descriptor: Of the connection that requests come by.
+        modules: Names; what cannot be imported is left to the run that needs it.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # where SLURM tells every process, runs save
+    tame_logs()  # libraries read what it says when they are imported
+    with captured_output():
+        for module in modules:
+            with suppress(ImportError):
+                import_module(module)
+    request = serve(Connection(descriptor))
+    if request is not None:
+        run(request)
+
+
+def serve(connection: Connection) -> Request | None:
+    """Fork until the connection ends, and tell of children that have; in a child, give its request."""
+    children: dict[int, int] = {}  # descriptor -> process
+    while True:
+        for ready in wait([connection, *children]):
+            if isinstance(ready, int):
+                _, status = os.waitpid(children[ready], 0)
+                connection.send(Ended(children.pop(ready), os.waitstatus_to_exitcode(status)))
+                os.close(ready)
+                continue
+            try:
+                request: Request = connection.recv()
+            except EOFError:
+                return None
+            pid = os.fork()
+            if pid == 0:
+                for descriptor in children:
+                    os.close(descriptor)
+                connection.close()
+                return request
+            children[os.pidfd_open(pid)] = pid
+            connection.send(pid)
+
+
+def run(request: Request) -> None:
+    """Run a command in this process as if that command line had started it."""
+    os.setsid()
+    die_with_parent()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    with request.log.open("ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    os.chdir(request.folder)
+    os.environ.clear()
+    os.environ.update(request.environment)
+    sys.path[:] = request.path
+    if threads := os.environ.get("OMP_NUM_THREADS"):  # OpenMP has read what the parent was started with
+        import torch
+
+        torch.set_num_threads(int(threads))
+    program = import_module(PROGRAM)
+    sys.modules["__main__"] = program  # by its name Lightning and multiprocessing start further processes
+    sys.argv = [str(program.__file__), *request.arguments]
+    program.main(request.arguments)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), sys.argv[2:])

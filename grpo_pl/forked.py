@@ -1,97 +1,142 @@
-"""Runs of `fit` in processes that are forked from one that has imported what they use.
+"""Runs in processes that are forked from one that has imported what they use."""
 
-That process has run nothing: the child of one that has been through a parallel region of OpenMP hangs in its
-own first one, and CUDA knows no forks at all.
-"""
-
-import atexit
-import multiprocessing
 import os
 import signal
+import subprocess
 import sys
-from collections.abc import Iterable, Mapping
-from importlib import import_module
+import time
+from collections.abc import Mapping, Sequence
+from multiprocessing import Pipe
 from pathlib import Path
+from typing import NamedTuple
 
-from grpo_pl.rewards.sandbox.kernel import die_with_parent
-
-CONTEXT = multiprocessing.get_context("forkserver")
 PROGRAM = "grpo_pl.__main__"
 IMPORTED = (
-    *("grpo_pl.fork_server", PROGRAM, "grpo_pl.cli"),
-    *("transformers.models.auto.modeling_auto", "transformers.modeling_utils"),
+    *(PROGRAM, "grpo_pl.cli", "transformers.models.auto.modeling_auto", "transformers.modeling_utils"),
     *("transformers.models.llama.modeling_llama", "transformers.models.qwen2.modeling_qwen2"),
     *("matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg"),
 )
-"""What most runs use, in this order; what only some use, they import themselves."""
+"""What most runs use; the rest they import themselves."""
+POLL_S = 0.01
 
 
-def begin_imports(*more: str) -> None:
-    """Start the process that runs are forked from, if there is none, and do not wait for it.
+class Request(NamedTuple):
+    """A command to run."""
 
-    Args:
-        more: Modules that it imports besides `IMPORTED`; a missing one is left to the run.
-    """
-    from multiprocessing.forkserver import ensure_running
+    arguments: list[str]
+    log: Path
+    """Where its output is appended."""
+    environment: Mapping[str, str]
+    """All its variables."""
+    folder: Path
+    """The one it works in."""
+    path: list[str]
+    """Where it looks for modules."""
 
-    CONTEXT.set_forkserver_preload([*IMPORTED, *more])
-    ensure_running()
+
+class Ended(NamedTuple):
+    """A process that has ended."""
+
+    pid: int
+    code: int
+    """Below 0 for a signal."""
+
+
+class ForkServer:
+    """Starts processes by forking one that has imported what they use, and that ends with this one."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._codes: dict[int, int | None] = {}
+        """Process -> its exit code; None while it goes on."""
+
+    def begin(self, more: Sequence[str] = ()) -> None:
+        """Have it import, unless it does or has; nobody waits for it.
+
+        Args:
+            more: Modules besides `IMPORTED`.
+        """
+        if self._process is not None:
+            return
+        self._connection, theirs = Pipe()
+        words = [sys.executable, "-m", "grpo_pl.fork_server", str(theirs.fileno()), *IMPORTED, *more]
+        self._process = subprocess.Popen(
+            words,
+            stdin=subprocess.DEVNULL,
+            pass_fds=[theirs.fileno()],
+            start_new_session=True,  # Ctrl-C reaches the command alone, which tells its runs
+        )
+        theirs.close()
+
+    def fork(self, request: Request) -> int:
+        """Start a process; gives its id."""
+        self._listen()
+        self.begin()
+        self._connection.send(request)
+        while isinstance(answer := self._connection.recv(), Ended):
+            self._codes[answer.pid] = answer.code
+        self._codes[answer] = None
+        return int(answer)
+
+    def code(self, pid: int) -> int | None:
+        """The exit code of a process that it has started; None while that goes on."""
+        self._listen()
+        return self._codes[pid]
+
+    def _listen(self) -> None:
+        try:
+            while self._process is not None and self._connection.poll():
+                ended: Ended = self._connection.recv()
+                self._codes[ended.pid] = ended.code
+        except (EOFError, ConnectionResetError):  # it was killed, and with it all that it had started
+            self._codes = {p: -signal.SIGKILL if code is None else code for p, code in self._codes.items()}
+            self.__exit__()
+
+    def __enter__(self) -> "ForkServer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End it, with all that it has started and that goes on."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+            self._connection.close()
 
 
 class ForkedRun:
-    """A run of `fit` in a session of its own, which ends with this process.
+    """A command in a forked process, with a session of its own.
 
     Args:
-        arguments: What follows `fit`.
+        server: What forks it.
+        arguments: As after the name of the program.
         log: The file to which its output is appended.
         environment: All its variables.
     """
 
-    def __init__(self, arguments: Iterable[str], log: Path, environment: Mapping[str, str]) -> None:
-        begin_imports()
-        given = ["fit", *arguments], log, dict(environment)
-        self._process = CONTEXT.Process(target=run_here, args=given)
-        self._process.start()
-        assert self._process.pid is not None
-        self.pid: int = self._process.pid
+    def __init__(
+        self, server: ForkServer, arguments: Sequence[str], log: Path, environment: Mapping[str, str]
+    ) -> None:
+        self._server = server
+        request = Request(list(arguments), log, dict(environment), Path.cwd(), list(sys.path))
+        self.pid = server.fork(request)
 
     @property
     def code(self) -> int | None:
         """Its exit code, below 0 for a signal; None while it goes on."""
-        return self._process.exitcode
+        return self._server.code(self.pid)
 
     def wait(self) -> None:
         """Return when it has ended."""
-        self._process.join()
+        while self.code is None:
+            time.sleep(POLL_S)
 
     def stop(self) -> None:
         """Have it save at the end of its iteration."""
-        self._process.terminate()
+        if self.code is None:
+            os.kill(self.pid, signal.SIGTERM)
 
     def kill(self) -> None:
         """End it with all processes of its group, and wait until it is gone."""
         os.killpg(self.pid, signal.SIGKILL)
         self.wait()
-
-
-def run_here(arguments: list[str], log: Path, environment: Mapping[str, str]) -> None:
-    """Run a command in this forked process as if it had been started by that command line."""
-    os.setsid()
-    die_with_parent()
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-    with log.open("ab") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    os.environ.clear()
-    os.environ.update(environment)
-    import torch
-
-    if threads := environment.get("OMP_NUM_THREADS"):  # which OpenMP has read when it was loaded
-        torch.set_num_threads(int(threads))
-    program = import_module(PROGRAM)
-    sys.modules["__main__"] = program  # what Lightning starts further ranks by, and multiprocessing workers
-    sys.argv = [str(program.__file__), *arguments]
-    try:
-        program.main(arguments)
-    finally:
-        atexit._run_exitfuncs()  # a process of multiprocessing does not

@@ -28,7 +28,8 @@ LAYERS = [
         "weight_sync",
     },
     {"rewards"},
-    {"fork_server", "forked"},
+    {"forked"},
+    {"fork_server"},
     {
         "rollout.dataset",
         "rollout.in_process",

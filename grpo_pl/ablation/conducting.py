@@ -15,7 +15,7 @@ from grpo_pl.ablation.running import run_all, shares_of_machine
 from grpo_pl.ablation.study import SETTINGS_FOLDER, Study
 from grpo_pl.callbacks.preemption import EXIT_CODE
 from grpo_pl.experiments.reporting import report
-from grpo_pl.forked import begin_imports
+from grpo_pl.forked import ForkServer
 from grpo_pl.lock import Lock
 from grpo_pl.run_files import CONFIG_FILE
 from grpo_pl.submission.command import for_nodes
@@ -41,42 +41,41 @@ def conduct(study: Study, out: Path, options: argparse.Namespace, for_fit: list[
     on_slurm = None if options.slurm is None else read_options(options.slurm)
     for_fit = for_fit + (for_nodes(on_slurm) if on_slurm else [])
     settings = out / SETTINGS_FOLDER
-    with tempfile.TemporaryDirectory(prefix="grpo_pl-study-") as aside:
-        checked = plan_runs(study, study.write_settings(Path(aside)), out, for_fit, check)
+    with tempfile.TemporaryDirectory(prefix="grpo_pl-study-") as aside, ForkServer() as server:
+        planned = plan_runs(study, study.write_settings(Path(aside)), out, for_fit, check)
         total = len(study.seeds) * len(study.variants)
         runs = list[PlannedRun]()
-        for run in track(checked, "checking", total=total, transient=True):
-            runs.append(run)
+        for run in track(planned, "checking", total=total, transient=True):
+            runs.append(run.reading_from(settings, Path(aside)))
             if not (run.ended or on_slurm or options.dry_run):
-                begin_imports(*run.imports)
+                server.begin(run.imports)
         to_do = [run for run in runs if not run.ended]
         job = array_job(to_do, out, on_slurm) if on_slurm and to_do else None
-    runs, to_do = ([run.reading_from(settings, Path(aside)) for run in some] for some in (runs, to_do))
-    if options.dry_run:
-        print(job.script if job else "".join(f"{run.name}: {run.folder}\n" for run in to_do), end="")
-        return 0
-    print(f"{len(runs)} runs of {len(study.variants)} variants: {len(runs) - len(to_do)} have ended")
-    lock = Lock(out)
-    lock.take()
-    try:
-        study.write_settings(settings)
-        shutil.copyfile(study.path, out / STUDY_FILE)
-        if job is None:
-            return run_here(study, runs, out, options.jobs)
-        submit_array(to_do, out, job, base=next(iter(study.variants)))
-        return 0
-    finally:
-        lock.leave()
+        if options.dry_run:
+            print(job.script if job else "".join(f"{run.name}: {run.folder}\n" for run in to_do), end="")
+            return 0
+        print(f"{len(runs)} runs of {len(study.variants)} variants: {len(runs) - len(to_do)} have ended")
+        lock = Lock(out)
+        lock.take()
+        try:
+            study.write_settings(settings)
+            shutil.copyfile(study.path, out / STUDY_FILE)
+            if job is None:
+                return run_here(study, runs, out, options.jobs, server)
+            submit_array(to_do, out, job, base=next(iter(study.variants)))
+            return 0
+        finally:
+            lock.leave()
 
 
-def run_here(study: Study, runs: list[PlannedRun], out: Path, jobs: int) -> int:
+def run_here(study: Study, runs: list[PlannedRun], out: Path, jobs: int, server: ForkServer) -> int:
     """Run what has not ended, and report on all."""
     to_do = [run for run in runs if not run.ended]
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     progress = StudyProgress(to_do, len(runs) - len(to_do), jobs, study.metric)
     try:
         with progress:
-            run_all(to_do, jobs, on_start=progress.start, on_end=progress.end, on_look=progress.look)
+            run_all(to_do, jobs, server, on_start=progress.start, on_end=progress.end, on_look=progress.look)
     except KeyboardInterrupt:
         progress.say("Stopped, and all that ran is saved: the same command goes on.")
         return EXIT_CODE

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from grpo_pl.ablation.planned import PlannedRun
-from grpo_pl.forked import ForkedRun
+from grpo_pl.forked import ForkedRun, ForkServer
 from grpo_pl.run_files import ENDED_FILE
 
 POLL_S = 0.5
@@ -21,13 +21,13 @@ class Running:
     Even by SIGKILL: the same command continues it from its last checkpoint to the last bit.
     """
 
-    def __init__(self, run: PlannedRun, environment: dict[str, str]) -> None:
+    def __init__(self, run: PlannedRun, server: ForkServer, environment: dict[str, str]) -> None:
         self.run, self.begin = run, time.monotonic()
         self.share_before = run.share_done()
         run.log.parent.mkdir(parents=True, exist_ok=True)
         with run.log.open("ab") as log:
             log.write(f"$ {' '.join(run.command)}\n".encode())
-        self.process = ForkedRun(run.options, run.log, os.environ | environment)
+        self.process = ForkedRun(server, ["fit", *run.options], run.log, os.environ | environment)
 
     @property
     def seconds(self) -> float:
@@ -74,6 +74,7 @@ def shares_of_machine(jobs: int) -> list[dict[str, str]]:
 def run_all(
     runs: Sequence[PlannedRun],
     jobs: int,
+    server: ForkServer,
     *,
     on_start: Callable[[PlannedRun], None],
     on_end: Callable[[Running], None],
@@ -84,6 +85,7 @@ def run_all(
     Args:
         runs: What is to be run.
         jobs: How many at once.
+        server: What they are forked from.
         on_start: Told of a run that begins.
         on_end: Told of one that has ended, however it has.
         on_look: Told of those under way, twice a second.
@@ -96,7 +98,7 @@ def run_all(
         while waiting or running:
             while waiting and free:
                 on_start(waiting[0])
-                running.append((Running(waiting.pop(0), free[-1]), free.pop()))
+                running.append((Running(waiting.pop(0), server, free[-1]), free.pop()))
             time.sleep(POLL_S)
             on_look([each for each, _ in running])
             for each, share in [pair for pair in running if pair[0].process.code is not None]:
