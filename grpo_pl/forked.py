@@ -63,6 +63,7 @@ class ForkServer:
         self._process = subprocess.Popen(
             words,
             stdin=subprocess.DEVNULL,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
             pass_fds=[theirs.fileno()],
             start_new_session=True,  # Ctrl-C reaches the command alone, which tells its runs
         )

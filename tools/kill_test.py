@@ -12,7 +12,6 @@ rollouts, to the last bit. The seed fixes the moments, as shares of that time. O
 """
 
 import argparse
-import multiprocessing
 import os
 import random
 import shutil
@@ -21,44 +20,66 @@ import subprocess
 import sys
 import tempfile
 import time
-from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # a checkout need not be installed
 sys.path.insert(0, str(ROOT / "tools"))
+
+from grpo_pl.forked import ForkedRun, ForkServer  # noqa: E402
+
 TINY = ("--trainer.max_epochs", "10")
 POLL_S = 0.002
-PRELOADED = ["grpo_pl.cli", "transformers.models.llama.modeling_llama", "matplotlib.backends.backend_agg"]
-"""What a run on a tiny model imports."""
 
 
-class Fit:
-    """`grpo_pl fit` in a process of its own, which leads a process group of its own."""
+def environment() -> dict[str, str]:
+    """Variables with which Python finds grpo_pl."""
+    return os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
 
-    def __init__(self, arguments: list[str], folder: Path, forked: bool) -> None:
-        self.folder = folder
-        self.log = folder.with_name(f"{folder.name}.log")
-        arguments = ["fit", *arguments, "--trainer.default_root_dir", str(folder)]
-        self.process: subprocess.Popen[bytes] | ForkServerProcess
-        if forked:
-            context = multiprocessing.get_context("forkserver")
-            context.set_forkserver_preload(PRELOADED)
-            self.process = context.Process(target=fit_here, args=(arguments, self.log))
-            self.process.start()
-        else:
-            environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
-            with self.log.open("ab") as log:
-                command = [sys.executable, "-m", "grpo_pl", *arguments]
-                self.process = subprocess.Popen(
-                    command, stdout=log, stderr=log, env=environment, process_group=0
-                )
+
+class Started:
+    """A command in a process of its own, which leads a process group of its own."""
+
+    def __init__(self, arguments: list[str], log: Path) -> None:
+        with log.open("ab") as file:
+            command = [sys.executable, "-m", "grpo_pl", *arguments]
+            self.process = subprocess.Popen(
+                command, stdout=file, stderr=file, env=environment(), process_group=0
+            )
 
     @property
     def code(self) -> int | None:
         """How it ended; None while it goes on."""
-        return self.process.poll() if isinstance(self.process, subprocess.Popen) else self.process.exitcode
+        return self.process.poll()
+
+    def kill(self) -> None:
+        """Send SIGKILL to the whole group, and wait until it is gone."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+class Fit:
+    """`grpo_pl fit` in a process group of its own; forked where there is something to fork it from."""
+
+    def __init__(self, arguments: list[str], folder: Path, server: ForkServer | None) -> None:
+        self.folder = folder
+        self.log = folder.with_name(f"{folder.name}.log")
+        arguments = ["fit", *arguments, "--trainer.default_root_dir", str(folder)]
+        self.process: Started | ForkedRun
+        if server is None:
+            self.process = Started(arguments, self.log)
+        else:
+            self.process = ForkedRun(server, arguments, self.log, environment())
+
+    @property
+    def code(self) -> int | None:
+        """How it ended; None while it goes on."""
+        return self.process.code
+
+    def kill(self) -> None:
+        """End it by SIGKILL with its whole group, and wait until it is gone."""
+        self.process.kill()
 
     def wait_for_the_beginning(self) -> None:
         """Return when it has written its `config.yaml`."""
@@ -77,29 +98,13 @@ class Fit:
         if self.code:
             sys.exit(f"{self.log.read_text()[-2000:]}\n{self.folder}: exit code {self.code}")
 
-    def kill(self) -> None:
-        """Send SIGKILL to the whole group, and wait until it is gone."""
-        assert self.process.pid is not None
-        os.killpg(self.process.pid, signal.SIGKILL)
-        while self.code is None:
-            time.sleep(POLL_S)
 
-
-def fit_here(arguments: list[str], log: Path) -> None:
-    """Run in a process forked from one that has imported everything."""
-    os.setpgid(0, 0)
-    with log.open("ab") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    from grpo_pl.__main__ import main
-
-    main(arguments)
-
-
-def killed_and_continued(arguments: list[str], folder: Path, after_s: float, forked: bool) -> None:
+def killed_and_continued(
+    arguments: list[str], folder: Path, after_s: float, server: ForkServer | None
+) -> None:
     """A run that is killed so long after its beginning; sooner, if it has ended by then."""
     while True:
-        run = Fit(arguments, folder, forked)
+        run = Fit(arguments, folder, server)
         run.wait_for_the_beginning()
         end = time.monotonic() + after_s
         while run.code is None and time.monotonic() < end:
@@ -110,7 +115,7 @@ def killed_and_continued(arguments: list[str], folder: Path, after_s: float, for
         shutil.rmtree(folder)
         after_s *= 0.8
     run.kill()
-    Fit(arguments, folder, forked).wait()
+    Fit(arguments, folder, server).wait()
 
 
 def differences(ours: Path, theirs: Path) -> list[str]:
@@ -155,12 +160,12 @@ def same(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
-def kill_test(kills: int, seed: int, arguments: list[str], out: Path, forked: bool) -> int:
+def kill_test(kills: int, seed: int, arguments: list[str], out: Path, server: ForkServer | None) -> int:
     """Kill so many runs, and give the number of those that ended like the undisturbed one."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     whole, identical = out / "undisturbed", 0
-    run = Fit(arguments, whole, forked)
+    run = Fit(arguments, whole, server)
     run.wait_for_the_beginning()
     begin = time.monotonic()
     run.wait()
@@ -172,7 +177,7 @@ def kill_test(kills: int, seed: int, arguments: list[str], out: Path, forked: bo
         task = bar.add_task("", total=kills)
         for number in range(kills):
             folder, share = out / f"killed-{number:03d}", shares.random()
-            killed_and_continued(arguments, folder, share * duration, forked)
+            killed_and_continued(arguments, folder, share * duration, server)
             if found := differences(whole, folder):
                 bar.console.print(f"{folder}, killed after {share:.1%}: other {', '.join(found)}")
             else:
@@ -193,7 +198,7 @@ def main() -> None:
     parser.add_argument("--pretrained", default="", help="model folder or hub name; a tiny one is made")
     parser.add_argument("--out", type=Path, help="where the runs are; those that differ stay there")
     parser.add_argument(
-        "--forked", action="store_true", help="fork runs from a process that has imported all; for one rank"
+        "--forked", action="store_true", help="fork runs from a process that has imported all"
     )
     options, more = parser.parse_known_args()
     out = options.out or Path(tempfile.mkdtemp(prefix="kill_test-"))
@@ -208,7 +213,9 @@ def main() -> None:
     arguments = [word for path in config for word in ("--config", path)]
     arguments += list(TINY) if options.config is None else []
     arguments += ["--pretrained", options.pretrained] if options.pretrained else []
-    identical = kill_test(options.kills, options.seed, arguments + more, out, options.forked)
+    with ForkServer() as server:
+        forks = server if options.forked else None
+        identical = kill_test(options.kills, options.seed, arguments + more, out, forks)
     if identical == options.kills and options.out is None:
         shutil.rmtree(out)
     print(f"{identical} of {options.kills} identical")
