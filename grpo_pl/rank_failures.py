@@ -38,8 +38,8 @@ def ending_together(trainer: pl.Trainer) -> Iterator[None]:
             error, DistError
         ):  # perhaps of a broken connection alone
             watch.join(GRACE_S)
-        for process in launcher.procs:
-            process.kill()
+        while launcher.procs:  # or `follow` and Lightning take their end for the reason
+            launcher.procs.pop().kill()
         raise
 
 
