@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NoReturn
 from typing_extensions import override
 
 from grpo_pl.ablation.study import read_study
+from grpo_pl.forked import ForkServer
 from grpo_pl.option_names import check_names
 
 if TYPE_CHECKING:
@@ -50,6 +51,9 @@ def ablate(args: list[str], check: "Check") -> int:
     study = read_study(options.study)
     out: Path = options.out or Path("runs") / options.study.stem
     check_names("fit", for_fit)
-    from grpo_pl.ablation.conducting import conduct
+    with ForkServer() as server:
+        if options.slurm is None and not options.dry_run:
+            server.begin(study.imports(for_fit))  # at the same time as this process
+        from grpo_pl.ablation.conducting import conduct
 
-    return conduct(study, out, options, for_fit, check)
+        return conduct(study, out, options, for_fit, check, server)

@@ -24,7 +24,14 @@ STUDY_FILE = "study.yaml"
 FAILED = 1
 
 
-def conduct(study: Study, out: Path, options: argparse.Namespace, for_fit: list[str], check: Check) -> int:
+def conduct(
+    study: Study,
+    out: Path,
+    options: argparse.Namespace,
+    for_fit: list[str],
+    check: Check,
+    server: ForkServer,
+) -> int:
     """Run a study and report on it; gives the exit code.
 
     Args:
@@ -33,6 +40,7 @@ def conduct(study: Study, out: Path, options: argparse.Namespace, for_fit: list[
         options: Of `ablate`.
         for_fit: Options of `fit`, for all runs.
         check: Reads them.
+        server: What runs are forked from.
 
     Raises:
         ValueError: If something is wrong with the study, before any run begins.
@@ -41,14 +49,11 @@ def conduct(study: Study, out: Path, options: argparse.Namespace, for_fit: list[
     on_slurm = None if options.slurm is None else read_options(options.slurm)
     for_fit = for_fit + (for_nodes(on_slurm) if on_slurm else [])
     settings = out / SETTINGS_FOLDER
-    with tempfile.TemporaryDirectory(prefix="grpo_pl-study-") as aside, ForkServer() as server:
+    with tempfile.TemporaryDirectory(prefix="grpo_pl-study-") as aside:
         planned = plan_runs(study, study.write_settings(Path(aside)), out, for_fit, check)
         total = len(study.seeds) * len(study.variants)
-        runs = list[PlannedRun]()
-        for run in track(planned, "checking", total=total, transient=True):
-            runs.append(run.reading_from(settings, Path(aside)))
-            if not (run.ended or on_slurm or options.dry_run):
-                server.begin(run.imports)
+        checked = track(planned, "checking", total=total, transient=True)
+        runs = [run.reading_from(settings, Path(aside)) for run in checked]
         to_do = [run for run in runs if not run.ended]
         job = array_job(to_do, out, on_slurm) if on_slurm and to_do else None
         if options.dry_run:

@@ -56,11 +56,6 @@ class PlannedRun:
         """What runs it, and continues it."""
         return [sys.executable, "-m", "grpo_pl", "fit", *self.options]
 
-    @property
-    def imports(self) -> list[str]:
-        """Modules that it uses, and that not all runs do."""
-        return ["vllm.entrypoints.llm"] if "VLLMEngine" in str(self.fit.settings.data) else []
-
     def reading_from(self, folder: Path, instead_of: Path) -> "PlannedRun":
         """The same run, with the settings of the study in another folder."""
         return replace(self, options=[word.replace(str(instead_of), str(folder)) for word in self.options])

@@ -58,6 +58,16 @@ class Study:
         """
         return {name: list(self._options(name, parts, folder)) for name, parts in self.variants.items()}
 
+    def imports(self, options: Sequence[str]) -> list[str]:
+        """Modules that its runs may use, and that not all runs do.
+
+        Args:
+            options: Of `fit`, for all runs.
+        """
+        parts = [part for parts in self.variants.values() for part in parts]
+        said = [part.read_text(errors="replace") if isinstance(part, Path) else str(part) for part in parts]
+        return ["vllm.entrypoints.llm"] if "VLLMEngine" in " ".join((*said, *options)) else []
+
     def _options(self, name: str, parts: Sequence[Part], folder: Path) -> list[str]:
         said: list[str] = []
         for i, part in enumerate(parts):
