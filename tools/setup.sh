@@ -239,10 +239,16 @@ setup_compile() {
 
 setup_check_imports() {
     env -u PYTHONDONTWRITEBYTECODE VLLM_LOGGING_LEVEL=ERROR "$setup_python" - <<'PYTHON'
+import contextlib, io
 import torch, transformers, vllm
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 from vllm import LLM, SamplingParams
-import lightning, grpo_pl
+from grpo_pl.__main__ import main
+with contextlib.redirect_stdout(io.StringIO()):  # it keeps the names of all options: misspelt ones are known at once
+    try:
+        main(["fit", "--config", "configs/tiny.yaml", "--print_config"])
+    except SystemExit as end:
+        assert not end.code, "configs/tiny.yaml cannot be read"
 print(f"imported torch {torch.__version__}, transformers {transformers.__version__}, vllm {vllm.__version__}")
 PYTHON
 }

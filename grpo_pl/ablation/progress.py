@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
+from rich.text import Text
 
 from grpo_pl.ablation.planned import PlannedRun
 from grpo_pl.ablation.running import Running
@@ -78,7 +79,7 @@ class StudyProgress:
             self._seconds.append((run.run.variant, run.seconds / (1 - run.share_before)))
         rows = run.run.rows()
         values = [row[self.metric] for row in rows if self.metric in row]
-        result = f"{self.metric} {values[0]:.3f} -> {values[-1]:.3f}" if values else line(rows[-1])
+        result = f"{self.metric} {values[0]:.3f} -> {values[-1]:.3f}" if values else Text.from_markup(line(rows[-1])).plain
         self.say(f"{run.run.name}: {result} in {clock(run.seconds)} ({self.ended} of {self.total})")
 
     def seconds_left(self, running: list[Running], shares: list[float]) -> float | None:
