@@ -79,7 +79,8 @@ class StudyProgress:
             self._seconds.append((run.run.variant, run.seconds / (1 - run.share_before)))
         rows = run.run.rows()
         values = [row[self.metric] for row in rows if self.metric in row]
-        result = f"{self.metric} {values[0]:.3f} -> {values[-1]:.3f}" if values else Text.from_markup(line(rows[-1])).plain
+        last = Text.from_markup(line(rows[-1])).plain
+        result = f"{self.metric} {values[0]:.3f} -> {values[-1]:.3f}" if values else last
         self.say(f"{run.run.name}: {result} in {clock(run.seconds)} ({self.ended} of {self.total})")
 
     def seconds_left(self, running: list[Running], shares: list[float]) -> float | None:
