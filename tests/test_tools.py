@@ -11,6 +11,7 @@ import textwrap
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -328,7 +329,10 @@ def test_an_interrupted_setup_leaves_nothing_running_and_is_not_done(clone, tmp_
         time.sleep(0.01)
     os.killpg(setup.pid, signal.SIGINT)
     assert setup.wait(60)
-    while Path("/proc", pid.read_text()).exists():
+    while (
+        psutil.pid_exists(job := int(pid.read_text()))
+        and psutil.Process(job).status() != psutil.STATUS_ZOMBIE
+    ):
         time.sleep(0.01)
     assert not (clone.venv / "setup.stamp").exists()
 
