@@ -115,8 +115,7 @@ def kept_in(job: str) -> Path:
 @cache
 def state() -> str:
     """A text that is another one when any code has changed that options come from."""
-    files = [
-        (str(path), (stat := path.stat()).st_mtime_ns, stat.st_size) for path in sorted(PACKAGE.rglob("*.py"))
-    ]
-    said = [sys.version, *map(version, DECIDE), *files]
-    return hashlib.sha256(repr(said).encode()).hexdigest()
+    hashed = hashlib.sha256(repr([sys.version, *map(version, DECIDE)]).encode())
+    for path in sorted(PACKAGE.rglob("*.py")):
+        hashed.update(path.read_bytes())
+    return hashed.hexdigest()

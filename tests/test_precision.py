@@ -13,7 +13,7 @@ from jsonargparse import Namespace
 from repository import ROOT
 from run_results import NO_VALIDATION, Fit, Refused
 
-from grpo_pl.cli import main
+from grpo_pl.__main__ import main
 from grpo_pl.open_types import settle
 from grpo_pl.planning.command import PlanningTrainer
 from grpo_pl.precision import PRECISIONS, Rates, chosen_dtype, device_here, measured_rates

@@ -165,9 +165,8 @@ def test_its_own_options_are_checked_before_anything_else(
 
 
 def test_help_lists_it_beside_fit_and_plan(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        main(["--help"])
-    listed = capsys.readouterr().out.partition("Available subcommands:")[2]
+    main(["--help"])
+    listed = capsys.readouterr().out
     assert {"fit", "plan", "submit", "check-invariance", "doctor"} <= set(listed.split())
 
 
