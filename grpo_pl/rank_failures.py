@@ -6,9 +6,10 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from unittest.mock import patch
 
 import lightning.pytorch as pl
-from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
+from lightning.pytorch.strategies.launchers import subprocess_script
 from torch.distributed import DistError
 
 from grpo_pl.callbacks.preemption import Interrupted
@@ -22,28 +23,30 @@ GRACE_S = 10.0
 def ending_together(trainer: pl.Trainer) -> Iterator[None]:
     """In the body, the first rank of this machine to fail ends all others, with its exit code.
 
-    Lightning kills the first rank where another has failed, so that the exit code says nothing, and lets the
-    others wait where the first one has. Ranks that SLURM or torchrun has started are their business.
+    Lightning's own observer kills the first rank where another has failed, so that the exit code says
+    nothing, and lets the others wait where the first one has; it is left out. Ranks that SLURM or torchrun
+    has started are their business.
     """
     launcher = trainer.strategy.launcher
-    if not isinstance(launcher, _SubprocessScriptLauncher):
+    if not isinstance(launcher, subprocess_script._SubprocessScriptLauncher):
         yield
         return
     watch = threading.Thread(target=follow, args=(launcher,), daemon=True)
     watch.start()
     try:
-        yield
+        with patch.object(subprocess_script, "_launch_process_observer"):
+            yield
     except (Exception, Interrupted) as error:
         if type(error) is RuntimeError or isinstance(
             error, DistError
         ):  # perhaps of a broken connection alone
             watch.join(GRACE_S)
-        while launcher.procs:  # or `follow` and Lightning take their end for the reason
+        while launcher.procs:  # or `follow` takes their end for the reason
             launcher.procs.pop().kill()
         raise
 
 
-def follow(launcher: _SubprocessScriptLauncher) -> None:
+def follow(launcher: subprocess_script._SubprocessScriptLauncher) -> None:
     """End this process and all others as soon as one that it has started fails."""
     while True:
         failed = [code for process in launcher.procs if (code := process.poll())]
