@@ -4,6 +4,8 @@ A command imports what it needs when it is run: those that need no torch answer 
 """
 
 import sys
+from contextlib import redirect_stdout, suppress
+from io import StringIO
 from typing import TYPE_CHECKING
 
 from grpo_pl.commands import answer
@@ -57,13 +59,30 @@ def run(command: str, args: list[str]) -> int | None:
 
         rollout(args)
     else:
-        from grpo_pl.option_names import check_names
-
-        check_names(command, args)
-        from grpo_pl import cli
-
-        cli.configure([command, *args])
+        configured(command, args)
     return None
+
+
+def configured(command: str, args: list[str]) -> None:
+    """Run one of the commands that read a config."""
+    from grpo_pl.option_names import check_names, help_text
+
+    if args in (["-h"], ["--help"]):
+        print(help_text(command, lambda: parsers_help(command)), end="")
+        return
+    check_names(command, args)
+    from grpo_pl import cli
+
+    cli.configure([command, *args])
+
+
+def parsers_help(command: str) -> str:
+    """What the parser of a command writes of its options."""
+    from grpo_pl import cli
+
+    with redirect_stdout(StringIO()) as text, suppress(SystemExit):
+        cli.configure([command, "--help"])
+    return text.getvalue()
 
 
 def check(for_fit: list[str]) -> "Checked":

@@ -1,15 +1,17 @@
-"""The names of all options of `fit`, `validate` and `plan`, kept in the user's cache.
+"""The options of `fit`, `validate` and `plan` as their parser knows them, kept in the user's cache.
 
-To read a command line takes the imports of everything that it may name. A misspelt name is answered from what
-the last command that had imported all has left here. A name inside a component is left to the parser.
+To read a command line takes the imports of everything that it may name. A misspelt name, and `--help`, are
+answered from what the last command that had imported all has left here. A name inside a component is left to
+the parser.
 """
 
 import hashlib
 import json
 import os
 import re
+import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from functools import cache
 from importlib.metadata import version
@@ -90,26 +92,50 @@ def keep(job: str, names: Mapping[str, Names]) -> None:
         names: Command -> its names.
     """
     if not kept(job):
-        with suppress(OSError):  # nobody needs it: the parser knows as much
-            kept_in(job).parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(kept_in(job), json.dumps({"of": state(), "names": names}))
+        write(kept_in(f"options-{job}"), names)
 
 
 def kept(job: str) -> dict[str, list[list[str]]]:
     """Command -> its names; empty if other code has written them."""
+    return read(kept_in(f"options-{job}"))
+
+
+def help_text(command: str, make: Callable[[], str]) -> str:
+    """What `--help` of a command prints, made once for each width of a terminal.
+
+    Args:
+        command: Its name.
+        make: Has the parser write it, which takes all imports.
+    """
+    texts = read(kept_in("help"))
+    key = f"{command}, {shutil.get_terminal_size().columns} columns"
+    if key not in texts:
+        texts[key] = make()
+        write(kept_in("help"), texts)
+    return str(texts[key])
+
+
+def read(path: Path) -> dict[str, Any]:
+    """What a file keeps; nothing if other code has written it."""
     try:
-        found = json.loads(kept_in(job).read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    names: dict[str, list[list[str]]] = found["names"] if found["of"] == state() else {}
-    return names
+    return dict(found["kept"]) if found.get("of") == state() else {}
 
 
-def kept_in(job: str) -> Path:
-    """The file; another one for each copy of grpo_pl."""
+def write(path: Path, what: Mapping[str, Any]) -> None:
+    """Keep something in a file, where that is allowed."""
+    with suppress(OSError):  # nobody needs it: the parser knows as much
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps({"of": state(), "kept": what}))
+
+
+def kept_in(name: str) -> Path:
+    """A file; another one for each copy of grpo_pl."""
     folder = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     copy = hashlib.sha256(str(PACKAGE).encode()).hexdigest()[:12]
-    return Path(folder) / "grpo_pl" / f"options-{copy}-{job}.json"
+    return Path(folder) / "grpo_pl" / f"{name}-{copy}.json"
 
 
 @cache

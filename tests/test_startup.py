@@ -11,7 +11,7 @@ from repository import ROOT
 from run_results import said
 
 from grpo_pl import cli, option_names
-from grpo_pl.__main__ import main
+from grpo_pl.__main__ import main, parsers_help
 
 TINY = ROOT / "configs" / "tiny.yaml"
 HEAVY = ("vllm", "transformers", "datasets", "scipy", "pandas", "math_verify", "matplotlib.pyplot")
@@ -40,6 +40,8 @@ WITHOUT_TORCH = {
     "rollout --help": "--out",
     "check-invariance --help": "--out",
     "doctor --help": "--engine",
+    "fit --help": "--trainer.max_epochs",
+    "fit -h": "--trainer.max_epochs",
     "fit --config {empty}": "is empty; write settings",
     "fit --modle.loss X": "there is no option modle.loss. Did you mean model.loss?",
     "fit --config {tiny} --trianer.max_epochs 3": "there is no option trianer.max_epochs",
@@ -89,6 +91,7 @@ def _names_are_kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     for job in ("policy", "reward_model"):
         with pytest.raises(SystemExit):
             cli.configure(["fit", "--job", job, "--foo"])
+    option_names.help_text("fit", lambda: parsers_help("fit"))
     yield
     patch.undo()
 
@@ -152,6 +155,23 @@ def test_no_config_of_ours_is_refused_by_its_names(config: Path) -> None:
     for command in ("fit", "validate", "plan"):
         job = "reward_model" if "reward_model.yaml" in config.read_text() else "policy"
         option_names.check_names(command, ["--job", job, "--config", str(config)])
+
+
+def test_help_is_made_once_for_each_width_of_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    made = []
+
+    def make() -> str:
+        made.append(1)
+        return f"help {len(made)}"
+
+    found = []
+    for columns in ("80", "120", "80"):
+        monkeypatch.setenv("COLUMNS", columns)
+        found.append(option_names.help_text("fit", make))
+    assert found == ["help 1", "help 2", "help 1"]
 
 
 def test_names_of_other_code_are_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -196,7 +196,7 @@ FAKE_PACKAGES = {
 }
 FAKE_JOB = """
 import pathlib, sys
-if "--print_config" in sys.argv:
+if "--help" in sys.argv:
     sys.exit()
 assert sys.argv[1:4] == ["fit", "--config", "configs/quickstart.yaml"], sys.argv
 asked = [argument.partition("=")[2] for argument in sys.argv if "default_root_dir=" in argument]

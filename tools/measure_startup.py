@@ -4,7 +4,7 @@ python tools/measure_startup.py              # a table; the exit code is 1 where
 python tools/measure_startup.py --repeat 5
 
 Each number is the median over repetitions, which go through all commands in turn, so that all of them meet
-the same machine. A command runs once before: it keeps the names of options, by which misspelt ones are told.
+the same machine. A command runs once before: it keeps the names of options, and what --help says of them.
 """
 
 import argparse
@@ -36,6 +36,7 @@ COMMANDS = (
     Command(["--help"], 1.0),
     Command(["fti"], 1.0),
     *(Command([name, "--help"], 1.0) for name in ("compare", "ablate", "submit", "rollout", "doctor")),
+    Command(["fit", "--help"], 1.0),
     Command(["compare", "--bse", "x"], 1.0),
     Command(["fit", "--modle.loss", "X"], 1.0),
     Command(["fit", "--config", TINY, "--trianer.max_epochs", "3"], 1.0),
@@ -65,7 +66,7 @@ def measure(repeat: int) -> dict[str, float]:
     runs = {code: ["-c", code] for code in (TORCH, LIGHTNING)}
     runs |= {" ".join(command.words): ["-m", "grpo_pl", *command.words] for command in COMMANDS}
     with tempfile.TemporaryDirectory() as folder:
-        cpu_s(["-m", "grpo_pl", "fit", "--config", TINY, "--print_config"], Path(folder))
+        cpu_s(["-m", "grpo_pl", "fit", "--help"], Path(folder))
         taken = [{name: cpu_s(words, Path(folder)) for name, words in runs.items()} for _ in range(repeat)]
     return {name: median(each[name] for each in taken) for name in runs}
 

@@ -247,9 +247,9 @@ print(f"imported torch {torch.__version__}, transformers {transformers.__version
 PYTHON
 }
 
-# Keeps the names of all options, so that a misspelt one is answered at once from the first command on.
+# Keeps the names of all options, so that --help and a misspelt option are answered at once from the first command on.
 setup_keep_names() {
-    env -u PYTHONDONTWRITEBYTECODE "$setup_python" -m grpo_pl fit --config configs/tiny.yaml --print_config >/dev/null
+    env -u PYTHONDONTWRITEBYTECODE "$setup_python" -m grpo_pl fit --help >/dev/null
 }
 
 # setup_install FLAVOUR SET STAMP
@@ -266,7 +266,7 @@ setup_install() {
     setup_step "compiling bytecode, so that programs start in half the time (half a minute)" setup_compile
     setup_say "importing everything once (10 to 20 s)"
     setup_try setup_check_imports || setup_explain "what was installed cannot be imported"
-    setup_try setup_keep_names || setup_explain "grpo_pl cannot read configs/tiny.yaml"
+    setup_try setup_keep_names || setup_explain "grpo_pl cannot say what its options are"
     setup_say "$(grep -a '^imported torch' "$setup_log")"
     echo "$3" >"$setup_stamp.new"
     mv "$setup_stamp.new" "$setup_stamp"
