@@ -84,6 +84,13 @@ class ForkServer:
         self._listen()
         return self._codes[pid]
 
+    def wait(self, seconds: float) -> None:
+        """Return when it has something to tell, such as the end of a process, or after so many seconds."""
+        if self._process is None:
+            time.sleep(seconds)
+        else:
+            self._connection.poll(seconds)
+
     def _listen(self) -> None:
         try:
             while self._process is not None and self._connection.poll():

@@ -99,7 +99,7 @@ def run_all(
             while waiting and free:
                 on_start(waiting[0])
                 running.append((Running(waiting.pop(0), server, free[-1]), free.pop()))
-            time.sleep(POLL_S)
+            server.wait(POLL_S)
             on_look([each for each, _ in running])
             for each, share in [pair for pair in running if pair[0].process.code is not None]:
                 running.remove((each, share))
