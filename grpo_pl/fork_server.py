@@ -4,7 +4,6 @@ A child of a process that has been through a parallel region of OpenMP hangs in 
 knows no forks at all.
 """
 
-import gc
 import os
 import signal
 import sys
@@ -31,8 +30,6 @@ def main(descriptor: int, modules: Iterable[str]) -> None:
         for module in modules:
             with suppress(ImportError):
                 import_module(module)
-    gc.collect()
-    gc.freeze()  # or each child's first collection would copy the pages of all modules
     request = serve(Connection(descriptor))
     if request is not None:
         run(request)
