@@ -4,13 +4,17 @@ A child of a process that has been through a parallel region of OpenMP hangs in 
 knows no forks at all.
 """
 
+import atexit
+import gc
 import os
 import signal
 import sys
-from collections.abc import Iterable
+import threading
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from importlib import import_module
 from multiprocessing.connection import Connection, wait
+from typing import NoReturn
 
 from grpo_pl.forked import PROGRAM, Ended, Request
 from grpo_pl.quiet import captured_output, tame_logs
@@ -30,6 +34,8 @@ def main(descriptor: int, modules: Iterable[str]) -> None:
         for module in modules:
             with suppress(ImportError):
                 import_module(module)
+    gc.collect()
+    gc.freeze()  # or each child's collections would copy the pages of all modules
     request = serve(Connection(descriptor))
     if request is not None:
         run(request)
@@ -78,7 +84,31 @@ def run(request: Request) -> None:
     program = import_module(PROGRAM)
     sys.modules["__main__"] = program  # by its name Lightning and multiprocessing start further processes
     sys.argv = [str(program.__file__), *request.arguments]
-    program.main(request.arguments)
+    leave(exit_code(lambda: program.main(request.arguments)))
+
+
+def exit_code(program: Callable[[], None]) -> int:
+    """Run a program; the code that Python would end with."""
+    try:
+        program()
+    except SystemExit as end:
+        if end.code is None or isinstance(end.code, int):
+            return end.code or 0
+        print(end.code, file=sys.stderr)
+        return 1
+    except BaseException as error:  # noqa: BLE001 - as Python does with what nobody has caught
+        sys.excepthook(type(error), error, error.__traceback__)
+        return 1
+    return 0
+
+
+def leave(code: int) -> NoReturn:
+    """End the process as multiprocessing ends its own: without clearing away what all children share."""
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":
