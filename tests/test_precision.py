@@ -14,6 +14,7 @@ from repository import ROOT
 from run_results import NO_VALIDATION, Fit, Refused
 
 from grpo_pl.__main__ import main
+from grpo_pl.callbacks.run_folder import different
 from grpo_pl.open_types import settle
 from grpo_pl.planning.command import PlanningTrainer
 from grpo_pl.precision import PRECISIONS, Rates, chosen_dtype, device_here, measured_rates
@@ -124,6 +125,12 @@ def test_a_run_that_goes_on_keeps_its_types_and_says_what_they_cost_here(
     assert f"! Computes in {SLOWER}, as the run began" in said
     assert f"times as long as in {HERE.fitting}; --resume never begins anew in that." in said
     assert "goes on from" in said
+
+
+def test_only_types_that_are_open_are_as_the_run_began() -> None:
+    began = {"trainer": {"precision": "32-true", "accelerator": "cpu", "strategy": "ddp"}, "dtype": {"x": 1}}
+    now = {"trainer": {"precision": "auto", "accelerator": "auto", "strategy": "auto"}, "dtype": {"x": 1}}
+    assert sorted(different(began, now)) == ["trainer.accelerator", "trainer.strategy"]
 
 
 def test_a_new_run_in_the_folder_of_one_with_other_settings_computes_in_what_fits(fit: Fit) -> None:

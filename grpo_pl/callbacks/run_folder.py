@@ -24,6 +24,10 @@ FREE = ("resume", "trainer.default_root_dir", "trainer.max_epochs", "trainer.max
 """Settings that may differ where an unfinished run goes on: they do not change what an iteration does."""
 
 
+TYPES = ".precision", ".dtype"
+"""Where `auto` means the type that the run has begun with; of other settings it is a value like any."""
+
+
 class RunFolder(SaveConfigCallback):
     """Prepares the run's folder when all is checked: one that has ended moves aside, `config.yaml` comes in.
 
@@ -190,12 +194,13 @@ def sweep(folder: Path) -> None:
 def different(a: Any, b: Any, key: str = "") -> Iterator[str]:
     """The keys with different values, but for the addresses of servers: a job finds them at each start.
 
-    What `b` leaves open (`auto`) is as in `a`.
+    A type that `b` leaves open (`auto`) is as in `a`.
 
     A value is also equal to what one writes for it: `--trainer.devices 1` is read as "1", from a file as 1.
     """
     if isinstance(a, dict) and isinstance(b, dict):
         for name in a.keys() | b.keys():
             yield from different(a.get(name), b.get(name), f"{key}.{name}" if key else name)
-    elif a != b and str(a) != str(b) and b != AUTO and not key.endswith(".urls"):
-        yield key
+    elif a != b and str(a) != str(b) and not key.endswith(".urls"):
+        if b != AUTO or not key.endswith(TYPES):
+            yield key
