@@ -201,6 +201,5 @@ def different(a: Any, b: Any, key: str = "") -> Iterator[str]:
     if isinstance(a, dict) and isinstance(b, dict):
         for name in a.keys() | b.keys():
             yield from different(a.get(name), b.get(name), f"{key}.{name}" if key else name)
-    elif a != b and str(a) != str(b) and not key.endswith(".urls"):
-        if b != AUTO or not key.endswith(TYPES):
-            yield key
+    elif a != b and str(a) != str(b) and not key.endswith((*TYPES, ".urls") if b == AUTO else ".urls"):
+        yield key
