@@ -2,7 +2,7 @@
 
 import os
 
-from grpo_pl import lazy_torchmetrics
+from grpo_pl.system import lazy_torchmetrics
 
 __version__ = "0.1.0"
 

@@ -8,12 +8,12 @@ from contextlib import redirect_stdout, suppress
 from io import StringIO
 from typing import TYPE_CHECKING
 
-from grpo_pl.commands import answer
-from grpo_pl.mistakes import mistakes_answered
-from grpo_pl.quiet import tame_logs
+from grpo_pl.commands.table import answer
+from grpo_pl.config.exits import mistakes_answered
+from grpo_pl.system.output import tame_logs
 
 if TYPE_CHECKING:
-    from grpo_pl.cli import Checked
+    from grpo_pl.config.cli import Checked
 
 
 def main(args: list[str] | None = None) -> None:
@@ -26,7 +26,7 @@ def main(args: list[str] | None = None) -> None:
     if answer(args):
         return
     if args[0] == "doctor":  # it imports the rest itself, which may be what is broken
-        from grpo_pl.diagnosis.command import doctor
+        from grpo_pl.commands.doctor.command import doctor
 
         sys.exit(doctor(args[1:]))
     tame_logs()
@@ -39,23 +39,23 @@ def main(args: list[str] | None = None) -> None:
 def run(command: str, args: list[str]) -> int | None:
     """Run a command; its exit code where it has one of its own."""
     if command == "compare":
-        from grpo_pl.experiments.command import run as compare
+        from grpo_pl.commands.compare.command import run as compare
 
         compare(args)
     elif command == "submit":
-        from grpo_pl.submission.command import submit
+        from grpo_pl.commands.submit.command import submit
 
         submit(args, check)
     elif command == "ablate":
-        from grpo_pl.ablation.command import ablate
+        from grpo_pl.commands.ablate.command import ablate
 
         return ablate(args, check)
     elif command == "check-invariance":
-        from grpo_pl.invariance.command import check_invariance
+        from grpo_pl.commands.check_invariance.command import check_invariance
 
         return check_invariance(args)
     elif command == "rollout":
-        from grpo_pl.rollout.command import rollout
+        from grpo_pl.commands.rollout.command import rollout
 
         rollout(args)
     else:
@@ -65,20 +65,20 @@ def run(command: str, args: list[str]) -> int | None:
 
 def configured(command: str, args: list[str]) -> None:
     """Run one of the commands that read a config."""
-    from grpo_pl.option_names import check_names, help_text
+    from grpo_pl.config.option_names import check_names, help_text
 
     if args in (["-h"], ["--help"]):
         print(help_text(command, lambda: parsers_help(command)), end="")
         return
     check_names(command, args)
-    from grpo_pl import cli
+    from grpo_pl.config import cli
 
     cli.configure([command, *args])
 
 
 def parsers_help(command: str) -> str:
     """What the parser of a command writes of its options."""
-    from grpo_pl import cli
+    from grpo_pl.config import cli
 
     with redirect_stdout(StringIO()) as text, suppress(SystemExit):
         cli.configure([command, "--help"])
@@ -87,7 +87,7 @@ def parsers_help(command: str) -> str:
 
 def check(for_fit: list[str]) -> "Checked":
     """Read and check what is for `fit`."""
-    from grpo_pl import cli
+    from grpo_pl.config import cli
 
     return cli.check(for_fit)
 

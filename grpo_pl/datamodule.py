@@ -14,22 +14,22 @@ import lightning.pytorch as pl
 from torch.utils.data import DataLoader, IterableDataset
 from typing_extensions import override
 
-from grpo_pl.checks.prompts import check_context, check_vocabulary
-from grpo_pl.checks.schedule import check_engines, check_schedule, check_trainer
 from grpo_pl.functional import derive_seed, even_parts, rounds
-from grpo_pl.heartbeat import heartbeat
 from grpo_pl.loop import Learner, UpdateSchedule, experience_stream, sample_rollout
 from grpo_pl.models.loading import eos_token_ids, load_tokenizer
 from grpo_pl.prompts.chat import ChatFormat, Tokenizer
 from grpo_pl.prompts.prompt_set import PromptSet, iteration_prompts
 from grpo_pl.prompts.sources import PromptSource
-from grpo_pl.resampling import DynamicSampling
+from grpo_pl.rollout.dynamic_sampling import DynamicSampling
 from grpo_pl.rollout.engine import RolloutEngine, SamplingConfig
-from grpo_pl.rollout.files import file_name, forget_iterations, save_rollout
+from grpo_pl.rollout.parquet import file_name, forget_iterations, save_rollout
 from grpo_pl.rollout.replay import ReplayEngine
 from grpo_pl.rollout.shared import shared
 from grpo_pl.rollout.stored import ROLLOUTS_FOLDER, forget, forget_all, stored
-from grpo_pl.strategies import AttachedDataModule
+from grpo_pl.system.heartbeat import heartbeat
+from grpo_pl.training.checks.prompts import check_context, check_vocabulary
+from grpo_pl.training.checks.schedule import check_engines, check_schedule, check_trainer
+from grpo_pl.training.strategies import AttachedDataModule
 from grpo_pl.types import Experience, Prompt, Rollout, SampleRecord
 
 log = logging.getLogger(__name__)

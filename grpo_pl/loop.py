@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from grpo_pl.functional import balanced_partition, derive_seed, permutation
-from grpo_pl.resampling import DynamicSampling, first_prompts
+from grpo_pl.rollout.dynamic_sampling import DynamicSampling, first_prompts
 from grpo_pl.rollout.engine import RolloutEngine, SamplingConfig
 from grpo_pl.types import Experience, Prompt, Rollout, SampleRecord
 

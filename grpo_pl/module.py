@@ -10,7 +10,22 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from grpo_pl.advantages import AdvantageEstimator
-from grpo_pl.checks.components import (
+from grpo_pl.functional import group_is_constant, group_size, groups_with, masked_mean, prompt_weights
+from grpo_pl.loop import Step, first_pass
+from grpo_pl.losses import Aggregation, ClippedValueLoss, PolicyLoss
+from grpo_pl.losses.correction import ImportanceCorrection
+from grpo_pl.losses.kl import EntropyBonus, KLPenalty
+from grpo_pl.losses.masks import TokenMask
+from grpo_pl.losses.objective import Objective
+from grpo_pl.models import LanguageModel, ModelBuilder, WithoutAdapter
+from grpo_pl.models.builder import Place
+from grpo_pl.models.full_weights import full_weights
+from grpo_pl.models.reference_update import ReferenceUpdate
+from grpo_pl.rewards.base import RewardFunction, Verifier, score_samples
+from grpo_pl.rewards.feedback import RewardStage
+from grpo_pl.rewards.transforms import RewardTransform
+from grpo_pl.runs.same_model import check_fits
+from grpo_pl.training.checks.components import (
     check_advantage_sources,
     check_components,
     check_critic,
@@ -18,27 +33,12 @@ from grpo_pl.checks.components import (
     check_optimizer,
     check_reference_update,
 )
-from grpo_pl.checks.prompts import check_answers
-from grpo_pl.corrections import ImportanceCorrection
-from grpo_pl.evaluation import Evaluation
-from grpo_pl.feedback import RewardStage
-from grpo_pl.functional import group_is_constant, group_size, groups_with, masked_mean, prompt_weights
-from grpo_pl.loop import Step, first_pass
-from grpo_pl.losses import Aggregation, ClippedValueLoss, PolicyLoss
-from grpo_pl.masks import TokenMask
-from grpo_pl.metrics import EffectiveSampleSize, rollout_metrics, sample_records
-from grpo_pl.models import LanguageModel, ModelBuilder, WithoutAdapter
-from grpo_pl.models.builder import Place
-from grpo_pl.objective import Objective
-from grpo_pl.optimization import OptimizedModule, OptimizerFactory, SchedulerFactory
-from grpo_pl.references import ReferenceUpdate
-from grpo_pl.regularizers import EntropyBonus, KLPenalty
-from grpo_pl.restoring import check_fits
-from grpo_pl.rewards.base import RewardFunction, Verifier, score_samples
-from grpo_pl.rewards.transforms import RewardTransform
-from grpo_pl.strategies import data_ranks, num_shards, place
+from grpo_pl.training.checks.prompts import check_answers
+from grpo_pl.training.metrics import EffectiveSampleSize, rollout_metrics, sample_records
+from grpo_pl.training.optimization import OptimizedModule, OptimizerFactory, SchedulerFactory
+from grpo_pl.training.strategies import data_ranks, num_shards, place
+from grpo_pl.training.validation import Evaluation
 from grpo_pl.types import Experience, Prompt, Rollout, TokenScores
-from grpo_pl.weight_sync import full_weights
 
 
 class PolicyOptimization(OptimizedModule):

@@ -35,7 +35,7 @@ from rich.console import Console
 from rich.status import Status
 from rich.table import Table
 
-from grpo_pl.precision import PRECISIONS, DType, device_here, measured_rates
+from grpo_pl.system.precision import PRECISIONS, DType, device_here, measured_rates
 
 ROOT = Path(__file__).resolve().parent.parent
 TRL = "trl==1.16.0"

@@ -19,12 +19,12 @@ import grpo_pl  # noqa: F401, I001  # before torch, as in a run: how threads wai
 import lightning.pytorch as pl
 import torch
 
-from grpo_pl.callbacks.records import newest_row
-from grpo_pl.cli import CLI, configure
-from grpo_pl.memory import forget_peak, peak_gib, release_free_memory
-from grpo_pl.mistakes import mistakes_answered
+from grpo_pl.callbacks.metrics_table import newest_row
+from grpo_pl.config.cli import CLI, configure
+from grpo_pl.system.memory import forget_peak, peak_gib, release_free_memory
+from grpo_pl.config.exits import mistakes_answered
 from grpo_pl.models.loading import resolve_pretrained
-from grpo_pl.quiet import tame_logs
+from grpo_pl.system.output import tame_logs
 from grpo_pl.rollout.stored import StoredRollouts
 from grpo_pl.rollout.vllm import VLLMEngine, requests
 

@@ -46,8 +46,8 @@ def export(checkpoint: Path, out: Path, pretrained: str = "") -> Path:
 
 def policy_weights(checkpoint: Path) -> dict[str, Tensor]:
     """The policy's parameters under their Hugging Face names."""
-    from grpo_pl.callbacks.checkpoint_io import read_shards
-    from grpo_pl.manifest import is_sharded
+    from grpo_pl.runs.checkpoint_io import read_shards
+    from grpo_pl.runs.manifest import is_sharded
 
     if not checkpoint.is_file() and not is_sharded(checkpoint):
         raise ValueError(
@@ -80,8 +80,8 @@ def policy_arguments(checkpoint: Path, remedy: str) -> dict[str, Any]:
 def merge_adapters(weights: dict[str, Tensor], pretrained: str, checkpoint: Path) -> dict[str, Tensor]:
     """The weights of the base model with a checkpoint's LoRA adapters merged into them."""
     from grpo_pl.models import LoRA
+    from grpo_pl.models.full_weights import full_weights
     from grpo_pl.models.loading import load_language_model
-    from grpo_pl.weight_sync import full_weights
 
     arguments = policy_arguments(
         checkpoint, "the adapters' scale is known there, leave it beside the checkpoint"

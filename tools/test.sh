@@ -28,7 +28,7 @@ fi
 if [[ ${1:-} == --browser ]]; then
     type chromium chromedriver >/dev/null 2>&1 || install chromium chromium-driver
     shift
-    exec python -m pytest tests/experiments -m browser "$@"
+    exec python -m pytest tests/commands/compare -m browser "$@"
 fi
 
 failed=()

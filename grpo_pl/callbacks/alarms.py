@@ -5,7 +5,7 @@ import logging
 import lightning.pytorch as pl
 from typing_extensions import override
 
-from grpo_pl.alarms import (
+from grpo_pl.callbacks.alarm_rules import (
     COLUMN,
     Alarm,
     AllTruncated,
@@ -16,7 +16,7 @@ from grpo_pl.alarms import (
     RewardHacking,
 )
 from grpo_pl.callbacks.guard import RunStoppedError
-from grpo_pl.callbacks.records import metrics_table
+from grpo_pl.callbacks.metrics_table import metrics_table
 
 log = logging.getLogger(__name__)
 

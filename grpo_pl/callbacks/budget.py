@@ -6,7 +6,7 @@ from typing import Any
 import lightning.pytorch as pl
 from typing_extensions import override
 
-from grpo_pl.callbacks.records import metrics_table
+from grpo_pl.callbacks.metrics_table import metrics_table
 from grpo_pl.types import Experience
 
 SPENT = {"response_tokens": "rollout/tokens", "seconds": "time/iteration_s"}

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import lightning.pytorch as pl
 from typing_extensions import override
 
-from grpo_pl.alarms import onsets
-from grpo_pl.durable import DiskFullError, room_for
-from grpo_pl.run_files import METRICS_FILE, read_metrics
+from grpo_pl.callbacks.alarm_rules import onsets
+from grpo_pl.runs.layout import METRICS_FILE, read_metrics
+from grpo_pl.system.atomic_files import DiskFullError, room_for
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

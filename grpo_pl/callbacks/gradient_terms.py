@@ -12,9 +12,9 @@ from torch import nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from grpo_pl.gradients import Gradient, cosine, length, set_aside, taken
-from grpo_pl.objective import HasObjective
-from grpo_pl.strategies import FSDP2Strategy, data_ranks
+from grpo_pl.losses.objective import HasObjective
+from grpo_pl.training.gradients import Gradient, cosine, length, set_aside, taken
+from grpo_pl.training.strategies import FSDP2Strategy, data_ranks
 from grpo_pl.types import Experience
 
 NAMES = {"model.loss": "policy", "model.kl": "kl", "model.entropy": "entropy", "model.value_loss": "value"}

@@ -9,9 +9,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins import MixedPrecision
 from typing_extensions import override
 
-from grpo_pl.callbacks.records import newest_row
-from grpo_pl.nonfinite import SkippedStep
-from grpo_pl.optimization import OptimizedModule
+from grpo_pl.callbacks.metrics_table import newest_row
+from grpo_pl.training.optimization import OptimizedModule
+from grpo_pl.training.skipped_steps import SkippedStep
 
 log = logging.getLogger(__name__)
 SHOWN = (

@@ -10,8 +10,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as RichProgress
 from typing_extensions import override
 
-from grpo_pl.callbacks.records import newest_row
-from grpo_pl.heartbeat import heartbeat
+from grpo_pl.callbacks.metrics_table import newest_row
+from grpo_pl.system.heartbeat import heartbeat
 
 SHOWN = {
     "reward": ("rollout/reward", "{:.3f}"),

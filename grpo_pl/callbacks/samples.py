@@ -12,8 +12,8 @@ from rich.table import Table
 from typing_extensions import override
 
 from grpo_pl.callbacks.progress import Progress
-from grpo_pl.durable import append, replacing
-from grpo_pl.run_files import SAMPLES_FILE
+from grpo_pl.runs.layout import SAMPLES_FILE
+from grpo_pl.system.atomic_files import append, replacing
 from grpo_pl.types import Experience, SampleRecord
 
 log = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from grpo_pl.functional.ratios import MAX_LOG_RATIO, bounded_exp, importance_rat
 from grpo_pl.functional.returns import generalized_advantages, outcome_rewards
 from grpo_pl.functional.seeds import derive_seed, permutation
 from grpo_pl.functional.statistics import divide_by_std, masked_mean, mean_and_std, whiten
-from grpo_pl.functional.verdicts import majority_at_k, pass_at_k, wilson_interval
+from grpo_pl.functional.success_rates import majority_at_k, pass_at_k, wilson_interval
 
 __all__ = [
     "MAX_LOG_RATIO",

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from grpo_pl.models.deferred import deferred, read_head
-from grpo_pl.precision import DType
+from grpo_pl.system.precision import DType
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase

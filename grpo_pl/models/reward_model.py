@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from grpo_pl.models.loading import RewardKind, context_length, load_reward_model, load_tokenizer
-from grpo_pl.precision import DType
+from grpo_pl.system.precision import DType
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

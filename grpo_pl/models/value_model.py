@@ -11,7 +11,7 @@ from grpo_pl.models.builder import ModelBuilder
 from grpo_pl.models.language_model import LanguageModel, at_each_token
 from grpo_pl.models.loading import load_config, load_language_model, load_reward_model
 from grpo_pl.models.packing import check_can_pack, checked_row_tokens, hidden_before_each_token
-from grpo_pl.precision import DType
+from grpo_pl.system.precision import DType
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -7,12 +7,12 @@ from rich.progress import track
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, DistributedSampler, Subset
 from typing_extensions import override
 
-from grpo_pl.checks.schedule import check_trainer_numbers
 from grpo_pl.functional import derive_seed, permutation
 from grpo_pl.models.reward_model import ResponseEncoder
 from grpo_pl.prompts.sources import PromptSource
 from grpo_pl.reward_modeling.objectives import LabeledBatch, LabeledResponse, RewardObjective
-from grpo_pl.strategies import AttachedDataModule
+from grpo_pl.training.checks.schedule import check_trainer_numbers
+from grpo_pl.training.strategies import AttachedDataModule
 
 log = logging.getLogger(__name__)
 Example = list[LabeledResponse]

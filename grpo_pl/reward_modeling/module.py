@@ -8,15 +8,15 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from grpo_pl.checks.components import check_optimizer
+from grpo_pl.models.full_weights import full_weights
 from grpo_pl.models.reward_model import RewardModel
-from grpo_pl.optimization import OptimizedModule, OptimizerFactory, SchedulerFactory
-from grpo_pl.precision import DType
-from grpo_pl.restoring import check_fits
 from grpo_pl.reward_modeling.calibration import Calibration
 from grpo_pl.reward_modeling.objectives import LabeledBatch, RewardObjective
-from grpo_pl.strategies import num_shards, place
-from grpo_pl.weight_sync import full_weights
+from grpo_pl.runs.same_model import check_fits
+from grpo_pl.system.precision import DType
+from grpo_pl.training.checks.components import check_optimizer
+from grpo_pl.training.optimization import OptimizedModule, OptimizerFactory, SchedulerFactory
+from grpo_pl.training.strategies import num_shards, place
 
 log = logging.getLogger(__name__)
 EXPORT_FOLDER = "model"

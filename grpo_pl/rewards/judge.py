@@ -14,10 +14,10 @@ from urllib.request import Request, urlopen
 
 from typing_extensions import override
 
-from grpo_pl.addresses import is_address
 from grpo_pl.models.builder import Place
 from grpo_pl.rewards.base import RewardError, RewardFunction, describe
 from grpo_pl.rewards.patterns import compiled
+from grpo_pl.system.addresses import is_address
 from grpo_pl.types import Prompt, Sample
 
 _logger = logging.getLogger(__name__)

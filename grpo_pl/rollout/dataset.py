@@ -8,7 +8,6 @@ import torch
 from typing_extensions import override
 
 from grpo_pl.functional import batches_within
-from grpo_pl.memory import tensor_bytes
 from grpo_pl.models import CausalLM, LanguageModel
 from grpo_pl.models.loading import (
     eos_token_ids,
@@ -17,7 +16,6 @@ from grpo_pl.models.loading import (
     vocabulary_size,
     without_weights,
 )
-from grpo_pl.precision import DType
 from grpo_pl.rollout.engine import (
     Demand,
     EngineMemory,
@@ -27,6 +25,8 @@ from grpo_pl.rollout.engine import (
     assemble_rollout,
     token_ends,
 )
+from grpo_pl.system.memory import tensor_bytes
+from grpo_pl.system.precision import DType
 from grpo_pl.types import Prompt, Rollout
 
 BATCH_TOKENS = 16384

@@ -8,10 +8,8 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from grpo_pl.functional import derive_seed
-from grpo_pl.memory import tensor_bytes
 from grpo_pl.models.architecture import Architecture
 from grpo_pl.models.loading import eos_token_ids, load_language_model, load_tokenizer, without_weights
-from grpo_pl.precision import OpenDType, chosen_dtype
 from grpo_pl.rollout.engine import (
     Demand,
     EngineMemory,
@@ -22,6 +20,8 @@ from grpo_pl.rollout.engine import (
     sampling_bytes,
     token_ends,
 )
+from grpo_pl.system.memory import tensor_bytes
+from grpo_pl.system.precision import OpenDType, chosen_dtype
 from grpo_pl.types import Prompt, Rollout
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from grpo_pl.durable import DiskFullError
 from grpo_pl.rollout.engine import EngineLostError, RolloutEngine, SamplingConfig
+from grpo_pl.system.atomic_files import DiskFullError
 from grpo_pl.types import Prompt, Rollout
 
 BUCKET_BYTES = 16 << 20

@@ -9,7 +9,7 @@ import torch
 from typing_extensions import override
 
 from grpo_pl.rollout.engine import OfflineEngine, Response, SamplingConfig, assemble_rollout
-from grpo_pl.rollout.files import Group, files_of, read_columns, read_groups
+from grpo_pl.rollout.parquet import Group, files_of, read_columns, read_groups
 from grpo_pl.types import Prompt, Rollout
 
 

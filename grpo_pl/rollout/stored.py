@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from grpo_pl.durable import replacing
 from grpo_pl.rollout.engine import EngineWrapper, RolloutEngine, SamplingConfig
 from grpo_pl.rollout.overlapped import OverlappedEngine, as_request
+from grpo_pl.system.atomic_files import replacing
 from grpo_pl.types import Prompt, Rollout
 
 log = logging.getLogger(__name__)

@@ -15,11 +15,8 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from grpo_pl.functional import derive_seed
-from grpo_pl.memory import release_free_memory, tensor_bytes
 from grpo_pl.models.architecture import Architecture
 from grpo_pl.models.loading import load_language_model, resolve_pretrained, without_weights
-from grpo_pl.precision import OpenDType, chosen_dtype
-from grpo_pl.quiet import captured_output
 from grpo_pl.rollout.engine import (
     Demand,
     EngineMemory,
@@ -30,6 +27,9 @@ from grpo_pl.rollout.engine import (
     sampling_bytes,
     token_ends,
 )
+from grpo_pl.system.memory import release_free_memory, tensor_bytes
+from grpo_pl.system.output import captured_output
+from grpo_pl.system.precision import OpenDType, chosen_dtype
 from grpo_pl.types import Prompt, Rollout
 
 if TYPE_CHECKING:

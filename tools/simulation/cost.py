@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from grpo_pl.planning.formulas import FLOAT32, Network, Rows, activation_bytes, head_bytes
+from grpo_pl.commands.plan.formulas import FLOAT32, Network, Rows, activation_bytes, head_bytes
 from simulation.inputs import WEIGHT, Machine, Model, Work
 
 STATE, SAVED = 4 * FLOAT32, 3 * FLOAT32
@@ -112,7 +112,7 @@ class Simulation:
         return copies * architecture.cache_bytes(1, WEIGHT)
 
     def refusal(self, plan: Plan) -> str | None:
-        """What does not go: what grpo_pl.checks and vLLM would refuse, or what is too large."""
+        """What does not go: what grpo_pl.training.checks and vLLM would refuse, or what is too large."""
         mine, minibatches = plan.prompts * self.work.group_size // plan.trainers, self.work.minibatches
         if plan.prompts % plan.trainers:
             return f"{plan.prompts} prompts for {plan.trainers} ranks"

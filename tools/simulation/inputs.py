@@ -12,8 +12,8 @@ from statistics import NormalDist
 import torch
 from torch import Tensor
 
+from grpo_pl.commands.plan.formulas import packed_rows
 from grpo_pl.models.architecture import Architecture
-from grpo_pl.planning.formulas import packed_rows
 
 WEIGHT = 2
 """Bytes of a parameter in bfloat16."""

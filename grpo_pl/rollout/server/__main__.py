@@ -13,10 +13,10 @@ import torch
 from jsonargparse import auto_cli
 
 from grpo_pl.models.loading import context_length, resolve_pretrained
-from grpo_pl.precision import AUTO, OpenDType, device_here, measured_rates
-from grpo_pl.rollout.server.guard import RequireKey
+from grpo_pl.rollout.server.api_key import RequireKey
 from grpo_pl.rollout.server.transfer import NCCL, SharedFiles
 from grpo_pl.rollout.vllm import engine_arguments
+from grpo_pl.system.precision import AUTO, OpenDType, device_here, measured_rates
 
 BACKENDS = {kind.__name__: kind.backend for kind in (NCCL, SharedFiles)}
 RECEIVER = "grpo_pl.rollout.server.receiver.WorkerExtension"

@@ -13,10 +13,8 @@ import torch
 from torch import Tensor, distributed
 from typing_extensions import override
 
-from grpo_pl.addresses import is_address
 from grpo_pl.functional import derive_seed
 from grpo_pl.models.loading import load_tokenizer
-from grpo_pl.precision import DType
 from grpo_pl.rollout.engine import (
     EngineLostError,
     Response,
@@ -25,10 +23,12 @@ from grpo_pl.rollout.engine import (
     assemble_rollout,
     token_ends,
 )
-from grpo_pl.rollout.server.answering import Answering
-from grpo_pl.rollout.server.checks import Expected, check, is_paused
+from grpo_pl.rollout.server.compatible import Expected, check, is_paused
 from grpo_pl.rollout.server.connection import Fleet, Server, ServerError, connected
+from grpo_pl.rollout.server.requests import Answering
 from grpo_pl.rollout.server.transfer import MIB, NCCL, SharedFiles, WeightTransfer, buckets
+from grpo_pl.system.addresses import is_address
+from grpo_pl.system.precision import DType
 from grpo_pl.types import Prompt, Rollout
 
 log = logging.getLogger(__name__)

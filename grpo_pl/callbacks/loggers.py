@@ -1,0 +1,52 @@
+"""Runs of a study have the same groups and tags in every logger that knows such."""
+
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+
+from grpo_pl.commands.compare.runs import Place, place
+
+
+def label_loggers(loggers: Any, folder: Path) -> None:
+    """Tell the loggers of a config which study, variant and seed a run in this folder is of.
+
+    Weights & Biases gets them as name, group and tags; MLflow as run name and tags, of which one is `group`.
+    What the config says itself stays. Outside of a study, and for other loggers, nothing happens.
+
+    Args:
+        loggers: `trainer.logger`: changed in place.
+        folder: `trainer.default_root_dir`.
+    """
+    where = place(folder)
+    for logger in loggers if isinstance(loggers, list) else [loggers]:
+        if where is None or not isinstance(logger, Namespace):
+            continue
+        name = logger.class_path.rpartition(".")[2]
+        if name == "WandbLogger":
+            say(logger.init_args, name=run_name(where), group=group(where), tags=tags(where))
+        elif name == "MLFlowLogger":
+            labels = where._asdict() | {"group": group(where)}
+            logger.init_args["tags"] = labels | dict(logger.init_args.get("tags") or {})
+            say(logger.init_args, run_name=run_name(where))
+
+
+def say(arguments: Namespace, **values: Any) -> None:
+    """Set those arguments that have no value."""
+    for name, value in values.items():
+        arguments[name] = arguments.get(name) or value
+
+
+def tags(where: Place) -> list[str]:
+    """Study, variant and seed, in words."""
+    return [f"{key}={value}" for key, value in where._asdict().items()]
+
+
+def group(where: Place) -> str:
+    """What runs that differ by their seed have in common."""
+    return f"{where.study}/{where.variant}"
+
+
+def run_name(where: Place) -> str:
+    """The run among those of its study."""
+    return f"{where.variant}/seed-{where.seed}"

@@ -1,0 +1,1 @@
+"""What one types: a folder for each command, and the table of them."""

@@ -1,0 +1,91 @@
+"""A study as an array of SLURM jobs, with a job after them that compares."""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from grpo_pl.commands.ablate.planned import PlannedRun
+from grpo_pl.commands.submit.command import (
+    SCRIPT_FILE,
+    Options,
+    check_free,
+    check_sbatch,
+    hand_in,
+    write,
+)
+from grpo_pl.runs import slurm_job
+from grpo_pl.runs.layout import CONFIG_FILE
+
+REPORT_SCRIPT = "report.sbatch"
+
+
+class Job(NamedTuple):
+    """An array of jobs, before it is submitted."""
+
+    script: str
+    partition: list[str]
+    """Options of sbatch for the report."""
+
+
+def submit_array(runs: Sequence[PlannedRun], out: Path, job: Job, *, base: str) -> None:
+    """Submit runs as one array, and the report on the study as a job that waits for all of it.
+
+    Args:
+        runs: Those that have not ended.
+        out: The study's folder.
+        job: What runs them.
+        base: The variant that others are compared with.
+
+    Raises:
+        ValueError: If a run's folder is a job's that has not ended, or if SLURM refuses the job.
+    """
+    check_sbatch()
+    for run in runs:
+        check_free(run.folder)
+    for run in runs:
+        run.fit.prepare()
+    (out / SCRIPT_FILE).write_text(job.script, encoding="utf-8")
+    array = hand_in(out / SCRIPT_FILE)
+    for i, run in enumerate(runs):
+        if slurm_job.owner(run.folder) is None:  # or the job itself was faster
+            slurm_job.Owner(f"{array}_{i}", starts=0).write(run.folder)
+    (out / REPORT_SCRIPT).write_text(report_script(out, base), encoding="utf-8")
+    after = hand_in(out / REPORT_SCRIPT, f"--dependency=afterany:{array}", *job.partition)
+    print(f"Jobs {array}_[0-{len(runs) - 1}] are submitted, and {after}, which compares them: {out}/*.sbatch")
+
+
+def read_options(text: str) -> argparse.Namespace:
+    """The options of `submit` in one string.
+
+    Raises:
+        ValueError: If an array cannot have them.
+    """
+    said = Options().parse_args(shlex.split(text))
+    if said.server_nodes:
+        raise ValueError("ablate: --slurm: jobs with --server-nodes are no array: submit each by itself")
+    return said
+
+
+def array_job(runs: Sequence[PlannedRun], out: Path, options: argparse.Namespace) -> Job:
+    """The script that runs each in a job of its own, one of an array.
+
+    Args:
+        runs: What is to be run, on the nodes of the options.
+        out: The study's folder.
+        options: Of `submit`.
+    """
+    configs = shlex.join(str(run.folder / CONFIG_FILE) for run in runs)
+    choose = [f"configs=({configs})", 'set -- --config "${configs[$SLURM_ARRAY_TASK_ID]}"']
+    more = {"array": f"0-{len(runs) - 1}", "output": shlex.quote(f"{out}/slurm-%A_%a.out")}
+    partition = [f"--partition={options.partition}"] if options.partition else []
+    return Job(write(options, runs[0].fit.settings, out, choose, more), partition)
+
+
+def report_script(out: Path, base: str) -> str:
+    """What compares the runs."""
+    command = [sys.executable, "-m", "grpo_pl", "compare", str(out), "--base", base]
+    output = f"#SBATCH --output={shlex.quote(f'{out}/report-%j.out')}"
+    return "\n".join(["#!/usr/bin/env bash", output, shlex.join(command), ""])

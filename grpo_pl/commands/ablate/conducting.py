@@ -1,0 +1,98 @@
+"""A study from its file to its report: check all runs, run what has not ended, and compare."""
+
+import argparse
+import shutil
+import signal
+import tempfile
+from pathlib import Path
+
+from rich.progress import track
+
+from grpo_pl.commands.ablate.array import array_job, read_options, submit_array
+from grpo_pl.commands.ablate.forked import ForkServer
+from grpo_pl.commands.ablate.planned import Check, PlannedRun, plan_runs
+from grpo_pl.commands.ablate.progress import StudyProgress
+from grpo_pl.commands.ablate.running import run_all, shares_of_machine
+from grpo_pl.commands.ablate.study import SETTINGS_FOLDER, Study
+from grpo_pl.commands.compare.reporting import report
+from grpo_pl.commands.submit.command import for_nodes
+from grpo_pl.runs.layout import CONFIG_FILE
+from grpo_pl.runs.lock import Lock
+from grpo_pl.runs.preemption import EXIT_CODE
+
+STUDY_FILE = "study.yaml"
+FAILED = 1
+
+
+def conduct(
+    study: Study,
+    out: Path,
+    options: argparse.Namespace,
+    for_fit: list[str],
+    check: Check,
+    server: ForkServer,
+) -> int:
+    """Run a study and report on it; gives the exit code.
+
+    Args:
+        study: What to run.
+        out: Its folder.
+        options: Of `ablate`.
+        for_fit: Options of `fit`, for all runs.
+        check: Reads them.
+        server: What runs are forked from.
+
+    Raises:
+        ValueError: If something is wrong with the study, before any run begins.
+    """
+    shares_of_machine(options.jobs)
+    on_slurm = None if options.slurm is None else read_options(options.slurm)
+    for_fit = for_fit + (for_nodes(on_slurm) if on_slurm else [])
+    settings = out / SETTINGS_FOLDER
+    with tempfile.TemporaryDirectory(prefix="grpo_pl-study-") as aside:
+        planned = plan_runs(study, study.write_settings(Path(aside)), out, for_fit, check)
+        total = len(study.seeds) * len(study.variants)
+        checked = track(planned, "checking", total=total, transient=True)
+        runs = [run.reading_from(settings, Path(aside)) for run in checked]
+        to_do = [run for run in runs if not run.ended]
+        job = array_job(to_do, out, on_slurm) if on_slurm and to_do else None
+        if options.dry_run:
+            print(job.script if job else "".join(f"{run.name}: {run.folder}\n" for run in to_do), end="")
+            return 0
+        print(f"{len(runs)} runs of {len(study.variants)} variants: {len(runs) - len(to_do)} have ended")
+        lock = Lock(out)
+        lock.take()
+        try:
+            study.write_settings(settings)
+            shutil.copyfile(study.path, out / STUDY_FILE)
+            if job is None:
+                return run_here(study, runs, out, options.jobs, server)
+            submit_array(to_do, out, job, base=next(iter(study.variants)))
+            return 0
+        finally:
+            lock.leave()
+
+
+def run_here(study: Study, runs: list[PlannedRun], out: Path, jobs: int, server: ForkServer) -> int:
+    """Run what has not ended, and report on all."""
+    to_do = [run for run in runs if not run.ended]
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    progress = StudyProgress(to_do, len(runs) - len(to_do), jobs, study.metric)
+    try:
+        with progress:
+            run_all(to_do, jobs, server, on_start=progress.start, on_end=progress.end, on_look=progress.look)
+    except KeyboardInterrupt:
+        progress.say("Stopped, and all that ran is saved: the same command goes on.")
+        return EXIT_CODE
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    started = [run for run in runs if (run.folder / CONFIG_FILE).exists()]
+    if len(progress.problems) < len(runs):
+        base = next(name for name in study.variants if name in {run.variant for run in started})
+        report([run.folder for run in started], out, base=base, metric=study.metric)
+    for name, problem in progress.problems.items():
+        progress.say(f"! {name} failed: {problem}")
+    if progress.problems:
+        count = f"{len(progress.problems)} of {len(runs)} runs"
+        progress.say(f"{count} failed: the same command tries them again.")
+    return FAILED if progress.problems else 0

@@ -1,0 +1,121 @@
+"""The runs of a study: what each is, and how far it has come."""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from grpo_pl.callbacks.budget import SPENT
+from grpo_pl.commands.ablate.study import Budget, Study
+from grpo_pl.commands.submit import command as submission
+from grpo_pl.runs.layout import ENDED_FILE, METRICS_FILE, read_metrics
+
+
+@runtime_checkable
+class Fit(submission.Fit, Protocol):
+    """A command line of `fit`, read and checked."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether its folder holds this very run, at its end."""
+        ...
+
+
+Check = Callable[[list[str]], Fit]
+"""Reads what is for `fit`."""
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One variant with one seed."""
+
+    variant: str
+    seed: int
+    folder: Path
+    options: list[str]
+    """Of `fit`."""
+    budget: Budget
+    fit: Fit
+    """Those options, read and checked."""
+    ended: bool
+    """Whether it had come to its end before this command began."""
+
+    @property
+    def name(self) -> str:
+        """As one says it."""
+        return f"{self.variant}, seed {self.seed}"
+
+    @property
+    def log(self) -> Path:
+        """Where what it says is kept; its folder may move aside."""
+        return self.folder.with_name(f"{self.folder.name}.log")
+
+    @property
+    def command(self) -> list[str]:
+        """What runs it, and continues it."""
+        return [sys.executable, "-m", "grpo_pl", "fit", *self.options]
+
+    def reading_from(self, folder: Path, instead_of: Path) -> "PlannedRun":
+        """The same run, with the settings of the study in another folder."""
+        return replace(self, options=[word.replace(str(instead_of), str(folder)) for word in self.options])
+
+    def rows(self) -> list[dict[str, float]]:
+        """Its metrics so far."""
+        path = self.folder / METRICS_FILE
+        return read_metrics(path) if path.exists() else []
+
+    def share_done(self) -> float:
+        """How much of its budget is spent, from 0 to 1."""
+        if (self.folder / ENDED_FILE).exists():
+            return 1.0
+        rows = self.rows()
+        if self.budget.unit == "iterations":
+            spent = rows[-1]["iteration"] if rows else 0.0
+        else:
+            spent = sum(row.get(SPENT[self.budget.unit], 0.0) for row in rows)
+        return min(spent / self.budget.amount, 1.0)
+
+
+def plan_runs(
+    study: Study, options: dict[str, list[str]], out: Path, more: Sequence[str], check: Check
+) -> Iterator[PlannedRun]:
+    """All runs, each checked: for each seed every variant, so that pairs are complete early.
+
+    Args:
+        study: What to run.
+        options: Variant -> its options of `fit`.
+        out: The study's folder; a run's is `<out>/<variant>/seed-<seed>`.
+        more: Options of `fit` for all runs.
+        check: Reads them.
+
+    Raises:
+        ValueError: If something is wrong with one.
+    """
+    for seed in study.seeds:
+        for variant in study.variants:
+            folder = out / variant / f"seed-{seed}"
+            own = ["--seed_everything", str(seed), "--data.seed", str(seed)]
+            said = [*options[variant], *more, *own, "--trainer.default_root_dir", str(folder)]
+            fit = check(said)
+            budget = study.budget or iterations_of(fit.settings, study)
+            check_last_validation(fit.settings, budget, variant, study)
+            yield PlannedRun(variant, seed, folder, said, budget, fit, fit.ended)
+
+
+def iterations_of(settings: Any, study: Study) -> Budget:
+    """The budget of a config."""
+    if (settings.trainer.max_epochs or 0) < 1:
+        raise ValueError(f"study {study.path}: budget: name one, for trainer.max_epochs is no limit")
+    return Budget("iterations", settings.trainer.max_epochs)
+
+
+def check_last_validation(settings: Any, budget: Budget, variant: str, study: Study) -> None:
+    """Refuse a study whose last iteration would not be validated."""
+    every = settings.trainer.check_val_every_n_epoch or 1
+    if budget.unit == "iterations" and budget.amount % every:
+        raise ValueError(
+            f"study {study.path}: variants.{variant} ends after {budget.amount} iterations and validates "
+            f"every {every}, so that its end would not be measured: set trainer.check_val_every_n_epoch to a "
+            f"divisor of {budget.amount}"
+        )

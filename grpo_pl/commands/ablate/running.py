@@ -1,0 +1,112 @@
+"""Runs as processes: so many at once, each on its share of the machine."""
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from grpo_pl.commands.ablate.forked import ForkedRun, ForkServer
+from grpo_pl.commands.ablate.planned import PlannedRun
+from grpo_pl.runs.layout import ENDED_FILE
+
+POLL_S = 0.5
+LAST_WORDS = 300
+
+
+class Running:
+    """A run under way, in a process that ends with this one.
+
+    Even by SIGKILL: the same command continues it from its last checkpoint to the last bit.
+    """
+
+    def __init__(self, run: PlannedRun, server: ForkServer, environment: dict[str, str]) -> None:
+        self.run, self.begin = run, time.monotonic()
+        self.share_before = run.share_done()
+        run.log.parent.mkdir(parents=True, exist_ok=True)
+        with run.log.open("ab") as log:
+            log.write(f"$ {' '.join(run.command)}\n".encode())
+        self.process = ForkedRun(server, ["fit", *run.options], run.log, os.environ | environment)
+
+    @property
+    def seconds(self) -> float:
+        """How long it has run."""
+        return time.monotonic() - self.begin
+
+    @property
+    def problem(self) -> str:
+        """Why it did not come to its end; empty if it did."""
+        if self.process.code == 0 and (self.run.folder / ENDED_FILE).exists():
+            return ""
+        return f"exit code {self.process.code}: {last_words(self.run.log)}"
+
+    def stop(self) -> None:
+        """Have it save at the end of its iteration."""
+        self.process.stop()
+
+
+def last_words(log: Path) -> str:
+    """The last line of a log."""
+    lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
+    said = [line for line in lines if line.strip() and not line.startswith("$ ")]
+    return said[-1].strip()[-LAST_WORDS:] if said else "it said nothing"
+
+
+def shares_of_machine(jobs: int) -> list[dict[str, str]]:
+    """For each of the runs at once, the environment that gives it its GPUs, or its cores.
+
+    Raises:
+        ValueError: If there are more runs than GPUs.
+    """
+    if jobs == 1:
+        return [{}]
+    if gpus := torch.cuda.device_count():
+        if jobs > gpus:
+            raise ValueError(f"ablate: --jobs {jobs}: this machine has {gpus} GPUs, and each run needs one")
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
+        each = gpus // jobs
+        return [{"CUDA_VISIBLE_DEVICES": ",".join(visible[i * each : (i + 1) * each])} for i in range(jobs)]
+    threads = max(len(os.sched_getaffinity(0)) // jobs, 1)
+    return [{"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}] * jobs
+
+
+def run_all(
+    runs: Sequence[PlannedRun],
+    jobs: int,
+    server: ForkServer,
+    *,
+    on_start: Callable[[PlannedRun], None],
+    on_end: Callable[[Running], None],
+    on_look: Callable[[list[Running]], None],
+) -> None:
+    """Run them in their order, `jobs` at once; where one fails, the others go on.
+
+    Args:
+        runs: What is to be run.
+        jobs: How many at once.
+        server: What they are forked from.
+        on_start: Told of a run that begins.
+        on_end: Told of one that has ended, however it has.
+        on_look: Told of those under way, twice a second.
+
+    Raises:
+        KeyboardInterrupt: If the user, or a signal, has ended it; all that ran have saved.
+    """
+    waiting, free, running = list(runs), shares_of_machine(jobs), list[tuple[Running, dict[str, str]]]()
+    try:
+        while waiting or running:
+            while waiting and free:
+                on_start(waiting[0])
+                running.append((Running(waiting.pop(0), server, free[-1]), free.pop()))
+            server.wait(POLL_S)
+            on_look([each for each, _ in running])
+            for each, share in [pair for pair in running if pair[0].process.code is not None]:
+                running.remove((each, share))
+                free.append(share)
+                on_end(each)
+    finally:
+        for each, _ in running:
+            each.stop()
+        for each, _ in running:
+            each.process.wait()

@@ -1,0 +1,120 @@
+"""What differs between the configs of two runs, and nothing else."""
+
+import inspect
+import json
+import re
+from collections.abc import Iterator
+from pydoc import ErrorDuringImport, locate
+from typing import Any, NamedTuple
+
+from grpo_pl.commands.compare.runs import Run
+
+SEEDS = ("seed_everything", "data.seed")
+WITHOUT_EFFECT = (
+    *("trainer.default_root_dir", "trainer.logger", "trainer.enable_progress_bar"),
+    *("checkpoint", "ckpt_path", "weights_only", "preemption"),
+    *("samples", "curves", "reliability", "metrics", "progress"),
+)
+"""Where a run lies and what one sees of it: no result depends on these."""
+
+
+class Difference(NamedTuple):
+    """A setting that two configs have different values of, as a command line would say them."""
+
+    key: str
+    base: str
+    other: str
+
+    @property
+    def short(self) -> str:
+        """`leaf=value`, of the other config."""
+        return f"{self.key.rpartition('.')[2]}={self.other}"
+
+
+def settings(run: Run) -> dict[str, Any]:
+    """What a run's result depends on, but for its seed: equal for the runs that repeat each other.
+
+    A path into the run's own folder, or through a folder `seed-<n>` of its own seed, counts as the same. A
+    model that `pretrained` names for all is named once.
+    """
+    folder, model = run.config["trainer"].get("default_root_dir"), run.config.get("pretrained")
+
+    def normal(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {
+                k: normal(v) for k, v in value.items() if not (k == "pretrained" and model and v == model)
+            }
+        if isinstance(value, list):
+            return [normal(v) for v in value]
+        if not isinstance(value, str):
+            return value
+        if folder and f"{value}/".startswith(f"{folder}/"):
+            return f"<run>{value[len(folder) :]}"
+        return re.sub(rf"\bseed-{run.place.seed}\b", "seed-<n>", value) if run.place else value
+
+    found = {key: normal(value) for key, value in run.config.items()} | {"pretrained": model}
+    for key in (*SEEDS, *WITHOUT_EFFECT):
+        group, _, leaf = key.rpartition(".")
+        owner = found.get(group) if group else found
+        if isinstance(owner, dict):
+            owner.pop(leaf, None)
+    return found
+
+
+def fingerprint(run: Run) -> str:
+    """A text that is the same for runs with equal settings."""
+    return json.dumps(settings(run), sort_keys=True, default=str)
+
+
+def differences(base: Any, other: Any, key: str = "") -> Iterator[Difference]:
+    """The settings that differ; a component of another class is one difference, with its arguments in it."""
+    both = isinstance(base, dict) and isinstance(other, dict)
+    if both and base.get("class_path") == other.get("class_path"):
+        a, b = ((v.get("init_args") or {}) if "class_path" in v else v for v in (base, other))
+        for name in dict.fromkeys((*a, *b)):
+            yield from differences(a.get(name), b.get(name), f"{key}.{name}" if key else name)
+    elif base != other:
+        yield Difference(key, shown(base), shown(other))
+
+
+def shown(value: Any) -> str:
+    """A value as one reads it: `null`, `0.2`, `GAE(lam=1)` with those arguments that are not its defaults."""
+    if isinstance(value, dict) and "class_path" in value:
+        usual = _defaults(value["class_path"])
+        said = {
+            name: v
+            for name, v in (value.get("init_args") or {}).items()
+            if name not in usual or not _same(v, usual[name])
+        }
+        inside = ", ".join(f"{name}={shown(v)}" for name, v in said.items())
+        return str(value["class_path"]).rpartition(".")[2] + (f"({inside})" if inside else "")
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{name}: {shown(v)}" for name, v in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(shown, value)) + "]"
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _same(value: Any, default: Any) -> bool:
+    return bool(value == (list(default) if isinstance(default, tuple) else default)) or (
+        default is inspect.Parameter.empty and value in ("", None)
+    )
+
+
+def _defaults(class_path: str) -> dict[str, Any]:
+    """The constructor's arguments and their defaults; none for a class that is not installed here."""
+    try:
+        cls = locate(class_path)
+    except ErrorDuringImport:
+        return {}
+    if not inspect.isclass(cls):
+        return {}
+    constructors = [vars(owner).get("__init__") for owner in reversed(cls.__mro__)]
+    return {
+        name: parameter.default
+        for constructor in constructors  # what a class hands on to its base is an argument of its own
+        if inspect.isfunction(constructor)
+        for name, parameter in inspect.signature(constructor).parameters.items()
+    }

@@ -1,0 +1,126 @@
+"""Runs that repeat each other but for the seed are a group; one group is the base of all comparisons."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from grpo_pl.commands.compare.differences import Difference, differences, fingerprint, settings
+from grpo_pl.commands.compare.runs import Run
+
+MAX_IN_NAME = 2
+
+
+@dataclass(frozen=True)
+class Group:
+    """The runs of one configuration, each with another seed."""
+
+    name: str
+    runs: tuple[Run, ...]
+    differences: tuple[Difference, ...] = ()
+    """From the base."""
+
+    @property
+    def finished(self) -> dict[str, Run]:
+        """Seed -> a run that came to its end."""
+        return {run.seed: run for run in self.runs if run.finished}
+
+
+def group_runs(runs: Iterable[Run], base: str | None = None) -> list[Group]:
+    """Group runs by their settings, and in a study by variant too; the base comes first.
+
+    A group has its variant's name; outside of a study, that of its differences from the base.
+
+    Args:
+        runs: All of them.
+        base: The name of the base, or the folder of one of its runs; the first group where it is None.
+
+    Raises:
+        ValueError: If there is no such base, or if two runs of a group have the same seed.
+    """
+    found: dict[tuple[str, str], list[Run]] = {}
+    unstarted: list[Run] = []
+    for run in runs:
+        if run.config:
+            found.setdefault((variant(run), fingerprint(run)), []).append(run)
+        else:
+            unstarted.append(run)
+    groups = [Group(name, tuple(members)) for (name, _), members in found.items()]
+    for group in groups:
+        refuse_repeated_seeds(group)
+    first = next((g for g in groups if is_base(g, base)), None) if base else groups[0] if groups else None
+    if first is None:
+        raise ValueError(f"compare: --base {base}: no such group; {known(groups)}" if base else NOTHING)
+    ordered = [first, *(g for g in groups if g is not first)]
+    return named(with_unstarted([compared(g, first) for g in ordered], unstarted))
+
+
+NOTHING = "compare: no run has started: none of the folders has a config.yaml"
+
+
+def variant(run: Run) -> str:
+    """The name of its variant; empty outside of a study."""
+    return run.place.variant if run.place else ""
+
+
+def compared(group: Group, base: Group) -> Group:
+    """The group with its differences from the base."""
+    found = differences(settings(base.runs[0]), settings(group.runs[0]))
+    return replace(group, differences=tuple(found))
+
+
+def is_base(group: Group, said: str) -> bool:
+    """Whether a group is what `--base` names."""
+    return group.name == said or any(run.folder.resolve() == Path(said).resolve() for run in group.runs)
+
+
+def known(groups: list[Group]) -> str:
+    """What `--base` may be."""
+    names = list(dict.fromkeys(g.name for g in groups if g.name))
+    return f"there are {', '.join(names)}" if names else "name the folder of one of its runs"
+
+
+def refuse_repeated_seeds(group: Group) -> None:
+    """Runs of the same seed are no independent repetitions."""
+    first: dict[str, Run] = {}
+    for run in group.runs:
+        if run.seed in first:
+            raise ValueError(
+                f"compare: {first[run.seed].folder} and {run.folder} have the same settings and the same "
+                f"seed ({run.seed}): name one of them"
+            )
+        first[run.seed] = run
+
+
+def with_unstarted(groups: list[Group], runs: list[Run]) -> list[Group]:
+    """The groups, and runs that never started: in their variant's group, or in one of their own."""
+    for run in runs:
+        at = next((i for i, g in enumerate(groups) if g.name == variant(run)), None)
+        if at is None:
+            groups.append(Group(variant(run), (run,)))
+        else:
+            groups[at] = replace(groups[at], runs=(*groups[at].runs, run))
+    return groups
+
+
+def named(groups: list[Group]) -> list[Group]:
+    """The groups, each with a name of its own."""
+    taken: set[str] = set()
+    out: list[Group] = []
+    for group in groups:
+        name = group.name or ("base" if not out else difference_name(group))
+        if name in taken and group.differences:
+            name = f"{group.name} ({difference_name(group)})" if group.name else name
+        unique, n = name, 1
+        while unique in taken:
+            n += 1
+            unique = f"{name} ({n})"
+        taken.add(unique)
+        out.append(replace(group, name=unique))
+    return out
+
+
+def difference_name(group: Group) -> str:
+    """Its first differences from the base, and how many more there are."""
+    said = [d.short for d in group.differences[:MAX_IN_NAME]]
+    more = len(group.differences) - len(said)
+    return ", ".join(said) + (f" +{more}" if more else "")

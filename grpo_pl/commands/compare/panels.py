@@ -1,0 +1,238 @@
+"""What the pictures of a comparison show."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from grpo_pl.commands.compare.comparison import Comparison, Result
+from grpo_pl.commands.compare.costs import MEMORY, STAGES, TIME, Cost, cost_of, pareto, typical
+from grpo_pl.commands.compare.curves import Curve, curve, range_of_runs
+from grpo_pl.commands.compare.figures import Palette, Picture
+from grpo_pl.commands.compare.runs import SECONDS, TOKENS
+from grpo_pl.commands.compare.statistics import Interval
+
+ALONG = (
+    (None, "iterations", "iteration"),
+    (TOKENS, "tokens", "response tokens so far"),
+    (SECONDS, "seconds", "seconds of training so far, without validation"),
+)
+PATHS = (
+    ("train/kl", "KL to the reference", "nats a token"),
+    ("train/entropy", "entropy", "nats a token"),
+    ("train/clip_fraction", "clipped", "share of tokens"),
+    ("train/clip_fraction_positive", "clipped, advantage above 0", "share of tokens"),
+    ("train/clip_fraction_negative", "clipped, advantage below 0", "share of tokens"),
+    ("train/effective_sample_size", "effective sample size", "share of tokens"),
+    ("rollout/response_tokens", "response length", "tokens"),
+    ("rollout/truncated", "truncated", "share of responses"),
+    ("rollout/groups_without_signal", "groups without a signal", "share of groups"),
+    ("sync/logprob_mismatch", "engine against trainer", "nats a token"),
+    ("train/explained_variance", "critic: explained variance", "share"),
+    ("train/padding", "padding", "share of positions"),
+    ("train/grad_norm", "gradient norm", ""),
+    ("gradient/policy_norm", "gradient of the policy term", "norm"),
+    ("gradient/kl_norm", "gradient of the KL", "norm"),
+    ("gradient/entropy_norm", "gradient of the entropy bonus", "norm"),
+    ("gradient/value_norm", "value loss on the policy", "norm of the gradient"),
+    ("gradient/value_critic_norm", "value loss on the critic", "norm of the gradient"),
+    ("gradient/kl_policy_cosine", "KL against policy term", "cosine of gradients"),
+    ("gradient/entropy_policy_cosine", "entropy against policy term", "cosine of gradients"),
+    ("gradient/value_policy_cosine", "value against policy term", "cosine of gradients"),
+)
+"""Metric, what it is called, and its unit: each becomes a picture where a run has measured it."""
+
+
+def learning_curves(comparison: Comparison) -> list[Picture]:
+    """The compared metric against iterations, tokens and seconds, and the training reward."""
+    metric, name = comparison.metric, readable(comparison.metric)
+    found = [curves_picture(comparison, metric, f"{name} by {by}", name, along, x) for along, by, x in ALONG]
+    found.append(curves_picture(comparison, "rollout/reward", "training reward", "reward", None, "iteration"))
+    return [picture for picture in found if picture is not None]
+
+
+def paths(comparison: Comparison) -> list[Picture]:
+    """What happens inside: one picture for each quantity that a run has measured."""
+    found = (curves_picture(comparison, key, title, unit, None, "iteration") for key, title, unit in PATHS)
+    return [picture for picture in found if picture is not None]
+
+
+def readable(metric: str) -> str:
+    """`val/accuracy` -> `validation accuracy`."""
+    return metric.replace("val/", "validation ").replace("_", " ")
+
+
+def curves_picture(
+    comparison: Comparison, metric: str, title: str, y: str, along: str | None, x: str
+) -> Picture | None:
+    """A metric of all groups; None where no run has measured it."""
+    curves = [curve(group, metric, along) for group in comparison.groups]
+    measured = [c for c in curves if c is not None]
+    limits = range_of_runs(measured)
+    if limits is None:
+        return None
+
+    def draw(axes: Axes, palette: Palette) -> None:
+        for i, each in reversed(list(enumerate(curves))):
+            if each is not None:
+                draw_curve(axes, each, i, palette)
+        margin = 0.08 * (limits[1] - limits[0]) or 0.05
+        axes.set_ylim(limits[0] - margin, limits[1] + margin)
+        if along is None:
+            axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
+
+    return Picture(title, x, y, draw)
+
+
+def draw_curve(axes: Axes, curve: Curve, i: int, palette: Palette) -> None:
+    """Mean with its band, each seed thin, and dotted the runs that did not come to their end."""
+    style = palette.line(i)
+    color = style["color"]
+    for x, y in curve.runs if len(curve.runs) > 1 else ():
+        axes.plot(x, y, color=color, linewidth=0.6, alpha=0.45)
+    for x, y in curve.unfinished:
+        axes.plot(x, y, color=color, linewidth=0.8, alpha=0.8, linestyle=":")
+    if curve.low is not None and curve.high is not None:
+        axes.fill_between(curve.x, curve.low, curve.high, color=color, alpha=0.13, linewidth=0)
+    if len(curve.x):
+        axes.plot(curve.x, curve.mean, markevery=max(len(curve.x) // 8, 1), **style)
+
+
+def final_values(comparison: Comparison) -> Picture:
+    """Each group's last values: a ring a seed, mean and interval over seeds."""
+    name = readable(comparison.metric)
+
+    def draw(axes: Axes, palette: Palette) -> None:
+        for i, result in enumerate(comparison.results):
+            draw_seeds(axes, list(result.by_seed.values()), i, palette.line(i))
+            if result.over_seeds is not None:
+                draw_interval(axes, result.over_seeds, i, palette.line(i))
+        name_rows(axes, [result.group.name for result in comparison.results])
+
+    return Picture("last value, 95 % over seeds", name, "", draw)
+
+
+def differences(comparison: Comparison) -> Picture:
+    """Each group's paired difference from the base, with its interval."""
+    effects = comparison.effects
+
+    def draw(axes: Axes, palette: Palette) -> None:
+        axes.axvline(0, color=palette.line(0)["color"], linewidth=1.2)
+        for i, effect in enumerate(effects):
+            base = comparison.results[0].by_seed
+            each = [effect.result.by_seed[seed] - base[seed] for seed in effect.pairs]
+            draw_seeds(axes, each, i, palette.line(i + 1))
+            if effect.test.difference is not None:
+                draw_interval(axes, effect.test.difference, i, palette.line(i + 1))
+        name_rows(axes, [effect.result.group.name for effect in effects])
+
+    unit = readable(comparison.metric)
+    return Picture(
+        f"paired difference from {shortened(comparison.base.name)}", f"difference of {unit}", "", draw
+    )
+
+
+def draw_seeds(axes: Axes, values: list[float], row: int, style: dict[str, Any]) -> None:
+    """A ring for each seed, a little below the group's line."""
+    axes.scatter(
+        values, [row + 0.2] * len(values), s=14, facecolors="none", edgecolors=style["color"], linewidths=0.9
+    )
+
+
+def draw_interval(axes: Axes, interval: Interval, row: int, style: dict[str, Any]) -> None:
+    """A mean with its interval, where there is one."""
+    color = style["color"]
+    if interval.low > float("-inf"):
+        ends = [interval.low, interval.high]
+        axes.plot(ends, [row, row], color=color, linewidth=2, alpha=0.7, solid_capstyle="butt")
+    axes.plot([interval.mean], [row], color=color, marker=style["marker"], markersize=6)
+
+
+def name_rows(axes: Axes, names: list[str]) -> None:
+    """Rows from top to bottom, with the groups' names."""
+    axes.set_yticks(range(len(names)), [shortened(name) for name in names])
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.grid(visible=False, axis="y")
+
+
+def shortened(name: str, limit: int = 22) -> str:
+    """A name that leaves room for the picture."""
+    return name if len(name) <= limit else f"{name[: limit - 1]}…"
+
+
+def trade_offs(comparison: Comparison) -> list[Picture]:
+    """Accuracy against memory and against time, with the line of those that no other one beats in both."""
+    return [picture for cost in (MEMORY, TIME) if (picture := trade_off(comparison, cost)) is not None]
+
+
+def trade_off(comparison: Comparison, cost: Cost) -> Picture | None:
+    """One of them; None where it was not measured."""
+    points = list(measured_points(comparison, lambda result: cost_of(result.group, cost)))
+    if not points:
+        return None
+    name = readable(comparison.metric)
+
+    def draw(axes: Axes, palette: Palette) -> None:
+        front = pareto([(paid, gain.mean) for _, paid, gain in points])
+        axes.step(
+            *zip(*front, strict=True),
+            where="post",
+            color=palette.text,
+            linewidth=0.8,
+            alpha=0.5,
+            linestyle="--",
+        )
+        for i, paid, gain in points:
+            style = palette.line(i) | {"linestyle": "none", "markersize": 7}
+            if gain.low > float("-inf"):
+                ends = [[gain.mean - gain.low], [gain.high - gain.mean]]
+                axes.errorbar([paid], [gain.mean], yerr=ends, ecolor=style["color"], elinewidth=1.2, **style)
+            else:
+                axes.plot([paid], [gain.mean], **style)
+        axes.margins(0.12)
+
+    what = f"{cost.name} ({cost.unit})"
+    return Picture(f"{name} against {cost.name}{' time' if cost is TIME else ''}", what, name, draw)
+
+
+def measured_points(
+    comparison: Comparison, paid: Callable[[Result], float | None]
+) -> Iterator[tuple[int, float, Interval]]:
+    """(index, cost, accuracy) of those groups that have both."""
+    for i, result in enumerate(comparison.results):
+        cost = paid(result)
+        if cost is not None and result.over_seeds is not None:
+            yield i, cost, result.over_seeds
+
+
+def stages(comparison: Comparison) -> Picture | None:
+    """Seconds of an iteration, stage by stage; None where none was measured."""
+    heights = {
+        stage: [cost_of(g, Cost(stage, "s", typical(f"time/{stage}_s"), 2)) or 0.0 for g in comparison.groups]
+        for stage in STAGES
+    }
+    if not any(map(any, heights.values())):
+        return None
+
+    def draw(axes: Axes, palette: Palette) -> None:
+        left = [0.0] * len(comparison.groups)
+        rows = list(range(len(left)))
+        for i, (stage, widths) in enumerate(heights.items()):
+            axes.barh(
+                rows,
+                widths,
+                left=left,
+                height=0.62,
+                color=palette.text,
+                alpha=(0.2, 0.45, 0.3, 0.65)[i],
+                label=stage,
+            )
+            left = [a + b for a, b in zip(left, widths, strict=True)]
+        name_rows(axes, [group.name for group in comparison.groups])
+        axes.legend(
+            loc="lower left", bbox_to_anchor=(-0.02, 1), ncols=4, frameon=False, fontsize=8, handlelength=1
+        )
+        axes.set_title(axes.get_title(loc="left"), loc="left", fontsize=10, pad=20)
+
+    return Picture("seconds of an iteration", "s, medians over iterations", "", draw)

@@ -1,0 +1,55 @@
+"""How the numbers of a report are made, and what they cannot know."""
+
+from grpo_pl.commands.compare.comparison import Comparison, Effect
+from grpo_pl.commands.compare.statistics import LEVEL, smallest_rank_p
+
+CURVES = [
+    "Line: mean of the finished runs. Band: 95 % interval of that mean over seeds (Student's t), cut off "
+    "where the picture ends. Thin lines: single seeds. Dotted: runs that did not come to their end.",
+    "Against tokens and seconds, runs are interpolated linearly between their validations. Seconds are "
+    "those of sync, generate, score and update (time/iteration_s); validations are not in them. Rewards "
+    "are comparable only between groups that are paid for the same.",
+]
+COSTS = [
+    "Medians over finished runs of: the greatest value (models, parameters, peak memory of rank 0's "
+    "process), the median over iterations (stages, iteration, tokens a second), the sum over iterations "
+    "(tokens, training, validation). In brackets: times the base's. Dashed line: what no other group beats "
+    "in both.",
+]
+
+
+def how_tested(comparison: Comparison) -> list[str]:
+    """The statistics of the outcome."""
+    of = "the validation problems"
+    if comparison.problems:
+        of = f"the {comparison.problems} validation problems"
+    said = [
+        "Final: the last validation of each finished run. Over seeds: Student's interval of the mean, for "
+        f"{of} as they are, of a share cut off at 0 and 1. Over problems: the Wilson interval that a run's "
+        f"share of {of} has, mean over runs; of a difference Newcombe's, which takes the two runs for "
+        "independent and is therefore rather too wide.",
+    ]
+    tested = len([effect for effect in comparison.effects if effect.test.p is not None])
+    if tested:
+        said.append(
+            "Differences are taken seed by seed, and tested two-sided: paired t-test; Holm's adjustment of "
+            f"it (comparisons: {tested}), which the last column goes by at the level 0.05; Wilcoxon's "
+            "signed ranks (exact up to 13 pairs). Intervals are not adjusted. Hedges' g: difference of means "
+            "in units of the pooled standard deviation over seeds, corrected for few runs."
+        )
+    return [*said, *what_few_seeds_tell(comparison.effects)]
+
+
+def what_few_seeds_tell(effects: list[Effect]) -> list[str]:
+    """What no test can show with so few pairs."""
+    fewest = min((len(effect.pairs) for effect in effects if effect.pairs), default=0)
+    if fewest == 1:
+        return ["One pair tells nothing of the spread over seeds: there is no test of it."]
+    least = smallest_rank_p(fewest)
+    if not fewest or least <= LEVEL:
+        return []
+    return [
+        f"With {fewest} pairs a rank or sign test cannot fall below p = {least:g}, whatever happens. The "
+        "t-test can, for it takes the differences for normal: an assumption that so few seeds cannot "
+        "check. From 6 pairs on a rank test can fall below 0.05.",
+    ]

@@ -1,0 +1,68 @@
+"""Numbers and findings in words."""
+
+from grpo_pl.commands.compare.comparison import Comparison, Effect
+from grpo_pl.commands.compare.costs import MEMORY, TIME, Cost, cost_of
+from grpo_pl.commands.compare.statistics import LEVEL, Interval
+
+NONE = "-"
+
+
+def number(value: float | None, digits: int = 3, sign: bool = False) -> str:
+    """A number with thousands, or a dash for none."""
+    return NONE if value is None else f"{value:{'+' if sign else ''},.{digits}f}"
+
+
+def p_value(p: float | None) -> str:
+    """Three digits, or that it is smaller."""
+    return NONE if p is None else "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def ends(interval: Interval | None, sign: bool = False) -> str:
+    """`0.694 to 0.756`; a dash where the interval is unbounded."""
+    if interval is None or interval.low == float("-inf"):
+        return NONE
+    return f"{number(interval.low, sign=sign)} to {number(interval.high, sign=sign)}"
+
+
+def verdict(effect: Effect) -> str:
+    """What the paired test says at the 5 % level, corrected for all comparisons."""
+    if not effect.pairs:
+        return "no pairs"
+    if len(effect.pairs) == 1:
+        return "one pair: not known"
+    if effect.p_holm is None or effect.test.difference is None:
+        return "every pair alike: no test"
+    if effect.p_holm > LEVEL:
+        return "no difference shown"
+    return "higher" if effect.test.difference.mean > 0 else "lower"
+
+
+def finding(comparison: Comparison, effect: Effect) -> str:
+    """One group in a sentence: what it brings, and what it costs."""
+    name, base = effect.result.group.name, comparison.base.name
+    difference = effect.test.difference
+    if difference is None:
+        return f"{name}: no finished run shares a seed with {base}."
+    if abs(difference.mean) < 5e-4:
+        where = f"ends where {base} does"
+    else:
+        direction = "above" if difference.mean > 0 else "below"
+        where = f"ends {number(abs(difference.mean))} {direction} {base}"
+    interval = ends(difference, sign=True)
+    known = [] if interval == NONE else [f"95 % {interval}"]
+    known.append(f"{len(effect.pairs)} pair{'s' if len(effect.pairs) > 1 else ''}")
+    if effect.p_holm is not None:
+        p = p_value(effect.p_holm)
+        known.append(f"adjusted p {p}" if p.startswith("<") else f"adjusted p = {p}")
+    said = f"{name} {where} ({', '.join(known)}): {verdict(effect)}."
+    costs = [text for cost in (MEMORY, TIME) if (text := relative(comparison, effect, cost))]
+    return said + (f" It takes {' and '.join(costs)}." if costs else "")
+
+
+def relative(comparison: Comparison, effect: Effect, cost: Cost) -> str:
+    """A cost beside the base's."""
+    ours, theirs = cost_of(effect.result.group, cost), cost_of(comparison.base, cost)
+    if ours is None or not theirs:
+        return ""
+    what = "training time" if cost is TIME else cost.name
+    return f"{ours / theirs:.2f} times the {what}"

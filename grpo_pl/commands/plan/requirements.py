@@ -1,0 +1,270 @@
+"""Reads what a run is, in plain numbers, from components that have loaded nothing."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import lightning.pytorch as pl
+import psutil
+import torch
+from lightning.pytorch.strategies import DDPStrategy
+from torch import nn
+
+from grpo_pl.callbacks.gradient_terms import GradientTerms
+from grpo_pl.commands.plan.formulas import FLOAT32, Network, Rows, packed_rows
+from grpo_pl.datamodule import RolloutDataModule, connect
+from grpo_pl.losses import Reinforce
+from grpo_pl.models import LanguageModel, LoRA, RewardModel, ValueModel
+from grpo_pl.models.architecture import Architecture
+from grpo_pl.models.loading import without_weights
+from grpo_pl.module import PolicyOptimization
+from grpo_pl.rollout.engine import Demand, EngineMemory
+from grpo_pl.system.memory import tensor_bytes
+from grpo_pl.training.optimization import OptimizerFactory
+from grpo_pl.training.strategies import data_ranks, num_shards
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A model as one rank holds it; weights that it shares with a model before it count there."""
+
+    name: str
+    parameters: int
+    parameter_bytes: int
+    gradient_bytes: int = 0
+    optimizer_bytes: int = 0
+    network: Network | None = None
+    """None for a head on the policy's states, and for the policy without its adapters."""
+
+    @property
+    def bytes(self) -> int:
+        """All that stays in memory."""
+        return self.parameter_bytes + self.gradient_bytes + self.optimizer_bytes
+
+    @property
+    def trained(self) -> bool:
+        """Whether it has gradients."""
+        return self.gradient_bytes > 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What decides memory and passes of a run, on one rank."""
+
+    on_cpu: bool
+    free_bytes: int
+    """Of the device, or of the machine's memory this rank's share."""
+    models: tuple[Model, ...]
+    engine: EngineMemory
+    prompts: int
+    """A rank's, in one iteration."""
+    group_size: int
+    prompt_tokens: int
+    """Of the longest prompt."""
+    response_tokens: int
+    minibatches: int
+    update_epochs: int
+    micro_batches: int
+    keep_groups: bool
+    scores_first: bool
+    """Whether something asks for scores of the trained models before the first step."""
+    val_prompts: int
+    val_cache_bytes: int
+    """What a validation batch fills of the engine's cache."""
+    reward_tokens: int
+    """The most tokens that a reward model reads at once."""
+    with_entropy: bool
+    measures_terms: bool
+    """Whether `gradient_terms` keeps gradients aside."""
+    loss_name: str | None
+    """None for a loss that never clips."""
+    learning_rate: float
+    adapters: bool
+    idle_reference: bool
+    attention: str = ""
+    """The policy's."""
+    bucket_bytes: int = 0
+    """DDP's copy of the gradients."""
+
+    @property
+    def responses(self) -> int:
+        """A rank's, in one iteration."""
+        return self.prompts * self.group_size
+
+    @property
+    def sequence_tokens(self) -> int:
+        """Of the longest sequence that there can be."""
+        return self.prompt_tokens + self.response_tokens
+
+    @property
+    def units(self) -> int:
+        """What a minibatch is cut into: groups where they are kept together, else responses."""
+        return (self.prompts if self.keep_groups else self.responses) // self.minibatches
+
+    def sequences(self, micro_batches: int) -> int:
+        """The sequences of the largest of so many micro-batches."""
+        return -(-self.units // micro_batches) * (self.group_size if self.keep_groups else 1)
+
+    def rows(self, network: Network, micro_batches: int) -> Rows:
+        """What a model reads at once if all prompts and responses are as long as they may be."""
+        sequences = self.sequences(micro_batches)
+        if network.row_tokens is None:
+            return Rows(sequences, self.sequence_tokens)
+        size = self.group_size if self.keep_groups else 1
+        lengths = (self.prompt_tokens, self.response_tokens)
+        return packed_rows(sequences // size, size, *lengths, network.row_tokens)
+
+
+def read_run(trainer: pl.Trainer, module: PolicyOptimization, data: RolloutDataModule) -> Run:
+    """Everything that the plan is made of.
+
+    Raises:
+        ValueError: If the configuration is one that `fit` would refuse, with the key to change.
+    """
+    connect(trainer, module, data)
+    data.check("fit")
+    with without_weights():
+        module.build(lambda build: build())
+    train = data.read_prompts("train", data.train)
+    prompts = [train[row] for row in range(len(train))]
+    module.check_prompts("data.train", prompts)
+    longest = max(len(prompt.token_ids) for prompt in prompts)
+    device = trainer.strategy.root_device
+    ranks = data_ranks(trainer).size
+    mine = data.prompts_per_iteration // ranks
+    val_prompts = data.val_prompts_per_batch if data.val is not None else 0
+    engine, val_cache_bytes = read_engines(data, mine, val_prompts, longest, device)
+    state_bytes, learning_rate = optimizer_costs(module.optimizer)
+    amp_bytes = 2 if "mixed" in trainer.precision else None
+    shards = num_shards(trainer)
+    models = tuple(read_models(module.held_models(), state_bytes, amp_bytes, shards))
+    callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    policy = module.held_models()["policy"]
+    assert isinstance(policy, LanguageModel), "build() refuses others"
+    return Run(
+        on_cpu=device.type == "cpu",
+        free_bytes=free_bytes(device, trainer.num_devices),
+        models=models,
+        engine=engine,
+        prompts=mine,
+        group_size=data.group_size,
+        prompt_tokens=longest,
+        response_tokens=data.sampling.max_tokens,
+        minibatches=data.minibatches,
+        update_epochs=data.update_epochs,
+        micro_batches=trainer.accumulate_grad_batches,
+        keep_groups=data.keep_groups,
+        scores_first=module.scores_first,
+        val_prompts=val_prompts,
+        val_cache_bytes=val_cache_bytes,
+        reward_tokens=max(reward.tokens_at_once for reward in module.rewards.values()),
+        with_entropy=module.entropy is not None,
+        measures_terms=any(isinstance(each, GradientTerms) and each.every for each in callbacks),
+        loss_name=None if isinstance(module.loss, Reinforce) else type(module.loss).__name__,
+        learning_rate=learning_rate,
+        adapters=isinstance(module.builders["policy"], LoRA),
+        idle_reference=module.idle_reference,
+        attention=policy.language_model.config._attn_implementation,
+        bucket_bytes=sum(model.gradient_bytes for model in models)
+        if ranks > 1 and isinstance(trainer.strategy, DDPStrategy)
+        else 0,
+    )
+
+
+def read_engines(
+    data: RolloutDataModule, prompts: int, val_prompts: int, prompt_tokens: int, device: torch.device
+) -> tuple[EngineMemory, int]:
+    """What the engines of training and validation hold together, and the KV cache that validation needs."""
+    demand = Demand(
+        sequences=prompts * data.group_size,
+        group_size=data.group_size,
+        prompt_tokens=prompt_tokens,
+        response_tokens=data.sampling.max_tokens,
+    )
+    validation = Demand(
+        sequences=max(val_prompts, 1),
+        group_size=1,
+        prompt_tokens=prompt_tokens,
+        response_tokens=data.val_sampling.max_tokens,
+    )
+    engine = data.engine.memory(demand, device)
+    validating = (data.val_engine or data.engine).memory(validation, device)
+    if data.val_engine is not None:
+        engine = replace(validating, weights=validating.weights + engine.weights)
+    return engine, validating.cache_needed if val_prompts else 0
+
+
+def optimizer_costs(factory: OptimizerFactory) -> tuple[float, float]:
+    """Bytes of state for each trained element, and the learning rate: an optimizer of two parameters says it.
+
+    State of a fixed size, such as a count of steps, is the same for both and drops out.
+    """
+    one, more = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(2, 128))
+    optimizer = factory([one, more])
+    for parameter in (one, more):
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    held = [
+        tensor_bytes(v for v in optimizer.state[p].values() if isinstance(v, torch.Tensor))
+        for p in (one, more)
+    ]
+    return (held[1] - held[0]) / (more.numel() - one.numel()), float(optimizer.param_groups[0]["lr"])
+
+
+def read_models(
+    held: dict[str, nn.Module], state_bytes: float, amp_bytes: int | None, shards: int
+) -> Iterable[Model]:
+    """The models in memory; what is trained is sharded."""
+    counted: set[int] = set()
+    for name, model in held.items():
+        own = {id(p): p for p in model.parameters() if id(p) not in counted}
+        counted |= own.keys()
+        trained = [p for p in own.values() if p.requires_grad]
+        share = shards if trained else 1
+        elements = sum(p.numel() for p in trained)
+        gradients = tensor_bytes(trained)
+        scale = gradients / max(elements, 1) / FLOAT32  # the state has the dtype of its parameter
+        yield Model(
+            name=name,
+            parameters=sum(p.numel() for p in own.values()),
+            parameter_bytes=tensor_bytes(own.values()) // share,
+            gradient_bytes=gradients // share,
+            optimizer_bytes=int(elements * state_bytes * scale) // share,
+            network=read_network(model, None if name.startswith("rewards.") else amp_bytes),
+        )
+
+
+def read_network(model: nn.Module, amp_bytes: int | None) -> Network | None:
+    """How a model computes; reward models do so outside of the trainer's precision."""
+    inside: PreTrainedModel
+    row_tokens, chunk_tokens = None, 0
+    if isinstance(model, LanguageModel):
+        inside, row_tokens, chunk_tokens = model.language_model, model.row_tokens, model.chunk_tokens
+    elif isinstance(model, ValueModel):
+        inside, row_tokens = model.trunk, model.row_tokens
+    elif isinstance(model, RewardModel):
+        inside = model.model
+    else:
+        return None
+    weight_bytes = inside.dtype.itemsize
+    trunk: Any = inside.base_model
+    return Network(
+        architecture=Architecture.of(inside),
+        linear_parameters=sum(m.weight.numel() for m in inside.modules() if isinstance(m, nn.Linear)),
+        weight_bytes=weight_bytes,
+        compute_bytes=amp_bytes or weight_bytes,
+        eager=inside.config._attn_implementation == "eager",
+        checkpointing=trunk.is_gradient_checkpointing,
+        row_tokens=row_tokens,
+        chunk_tokens=chunk_tokens,
+    )
+
+
+def free_bytes(device: torch.device, processes: int) -> int:
+    """What a rank may take: of the device, or of the memory that the processes of this machine share."""
+    if device.type == "cpu":
+        return int(psutil.virtual_memory().available) // processes
+    return int(torch.cuda.mem_get_info(device)[0])

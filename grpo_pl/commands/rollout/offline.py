@@ -1,0 +1,114 @@
+"""Rollouts that are sampled, scored and kept, and that nothing learns from yet."""
+
+from functools import partial
+from pathlib import Path
+
+import pyarrow.compute as pc
+from rich.progress import Progress
+from typing_extensions import override
+
+from grpo_pl.config.allowed import check_folder
+from grpo_pl.config.cli import CLI, configure
+from grpo_pl.datamodule import RolloutDataModule, connect
+from grpo_pl.module import PolicyOptimization
+from grpo_pl.rewards.base import score_samples
+from grpo_pl.rollout.parquet import file_name, files_of, read_columns, save_rollout
+from grpo_pl.runs.folder import RunFolder, sweep, write_config
+from grpo_pl.runs.layout import CONFIG_FILE
+from grpo_pl.runs.lock import Lock
+from grpo_pl.training.metrics import sample_records
+from grpo_pl.training.strategies import place
+
+TAKEN_FROM_CONFIG = (
+    *("--trainer.devices", "1", "--trainer.num_nodes", "1", "--trainer.strategy", "auto"),
+    *("--trainer.logger", "false", "--trainer.callbacks", "null"),
+    *("--data.val", "null", "--data.val_engine", "null", "--data.store_rollouts", "false"),
+)
+"""One process, which has the prompts of all ranks, and nothing but rollouts."""
+DECIDES = "data", "pretrained", "model.rewards", "model.advantage"
+"""The settings that a file of rollouts depends on begin so."""
+
+
+class Unstarted(CLI):
+    """A command line of `fit` that is read and made into components."""
+
+    @override
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Never."""
+
+
+def make(out: Path, options: list[str]) -> None:
+    """Make the files that are not there yet, and say what the folder holds.
+
+    Args:
+        out: The folder of the files.
+        options: Of `fit`.
+
+    Raises:
+        ValueError: If `fit` would refuse the config, or if the folder has rollouts of another one.
+    """
+    check_folder("--out", out)
+    cli = configure(["fit", *options, *TAKEN_FROM_CONFIG], Unstarted)
+    lock = Lock(out, "--out")
+    lock.take()
+    try:
+        check_same_settings(cli.run_folder, out)
+        make_files(cli, out)
+    except KeyboardInterrupt:
+        raise SystemExit(f"{out}: the same command goes on") from None
+    finally:
+        lock.leave()
+    print(f"{out}: {content(out)}")
+
+
+def check_same_settings(run: RunFolder, out: Path) -> None:
+    """Refuse a folder whose files were made with other settings.
+
+    Raises:
+        ValueError: In one sentence, with the keys that differ.
+    """
+    run.folder = out
+    if (out / CONFIG_FILE).exists() and (keys := [k for k in run.changed() if k.startswith(DECIDES)]):
+        raise ValueError(
+            f"--out={out} has rollouts with other settings of {', '.join(keys)}: name another folder"
+        )
+
+
+def make_files(cli: CLI, out: Path) -> None:
+    """Sample, score and write every iteration that has no file."""
+    module, data, trainer = cli.model, cli.datamodule, cli.trainer
+    if not isinstance(module, PolicyOptimization) or not isinstance(data, RolloutDataModule):
+        raise ValueError("job: rollout knows the job policy alone: leave job out")
+    if (trainer.max_epochs or -1) < 1:
+        raise ValueError("trainer.max_epochs: rollout needs a number of iterations: set it to 1 or more")
+    connect(trainer, module, data)
+    missing = [i for i in range(data.end) if not (out / file_name(i + 1)).exists()]
+    if not missing:
+        return
+    try:
+        data.start("fit")
+        for reward in module.rewards.values():
+            reward.build(partial(place, trainer.strategy))
+        sweep(out)
+        write_config(cli.run_folder.parser, cli.run_folder.config, out)
+        with Progress(transient=True) as bar:
+            task = bar.add_task("rollouts", total=data.end, completed=data.end - len(missing))
+            for i in missing:
+                sampled = data.sample(i)
+                records = sample_records(sampled, score_samples(module.rewards, sampled.samples))
+                save_rollout(sampled, out / file_name(i + 1), i + 1, records)
+                bar.advance(task)
+    finally:
+        data.engine.shutdown()
+
+
+def content(folder: Path) -> str:
+    """What the files of a folder hold, in words."""
+    columns = ["prompt_seed", "token_ids", "reward"]
+    tables = [read_columns(file, columns) for file in files_of(folder)]
+    prompts = sum(pc.count_distinct(table["prompt_seed"]).as_py() for table in tables)
+    responses = sum(len(table) for table in tables)
+    tokens = sum(pc.sum(pc.list_value_length(table["token_ids"])).as_py() for table in tables)
+    rewards = [reward for table in tables for reward in table["reward"].to_pylist() if reward is not None]
+    mean = f", mean reward {sum(rewards) / len(rewards):.3f}" if rewards else ""
+    return f"{len(tables)} iterations, {prompts:,} prompts, {responses:,} responses, {tokens:,} tokens{mean}"

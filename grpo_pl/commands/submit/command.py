@@ -1,0 +1,196 @@
+"""`python -m grpo_pl submit`."""
+
+import argparse
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, Protocol
+
+from typing_extensions import override
+
+from grpo_pl.commands.submit.script import fill
+from grpo_pl.config.option_names import check_names
+from grpo_pl.runs import slurm_job
+from grpo_pl.runs.layout import CONFIG_FILE
+
+SCRIPT_FILE = "job.sbatch"
+DESCRIPTION = """Check what `fit` would run, write it as a job into the run's folder, and submit it to SLURM.
+What is not listed here goes to `fit`; what is left out is as in the templates of tools/slurm/."""
+
+
+class Fit(Protocol):
+    """A command line of `fit`, read and checked."""
+
+    @property
+    def settings(self) -> Any:
+        """The whole config, as a namespace."""
+        ...
+
+    def prepare(self) -> None:
+        """Make the run's folder ready for it, with its config in it."""
+        ...
+
+
+class Options(argparse.ArgumentParser):
+    """The options of `submit` itself."""
+
+    def __init__(self) -> None:
+        super().__init__("grpo_pl submit", description=DESCRIPTION, allow_abbrev=False)
+        say = self.add_argument
+        say("--nodes", type=int, required=True, help="nodes that train")
+        say("--gpus-per-node", type=int, default=8, help="ranks of a node; 0: trainer.devices on CPUs")
+        say("--server-nodes", type=int, default=0, help="more nodes, with a vLLM server each")
+        say("--server-args", default="", help="more options of each server, in one string")
+        say("--cpus-per-task", type=int, help="CPU cores of a rank")
+        say("--time", help="time limit, as in sbatch")
+        say("--warning-s", type=int, help="seconds before its end: enough for an iteration and a checkpoint")
+        say("--partition")
+        say("--sbatch", action="append", default=[], metavar="NAME=VALUE", help="any other option of sbatch")
+        say("--dry-run", action="store_true", help="show the job and change nothing")
+
+    @override
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"submit: {message}")
+
+
+def submit(args: list[str], check: Callable[[list[str]], Fit]) -> None:
+    """Check, write and submit a job.
+
+    Args:
+        args: The options of `submit`, and those of `fit`.
+        check: Reads what is for `fit`.
+
+    Raises:
+        ValueError: If something is wrong with it, or if the run's folder is another job's that has not ended.
+    """
+    options, for_fit = Options().parse_known_args(args)
+    check_names("fit", for_fit)
+    fit = check(for_fit + for_nodes(options))
+    folder = Path(fit.settings.trainer.default_root_dir)
+    script = write(options, fit.settings, folder, read_config_of(folder))
+    if options.dry_run:
+        print(script, end="")
+        return
+    check_sbatch()
+    check_free(folder)
+    fit.prepare()
+    (folder / SCRIPT_FILE).write_text(script, encoding="utf-8")
+    before = slurm_job.owner(folder)
+    job = hand_in(folder / SCRIPT_FILE)
+    if slurm_job.owner(folder) == before:  # or the job itself was faster
+        slurm_job.Owner(job, starts=0).write(folder)
+    print(f"Job {job} is submitted: {folder / SCRIPT_FILE}")
+
+
+def for_nodes(options: argparse.Namespace) -> list[str]:
+    """The options of `fit` that say what it runs on.
+
+    Raises:
+        ValueError: If there is no such number of nodes or GPUs.
+    """
+    for key, least in (("nodes", 1), ("server_nodes", 0), ("gpus_per_node", 0)):
+        if (got := getattr(options, key)) < least:
+            raise ValueError(f"submit: --{key.replace('_', '-')}={got}: expected {least} or more")
+    said = ["--trainer.num_nodes", str(options.nodes)]
+    if options.gpus_per_node:
+        said += ["--trainer.accelerator", "gpu", "--trainer.devices", str(options.gpus_per_node)]
+    if options.server_nodes:
+        said += ["--data.engine.urls", '["http://localhost"]']  # the job knows them
+    return said
+
+
+def check_sbatch() -> None:
+    """Refuse a machine from which nothing can be submitted."""
+    if shutil.which("sbatch") is None:
+        raise ValueError("submit: this machine has no sbatch: log in where SLURM is, or say --dry-run")
+
+
+def check_free(folder: Path) -> None:
+    """Refuse a run's folder that is another job's which has not ended."""
+    before = slurm_job.owner(folder)
+    if before and (state := slurm_job.state(before.job)):
+        raise ValueError(
+            f"trainer.default_root_dir={folder} is the folder of job {before.job}, which is {state}: name "
+            f"another, or scancel {before.job}"
+        )
+
+
+def read_config_of(folder: Path) -> list[str]:
+    """Shell commands that make a script run the config of a folder."""
+    return [f"set -- --config {shlex.quote(str(folder / CONFIG_FILE))}"]
+
+
+def write(
+    options: argparse.Namespace,
+    settings: Any,
+    folder: Path,
+    choose: Sequence[str],
+    more: Mapping[str, str] | None = None,
+) -> str:
+    """The job's script: the template for these nodes.
+
+    Args:
+        options: Of `submit`.
+        settings: The config of the run, or of one like all that the script runs.
+        folder: Where the job writes what it says.
+        choose: Shell commands that set the options of `fit`.
+        more: Other directives of the job that trains.
+    """
+    ranks = options.gpus_per_node or settings.trainer.devices
+    if not str(ranks).isdigit():
+        raise ValueError(
+            f"trainer.devices={ranks}: on nodes without GPUs set it to the processes of a node, a number"
+        )
+    gpus, cpus = options.gpus_per_node, options.cpus_per_task
+    everywhere = {"gpus-per-node": str(gpus) if gpus else None} | given("partition", options.partition)
+    everywhere |= dict(pair.partition("=")[::2] for pair in options.sbatch)
+    training = {
+        "job-name": shlex.quote(folder.name),
+        "nodes": str(options.nodes),
+        "ntasks-per-node": str(ranks),
+        "output": shlex.quote(f"{folder}/slurm-%j.out"),
+        "chdir": shlex.quote(str(Path.cwd())),
+        **given("cpus-per-task", cpus),
+        **given("time", options.time),
+        **given("signal", options.warning_s and f"USR1@{options.warning_s}"),
+        **everywhere,
+        **(more or {}),
+    }
+    commands = [f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH", *choose]
+    if not options.server_nodes:
+        return fill("one_node" if options.nodes == 1 else "many_nodes", [training], commands)
+    data = settings.data
+    tokens = data.max_prompt_tokens + max(data.sampling.max_tokens, data.val_max_tokens or 0)
+    serving = ["--pretrained", data.engine.init_args.pretrained, "--max_model_len", str(tokens)]
+    server_args = f"{shlex.join(serving)} {options.server_args}".strip()
+    commands.append(f"export SERVER_ARGS={shlex.quote(server_args)}")
+    servers = (
+        everywhere | {"nodes": str(options.server_nodes)} | given("cpus-per-task", cpus and cpus * ranks)
+    )
+    return fill("server_nodes", [training, servers], commands)
+
+
+def given(name: str, value: Any) -> dict[str, str | None]:
+    """A directive, if there is a value for it."""
+    return {name: str(value)} if value else {}
+
+
+def hand_in(script: Path, *options: str) -> str:
+    """Submit a script and give the job's id.
+
+    Args:
+        script: The file.
+        options: Of sbatch, beside those in the file.
+
+    Raises:
+        ValueError: With what SLURM says against it.
+    """
+    done = subprocess.run(
+        ["sbatch", "--parsable", *options, script], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise ValueError(f"submit: SLURM refuses {script}: {' '.join(done.stderr.split())}")
+    return done.stdout.strip().partition(";")[0]

@@ -1,0 +1,59 @@
+"""The commands by their names, and what is said of them before anything else is imported."""
+
+import argparse
+
+from grpo_pl import __version__
+from grpo_pl.system.refusal import fail, nearest
+
+COMMANDS = {
+    "fit": "Train, and keep metrics, samples and checkpoints in the run's folder.",
+    "validate": "Measure the accuracy of a model or a checkpoint on the validation problems.",
+    "plan": "Say what a run will need of memory and passes, and what is likely not meant; run nothing.",
+    "submit": "Check what fit would run, and submit it to SLURM as a job.",
+    "check-invariance": "Compare the gradient of one rollout over strategies, ranks and micro-batches.",
+    "doctor": "Say what is wrong with machine, installation, model and engine, and how to mend it.",
+    "rollout": "Sample the rollouts that fit would learn from first, score and keep them; train nothing.",
+    "ablate": "Run a study: variants of a config, each with several seeds, and compare them.",
+    "compare": "Compare runs in a table, report.html and report.md.",
+}
+"""Name -> what it does, in one line."""
+
+
+def answer(words: list[str]) -> bool:
+    """Whether a command line asks for the version or the list of commands, which is printed.
+
+    Raises:
+        SystemExit: With code 2 and one sentence if it begins with no command.
+    """
+    if words[:1] == ["--version"]:
+        print(f"grpo_pl {__version__}")
+        return True
+    if words and words[0] in ("-h", "--help"):
+        print(listing().format_help(), end="")
+        return True
+    check_name(words)
+    return False
+
+
+def check_name(words: list[str]) -> None:
+    """Refuse a command line that does not begin with a command."""
+    known = ", ".join(COMMANDS)
+    if not words:
+        fail(f"no command is given; expected one of {known}")
+    if not words[0].startswith("-"):
+        if words[0] not in COMMANDS:
+            fail(f"there is no command {words[0]!r}; expected one of {known}{nearest(words[0], COMMANDS)}")
+        return
+    if late := next((word for word in words if word in COMMANDS), None):
+        fail(f"{late} must be the first word, with --config and all other options after it")
+    fail(f"no command is given; expected one of {known}")
+
+
+def listing() -> argparse.ArgumentParser:
+    """What prints the commands, a line for each."""
+    parser = argparse.ArgumentParser("grpo_pl", description="Reinforcement learning on language models.")
+    parser.add_argument("--version", action="version", help="print the version and exit")
+    listed = parser.add_subparsers(title="commands", description="each has a --help of its own")
+    for name, does in COMMANDS.items():
+        listed.add_parser(name, help=does)
+    return parser

@@ -1,0 +1,264 @@
+"""The commands whose command line is a config: `python -m grpo_pl {fit,validate,plan} ...`."""
+
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+from jsonargparse import ActionConfigFile, Namespace  # type: ignore[attr-defined]
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_only
+from typing_extensions import override
+
+from grpo_pl import __version__
+from grpo_pl.callbacks import gradient_terms, guard, metrics_table, progress, release_memory
+from grpo_pl.callbacks.loggers import label_loggers
+from grpo_pl.commands.plan.command import PlanningTrainer
+from grpo_pl.config.allowed import check_folder, check_values
+from grpo_pl.config.exits import own_cause, refuse
+from grpo_pl.config.files import read_ahead
+from grpo_pl.config.jobs import JOBS
+from grpo_pl.config.open_types import left_open, settle
+from grpo_pl.config.option_names import Names, keep
+from grpo_pl.config.parser import Parser, groups, known_options
+from grpo_pl.datamodule import RolloutDataModule, connect
+from grpo_pl.runs import preemption
+from grpo_pl.runs.checkpoint_io import AtomicCheckpointIO
+from grpo_pl.runs.checkpoints import BY_STEP, Checkpoints
+from grpo_pl.runs.folder import RunFolder
+from grpo_pl.runs.safe_loading import check_checkpoint
+from grpo_pl.system.output import tame_logs
+from grpo_pl.system.precision import AUTO
+from grpo_pl.system.refusal import fail
+from grpo_pl.training.rank_failures import ending_together
+
+
+class CLI(LightningCLI):
+    """LightningCLI whose `--pretrained` reaches every model; its run folder is `trainer.default_root_dir`."""
+
+    def __init__(self, job: str, written_by: str, **kwargs: Any) -> None:
+        self.job, self.written_by = job, written_by
+        super().__init__(JOBS[job].model, JOBS[job].data, trainer_class=PlanningTrainer, **kwargs)
+
+    @staticmethod
+    @override
+    def subcommands() -> dict[str, set[str]]:
+        lightnings = LightningCLI.subcommands()
+        return {name: lightnings[name] for name in ("fit", "validate")} | {"plan": {"model", "datamodule"}}
+
+    @override
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        parser = Parser(**kwargs, allow_abbrev=False, dump_header=[f"grpo_pl=={__version__}"])
+        parser.written_by = self.written_by
+        parser.add_argument("-c", "--config", action=ActionConfigFile, help="A YAML file; later ones win.")
+        return parser
+
+    @override
+    def setup_parser(self, add_subcommands: bool, *args: Any) -> None:
+        super().setup_parser(add_subcommands, *args)
+        if add_subcommands:
+            commands = self._subcommand_parsers.items()
+            keep(self.job, {name: Names(list(known_options(one)), groups(one)) for name, one in commands})
+
+    @override
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument(
+            "--job", type=Literal["policy", "reward_model"], default=self.job, help="What is trained."
+        )
+        parser.add_argument(
+            "--pretrained",
+            type=str,
+            default="",
+            help="Model folder or hub name, for every model, engine and tokenizer that names none itself.",
+        )
+        parser.add_argument(
+            "--resume",
+            type=Literal["auto", "never"],
+            default="auto",
+            help="auto: an unfinished run in trainer.default_root_dir goes on if its settings are the same; "
+            "never: it is moved aside.",
+        )
+        parser.add_lightning_class_args(guard.Guard, "guard")
+        parser.add_lightning_class_args(metrics_table.MetricsTable, "metrics")
+        for key, callback in JOBS[self.job].callbacks.items():
+            parser.add_lightning_class_args(callback, key)
+        parser.add_lightning_class_args(progress.Progress, "progress")
+        parser.add_lightning_class_args(release_memory.ReleaseMemory, "release_memory")
+        parser.add_lightning_class_args(Checkpoints, "checkpoint")
+        parser.add_lightning_class_args(preemption.Preemption, "preemption")
+        parser.set_defaults(
+            {
+                "checkpoint.filename": "iteration-{iteration:04.0f}",
+                "checkpoint.auto_insert_metric_name": False,
+                "checkpoint.save_last": "link",
+                **{f"checkpoint.{key}": value for key, value in BY_STEP.items()},
+                "checkpoint.save_top_k": 2,
+                "checkpoint.enable_version_counter": False,  # or a resumed run leaves `last` where it was
+                "checkpoint.save_on_train_epoch_end": True,
+            }
+        )
+
+    @override
+    def before_instantiate_classes(self) -> None:
+        config = self.config if self.subcommand is None else self.config[self.subcommand]
+        check_values(config)
+        if not isinstance(config.trainer, Namespace):
+            fail("trainer: expected settings such as {max_epochs: 3}, got null")
+        for key in JOBS[self.job].take_pretrained:
+            group, _, leaf = key.rpartition(".")
+            owner = config.get(group)
+            if isinstance(owner, Namespace) and owner.get(leaf) == "":
+                owner[leaf] = config.pretrained
+        if config.get("checkpoint") and config.checkpoint.dirpath is None:
+            check_folder("trainer.default_root_dir", config.trainer.default_root_dir)
+            config.checkpoint.dirpath = str(Path(config.trainer.default_root_dir) / "checkpoints")
+        if config.get("checkpoint"):
+            check_folder("checkpoint.dirpath", config.checkpoint.dirpath)
+        label_loggers(config.trainer.logger, Path(config.trainer.default_root_dir))
+        self.settle_types(config)
+
+    def settle_types(self, config: Namespace) -> None:
+        """Give `trainer.precision` and each `dtype` that is `auto` its value, and say so."""
+        folder = RunFolder(self._parser(self.subcommand), config)
+        before = folder.settings_to_keep(Path(config.trainer.default_root_dir)) if left_open(config) else {}
+        for line in settle(config, before):
+            rank_zero_only(print)(line, flush=True)
+
+    @override
+    def _set_seed(self) -> None:
+        seed = self._get(self.config, "seed_everything")
+        if isinstance(seed, int) and not 0 <= seed < 2**32:
+            raise ValueError(f"seed_everything={seed}: expected 0 to {2**32 - 1}")
+        super()._set_seed()
+
+    @override
+    def instantiate_classes(self) -> None:
+        """Build what the config names; what a library refuses there is about the config as well."""
+        try:
+            super().instantiate_classes()
+        except (TypeError, ValueError) as error:
+            refuse(own_cause(error) or error)
+
+    @override
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        """Build the Trainer; what it refuses is about the settings below `trainer`."""
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (MisconfigurationException, ImportError, RuntimeError, TypeError, ValueError) as error:
+            refuse(own_cause(error) or ValueError(f"trainer: {error}"))
+
+    @override
+    def _parse_ckpt_path(self) -> None:
+        """A checkpoint restores a run's state; what its settings are, the config alone says."""
+
+    @override
+    def _run_subcommand(self, subcommand: str) -> None:
+        with ending_together(self.trainer):
+            super()._run_subcommand(subcommand)
+
+    def before_fit(self) -> None:
+        """Refuse a checkpoint that is none; write and read single files whole, as plain data."""
+        config = self.config[str(self.subcommand)]
+        if config.weights_only is False:
+            fail("weights_only=false would run what a checkpoint holds: leave it out")
+        if config.ckpt_path not in (None, "last"):
+            check_checkpoint(Path(config.ckpt_path))
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, gradient_terms.GradientTerms):
+                callback.check(self.trainer)
+        if type(self.trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            self.trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+
+    before_validate = before_fit
+
+    def fit(self, **kwargs: Any) -> None:
+        """Fit; an unfinished run goes on where it was, whatever checkpoint its command names."""
+        if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self.trainer.fit(**kwargs)  # it leaves no folder
+            return
+        listener: preemption.Preemption = self._get(self.config_init, "preemption")
+        with self.run_folder.occupied(self.trainer) as beginning:
+            if beginning is None:
+                preemption.check_no_hpc_checkpoint(self.run_folder.folder)
+            listener.listen()
+            try:
+                self.trainer.fit(**kwargs | {"ckpt_path": beginning})
+            finally:
+                listener.leave()
+            if listener.stopped and self.trainer.is_global_zero:
+                raise SystemExit(preemption.EXIT_CODE)
+            self.run_folder.end(self.trainer)
+
+    @property
+    def run_folder(self) -> RunFolder:
+        """What keeps the folder of this run."""
+        callbacks: list[pl.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        return next(callback for callback in callbacks if isinstance(callback, RunFolder))
+
+
+class Checked(CLI):
+    """Reads a command line and checks what it would run; runs nothing and needs no GPU."""
+
+    @override
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        """Build one that shares out data as the true one does, without its devices."""
+        if re.search(r"FSDPStrategy|^fsdp(_|$)", str(self.settings.trainer.strategy)):
+            kwargs["strategy"] = "ddp"  # Lightning's FSDPStrategy insists on GPUs
+        if self.settings.trainer.precision == AUTO:
+            kwargs["precision"] = None  # the machine that runs it decides
+        return super().instantiate_trainer(accelerator="cpu", **kwargs)
+
+    @override
+    def settle_types(self, config: Namespace) -> None:
+        """Leave open what the machine that runs it will decide."""
+
+    @override
+    def _run_subcommand(self, subcommand: str) -> None:
+        if isinstance(self.datamodule, RolloutDataModule):
+            connect(self.trainer, self.model, self.datamodule)
+            self.datamodule.check("fit")
+
+    @property
+    def ended(self) -> bool:
+        """Whether its folder holds this very run, at its end."""
+        return self.run_folder.has_ended(Path(self.settings.trainer.default_root_dir))
+
+    @property
+    def settings(self) -> Namespace:
+        """The whole config."""
+        return self.config[self.subcommand]  # type: ignore[no-any-return]
+
+    def prepare(self) -> None:
+        """Make the run's folder ready for it, with its config in it."""
+        with self.run_folder.occupied(self.trainer):
+            self.run_folder.prepare(self.trainer)
+
+
+def configure(args: list[str], cli: type[CLI] = CLI, **kwargs: Any) -> CLI:
+    """Read the command line and config files; runs the subcommand they name, unless `run=False`."""
+    tame_logs()  # Lightning, imported since it was done, sets levels of its own
+    return cli(
+        *read_ahead(args),
+        args=args,
+        save_config_callback=RunFolder,
+        auto_configure_optimizers=False,
+        seed_everything_default=0,
+        parser_kwargs={"prog": "grpo_pl", "version": __version__},
+        trainer_defaults={
+            "default_root_dir": "runs/default",
+            "logger": False,
+            "num_sanity_val_steps": 0,
+            "max_epochs": 100,
+            "enable_model_summary": False,
+        },
+        **kwargs,
+    )
+
+
+def check(for_fit: list[str]) -> Checked:
+    """Read and check what is for `fit`."""
+    checked = configure(["fit", *for_fit], Checked)
+    assert isinstance(checked, Checked)
+    return checked

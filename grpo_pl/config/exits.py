@@ -1,0 +1,89 @@
+"""How a command ends that cannot go on: a mistake of the user in one sentence, with exit code 2."""
+
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import NoReturn
+
+from grpo_pl.system.atomic_files import DiskFullError
+from grpo_pl.system.refusal import fail
+
+STOPPED = 1
+"""Exit code of a run that a guard, an alarm or the loss of its engine has ended."""
+
+
+@contextmanager
+def mistakes_answered() -> Iterator[None]:
+    """Whatever in the body is a user's mistake ends in one sentence and exit code 2."""
+    try:
+        yield
+    except DiskFullError as error:
+        refuse(error)
+    except FileNotFoundError as error:
+        if "Checkpoint" in str(error):
+            fail(f"ckpt_path: {error}")
+        raise
+    except (Exception, SystemExit) as error:
+        if not isinstance(error, ValueError | SystemExit):
+            answer_for_a_run(error)
+        if cause := own_cause(error):
+            refuse(cause)
+        if path := failed_import(error):
+            fail(f"{path}: its module cannot be imported ({type(error).__name__}: {error})")
+        raise
+
+
+def answer_for_a_run(error: Exception) -> None:
+    """End if it is what a run ends with; a command that has run nothing need not import this."""
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+    from grpo_pl.callbacks.guard import RunStoppedError
+    from grpo_pl.rewards.base import RewardError
+    from grpo_pl.rollout.engine import EngineLostError
+
+    if isinstance(error, RunStoppedError | EngineLostError):
+        stop(error)
+    if isinstance(error, RewardError | MisconfigurationException):
+        refuse(error)
+
+
+def own_cause(error: BaseException) -> ValueError | None:
+    """What grpo_pl itself says about the input; jsonargparse wraps it where a component may be null."""
+    causes = (error, error.__cause__)
+    return next((c for c in causes if isinstance(c, ValueError) and raised_by_grpo_pl(c)), None)
+
+
+def raised_by_grpo_pl(error: BaseException) -> bool:
+    """Whether our own code raised it: then it is about the user's input, and a traceback adds nothing."""
+    *_, last = traceback.walk_tb(error.__traceback__)
+    return str(last[0].f_globals.get("__name__", "")).startswith("grpo_pl.")
+
+
+def failed_import(error: BaseException) -> str | None:
+    """The import path whose module raised the error when it was imported, if a config named one that did."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return next((frame.f_locals["name"] for frame in frames if is_import(frame)), None)
+
+
+def is_import(frame: FrameType) -> bool:
+    """Whether jsonargparse imports there what a config names."""
+    return frame.f_code.co_name == "import_object" and frame.f_globals["__name__"] == "jsonargparse._util"
+
+
+def stop(error: Exception) -> NoReturn:
+    """Say why a run has ended before its time, once for all ranks, and end with exit code 1."""
+    sys.stdout.flush()
+    from lightning.pytorch.utilities import rank_zero_only
+
+    rank_zero_only(print)(f"grpo_pl: stopped: {error}", file=sys.stderr)
+    raise SystemExit(STOPPED)
+
+
+def refuse(error: Exception) -> NoReturn:
+    """End with the error's sentence; `GRPO_PL_TRACEBACK=1` shows where it came from."""
+    if os.environ.get("GRPO_PL_TRACEBACK"):
+        raise error
+    fail(str(error))

@@ -1,0 +1,132 @@
+"""What a config leaves open: `trainer.precision` and each `dtype` that is `auto`, settled for a machine."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple, cast
+
+import torch
+from jsonargparse import Namespace
+
+from grpo_pl.system.precision import AUTO, PRECISIONS, WORTH, DType, Rates, device_here, measured_rates
+
+PRECISION = "trainer.precision"
+COMPUTE_IN: dict[str, DType] = {precision: dtype for dtype, precision in PRECISIONS.items()}
+
+
+class Setting(NamedTuple):
+    """A value of the config and where it stands."""
+
+    key: str
+    """As the config nests it, `init_args` and all."""
+    owner: Any
+    name: str
+
+    @property
+    def said(self) -> str:
+        """The key as one writes it on the command line."""
+        return self.key.replace(".init_args", "")
+
+    @property
+    def value(self) -> Any:
+        """What it is now."""
+        return self.owner[self.name]
+
+
+def types_of(owner: Any, key: str = "") -> Iterator[Setting]:
+    """Every `dtype` in a config."""
+    items = vars(owner) if isinstance(owner, Namespace) else owner
+    if not isinstance(items, dict):
+        return
+    for name, value in items.items():
+        where = f"{key}.{name}" if key else name
+        if name == "dtype":
+            yield Setting(where, owner, name)
+        else:
+            yield from types_of(value, where)
+
+
+def left_open(config: Namespace) -> list[Setting]:
+    """The settings that are `auto`, the Trainer's first."""
+    precision = Setting(PRECISION, config.trainer, "precision")
+    return [each for each in (precision, *types_of(config)) if each.value == AUTO]
+
+
+def settle(config: Namespace, before: Mapping[str, Any]) -> list[str]:
+    """Give each open setting its value, in place: that of a run that goes on, else what fits this machine.
+
+    Engines and reward models take what the trainer computes in. What is set explicitly stays.
+
+    Args:
+        config: The whole config.
+        before: The settings of the run that goes on, nested as in its `config.yaml`; empty for a new one.
+
+    Returns:
+        What there is to say of it, a line each.
+    """
+    opened, explicit = left_open(config), explicit_types(config)
+    if not (opened or explicit):
+        return []
+    rates = measured_rates(device_of(config.trainer.accelerator).type)
+    lines = [warning for each in explicit if (warning := too_slow(*each, rates))]
+    if config.trainer.precision == AUTO:
+        config.trainer.precision = at(before, PRECISION) or PRECISIONS[rates.fitting]
+    dtype = trainer_dtype(config)
+    for each in opened:
+        if each.key != PRECISION:
+            each.owner[each.name] = at(before, each.key) or dtype
+    if opened:
+        lines.append(summary(opened, dtype, bool(before), rates))
+    return lines
+
+
+def summary(opened: list[Setting], dtype: DType, goes_on: bool, rates: Rates) -> str:
+    """What the open settings have become, and why."""
+    what = ", ".join(f"{each.said} {each.value}" for each in opened)
+    if goes_on:
+        said = f"Computes in {dtype}, as the run began ({what})"
+        if dtype == rates.fitting:
+            return f"{said}."
+        cost = f"products take {rates.slower(dtype):.2g} times as long as in {rates.fitting}"
+        return f"! {said}: on this machine {cost}; --resume never begins anew in that."
+    if dtype != rates.fitting:
+        return f"Computes in {dtype}, as the trainer does ({what})."
+    return f"Computes in {rates.reason} ({what})."
+
+
+def explicit_types(config: Namespace) -> list[tuple[str, str, DType]]:
+    """The key, value and type of what a user has set: the Trainer's precision, an engine's 16 bits."""
+    found = []
+    if (precision := config.trainer.precision) in COMPUTE_IN:
+        found.append((PRECISION, precision, COMPUTE_IN[precision]))
+    for each in types_of(config.get("data"), "data"):
+        if each.value in ("bfloat16", "float16"):
+            found.append((each.said, each.value, each.value))
+    return found
+
+
+def too_slow(key: str, value: str, dtype: DType, rates: Rates) -> str | None:
+    """A warning, if what a user has set is much slower than what fits."""
+    factor = rates.slower(dtype)
+    if factor < WORTH:
+        return None
+    fitting = f"in {rates.fitting}, which auto takes"
+    return f"! {key}={value}: here products take {factor:.2g} times as long as {fitting}."
+
+
+def trainer_dtype(config: Namespace) -> DType:
+    """What the trainer multiplies in: its strategy's type, where that has one, or its precision's."""
+    strategy = config.trainer.strategy
+    own = strategy.get("init_args.dtype") if isinstance(strategy, Namespace) else None
+    return cast(DType, own or COMPUTE_IN.get(str(config.trainer.precision), "float32"))
+
+
+def device_of(accelerator: Any) -> torch.device:
+    """Where a Trainer with such an accelerator computes."""
+    return torch.device("cpu") if accelerator == "cpu" else device_here()
+
+
+def at(settings: Mapping[str, Any], key: str) -> Any:
+    """A value of nested settings; None where there is none."""
+    value: Any = settings
+    for name in key.split("."):
+        value = value.get(name) if isinstance(value, dict) else None
+    return None if value == AUTO else value

@@ -1,0 +1,145 @@
+"""Rollouts in Parquet files, one for each iteration: for other losses, and for anyone's tools."""
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from grpo_pl.system.atomic_files import replacing
+from grpo_pl.types import Rollout, SampleRecord
+
+RESPONSE = pa.schema(
+    {
+        "prompt_seed": pa.uint64(),
+        "prompt_token_ids": pa.list_(pa.int32()),
+        "temperature": pa.float64(),
+        "policy_version": pa.int64(),
+        "token_ids": pa.list_(pa.int32()),
+        "logprobs": pa.list_(pa.float32()),
+        "text": pa.string(),
+        "truncated": pa.bool_(),
+        "token_ends": pa.list_(pa.int32()),
+    }
+)
+"""What an engine said, and to what. A row is a response; those to one prompt stand together, in order."""
+ABOUT_IT = {"iteration": pa.int64(), "prompt": pa.string(), "reward": pa.float64()}
+"""What else stands in a row, beside `rewards/<name>` for each reward, as in `metrics.csv`."""
+Group = tuple[float, int]
+"""Temperature and seed: no two groups of a run have both in common."""
+
+
+def file_name(iteration: int, rank: int = 0, ranks: int = 1) -> str:
+    """The file of an iteration, counted from 1; each of several ranks has its own."""
+    return f"iteration-{iteration:04d}{f'-rank-{rank}' if ranks > 1 else ''}.parquet"
+
+
+def save_rollout(
+    rollout: Rollout, path: Path, iteration: int = 1, records: Sequence[SampleRecord] = ()
+) -> None:
+    """Write all that was sampled in an iteration; the path names a whole file or none.
+
+    Args:
+        rollout: What was learned from; each group of what was sampled `besides` comes once.
+        path: The file.
+        iteration: Counted from 1.
+        records: The rewards of its responses; null where there are none.
+
+    Raises:
+        DiskFullError: If it does not fit on the disk.
+    """
+    rows: list[dict[str, Any]] = []
+    written: set[Group] = set()
+    for sampled in (rollout, *rollout.besides):
+        mine = as_rows(sampled, iteration, records if sampled is rollout else ())
+        fresh = [row for row in mine if group_of(row) not in written]
+        written |= {group_of(row) for row in fresh}
+        rows += fresh
+    rewards = {f"rewards/{name}": pa.float64() for name in (records[0].rewards if records else ())}
+    schema = pa.schema([*RESPONSE, *pa.schema(ABOUT_IT | rewards)])
+    with replacing(path) as file:
+        pq.write_table(pa.Table.from_pylist(rows, schema=schema), file)
+
+
+def as_rows(rollout: Rollout, iteration: int, records: Sequence[SampleRecord]) -> Iterator[dict[str, Any]]:
+    """The responses of a rollout as the file has them."""
+    for n, prompt in enumerate(rollout.prompts):
+        mask = rollout.loss_mask[n]
+        yield {
+            "prompt_seed": prompt.seed,
+            "prompt_token_ids": prompt.token_ids,
+            "temperature": rollout.temperature,
+            "policy_version": rollout.policy_version,
+            "token_ids": rollout.token_ids[n][mask].tolist(),
+            "logprobs": rollout.sampling_logprobs[n][mask].tolist(),
+            "text": rollout.responses[n],
+            "truncated": bool(rollout.truncated[n]),
+            "token_ends": rollout.token_ends[n],
+            "iteration": iteration,
+            "prompt": prompt.text,
+        } | rewards_of(records, n)
+
+
+def rewards_of(records: Sequence[SampleRecord], n: int) -> dict[str, float | None]:
+    """The total of a response and what it is made of."""
+    if not records:
+        return {}
+    by_name = {f"rewards/{name}": reward for name, reward in records[n].rewards.items()}
+    return {"reward": records[n].reward} | by_name
+
+
+def group_of(row: dict[str, Any]) -> Group:
+    """The group of a response."""
+    return row["temperature"], row["prompt_seed"]
+
+
+def files_of(path: Path) -> list[Path]:
+    """The files of a folder, in the order of their iterations; a file itself."""
+    return sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+
+
+def read_columns(path: Path, columns: Sequence[str]) -> pa.Table:
+    """Some columns of a file of rollouts.
+
+    Raises:
+        ValueError: If it is none, in one sentence that begins with the path.
+    """
+    try:
+        has = pq.read_schema(path).names
+        missing = [name for name in RESPONSE.names if name not in has]
+        if not missing:
+            return pq.read_table(path, columns=list(columns), partitioning=None)
+    except (OSError, pa.ArrowException) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path} is no file of rollouts ({reason})") from error
+    raise ValueError(f"{path} is no file of rollouts (no {', '.join(missing)})")
+
+
+def read_groups(path: Path) -> dict[Group, list[dict[str, Any]]]:
+    """The responses of a file, group by group, without what is only about them.
+
+    Raises:
+        ValueError: If it is no file of rollouts, or one that was made up wrongly.
+    """
+    groups: dict[Group, list[dict[str, Any]]] = {}
+    table = read_columns(path, RESPONSE.names)
+    try:
+        rows = table.cast(RESPONSE).to_pylist()
+    except pa.ArrowException as error:
+        raise ValueError(f"{path} is no file of rollouts ({str(error).splitlines()[0]})") from error
+    for row in rows:
+        lengths = {len(row[name] or ()) for name in ("token_ids", "logprobs", "token_ends")}
+        if None in row.values() or len(lengths) != 1 or 0 in lengths:
+            raise ValueError(f"{path} is no file of rollouts (a response is not whole: {row!r:.200})")
+        groups.setdefault(group_of(row), []).append(row)
+    return groups
+
+
+def forget_iterations(folder: Path, after: int) -> None:
+    """Remove the files of iterations after one: those that a run that goes on will have again."""
+    for path in folder.glob("iteration-*.parquet"):
+        found = re.match(r"iteration-(\d+)", path.name)
+        if found and int(found[1]) > after:
+            path.unlink()

@@ -1,0 +1,98 @@
+"""When a run is saved, and which checkpoints stay."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import ModelCheckpoint
+from typing_extensions import override
+
+from grpo_pl.system.atomic_files import partial_of, sync_folder
+from grpo_pl.runs.manifest import LAST, Manifest, checkpoints, manifest_path
+
+PREEMPTED = "preempted-"
+"""How the names of checkpoints begin that are written between those that are due."""
+BY_STEP = {"monitor": "step", "mode": "max"}
+"""What makes `save_top_k` mean the last ones."""
+
+
+class Checkpoints(ModelCheckpoint):
+    """Lightning's ModelCheckpoint, of which a kill at any moment leaves `last.ckpt` and what it names.
+
+    Where nothing else is monitored, the last `save_top_k` checkpoints stay. The end of a run is saved too.
+    """
+
+    @property
+    def folder(self) -> Path:
+        """Where the checkpoints are."""
+        assert self.dirpath is not None, "setup or the command line says it"
+        return Path(self.dirpath)
+
+    @override
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Rename what is newer than the checkpoint from which the run goes on: it was of another past."""
+        super().on_train_start(trainer, pl_module)
+        for path in checkpoints(self.folder) if trainer.is_global_zero else ():
+            manifest = Manifest.read(path)
+            if manifest is not None and manifest.step > trainer.global_step:
+                set_aside(path)
+
+    @override
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save the end of the run, be it due or not."""
+        if self.save_last and not self._should_skip_saving_checkpoint(trainer):
+            self._save_checkpoint(trainer, self.format_checkpoint_name(self._monitor_candidates(trainer)))
+
+    def save_now(self, trainer: pl.Trainer) -> None:
+        """Have `last.ckpt` name a checkpoint of the iteration that ends, which stays until one is due."""
+        path = self._last_checkpoint_saved
+        if self._last_global_step_saved != trainer.global_step:
+            path = str(self.folder / f"{PREEMPTED}{trainer.current_epoch + 1:04d}.ckpt")
+            self._save_checkpoint(trainer, path)
+        self._link_checkpoint(trainer, path, str(self.folder / LAST))
+
+    @override
+    def _save_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
+        """Have `last.ckpt` name it before older ones are removed."""
+        super()._save_checkpoint(trainer, filepath)
+        if self.save_last == "link":
+            self._link_checkpoint(trainer, filepath, str(self.folder / LAST))
+        if trainer.is_global_zero:
+            for path in self._superseded(Path(filepath)):
+                trainer.strategy.remove_checkpoint(path)
+
+    @staticmethod
+    @override
+    def _link_checkpoint(trainer: pl.Trainer, filepath: str, linkpath: str) -> None:
+        """Move the link in one step: Lightning's own leaves a moment without one."""
+        link = Path(linkpath)
+        if trainer.is_global_zero and Path(filepath).absolute() != link.absolute():
+            if link.is_dir() and not link.is_symlink():
+                shutil.rmtree(link)
+            new = partial_of(link)
+            new.unlink(missing_ok=True)
+            new.symlink_to(os.path.relpath(filepath, link.parent))
+            new.replace(link)
+            sync_folder(link.parent)
+        trainer.strategy.barrier()
+
+    def _superseded(self, saved: Path) -> Iterator[Path]:
+        """What the one just saved makes superfluous: saved out of turn, or kept from removal by a kill."""
+        found = {path: Manifest.read(path) for path in checkpoints(self.folder)}
+        due = sorted(m.step for path, m in found.items() if m and not path.name.startswith(PREEMPTED))
+        keeps_last = self.monitor == BY_STEP["monitor"] and self.save_top_k > 0
+        oldest = due[-self.save_top_k :][0] if keeps_last and due else 0
+        for path, manifest in found.items():
+            too_old = manifest is not None and manifest.step < oldest
+            if path != saved.absolute() and (too_old or path.name.startswith(PREEMPTED)):
+                yield path
+
+
+def set_aside(checkpoint: Path) -> None:
+    """Rename a checkpoint so that nothing continues from it."""
+    for path in [checkpoint] if checkpoint.is_dir() else [manifest_path(checkpoint), checkpoint]:
+        aside = path.with_name(f"{path.name}.superseded")
+        shutil.rmtree(aside, ignore_errors=True)
+        path.replace(aside)

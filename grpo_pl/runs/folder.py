@@ -1,0 +1,205 @@
+"""Whose a run's folder is: one run's until that has ended, and one process's while it goes on."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import yaml
+from jsonargparse import ArgumentParser, Namespace
+from lightning.pytorch.cli import SaveConfigCallback
+from typing_extensions import override
+
+from grpo_pl.runs import slurm_job
+from grpo_pl.runs.preemption import checkpointing
+from grpo_pl.system.atomic_files import PARTIAL, remove, write_atomically
+from grpo_pl.runs.lock import LOCK_FILE, Lock
+from grpo_pl.runs.manifest import INSIDE, LAST, agreed, checkpoints, first_rank_says, newest_first
+from grpo_pl.system.precision import AUTO
+from grpo_pl.rollout.stored import ROLLOUTS_FOLDER
+from grpo_pl.runs.layout import CONFIG_FILE, ENDED_FILE, METRICS_FILE, move_aside
+
+FREE = ("resume", "trainer.default_root_dir", "trainer.max_epochs", "trainer.max_steps")
+"""Settings that may differ where an unfinished run goes on: they do not change what an iteration does."""
+
+
+TYPES = ".precision", ".dtype"
+"""Where `auto` means the type that the run has begun with; of other settings it is a value like any."""
+
+
+class RunFolder(SaveConfigCallback):
+    """Prepares the run's folder when all is checked: one that has ended moves aside, `config.yaml` comes in.
+
+    An unfinished run goes on by itself under the same settings. That is decided before anything changes in
+    the folder, so that all ranks decide alike. A Trainer that is started by other code than the command `fit`
+    holds no folder, and nothing here touches any.
+    """
+
+    lock: Lock | None = None
+
+    @contextmanager
+    def occupied(self, trainer: pl.Trainer) -> Iterator[str | None]:
+        """Hold the folder while the body runs.
+
+        Gives the checkpoint that the run begins with.
+
+        Raises:
+            ValueError: If another process is at work in the folder, or if its run cannot be told.
+        """
+        self.folder = Path(trainer.default_root_dir)
+        self.lock = Lock(self.folder)
+        if trainer.is_global_zero:
+            self.lock.take()
+        try:
+            yield self._beginning(checkpointing(trainer).folder)
+        finally:
+            self.lock.leave()
+            self.lock = None
+
+    def _beginning(self, saved: Path) -> str | None:
+        named = self.config.get("ckpt_path")
+        self.continues = named == "last" or (self.may_go_on() and not self.changed())
+        if not self.continues:
+            return str(named) if named else None
+        if checkpoints(saved) or (saved / LAST).is_symlink():
+            return str(saved / LAST)
+        return None if named == "last" else named
+
+    def may_go_on(self) -> bool:
+        """Whether the folder's run is before its end, or in a job that SLURM starts again."""
+        ended, anew = (self.folder / ENDED_FILE).exists(), self.config.get("resume") == "never"
+        open_ended = not (ended or anew) or slurm_job.was_requeued(self.folder)
+        return open_ended and (self.folder / CONFIG_FILE).exists()
+
+    def has_ended(self, folder: Path) -> bool:
+        """Whether a folder holds this very run, at its end."""
+        self.folder = folder
+        place = "resume", "trainer.default_root_dir"
+        return (folder / ENDED_FILE).exists() and (folder / CONFIG_FILE).exists() and not self.changed(place)
+
+    def settings_to_keep(self, folder: Path) -> dict[str, Any]:
+        """The settings of a folder's run, if this one goes on with it: what is `auto` stays as it was."""
+        self.folder = folder
+        if self.config.get("ckpt_path") == "last":
+            return self._read_settings() if (folder / CONFIG_FILE).exists() else {}
+        return self._read_settings() if self.may_go_on() and not self.changed() else {}
+
+    def changed(self, free: Sequence[str] = FREE) -> list[str]:
+        """The settings that are not those of the run in the folder.
+
+        Args:
+            free: Those that may differ.
+
+        Raises:
+            ValueError: If that run's cannot be read.
+        """
+        now = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))
+        found = different(plain(self._read_settings()), plain(now))
+        return sorted(key for key in found if key not in free)
+
+    def _read_settings(self) -> dict[str, Any]:
+        path = self.folder / CONFIG_FILE
+        try:
+            before = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError):
+            before = None
+        if not isinstance(before, dict):
+            raise ValueError(
+                f"{path} is torn, so that nobody can tell whether its run goes on: --ckpt_path last "
+                "continues it, --resume never moves it aside"
+            )
+        return before
+
+    @override
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Refuse ranks that would not compute alike; touch nothing yet: models are still to be loaded."""
+        mine = trainer.precision
+        first = first_rank_says(mine)
+        if wrong := agreed("" if mine == first else f"rank {trainer.global_rank} has {mine}, rank 0 {first}"):
+            raise ValueError(
+                f"trainer.precision=auto differs between this run's machines ({wrong}): set it to 32-true "
+                "or bf16-mixed, and data.engine.dtype like it"
+            )
+
+    @override
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.lock is None or not trainer.is_global_zero:
+            return
+        self.prepare(trainer)
+        if job := slurm_job.current():
+            job.write(self.folder)
+
+    def prepare(self, trainer: pl.Trainer) -> None:
+        """Make the folder this run's: what does not go on moves aside, what a kill left half is removed."""
+        saved = checkpointing(trainer).folder
+        if self.continues:
+            self._say_where_it_goes_on(saved)
+        elif (self.folder / METRICS_FILE).exists():
+            self._begin_anew()
+        for folder in (self.folder, saved, self.folder / ROLLOUTS_FOLDER):
+            sweep(folder)
+        (self.folder / ENDED_FILE).unlink(missing_ok=True)
+        write_config(self.parser, self.config, self.folder)
+
+    def end(self, trainer: pl.Trainer) -> None:
+        """Note that the run has reached its end: the same command is a new run from now on."""
+        if trainer.is_global_zero:
+            write_atomically(self.folder / ENDED_FILE, "{}\n")
+
+    def _say_where_it_goes_on(self, saved: Path) -> None:
+        anew = "; --resume never starts anew" if self.config.get("ckpt_path") != "last" else ""
+        if found := newest_first(saved):
+            print(f"The run of {self.folder} goes on from {found[0][0].name}{anew}.")
+        elif (self.folder / METRICS_FILE).exists():
+            print(f"The run of {self.folder} was stopped before its first checkpoint and begins again{anew}.")
+
+    def _begin_anew(self) -> None:
+        named = self.config.get("ckpt_path")
+        if named is not None and self.folder.resolve() in Path(named).resolve().parents:
+            return
+        if self.may_go_on() and (keys := self.changed()):
+            print(f"Not continued: the run of {self.folder} has other settings of {', '.join(keys)}.")
+        kept = move_aside(self.folder)
+        assert self.lock is not None, "occupied() comes first"
+        self.lock.take()
+        (kept / LOCK_FILE).unlink()
+
+
+def write_config(parser: ArgumentParser, config: Namespace, folder: Path) -> None:
+    """Write `config.yaml` into a run's folder: started from it, the run goes on where it was."""
+    config = config.clone()
+    config["resume"] = "auto"
+    write_atomically(folder / CONFIG_FILE, parser.dump(config, skip_unset=False))
+
+
+def plain(config: dict[str, Any]) -> dict[str, Any]:
+    """A config without what its folder's own checkpoints are called by."""
+    root, saving = config.get("trainer", {}).get("default_root_dir"), config.get("checkpoint", {})
+    own = root is not None and saving.get("dirpath") == str(Path(root) / "checkpoints")
+    last = config.get("ckpt_path") == "last"
+    changes = {"checkpoint": saving | {"dirpath": None}} if own else {}
+    return config | changes | ({"ckpt_path": None} if last else {})
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a kill has left half written."""
+    for partial in folder.glob(f".*{PARTIAL}"):
+        remove(partial)
+    for manifest in folder.glob(f"*.ckpt.{INSIDE}"):
+        if not manifest.with_name(manifest.name.removesuffix(f".{INSIDE}")).exists():
+            manifest.unlink()
+
+
+def different(a: Any, b: Any, key: str = "") -> Iterator[str]:
+    """The keys with different values, but for the addresses of servers: a job finds them at each start.
+
+    A type that `b` leaves open (`auto`) is as in `a`.
+
+    A value is also equal to what one writes for it: `--trainer.devices 1` is read as "1", from a file as 1.
+    """
+    if isinstance(a, dict) and isinstance(b, dict):
+        for name in a.keys() | b.keys():
+            yield from different(a.get(name), b.get(name), f"{key}.{name}" if key else name)
+    elif a != b and str(a) != str(b) and not key.endswith((*TYPES, ".urls") if b == AUTO else ".urls"):
+        yield key

@@ -1,0 +1,186 @@
+"""What belongs to a checkpoint, to the byte: which one is whole, and which is the newest whole one."""
+
+import hashlib
+import json
+import logging
+import pickle
+import struct
+import zipfile
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import distributed
+
+from grpo_pl.system.atomic_files import write_atomically
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+LAST = "last.ckpt"
+"""The link in a folder of checkpoints that means the newest whole one."""
+SHARDED = "meta.pt"
+"""What a checkpoint of shards holds beside tensors, in Lightning's name for it."""
+INSIDE = "manifest.json"
+TORN = RuntimeError, EOFError, ValueError, LookupError, TypeError, struct.error, pickle.UnpicklingError
+"""What torch raises where a file is no longer what it was."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A file of a checkpoint."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The files of a checkpoint, and where in the run it was written."""
+
+    step: int
+    """Optimizer steps taken until then: of two checkpoints, the one with more is the newer."""
+    files: dict[str, Part]
+    """By their path in a checkpoint of shards; a checkpoint of one file has the empty path."""
+
+    def write(self, checkpoint: Path) -> None:
+        """Put it beside a checkpoint of one file, or into one of shards."""
+        write_atomically(manifest_path(checkpoint), json.dumps(asdict(self), indent=1) + "\n")
+
+    @classmethod
+    def read(cls, checkpoint: Path) -> "Manifest | None":
+        """That of a checkpoint; None where there is none that can be read."""
+        try:
+            content = json.loads(manifest_path(checkpoint).read_text(encoding="utf-8"))
+            files = {name: Part(**part) for name, part in content["files"].items()}
+            return cls(int(content["step"]), files)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return None
+
+
+def manifest_path(checkpoint: Path) -> Path:
+    """Where the manifest of a checkpoint is."""
+    if checkpoint.is_dir():
+        return checkpoint / INSIDE
+    return checkpoint.with_name(f"{checkpoint.name}.{INSIDE}")
+
+
+def measured(path: Path) -> Part:
+    """A file as it is on the disk."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return Part(path.stat().st_size, digest)
+
+
+def is_sharded(path: Path) -> bool:
+    """Whether a checkpoint is a folder with the shards of many ranks."""
+    return (path / SHARDED).is_file()
+
+
+# -------------------------------------------------------------------------------- which checkpoint is whole
+
+
+def damage(checkpoint: Path, manifest: Manifest | None) -> str:
+    """What is wrong with a checkpoint, in few words; empty for one that is whole. Collective.
+
+    Each rank reads some of the files. Without a manifest nothing but the frame is known: torch must be able
+    to open it.
+    """
+    if not checkpoint.exists():
+        return agreed("it is missing")
+    if manifest is None:
+        return agreed("" if stored_step(checkpoint) is not None else "torch cannot open it")
+    rank, size = (distributed.get_rank(), distributed.get_world_size()) if in_group() else (0, 1)
+    mine = sorted(manifest.files)[rank::size]
+    return agreed(next(filter(None, (part_damage(checkpoint, manifest, name) for name in mine)), ""))
+
+
+def part_damage(checkpoint: Path, manifest: Manifest, name: str) -> str:
+    """What is wrong with one file of a checkpoint; empty where nothing is."""
+    path, expected = checkpoint / name if name else checkpoint, manifest.files[name]
+    called = name or "it"
+    if not path.is_file():
+        return f"{called} is missing"
+    if (size := path.stat().st_size) != expected.bytes:
+        return f"{called} has {size} of {expected.bytes} bytes"
+    return "" if measured(path) == expected else f"{called} has another checksum than when it was written"
+
+
+def stored_step(checkpoint: Path) -> int | None:
+    """The optimizer steps that a checkpoint itself tells, its tensors unread; None for one that is torn."""
+    path = checkpoint / SHARDED if is_sharded(checkpoint) else checkpoint
+    if not zipfile.is_zipfile(path):
+        return None
+    with suppress(*TORN):
+        return int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"])
+    return None
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, the link to the last one apart."""
+    return sorted(path for path in folder.glob("*.ckpt") if path.name != LAST)
+
+
+def newest_first(folder: Path) -> list[tuple[Path, Manifest | None]]:
+    """The checkpoints in a folder by optimizer steps, whatever the clock says; unreadable ones come first."""
+
+    def step(found: tuple[Path, Manifest | None]) -> float:
+        path, manifest = found
+        known = stored_step(path) if manifest is None else manifest.step
+        return float("inf") if known is None else float(known)
+
+    return sorted(((path, Manifest.read(path)) for path in checkpoints(folder)), key=step, reverse=True)
+
+
+def whole_checkpoint(path: Path) -> Path:
+    """The checkpoint that a path means, once its checksums are right. Collective.
+
+    `last.ckpt` means the newest whole one of its folder; those that are not whole are named and passed over.
+
+    Raises:
+        ValueError: If the one that is meant is not whole, or none of the folder's is.
+    """
+    if path.name != LAST or (path.exists() and not path.is_symlink()):
+        if wrong := damage(path, first_rank_says(Manifest.read(path))):
+            raise ValueError(f"ckpt_path: {path} is no whole checkpoint ({wrong}): name another one")
+        return path
+    candidates = newest_first(path.parent)
+    if path.is_symlink() and not path.exists():
+        candidates.insert(0, (path.parent / path.readlink(), None))
+    for candidate, manifest in first_rank_says(candidates):
+        wrong = damage(candidate, manifest)
+        if not wrong:
+            return Path(candidate)
+        if not in_group() or distributed.get_rank() == 0:
+            log.warning("! %s is passed over: %s", candidate, wrong)
+    raise ValueError(
+        f"ckpt_path: none of the checkpoints in {path.parent} is whole: name another one, or start anew with "
+        "--resume never, which keeps what is there"
+    )
+
+
+# ----------------------------------------------------------------------------------------- over many ranks
+
+
+def in_group() -> bool:
+    """Whether this process is one of several ranks."""
+    return distributed.is_available() and distributed.is_initialized()
+
+
+def agreed(wrong: str) -> str:
+    """What any rank has found wrong, the same on all of them. Collective."""
+    found: list[Any] = [wrong]
+    if in_group():
+        found = [""] * distributed.get_world_size()
+        distributed.all_gather_object(found, wrong)
+    return next(filter(None, found), "")
+
+
+def first_rank_says(value: T) -> T:
+    """What rank 0 has found. Collective."""
+    box = [value]
+    if in_group():
+        distributed.broadcast_object_list(box)
+    return box[0]

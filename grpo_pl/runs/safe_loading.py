@@ -1,0 +1,141 @@
+"""Checkpoints as files from anywhere: data and tensors alone are read, and nothing in them ever runs."""
+
+import io
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint import state_dict_loader
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
+from torch.distributed.checkpoint.planner import ReadItem
+from typing_extensions import override
+
+from grpo_pl.runs.manifest import SHARDED, is_sharded
+
+INDEX = ".metadata"
+"""Where torch says which file of a sharded checkpoint holds what: a pickle."""
+OF_AN_INDEX = {
+    "torch": {"Size"},
+    "torch.serialization": {"_get_layout"},
+    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
+    "torch.distributed.checkpoint.metadata": {
+        *("Metadata", "MetadataIndex", "StorageMeta", "TensorStorageMetadata", "TensorProperties"),
+        *("ChunkStorageMetadata", "BytesStorageMetadata", "_MEM_FORMAT_ENCODING"),
+    },
+    "pathlib": {"PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath"},
+    "collections": {"OrderedDict"},
+}
+"""All that an index is made of, by module."""
+OF_A_RUN = {"loops", "pytorch-lightning_version", "state_dict"}
+"""What a checkpoint in one file has at least."""
+NO_DATA = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError)
+"""What unpickling raises on a file that is torn, none of its kind, or more than data."""
+
+
+class IndexUnpickler(pickle.Unpickler):
+    """Builds what an index is made of, and calls nothing else."""
+
+    @override
+    def find_class(self, module: str, name: str) -> Any:
+        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
+            return getattr(torch, name)
+        if name not in OF_AN_INDEX.get(module, ()):
+            raise pickle.UnpicklingError(f"it names {module}.{name}")
+        return super().find_class(module, name)
+
+
+class SafePlanner(DefaultLoadPlanner):
+    """Reads what is no tensor as plain data: torch's own would run any code that it holds."""
+
+    @override
+    def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
+        self.original_state_dict[read_item.dest_index.fqn] = torch.load(value, weights_only=True)
+
+
+def read_index(folder: Path) -> Metadata:
+    """What a sharded checkpoint holds; once this has read it, torch may.
+
+    Raises:
+        ValueError: If it is damaged, or holds more than data.
+    """
+    try:
+        with (folder / INDEX).open("rb") as file:
+            index = IndexUnpickler(file).load()
+    except (OSError, *NO_DATA) as error:
+        raise unreadable(folder, f"{INDEX}: {error}") from error
+    if not isinstance(index, Metadata):
+        raise unreadable(folder, f"{INDEX} is a {type(index).__name__}")
+    return index
+
+
+def check_shards(folder: Path) -> None:
+    """Read the index and all that is no tensor, so that torch and Lightning may read them in their ways.
+
+    Raises:
+        ValueError: If something is damaged, or holds more than data.
+    """
+    kinds = read_index(folder).state_dict_metadata.items()
+    plain: dict[str, Any] = {key: None for key, kind in kinds if isinstance(kind, BytesStorageMetadata)}
+    planner, reader = SafePlanner(flatten_state_dict=False), FileSystemReader(folder)
+    try:
+        state_dict_loader.load(plain, storage_reader=reader, planner=planner, no_dist=True)
+        torch.load(folder / SHARDED, weights_only=True)
+    except CheckpointException as error:
+        raise unreadable(folder, next(iter(error.failures.values()))[0]) from error
+    except (OSError, *NO_DATA) as error:
+        raise unreadable(folder, error) from error
+
+
+def read_file(path: Path, mapped: bool = False) -> dict[str, Any]:
+    """What a checkpoint in one file holds.
+
+    Args:
+        path: The file.
+        mapped: Leave tensors on the disk until they are used.
+
+    Raises:
+        ValueError: If it is no checkpoint of a run, damaged, or holds more than data.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except (OSError, *NO_DATA) as error:
+        raise unreadable(path, error) from error
+    if not isinstance(content, dict) or not set(content) >= OF_A_RUN:
+        raise unreadable(path, f"it has not all of {', '.join(sorted(OF_A_RUN))}")
+    if not re.match(r"[2-9]\.", version := str(content["pytorch-lightning_version"])):
+        raise unreadable(path, f"Lightning {version} wrote it")
+    return content
+
+
+def check_checkpoint(path: Path) -> None:
+    """Read what is quickly read of a checkpoint, before anything is loaded.
+
+    Raises:
+        ValueError: If it is not there, damaged, of no run, or holds more than data.
+    """
+    if is_sharded(path):
+        check_shards(path)
+    elif path.is_dir():
+        raise unreadable(path, f"it is a folder without {SHARDED}")
+    elif not path.exists():
+        raise ValueError(f"ckpt_path={path}: there is no such file; name a checkpoint, or last")
+    else:
+        read_file(path, mapped=True)
+
+
+def unreadable(path: Path, reason: object) -> ValueError:
+    """Says of a checkpoint why it is not read."""
+    words = " ".join(str(reason).split()) or type(reason).__name__
+    if "mmap can only be used" in words:
+        words = "it is no file of torch.save"
+    elif "Weights only load failed" in words:
+        named = re.search(r"unsupported GLOBAL (\S+)", words)
+        words = f"it holds more than data: {named[1] if named else 'no torch.save wrote it'}"
+    return ValueError(
+        f"ckpt_path={path} is no readable checkpoint of a run ({words:.160}): name another one, or last"
+    )

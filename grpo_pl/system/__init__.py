@@ -1,0 +1,1 @@
+"""The machine below: files, memory, output, processes. Nothing here knows reinforcement learning."""

@@ -1,0 +1,1 @@
+"""The update on Lightning: optimizer, gradients, strategies, ranks, metrics and checks."""

@@ -1,0 +1,162 @@
+"""Which components of the module go together."""
+
+import re
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from grpo_pl.advantages import AdvantageEstimator
+from grpo_pl.losses.kl import KLPenalty
+from grpo_pl.models import AdapterOff, CausalLM, ModelBuilder
+from grpo_pl.models.reference_update import EMA, ReferenceUpdate
+from grpo_pl.rewards.base import ProcessReward, RewardFunction
+from grpo_pl.rewards.transforms import RewardTransform
+
+
+def check_components(
+    rewards: dict[str, RewardFunction], kl: KLPenalty | None, reference: ModelBuilder | None
+) -> None:
+    """Refuse combinations that cannot be meant.
+
+    Raises:
+        ValueError: In one sentence, with the key to change.
+    """
+    check_names("model.rewards", rewards)
+    if not any(reward.weight for reward in rewards.values()):
+        raise ValueError(
+            "model.rewards has no reward with a weight other than 0: add one, for instance LastNumber"
+        )
+    if kl is not None and reference is None:
+        raise ValueError(
+            "model.kl needs a reference: set model.reference, for instance to CausalLM, or model.kl to null"
+        )
+
+
+def check_names(key: str, named: Mapping[str, object]) -> None:
+    """Refuse names that no column of `metrics.csv` can have.
+
+    Raises:
+        ValueError: In one sentence, with the key to change.
+    """
+    for name in named:
+        if not re.fullmatch(r"\w[\w.-]*", str(name)) or not isinstance(name, str):
+            raise ValueError(
+                f"{key}: {name!r} cannot be the name of a metric: use letters, digits, _, - and ., in quotes "
+                "where they look like a number"
+            )
+
+
+def check_optimizer(
+    optimizer: Callable[[Any], Optimizer], lr_scheduler: Callable[[Optimizer], Any] | None
+) -> None:
+    """Build both for one parameter, so that wrong settings are refused before any model is loaded.
+
+    Raises:
+        ValueError: In one sentence, with the key to change.
+    """
+    try:
+        built = optimizer([nn.Parameter(torch.zeros(2, 2))])
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"model.optimizer: {error}") from error
+    if lr_scheduler is None:
+        return
+    try:
+        schedule = lr_scheduler(built)
+        if isinstance(schedule, ReduceLROnPlateau):
+            raise ValueError("ReduceLROnPlateau follows a metric, and there is none after an optimizer step")
+        with warnings.catch_warnings(action="ignore"):  # that the optimizer has made no step
+            schedule.step()
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise ValueError(f"model.lr_scheduler: {error}; set it to another one, or to null") from error
+
+
+def check_critic(
+    advantage: AdvantageEstimator, critic: ModelBuilder | None, critic_lr: float | None, critic_warmup: int
+) -> None:
+    """Refuse a critic that nobody needs, an advantage without the critic it needs, and odd schedules.
+
+    Raises:
+        ValueError: In one sentence, with the key to change.
+    """
+    name = type(advantage).__name__
+    if advantage.needs_critic and critic is None:
+        raise ValueError(
+            f"model.advantage {name} needs a critic: set model.critic, for instance to ValueHead"
+        )
+    if critic is not None and not advantage.needs_critic:
+        raise ValueError(
+            f"model.critic is set and model.advantage {name} does not use it: set model.critic to null, or "
+            "model.advantage to GAE"
+        )
+    if critic is None and (critic_lr is not None or critic_warmup):
+        raise ValueError(
+            f"model.critic_lr={critic_lr} and model.critic_warmup={critic_warmup} speak of a critic, and "
+            "there is none: set them to null and 0, or model.critic to ValueHead"
+        )
+    if critic_lr is not None and critic_lr <= 0:
+        raise ValueError(f"model.critic_lr={critic_lr}: expected more than 0, or null for the optimizer's")
+    if critic_warmup < 0:
+        raise ValueError(f"model.critic_warmup={critic_warmup}: expected 0 or more iterations")
+
+
+def check_reference_update(
+    reference_update: ReferenceUpdate | None, kl: KLPenalty | None, reference: ModelBuilder | None
+) -> None:
+    """Refuse to move a reference that does not exist, that is the policy itself, or that would not move.
+
+    Raises:
+        ValueError: In one sentence, with the key to change.
+    """
+    if reference_update is None:
+        return
+    if kl is None:
+        raise ValueError(
+            "model.reference_update moves a reference that nothing compares with: set model.kl, for "
+            "instance to KLInLoss, or model.reference_update to null"
+        )
+    if isinstance(reference, AdapterOff):
+        raise ValueError(
+            "model.reference_update cannot move model.reference AdapterOff, which is the policy itself: set "
+            "model.reference to CausalLM, or model.reference_update to null"
+        )
+    if isinstance(reference_update, EMA) and isinstance(reference, CausalLM) and reference.dtype != "float32":
+        raise ValueError(
+            f"model.reference.dtype={reference.dtype} rounds the small steps of model.reference_update EMA "
+            "away: set it to float32"
+        )
+
+
+def check_advantage_sources(
+    advantage: AdvantageEstimator,
+    rewards: dict[str, RewardFunction],
+    kl: KLPenalty | None,
+    reward_transforms: Sequence[RewardTransform],
+) -> None:
+    """Refuse rewards that the advantage cannot work with, or would not see.
+
+    Raises:
+        ValueError: In one sentence, with the key to change.
+    """
+    name = type(advantage).__name__
+    if advantage.needs_steps and not any(
+        isinstance(reward, ProcessReward) and reward.weight for reward in rewards.values()
+    ):
+        raise ValueError(
+            f"model.advantage {name} needs rewards of steps: add a process reward with a weight other than 0 "
+            "to model.rewards, or set model.advantage to GroupRelative"
+        )
+    if advantage.reads_named_rewards and reward_transforms:
+        raise ValueError(
+            f"model.reward_transforms change the sum of the rewards, and model.advantage {name} reads each "
+            "reward on its own: set model.reward_transforms to null"
+        )
+    if advantage.reads_named_rewards and kl is not None and type(kl).cost is not KLPenalty.cost:
+        raise ValueError(
+            f"model.kl {type(kl).__name__} changes the sum of the rewards, and model.advantage {name} reads "
+            "each reward on its own: set model.kl to KLInLoss"
+        )

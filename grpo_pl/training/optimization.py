@@ -1,0 +1,121 @@
+"""What all trained modules share: the optimizer, its schedule, and the gradient's norm."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, cast
+
+import lightning.pytorch as pl
+from lightning.pytorch.strategies import FSDPStrategy
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from typing_extensions import override
+
+from grpo_pl.functional import one_if_finite
+from grpo_pl.training.gradients import by_mesh, clip, total_norm
+from grpo_pl.training.skipped_steps import SkippedStep, explain
+
+OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
+SchedulerFactory = Callable[[Optimizer], LRScheduler]
+
+
+class OptimizedModule(pl.LightningModule):
+    """A LightningModule with an optimizer over its trained parameters and a schedule in optimizer steps.
+
+    A step whose loss or gradient is not finite on some rank is not taken on any: weights and optimizer stay
+    as they are, and the schedule goes on. `train/skipped_steps` counts them.
+    """
+
+    optimizer: OptimizerFactory
+    lr_scheduler: SchedulerFactory | None
+    skipped: SkippedStep | None = None
+    """Why the last optimizer step was not taken; None if it was."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._watched: dict[str, list[Tensor]] = {}
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """The trained parameters by the model that they belong to; the first group is the main one."""
+        raise NotImplementedError
+
+    def held_models(self) -> dict[str, nn.Module]:
+        """The models in memory by their part in training, the engine's copy apart; they may share weights."""
+        raise NotImplementedError
+
+    def learning_rates(self) -> dict[str, float | None]:
+        """The learning rate of each group that has one of its own; null for the optimizer's."""
+        return {}
+
+    @override
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        rates = {name: lr for name, lr in self.learning_rates().items() if lr is not None}
+        groups: list[dict[str, Any]] = [
+            {"params": parameters} | ({"lr": rates[name]} if name in rates else {})
+            for name, parameters in self.parameter_groups().items()
+            if parameters
+        ]
+        optimizer = self.optimizer(groups)  # type: ignore[arg-type]
+        if self.lr_scheduler is None:
+            return optimizer
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": self.lr_scheduler(optimizer), "interval": "step"},
+        }
+
+    @override
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Log the norm of each model's gradient before clipping, and clip each by its own.
+
+        A common norm would let a critic's gradient shrink the policy's step. Lightning's own clipping refuses
+        fused optimizers and FSDP. Where a norm is not finite, no gradient is left for the optimizer.
+        """
+        groups = {name: by_mesh(group) for name, group in self.parameter_groups().items() if group}
+        norms: dict[str, Tensor] = {}
+        for i, (name, kinds) in enumerate(groups.items()):
+            norms[name] = total_norm(kinds, flat_shards=isinstance(self.trainer.strategy, FSDPStrategy))
+            key = f"train/{name}_grad_norm" if i else "train/grad_norm"
+            self.log(key, norms[name], on_step=False, on_epoch=True, batch_size=1)
+        finite = all(math.isfinite(float(norm)) for norm in norms.values())
+        once = {"on_step": False, "on_epoch": True, "reduce_fx": "sum", "batch_size": 1}
+        self.log("train/skipped_steps", float(not finite), **once)  # type: ignore[arg-type]
+        self.skipped = None if finite else self._skip_step()
+        self._watched.clear()
+        if finite and gradient_clip_val:
+            for name, kinds in groups.items():
+                clip(kinds, gradient_clip_val, None if gradient_clip_algorithm == "value" else norms[name])
+
+    def guarded(self, loss: Tensor, *others: Tensor, made_of: Mapping[str, Tensor | None]) -> Tensor:
+        """The loss of a micro-batch, with no finite gradient unless it and some other numbers are finite.
+
+        Args:
+            loss: The loss.
+            others: Numbers that must be finite too, though it may not depend on them.
+            made_of: What it is made of, by the keys of `nonfinite.SOURCES`.
+        """
+        for key, numbers in {**made_of, "loss": loss}.items():
+            if numbers is not None:
+                self._watched.setdefault(key, []).append(numbers.detach())
+        return loss * one_if_finite(loss, *others)
+
+    def _skip_step(self) -> SkippedStep:
+        """Take the gradients away, so that the optimizer neither moves nor remembers anything; say why."""
+        trained = {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+        def sum_over_ranks(counts: Tensor) -> Tensor:
+            return cast(Tensor, self.trainer.strategy.reduce(counts.to(self.device), reduce_op="sum"))
+
+        skipped = explain(self._watched, trained, sum_over_ranks)
+        self.zero_grad(set_to_none=True)
+        return skipped
+
+
+def num_parameters(models: Iterable[nn.Module]) -> int:
+    """The parameters of some models, shared ones once."""
+    return sum({id(p): p.numel() for model in models for p in model.parameters()}.values())
