@@ -15,8 +15,8 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
+from helpers.repository import ROOT, load_tool
 from hypothesis import HealthCheck, settings
-from repository import ROOT, load_tool
 
 settings.register_profile("any_machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any_machine")  # a slow machine is no failure
@@ -85,7 +85,7 @@ def fit(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[
 @pytest.fixture(scope="session")
 def fit_on(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Runs `grpo_pl fit` as `fit` does, on so many ranks, each a forked process."""
-    from rank_runs import run_ranks
+    from helpers.rank_runs import run_ranks
 
     def run(ranks: int, *arguments: object, root: Path | None = None, pretrained: Path = tiny_model) -> Path:
         root = root or tmp_path_factory.mktemp("ranks") / "run"
@@ -100,7 +100,7 @@ def fit_on(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callab
 @pytest.fixture
 def refused(fit: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """Runs `grpo_pl fit` as `fit` does, with a mistake in it, and returns the sentence it is refused with."""
-    from run_results import said
+    from helpers.run_results import said
 
     def run(*arguments: object) -> str:
         with pytest.raises(SystemExit) as end:
@@ -207,7 +207,7 @@ def refusal(weightless: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     `{here}` in the arguments is a folder of the test's own. The run's folder holds an earlier run. `started`
     says that the refusal comes from a run that has begun, which has moved that one aside.
     """
-    from run_results import said
+    from helpers.run_results import said
 
     from grpo_pl.__main__ import main
 

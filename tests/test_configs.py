@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 import yaml
+from helpers.repository import ROOT
 
 from grpo_pl.__main__ import check, main
-from grpo_pl.ablation.planned import plan_runs
-from grpo_pl.ablation.study import read_study
-from grpo_pl.run_files import read_metrics
+from grpo_pl.commands.ablate.planned import plan_runs
+from grpo_pl.commands.ablate.study import read_study
+from grpo_pl.runs.layout import read_metrics
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIGS = ROOT / "configs"
 OVERLAYS = [
     CONFIGS / "ppo.yaml",
     *sorted(CONFIGS.glob("task/*.yaml")),

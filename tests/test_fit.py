@@ -5,13 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from run_results import NO_VALIDATION, Fit, Refused, column, rows, saved, untimed
+from helpers.repository import ROOT
+from helpers.run_results import NO_VALIDATION, Fit, Refused, column, rows, saved, untimed
 
 from grpo_pl.__main__ import main
 from grpo_pl.module import PolicyOptimization
 from grpo_pl.types import Experience, TokenScores
 
-CONFIG = Path(__file__).parents[1] / "configs" / "tiny.yaml"
+CONFIG = ROOT / "configs" / "tiny.yaml"
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

@@ -1,65 +1,27 @@
-"""The import graph is a test: a module imports only from the rows above its own."""
+"""The import graph is a test: a folder stands in one row and imports from the rows above its own alone."""
 
 import ast
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from helpers.repository import ROOT
 
-PACKAGE = Path(__file__).parents[1] / "grpo_pl"
-LAYERS = [
-    {
-        *("types", "quiet", "refusal", "heartbeat", "memory", "durable", "addresses", "precision"),
-        "lazy_torchmetrics",
-    },
-    {"slurm", "manifest", "lock", "run_files", "commands", "config_files"},
-    {"functional", "checkpoint_files", "option_names"},
-    {
-        "prompts",
-        "rollout.engine",
-        "rollout.files",
-        "advantages",
-        "losses",
-        "regularizers",
-        "corrections",
-        "masks",
-        "references",
-        "resampling",
-        "models",
-        "weight_sync",
-    },
-    {"rewards"},
-    {"forked"},
-    {"fork_server"},
-    {
-        "rollout.dataset",
-        "rollout.in_process",
-        "rollout.overlapped",
-        "rollout.replay",
-        "rollout.shared",
-        "rollout.vllm",
-        "alarms",
-        "loop",
-        "evaluation",
-        "metrics",
-        "gradients",
-        "nonfinite",
-        "objective",
-        "checks",
-        "restoring",
-        "feedback",
-    },
-    {"optimization", "strategies", "rollout.server", "rollout.stored"},
-    {"module", "datamodule", "reward_modeling", "callbacks"},
-    {
-        *("parser", "config_values", "open_types", "planning", "submission"),
-        *("rank_failures", "experiments"),
-    },
-    {"ablation", "jobs", "mistakes"},
-    {"cli"},
-    {"rollout.offline"},
-    {"invariance", "diagnosis", "rollout.command"},
+PACKAGE = ROOT / "grpo_pl"
+ROWS = (
+    {"types", "functional", "system"},
+    {"models"},
+    {"prompts", "rewards", "advantages", "losses", "minibatches", "runs"},
+    {"rollout"},
+    {"loop", "training"},
+    {"experience", "datamodule", "callbacks", "reward_modeling"},
+    {"module"},
+    {"config"},
+    {"commands"},
     {"__main__"},
-]
+)
+STAGES = {"prompts", "rollout", "rewards", "models", "advantages", "losses", "functional"}
+"""None of them imports Lightning, nor do `loop` and `minibatches`."""
 ONE_IMPORTER = {
     "vllm": {
         "rollout/vllm.py",
@@ -70,60 +32,56 @@ ONE_IMPORTER = {
     "datasets": {"prompts/sources.py"},
     "reasoning_gym": {"prompts/procedural.py"},
     "math_verify": {"rewards/mathematics.py"},
-    "matplotlib": {"callbacks/curves.py", "experiments/figures.py", "experiments/panels.py"},
-    "pandas": {"experiments/tidy.py"},
-    "scipy": {"experiments/statistics.py"},
+    "matplotlib": {
+        "callbacks/curves.py",
+        "commands/compare/figures.py",
+        "commands/compare/panels.py",
+    },
+    "pandas": {"commands/compare/tidy.py"},
+    "scipy": {"commands/compare/statistics.py"},
 }
-FILES = sorted(p for p in PACKAGE.rglob("*.py") if p.name != "__init__.py")
+FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 
 
-def node(module: str) -> str:
-    parts = module.split(".")
-    return ".".join(parts[:2]) if parts[0] == "rollout" and len(parts) > 1 else parts[0]
-
-
-def imports(path: Path) -> set[str]:
-    """Every module that a file imports, wherever in it, type checking apart."""
-    found: set[str] = set()
-
-    def visit(tree: ast.AST) -> None:
-        if isinstance(tree, ast.If) and getattr(tree.test, "id", "") == "TYPE_CHECKING":
-            return
-        if isinstance(tree, ast.Import):
-            found.update(alias.name for alias in tree.names)
-        if isinstance(tree, ast.ImportFrom):
-            assert tree.level == 0, f"{path} has a relative import"
-            found.update({tree.module or ""} | {f"{tree.module}.{alias.name}" for alias in tree.names})
-        for child in ast.iter_child_nodes(tree):
-            visit(child)
-
-    visit(ast.parse(path.read_text()))
-    return found
+def room(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
 def row(name: str) -> int:
-    rows = [i for i, layer in enumerate(LAYERS) if name in layer]
-    assert rows, f"{name} stands in no layer of this test"
+    rows = [i for i, names in enumerate(ROWS) if name in names]
+    assert rows, f"{name} stands in no row of this test"
     return rows[0]
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    """Every name that a file imports, wherever in it, type checking apart."""
+    if isinstance(tree, ast.If) and getattr(tree.test, "id", "") == "TYPE_CHECKING":
+        return
+    if isinstance(tree, ast.Import):
+        yield from (alias.name for alias in tree.names)
+    if isinstance(tree, ast.ImportFrom):
+        assert tree.level == 0, "a relative import"
+        yield from (f"{tree.module}.{alias.name}" for alias in tree.names)
+    for child in ast.iter_child_nodes(tree):
+        yield from imports(child)
+
+
+def imported(path: Path) -> set[str]:
+    return set(imports(ast.parse(path.read_text(encoding="utf-8"))))
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_a_module_imports_only_from_the_rows_above(path: Path) -> None:
-    own = node(".".join(path.relative_to(PACKAGE).with_suffix("").parts))
-    known = {name for layer in LAYERS for name in layer} | {"rollout"}
-    for module in imports(path):
-        if module.startswith("grpo_pl."):
-            other = node(module.removeprefix("grpo_pl."))
-            if other in {own, "rollout"} or other not in known:
-                continue
-            assert row(other) < row(own), f"{own} imports {other}, which does not stand above it"
+    own = room(path)
+    others = {name.split(".")[1] for name in imported(path) if name.startswith("grpo_pl.")}
+    for other in others - {own, "__version__"}:
+        assert row(other) < row(own), f"{own} imports {other}, which does not stand above it"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_only_the_upper_rows_know_lightning(path: Path) -> None:
-    own = node(".".join(path.relative_to(PACKAGE).with_suffix("").parts))
-    uses = any(module.split(".")[0] == "lightning" for module in imports(path))
-    assert not uses or row(own) >= row("optimization")
+def test_no_stage_knows_lightning(path: Path) -> None:
+    if room(path) in STAGES | {"types", "loop", "minibatches"}:
+        assert not any(name.split(".")[0] == "lightning" for name in imported(path))
 
 
 @pytest.mark.parametrize("library", ONE_IMPORTER)
@@ -131,6 +89,22 @@ def test_each_heavyweight_has_one_importer(library: str) -> None:
     importers = {
         str(path.relative_to(PACKAGE))
         for path in FILES
-        if any(module.split(".")[0] == library for module in imports(path))
+        if any(name.split(".")[0] == library for name in imported(path))
     }
     assert importers == ONE_IMPORTER[library]
+
+
+def test_the_listing_is_short_and_every_entry_stands_in_a_row() -> None:
+    entries = {path.name.removesuffix(".py") for path in PACKAGE.iterdir() if path.name != "__pycache__"}
+    assert len(entries) <= 23
+    assert entries - {"__init__"} == set().union(*ROWS)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_no_file_is_above_350_lines_and_no_function_above_50(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 350
+    functions = [
+        n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
+    assert [f.name for f in functions if f.end_lineno and f.end_lineno - f.lineno >= 50] == []

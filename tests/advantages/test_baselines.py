@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-from exact import F64, close
-from feedbacks import feedback, outcomes, trajectories
+from helpers.exact import F64, close
+from helpers.feedbacks import feedback, outcomes, trajectories
 
 from grpo_pl.advantages import (
     GAE,

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from feedbacks import feedback
+from helpers.feedbacks import feedback
 from torch import Tensor
 
 from grpo_pl.advantages import (

@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-from exact import F64, close, few
-from feedbacks import feedback, trajectories
+from helpers.exact import F64, close, few
+from helpers.feedbacks import feedback, trajectories
 from hypothesis import assume, given
 from hypothesis import strategies as st
 

@@ -7,8 +7,8 @@ from threading import Barrier
 
 import pytest
 import torch
-from exact import close, eighths, few
-from feedbacks import IDS, REWARDS, assign, outcomes, rewards_of_two_groups
+from helpers.exact import close, eighths, few
+from helpers.feedbacks import IDS, REWARDS, assign, outcomes, rewards_of_two_groups
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -27,8 +27,8 @@ from grpo_pl.advantages import (
     ReMax,
 )
 from grpo_pl.advantages.base import check_choice
+from grpo_pl.losses.kl import KLInLoss, KLInReward
 from grpo_pl.module import check_advantage_sources
-from grpo_pl.regularizers import KLInLoss, KLInReward
 from grpo_pl.rewards.base import ProcessReward
 from grpo_pl.rewards.rules import Format
 from grpo_pl.rewards.transforms import Clip

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from exact import F64, close, few
-from feedbacks import IDS, REWARDS, assign, feedback, outcomes, rewards_of_two_groups
+from helpers.exact import F64, close, few
+from helpers.feedbacks import IDS, REWARDS, assign, feedback, outcomes, rewards_of_two_groups
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -4,8 +4,8 @@ import math
 from dataclasses import replace
 
 import torch
-from exact import F64, close, few
-from feedbacks import feedback, outcomes, rewards_of_two_groups, trajectories
+from helpers.exact import F64, close, few
+from helpers.feedbacks import feedback, outcomes, rewards_of_two_groups, trajectories
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from run_results import NO_VALIDATION, Fit, Refused, Stopped, column, rows
+from helpers.run_results import NO_VALIDATION, Fit, Refused, Stopped, column, rows
 
-from grpo_pl.alarms import (
+from grpo_pl.callbacks.alarm_rules import (
     Alarm,
     AllTruncated,
     EntropyCollapse,
@@ -24,7 +24,7 @@ from grpo_pl.functional import wilson_interval
 
 DEFAULTS = EntropyCollapse(), KLExplosion(), NoSignal(), AllTruncated(), MismatchGrowth(), RewardHacking()
 QUIET = ("--samples.every", 0, *NO_VALIDATION)
-OWN = ("--alarms.own", json.dumps([{"class_path": "faults.Always", "init_args": {"since": 2}}]))
+OWN = ("--alarms.own", json.dumps([{"class_path": "helpers.faults.Always", "init_args": {"since": 2}}]))
 
 
 def series(key: str, values: Sequence[float]) -> list[Row]:

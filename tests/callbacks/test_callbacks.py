@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from grpo_pl.callbacks.checkpoint_io import AtomicCheckpointIO
 from grpo_pl.callbacks.curves import draw_curves
 from grpo_pl.callbacks.progress import line
 from grpo_pl.callbacks.samples import Samples, spread
-from grpo_pl.durable import write_atomically
-from grpo_pl.quiet import captured_output
-from grpo_pl.run_files import move_aside, read_metrics, write_metrics
+from grpo_pl.runs.checkpoint_io import AtomicCheckpointIO
+from grpo_pl.runs.layout import move_aside, read_metrics, write_metrics
+from grpo_pl.system.atomic_files import write_atomically
+from grpo_pl.system.output import captured_output
 from grpo_pl.types import SampleRecord
 
 calls = []

@@ -6,14 +6,14 @@ from pathlib import Path
 import lightning.pytorch as pl
 import pytest
 import torch
-from run_results import NO_VALIDATION, Fit, Refused, column, rows, same, saved, untimed
+from helpers.run_results import NO_VALIDATION, Fit, Refused, column, rows, same, saved, untimed
 from torch import Tensor, nn
 
 from grpo_pl.callbacks.gradient_terms import PREFIX, measure
 from grpo_pl.losses import ClippedValueLoss, Reinforce, TokenMean
-from grpo_pl.metrics import EffectiveSampleSize
-from grpo_pl.objective import HasObjective, Objective
-from grpo_pl.regularizers import EntropyBonus, KLInLoss
+from grpo_pl.losses.kl import EntropyBonus, KLInLoss
+from grpo_pl.losses.objective import HasObjective, Objective
+from grpo_pl.training.metrics import EffectiveSampleSize
 from grpo_pl.types import Experience, TokenScores
 
 ALL_ON_THE_POLICY = (
@@ -115,7 +115,7 @@ def test_terms_add_up_to_the_gradient_and_measuring_them_changes_no_bit(
 
 def test_a_step_that_is_not_taken_is_not_measured(fit: Fit) -> None:
     once = ("--data.minibatches", 1, "--gradient_terms.every", 1, "--samples.every", 0, *NO_VALIDATION)
-    folder = fit("--data.engine", "faults.NaNEngine", "--data.engine.versions", [1], *once)
+    folder = fit("--data.engine", "helpers.faults.NaNEngine", "--data.engine.versions", [1], *once)
     assert column(folder, "train/skipped_steps") == [0, 1, 0]
     assert ["gradient/norm" in row for row in rows(folder)] == [False, True, False, True]
 

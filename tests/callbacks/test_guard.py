@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from run_results import NO_VALIDATION, Fit, Ranks, Stopped, callback, column, same, saved, strategy
+from helpers.run_results import NO_VALIDATION, Fit, Ranks, Stopped, callback, column, same, saved, strategy
 
-from grpo_pl.callbacks.checkpoint_io import AtomicCheckpointIO
 from grpo_pl.callbacks.guard import Guard
 from grpo_pl.functional import one_if_finite
-from grpo_pl.nonfinite import SOURCES, SkippedStep, explain
+from grpo_pl.runs.checkpoint_io import AtomicCheckpointIO
+from grpo_pl.training.skipped_steps import SOURCES, SkippedStep, explain
 from grpo_pl.types import Experience
 
 ONE_STEP = ("--data.minibatches", 1, "--checkpoint.save_top_k", -1, "--samples.every", 0, *NO_VALIDATION)
@@ -20,7 +20,7 @@ ONE_STEP = ("--data.minibatches", 1, "--checkpoint.save_top_k", -1, "--samples.e
 
 
 def engine(*versions: int) -> tuple[object, ...]:
-    return "--data.engine", "faults.NaNEngine", "--data.engine.versions", list(versions)
+    return "--data.engine", "helpers.faults.NaNEngine", "--data.engine.versions", list(versions)
 
 
 def learned(folder: Path, iteration: int) -> list[Any]:
@@ -57,7 +57,9 @@ def test_one_nan_of_the_engine_skips_its_whole_step_and_nothing_else(
 @pytest.mark.parametrize("fused", ["false", "true"])
 def test_an_infinite_gradient_moves_and_decays_nothing(fit: Fit, fused: str) -> None:
     decay = ("--model.optimizer.weight_decay", 0.1, "--model.optimizer.fused", fused)
-    folder = fit(*callback("faults.PoisonGradient"), *ONE_STEP, *decay, "--trainer.gradient_clip_val", 1.0)
+    folder = fit(
+        *callback("helpers.faults.PoisonGradient"), *ONE_STEP, *decay, "--trainer.gradient_clip_val", 1.0
+    )
     assert_only_the_second_step_is_lost(folder)
 
 
@@ -66,14 +68,14 @@ def test_an_infinite_gradient_moves_and_decays_nothing(fit: Fit, fused: str) -> 
 )
 def test_what_is_not_finite_on_one_rank_skips_the_step_on_all(ranks: Ranks, how: tuple[str, ...]) -> None:
     one_rank = ("--data.engine.rank", 1, "--trainer.accumulate_grad_batches", 2)
-    folder = ranks(2, *engine(1), *one_rank, *ONE_STEP, *how, *callback("faults.Digest"))
+    folder = ranks(2, *engine(1), *one_rank, *ONE_STEP, *how, *callback("helpers.faults.Digest"))
     assert_only_the_second_step_is_lost(folder)
     assert (folder / "digest-0").read_text() == (folder / "digest-1").read_text()
 
 
 def test_a_moving_coefficient_does_not_move_by_a_kl_that_is_not_finite(fit: Fit) -> None:
     controller = ("--model.kl.controller", "AdaptiveCoefficient", "--model.kl.controller.target", 0.01)
-    folder = fit(*callback("faults.Poison", model="reference", iteration=3), *ONE_STEP, *controller)
+    folder = fit(*callback("helpers.faults.Poison", model="reference", iteration=3), *ONE_STEP, *controller)
     before, after = (saved(folder, f"iteration-{i:04d}.ckpt")["state_dict"] for i in (2, 3))
     moved = {name: value for name, value in after.items() if name.startswith("kl.")}
     assert moved
@@ -116,7 +118,7 @@ def test_weights_that_are_not_finite_end_the_run_at_once_and_leave_the_checkpoin
     stopped: Stopped, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
-    said = stopped(*callback("faults.Poison"), "--samples.every", 0, *NO_VALIDATION, root=folder)
+    said = stopped(*callback("helpers.faults.Poison"), "--samples.every", 0, *NO_VALIDATION, root=folder)
     assert "in a row: 1 " in said
     assert "It began in iteration 2, step 1 of 2, with the trained weights, since the step before" in said
     assert "first of policy.language_model.model.embed_tokens.weight" in said
@@ -131,13 +133,18 @@ def test_weights_that_are_not_finite_end_the_run_at_once_and_leave_the_checkpoin
     [
         (("--model.optimizer.lr", 1e30), "the gradient", "a lower model.optimizer.lr"),
         (
-            (*callback("faults.Poison", model="reference", iteration=1), "--data.minibatches", 4),
+            (*callback("helpers.faults.Poison", model="reference", iteration=1), "--data.minibatches", 4),
             "the reference's log-probabilities",
             "model.reference.dtype",
         ),
         (
             (
-                *("--model.rewards.digit", "Function", "--model.rewards.digit.function", "faults.enormous"),
+                *(
+                    "--model.rewards.digit",
+                    "Function",
+                    "--model.rewards.digit.function",
+                    "helpers.faults.enormous",
+                ),
                 *("--data.minibatches", 4, "--model.advantage.scale", "none"),
             ),
             "the advantages",
@@ -156,7 +163,7 @@ def test_the_cause_is_named_before_what_follows_from_it(
 
 
 def test_a_loss_scale_that_is_being_found_is_no_failure(fit: Fit) -> None:
-    folder = fit("--trainer.plugins", "faults.OverflowingHalf", *ONE_STEP, "--trainer.max_epochs", 10)
+    folder = fit("--trainer.plugins", "helpers.faults.OverflowingHalf", *ONE_STEP, "--trainer.max_epochs", 10)
     skipped = column(folder, "train/skipped_steps")
     assert skipped[:4] == [1, 1, 1, 1]
     assert skipped[-1] == 0

@@ -7,7 +7,7 @@ import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.loggers import CSVLogger
 
-from grpo_pl.experiments.labels import label_loggers
+from grpo_pl.callbacks.loggers import label_loggers
 
 FOLDER = Path("runs/models/ppo/seed-3")
 

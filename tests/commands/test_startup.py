@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from repository import ROOT
-from run_results import said
+from helpers.repository import ROOT
+from helpers.run_results import said
 
-from grpo_pl import cli, option_names
 from grpo_pl.__main__ import main, parsers_help
+from grpo_pl.config import cli, option_names
 
 TINY = ROOT / "configs" / "tiny.yaml"
 HEAVY = ("vllm", "transformers", "datasets", "scipy", "pandas", "math_verify", "matplotlib.pyplot")

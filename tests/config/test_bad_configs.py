@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from refusals import Refusal, cases
+from helpers.refusals import Refusal, cases
 
 LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 10)
@@ -222,7 +222,7 @@ def test_a_wrong_setting_is_refused_before_a_model_is_loaded(
 
 @pytest.mark.parametrize("words", COMMANDS)
 def test_a_wrong_command_names_the_right_ones(words: str, capsys: pytest.CaptureFixture[str]) -> None:
-    from run_results import said
+    from helpers.run_results import said
 
     from grpo_pl.__main__ import main
 
@@ -233,7 +233,7 @@ def test_a_wrong_command_names_the_right_ones(words: str, capsys: pytest.Capture
 
 
 def test_a_byte_order_mark_is_no_mistake(tmp_path: Path) -> None:
-    from grpo_pl.config_files import read_config
+    from grpo_pl.config.files import read_config
 
     (tmp_path / "config.yaml").write_bytes(b"\xef\xbb\xbfdata: {seed: 3}")
     assert read_config(str(tmp_path / "config.yaml")) == {"data": {"seed": 3}}

@@ -5,16 +5,15 @@ import shlex
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import yaml
-from run_results import column, rows, said, untimed
+from helpers.repository import ROOT
+from helpers.run_results import column, rows, said, untimed
 
 from grpo_pl.__main__ import main
-from grpo_pl.parser import explain
+from grpo_pl.config.parser import explain
 
-ROOT = Path(__file__).resolve().parent.parent
 TINY = ROOT / "configs" / "tiny.yaml"
 
 

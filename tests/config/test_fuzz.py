@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import yaml
+from helpers.run_results import NO_TRACES
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from run_results import NO_TRACES
 
 from grpo_pl.__main__ import main
-from grpo_pl.config_files import read_config
-from grpo_pl.config_values import check_values
+from grpo_pl.config.allowed import check_values
+from grpo_pl.config.files import read_config
 from grpo_pl.prompts.sources import JSONL
 from grpo_pl.rewards.base import RewardError, RewardFunction, score_samples
 from grpo_pl.rewards.numerals import ascii_numbers, last_number, plain_number
@@ -273,7 +273,7 @@ SCALARS = st.one_of(
 def test_any_value_of_any_key_parses_or_is_refused_in_one_sentence(
     key: str, value: Any, in_a_file: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    root = Path(__file__).resolve().parent.parent
+    root = ROOT
     words = ["fit", "--config", str(root / "configs" / "tiny.yaml"), "--print_config"]
     if in_a_file:
         nested = value

@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import torch
-from exact import close, eighths, f64, few
+from helpers.exact import close, eighths, f64, few
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
-from exact import few
+from helpers.exact import few
 from hypothesis import given
 from hypothesis import strategies as st
 

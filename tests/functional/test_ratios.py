@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from exact import close, f64, few
+from helpers.exact import close, f64, few
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from exact import F64, close, f64
+from helpers.exact import F64, close, f64
 
 from grpo_pl.functional import generalized_advantages, outcome_rewards
 

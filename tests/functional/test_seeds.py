@@ -3,7 +3,7 @@
 from collections import Counter
 
 import torch
-from exact import few
+from helpers.exact import few
 from hypothesis import given
 from hypothesis import strategies as st
 

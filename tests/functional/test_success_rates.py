@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 import pytest
-from exact import few
+from helpers.exact import few
 from hypothesis import given
 from hypothesis import strategies as st
 

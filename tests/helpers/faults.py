@@ -11,7 +11,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.plugins import MixedPrecision
 
-from grpo_pl.alarms import Alarm
+from grpo_pl.callbacks.alarm_rules import Alarm
 from grpo_pl.rollout.engine import SamplingConfig
 from grpo_pl.rollout.in_process import InProcessEngine
 from grpo_pl.types import Rollout

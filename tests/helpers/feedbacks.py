@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from exact import F64, eighths
+from helpers.exact import F64, eighths
 from hypothesis import strategies as st
 from torch import Tensor
 

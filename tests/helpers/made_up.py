@@ -10,7 +10,7 @@ import numpy as np
 import yaml
 
 from grpo_pl.functional import wilson_interval
-from grpo_pl.run_files import write_metrics
+from grpo_pl.runs.layout import write_metrics
 
 PROBLEMS = 200
 

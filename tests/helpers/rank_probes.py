@@ -8,8 +8,8 @@ import lightning.pytorch as pl
 import psutil
 import torch
 
-from grpo_pl.memory import forget_peak, peak_gib, release_free_memory
 from grpo_pl.module import PolicyOptimization
+from grpo_pl.system.memory import forget_peak, peak_gib, release_free_memory
 
 
 class SyncMemory(pl.Callback):

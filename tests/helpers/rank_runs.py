@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from grpo_pl.__main__ import main
 
 FORKED = multiprocessing.get_context("forkserver")
-FORKED.set_forkserver_preload(["rank_runs"])
+FORKED.set_forkserver_preload(["helpers.rank_runs"])
 LIMIT_S = 500
 
 

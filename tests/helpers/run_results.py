@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.repository import ROOT
 
-from grpo_pl.run_files import read_metrics
+from grpo_pl.runs.layout import read_metrics
 
 Fit = Callable[..., Path]
 """The fixture `fit`."""
@@ -20,7 +21,7 @@ Stopped = Callable[..., str]
 """The fixture `stopped`."""
 Ranks = Callable[..., Path]
 """The fixture `ranks`."""
-STRATEGIES = Path(__file__).resolve().parent.parent / "configs" / "strategy"
+STRATEGIES = ROOT / "configs" / "strategy"
 NO_VALIDATION = ("--trainer.limit_val_batches", "0")
 NO_TRACES = ("Traceback", "usage:", "Union", "Parser key", "<class", "Namespace(", "typing.")
 

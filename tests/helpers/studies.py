@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from repository import ROOT
+from helpers.repository import ROOT
 
 VARIANTS: dict[str, Any] = {"grpo": {}, "no_kl": {"model": {"kl": None}}}
 

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from grpo_pl.corrections import ImportanceCorrection
-from grpo_pl.run_files import read_metrics
+from grpo_pl.losses.correction import ImportanceCorrection
+from grpo_pl.runs.layout import read_metrics
 
 F64 = torch.float64
 MASK = torch.tensor([[False, True, True, True], [False, True, True, False], [False, False, False, False]])

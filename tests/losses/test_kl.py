@@ -5,9 +5,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from run_results import NO_VALIDATION, Fit, Refused, untimed
+from helpers.run_results import NO_VALIDATION, Fit, Refused, untimed
 
-from grpo_pl.regularizers import AdaptiveCoefficient, EntropyBonus, KLInLoss, KLInReward
+from grpo_pl.losses.kl import AdaptiveCoefficient, EntropyBonus, KLInLoss, KLInReward
 from grpo_pl.types import Experience
 
 F64 = torch.float64

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from grpo_pl.regularizers import EntropyBonus, KLInLoss, KLInReward
+from grpo_pl.losses.kl import EntropyBonus, KLInLoss, KLInReward
 from grpo_pl.types import Experience
 
 F64 = torch.float64

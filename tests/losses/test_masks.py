@@ -4,13 +4,13 @@ import math
 
 import pytest
 import torch
-from feedbacks import feedback
+from helpers.feedbacks import feedback
+from helpers.run_results import Fit
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from run_results import Fit
 
-from grpo_pl.masks import TokenMask, TopEntropy, WithoutTruncated
-from grpo_pl.run_files import read_metrics
+from grpo_pl.losses.masks import TokenMask, TopEntropy, WithoutTruncated
+from grpo_pl.runs.layout import read_metrics
 
 SHORT = ("--trainer.max_epochs", "1", "--trainer.limit_val_batches", "0")
 MASK = torch.tensor([[False, True, True, True], [False, True, True, False]])

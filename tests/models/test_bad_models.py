@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from refusals import Refusal, cases
-from run_results import Fit, rows, saved
+from helpers.refusals import Refusal, cases
+from helpers.run_results import Fit, rows, saved
 
 NO_VALIDATION = ("--data.val", "null", "--samples.every", 0, "--trainer.max_epochs", 1)
 Edit = Callable[[Path], Any]

@@ -4,18 +4,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from repository import load_tool
-from run_results import NO_VALIDATION, Fit, FitOn, Refused, column, saved, untimed
+from helpers.repository import load_tool
+from helpers.run_results import NO_VALIDATION, Fit, FitOn, Refused, column, saved, untimed
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from grpo_pl.models import AdapterOff, CausalLM, LanguageModel, LoRA
+from grpo_pl.models.full_weights import full_weights
 from grpo_pl.models.loading import load_language_model, load_tokenizer
 from grpo_pl.rollout.engine import RolloutEngine, SamplingConfig
 from grpo_pl.rollout.in_process import InProcessEngine
 from grpo_pl.rollout.vllm import VLLMEngine
 from grpo_pl.types import Prompt
-from grpo_pl.weight_sync import full_weights
 
 ADAPTED = ("--model.policy", "LoRA", "--model.policy.r", "4", "--model.reference", "AdapterOff")
 

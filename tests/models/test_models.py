@@ -11,10 +11,10 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
-from grpo_pl.memory import forget_peak, peak_gib, release_free_memory
 from grpo_pl.models import CausalLM, ValueHead
 from grpo_pl.models.loading import load_language_model, resolve_pretrained, transformer_blocks
 from grpo_pl.models.logprobs import chunked_logprobs, even_chunks
+from grpo_pl.system.memory import forget_peak, peak_gib, release_free_memory
 
 
 def batch(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from run_results import NO_VALIDATION, Fit, Refused, column, saved, untimed
+from helpers.run_results import NO_VALIDATION, Fit, Refused, column, saved, untimed
 from torch import Tensor, nn
 
 from grpo_pl.models import CausalLM, LoRA
-from grpo_pl.references import EMA, EveryN
-from grpo_pl.weight_sync import full_weights
+from grpo_pl.models.full_weights import full_weights
+from grpo_pl.models.reference_update import EMA, EveryN
 
 EVERY = ("--model.reference_update", "EveryN", "--model.reference_update.iterations")
 AVERAGE = ("--model.reference_update", "EMA", "--model.reference_update.decay")

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from run_results import NO_VALIDATION, Fit, Refused, rows, saved, untimed
+from helpers.run_results import NO_VALIDATION, Fit, Refused, rows, saved, untimed
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from grpo_pl.metrics import rollout_metrics
 from grpo_pl.models import CausalLM, LanguageModel, TrunkValueHead, ValueHead, ValueModel
 from grpo_pl.models.loading import load_language_model
+from grpo_pl.training.metrics import rollout_metrics
 from grpo_pl.types import Experience, Prompt, Rollout
 
 PPO = ("--model.critic", "ValueHead", "--model.advantage", "GAE")

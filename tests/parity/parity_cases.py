@@ -24,7 +24,6 @@ from grpo_pl.advantages import (
     ReinforcePlusPlusBaseline,
     ReMax,
 )
-from grpo_pl.corrections import ImportanceCorrection
 from grpo_pl.functional import outcome_rewards, whiten
 from grpo_pl.losses import (
     CISPO,
@@ -40,8 +39,9 @@ from grpo_pl.losses import (
     SequenceMean,
     TokenMean,
 )
-from grpo_pl.masks import TopEntropy
-from grpo_pl.regularizers import AdaptiveCoefficient, EntropyBonus, KLInLoss, KLInReward, KLPenalty
+from grpo_pl.losses.correction import ImportanceCorrection
+from grpo_pl.losses.kl import AdaptiveCoefficient, EntropyBonus, KLInLoss, KLInReward, KLPenalty
+from grpo_pl.losses.masks import TopEntropy
 from grpo_pl.types import Experience, Feedback, only_here
 
 Outputs = dict[str, Tensor]

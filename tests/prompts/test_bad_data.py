@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from refusals import Refusal, cases
+from helpers.refusals import Refusal, cases
 
 GOOD = b'{"question": "What is 2 + 2?", "answer": "4"}\n'
 ANSWER = b', "answer": "4"}\n'

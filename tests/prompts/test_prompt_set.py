@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.questions import SHOTS, parse, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from questions import SHOTS, parse, write
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import yaml
+from helpers.questions import parse, write
+from helpers.repository import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from questions import parse, write
 
 from grpo_pl.prompts import JSONL, HuggingFaceDataset, Question, ReasoningGym
 
@@ -242,7 +243,7 @@ def test_each_source_is_built_from_yaml_by_its_short_name(
 
 
 def test_the_gsm8k_overlay_trains_and_validates_on_different_rows(tmp_path: Path) -> None:
-    overlay = yaml.safe_load((Path(__file__).parents[2] / "configs" / "task" / "gsm8k.yaml").read_text())
+    overlay = yaml.safe_load((ROOT / "configs" / "task" / "gsm8k.yaml").read_text())
     data = overlay["data"]
     path = write(tmp_path / "a.jsonl", *({"question": f"q{i}", "answer": f"#### {i}"} for i in range(700)))
     for split in ("train", "val"):

@@ -7,14 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from run_results import Fit, callback, rows, said, saved
+from helpers.repository import ROOT
+from helpers.run_results import Fit, callback, rows, said, saved
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from grpo_pl.__main__ import main
 from grpo_pl.models import RewardModel
 from grpo_pl.reward_modeling.data import replay_count
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = ROOT / "configs"
 Train = Callable[..., Path]
 
 
@@ -175,7 +176,11 @@ def test_weights_that_are_not_finite_end_the_training(
     train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as end:
-        train("pairs", *callback("faults.Poison", model="reward_model", iteration=1), root=tmp_path / "run")
+        train(
+            "pairs",
+            *callback("helpers.faults.Poison", model="reward_model", iteration=1),
+            root=tmp_path / "run",
+        )
     assert end.value.code == 1
     assert "with the trained weights, since the step before (of 1 of " in capsys.readouterr().err
 

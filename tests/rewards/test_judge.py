@@ -10,13 +10,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
-from run_results import Fit, Refused
+from helpers.run_results import Fit, Refused
 from torch import nn
 
 from grpo_pl.models.builder import Build
 from grpo_pl.rewards.base import RewardError, score_samples
 from grpo_pl.rewards.judge import Judge
-from grpo_pl.run_files import read_metrics
+from grpo_pl.runs.layout import read_metrics
 from grpo_pl.types import Prompt, Sample
 
 

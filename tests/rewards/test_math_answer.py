@@ -5,7 +5,7 @@ import time
 
 import psutil
 import pytest
-from hostile import hostile_answers
+from helpers.hostile import hostile_answers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-import worker_calls as calls
+from helpers import worker_calls as calls
 
 from grpo_pl.rewards.base import RewardError
 from grpo_pl.rewards.pool import Outcome, Pool, Workers

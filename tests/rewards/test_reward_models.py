@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.run_results import Fit, Refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from run_results import Fit, Refused
 from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoTokenizer
 
@@ -18,7 +18,7 @@ from grpo_pl.functional import batches_within
 from grpo_pl.models.builder import Build
 from grpo_pl.rewards.base import StepScore
 from grpo_pl.rewards.models import OutcomeRewardModel, ProcessRewardModel
-from grpo_pl.run_files import read_metrics
+from grpo_pl.runs.layout import read_metrics
 from grpo_pl.types import Prompt, Sample
 
 few = settings(max_examples=40, derandomize=True)

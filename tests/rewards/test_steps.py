@@ -14,7 +14,7 @@ from grpo_pl.rewards.base import StepScore, earning_tokens, score_samples, token
 from grpo_pl.rewards.rules import ExactMatch, LengthPenalty
 from grpo_pl.rewards.steps import StepPattern, step_ends
 from grpo_pl.rollout.engine import token_ends
-from grpo_pl.run_files import read_metrics
+from grpo_pl.runs.layout import read_metrics
 from grpo_pl.types import Prompt, Sample
 
 few = settings(max_examples=40, derandomize=True)

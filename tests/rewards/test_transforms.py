@@ -8,15 +8,16 @@ from threading import Barrier
 
 import pytest
 import torch
+from helpers.repository import ROOT
+from helpers.run_results import Fit
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from run_results import Fit
 from torch import Tensor
 
-from grpo_pl.feedback import RewardStage
+from grpo_pl.rewards.feedback import RewardStage
 from grpo_pl.rewards.rules import Format
 from grpo_pl.rewards.transforms import Clip, RewardTransform, RunningNormalization
-from grpo_pl.run_files import read_metrics
+from grpo_pl.runs.layout import read_metrics
 from grpo_pl.types import Prompt, Sample, only_here
 
 few = settings(max_examples=40, derandomize=True)
@@ -144,7 +145,7 @@ def listed(*transforms: str) -> tuple[str, str]:
 
 
 BOTH = listed("RunningNormalization", "Clip")
-GAE = ("--config", str(Path(__file__).parents[2] / "configs" / "ppo.yaml"))
+GAE = ("--config", str(ROOT / "configs" / "ppo.yaml"))
 """A critic sees the scale of rewards, which a group's standard deviation would take out again."""
 
 

@@ -2,7 +2,7 @@ import math
 from functools import partial
 
 import pytest
-import worker_calls as calls
+from helpers import worker_calls as calls
 from jsonargparse import ArgumentParser
 
 from grpo_pl.rewards.base import RewardError, RewardFunction, score_samples

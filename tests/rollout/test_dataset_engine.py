@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from run_results import NO_VALIDATION, Fit, column
+from helpers.run_results import NO_VALIDATION, Fit, column
 
 from grpo_pl.models.loading import load_tokenizer
 from grpo_pl.rollout.dataset import DatasetEngine
@@ -102,7 +102,7 @@ def test_a_wrong_response_is_named(engine: DatasetEngine, prompt: Prompt, senten
 def test_a_data_set_of_anyone_becomes_rollouts_that_a_run_learns_from(
     fit: Fit, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from repository import ROOT
+    from helpers.repository import ROOT
 
     from grpo_pl.__main__ import main
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from grpo_pl.resampling import DynamicSampling, first_prompts, replace_group
+from grpo_pl.rollout.dynamic_sampling import DynamicSampling, first_prompts, replace_group
 from grpo_pl.rollout.engine import Response, assemble_rollout
-from grpo_pl.run_files import read_metrics
+from grpo_pl.runs.layout import read_metrics
 from grpo_pl.types import Prompt, Rollout
 
 

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from grpo_pl.models import CausalLM, LanguageModel
+from grpo_pl.models.full_weights import full_weights
 from grpo_pl.models.loading import eos_token_ids, load_tokenizer
 from grpo_pl.rollout import vllm as vllm_module
 from grpo_pl.rollout.engine import RolloutEngine, SamplingConfig
 from grpo_pl.rollout.in_process import InProcessEngine
 from grpo_pl.rollout.vllm import VLLMEngine
 from grpo_pl.types import Prompt, Rollout
-from grpo_pl.weight_sync import full_weights
 
 SAMPLING = SamplingConfig(max_tokens=24, temperature=0.8)
 CASES = [("InProcessEngine", "tied"), ("InProcessEngine", "untied")] + [

@@ -10,20 +10,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from run_results import NO_VALIDATION, Fit, FitOn, Refused, callback, column, saved, untimed
+from helpers.repository import ROOT
+from helpers.run_results import NO_VALIDATION, Fit, FitOn, Refused, callback, column, saved, untimed
 from test_engines import SAMPLING, Served, mismatch, perturbed, prompts
 
 from grpo_pl.__main__ import main
 from grpo_pl.models import CausalLM
+from grpo_pl.models.full_weights import full_weights
 from grpo_pl.rollout import overlapped
 from grpo_pl.rollout.engine import EngineLostError, RolloutEngine, SamplingConfig
 from grpo_pl.rollout.in_process import InProcessEngine
 from grpo_pl.rollout.overlapped import OverlappedEngine
 from grpo_pl.rollout.vllm import VLLMEngine
 from grpo_pl.types import Rollout
-from grpo_pl.weight_sync import full_weights
 
-CONFIG = Path(__file__).parents[2] / "configs" / "tiny.yaml"
+CONFIG = ROOT / "configs" / "tiny.yaml"
 OVERLAPPED = (
     *("--data.engine", "OverlappedEngine", "--data.engine.threads", "1"),
     *("--data.engine.engine", "InProcessEngine"),
@@ -229,7 +230,7 @@ def test_a_run_whose_engine_is_killed_goes_on_from_its_checkpoint_as_if_it_had_n
     fit: Fit, stopped: Callable[..., str], tmp_path: Path
 ) -> None:
     run, folder = (*OVERLAPPED, *CORRECTED), tmp_path / "run"
-    said = stopped(*run, *callback("faults.KillEngine"), root=folder)
+    said = stopped(*run, *callback("helpers.faults.KillEngine"), root=folder)
     assert "data.engine: its process has ended with exit code -9 " in said
     assert said.endswith("; the same command continues the run from its last checkpoint")
     assert column(folder, "iteration") == [0, 1]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from run_results import NO_VALIDATION, Fit, Refused, column, saved, untimed
+from helpers.run_results import NO_VALIDATION, Fit, Refused, column, saved, untimed
 
 KEEP = ("--data.keep_rollouts", "true", "--samples.every", "0")
 SAMPLED = ("rollout/reward", "rollout/response_tokens", "rollout/truncated", "rewards/digit")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from grpo_pl.rollout.engine import Response, SamplingConfig, assemble_rollout
-from grpo_pl.rollout.files import file_name, save_rollout
+from grpo_pl.rollout.parquet import file_name, save_rollout
 from grpo_pl.rollout.replay import ReplayEngine
 from grpo_pl.rollout.shared import part
 from grpo_pl.types import Prompt, Rollout

@@ -17,29 +17,29 @@ from typing import Any
 
 import pytest
 import torch
-from run_results import NO_VALIDATION, Fit, Refused, column
+from helpers.repository import ROOT
+from helpers.run_results import NO_VALIDATION, Fit, Refused, column
 from test_engines import Served, mismatch, perturbed, prompts
 
 from grpo_pl.__main__ import main
 from grpo_pl.models import CausalLM
+from grpo_pl.models.full_weights import full_weights
 from grpo_pl.models.loading import load_tokenizer
 from grpo_pl.rollout.engine import EngineLostError, SamplingConfig
 from grpo_pl.rollout.server import ServerEngine
 from grpo_pl.rollout.server import engine as engine_module
-from grpo_pl.rollout.server.answering import Answering
-from grpo_pl.rollout.server.checks import Expected, check_logprobs
+from grpo_pl.rollout.server.compatible import Expected, check_logprobs
 from grpo_pl.rollout.server.connection import ServerError, connected
+from grpo_pl.rollout.server.requests import Answering
 from grpo_pl.rollout.server.transfer import SharedFiles, buckets
 from grpo_pl.rollout.vllm import VLLMEngine
 from grpo_pl.types import Rollout
-from grpo_pl.weight_sync import full_weights
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 KEY = "a-key-that-nobody-may-see"
 LONGEST = 160
 START_S = 480.0
 SAMPLING = SamplingConfig(max_tokens=24, temperature=0.8)
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def free_port() -> int:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from run_results import Fit, rows, untimed
-from unsteady import Unsteady
+from helpers.run_results import Fit, rows, untimed
+from helpers.unsteady import Unsteady
 
 from grpo_pl.models.loading import load_language_model
 from grpo_pl.rollout.engine import SamplingConfig
@@ -115,7 +115,7 @@ def interrupted_in_iteration_4(*, response: str, **_: object) -> float:
 def test_a_run_whose_engine_never_says_the_same_goes_on_as_it_was(fit: Fit, tmp_path: Path) -> None:
     function = {"class_path": "Function", "init_args": {"function": f"{__name__}.interrupted_in_iteration_4"}}
     run = (
-        *("--data.engine", "unsteady.Unsteady", "--model.rewards", str({"digit": function})),
+        *("--data.engine", "helpers.unsteady.Unsteady", "--model.rewards", str({"digit": function})),
         *("--trainer.max_epochs", "4", "--checkpoint.every_n_epochs", "2", "--samples.every", "0"),
         *("--data.keep_rollouts", "true"),
     )

@@ -10,14 +10,14 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from run_results import Fit, FitOn, Refused, callback, column, saved, untimed
+from helpers.repository import ROOT
+from helpers.run_results import Fit, FitOn, Refused, callback, column, saved, untimed
 
-from grpo_pl import slurm
-from grpo_pl.callbacks.checkpoint_io import AtomicCheckpointIO
-from grpo_pl.callbacks.preemption import CTRL_C_EXIT_CODE, EXIT_CODE
-from grpo_pl.run_files import ENDED_FILE
+from grpo_pl.runs import slurm_job
+from grpo_pl.runs.checkpoint_io import AtomicCheckpointIO
+from grpo_pl.runs.layout import ENDED_FILE
+from grpo_pl.runs.preemption import CTRL_C_EXIT_CODE, EXIT_CODE
 
-ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = (
     *("--trainer.max_epochs", "5", "--checkpoint.every_n_epochs", "5"),
     *("--model.reference_update", "EMA", "--model.reference_update.decay", "0.5"),
@@ -110,9 +110,9 @@ def test_a_signal_in_mid_iteration_loses_nothing(
 
 IN_ITERATION = "sync", "generate", "score", "update", "validate"
 SIGNALLED = [
-    *(callback("faults.SignalIn", stage=stage, number=signal.SIGUSR1) for stage in IN_ITERATION),
+    *(callback("helpers.faults.SignalIn", stage=stage, number=signal.SIGUSR1) for stage in IN_ITERATION),
     (
-        *callback("faults.SignalIn", stage="checkpoint", number=signal.SIGTERM),
+        *callback("helpers.faults.SignalIn", stage="checkpoint", number=signal.SIGTERM),
         "--checkpoint.every_n_epochs",
         "1",
     ),
@@ -189,7 +189,7 @@ def test_before_the_first_iteration_a_signal_to_one_rank_ends_all(start: Start, 
 
 def stalls(stage: str, file: Path) -> tuple[str, ...]:
     return (
-        *("--data.engine", "faults.StalledEngine", "--data.engine.stage", stage),
+        *("--data.engine", "helpers.faults.StalledEngine", "--data.engine.stage", stage),
         *("--data.engine.path", str(file)),
     )
 
@@ -230,7 +230,7 @@ def test_a_job_continues_the_unfinished_run_of_another(folder: Path, fit: Fit, j
     job("8", 0)
     fit(*RUN, root=folder)
     assert not moved_aside(folder)
-    assert slurm.owner(folder) == slurm.Owner("8", starts=1)
+    assert slurm_job.owner(folder) == slurm_job.Owner("8", starts=1)
 
 
 def test_a_requeued_job_continues_its_own_run_even_an_ended_one(folder: Path, fit: Fit, job: Job) -> None:
@@ -239,7 +239,7 @@ def test_a_requeued_job_continues_its_own_run_even_an_ended_one(folder: Path, fi
     fit(*RUN, root=folder)
     assert not moved_aside(folder)
     assert (folder / "metrics.csv").read_text() == before
-    assert slurm.owner(folder) == slurm.Owner("7", starts=2)
+    assert slurm_job.owner(folder) == slurm_job.Owner("7", starts=2)
 
 
 @pytest.mark.parametrize(
@@ -271,14 +271,16 @@ def test_any_other_run_starts_afresh_and_says_so(
 def test_a_job_that_was_requeued_before_it_wrote_anything_takes_no_other_runs_checkpoint(
     folder: Path, fit: Fit, job: Job
 ) -> None:
-    slurm.Owner("8", starts=0).write(folder)  # as `submit` does, for a folder that somebody fills meanwhile
+    slurm_job.Owner("8", starts=0).write(
+        folder
+    )  # as `submit` does, for a folder that somebody fills meanwhile
     job("8", 1)
     fit(*RUN, root=folder)
     assert moved_aside(folder)
 
 
 def test_outside_of_slurm_a_folder_is_no_jobs(fit: Fit) -> None:
-    assert slurm.owner(fit(*RUN)) is None
+    assert slurm_job.owner(fit(*RUN)) is None
 
 
 def test_a_checkpoint_that_lightning_would_resume_unasked_is_refused(
@@ -294,7 +296,7 @@ def test_where_there_is_no_scontrol_a_requeue_says_so(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert slurm.requeue("7") == "there is no scontrol here"
+    assert slurm_job.requeue("7") == "there is no scontrol here"
 
 
 def test_after_a_run_the_signals_are_as_before(fit: Fit) -> None:

@@ -15,16 +15,16 @@ from typing import Any
 import lightning.pytorch as pl
 import numpy as np
 import pytest
+from helpers.repository import ROOT
 import torch
-from run_results import Fit, Refused, column, rows, saved, untimed
+from helpers.run_results import Fit, Refused, column, rows, saved, untimed
 
-from grpo_pl.callbacks.run_folder import different
-from grpo_pl.durable import DiskFullError
-from grpo_pl.lock import LOCK_FILE, Lock
-from grpo_pl.manifest import LAST, Manifest, damage, manifest_path, newest_first, whole_checkpoint
-from grpo_pl.run_files import ENDED_FILE
+from grpo_pl.runs.folder import different
+from grpo_pl.runs.layout import ENDED_FILE
+from grpo_pl.runs.lock import LOCK_FILE, Lock
+from grpo_pl.runs.manifest import LAST, Manifest, damage, manifest_path, newest_first, whole_checkpoint
+from grpo_pl.system.atomic_files import DiskFullError
 
-ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "grpo_pl"
 FOUR = (
     *("--trainer.max_epochs", "4", "--trainer.check_val_every_n_epoch", "2", "--data.update_epochs", "2"),
@@ -259,7 +259,7 @@ def test_no_module_asks_the_wall_clock() -> None:
 
 
 def test_a_file_that_finds_no_room_leaves_the_old_one(tmp_path: Path) -> None:
-    from grpo_pl.callbacks.checkpoint_io import AtomicCheckpointIO
+    from grpo_pl.runs.checkpoint_io import AtomicCheckpointIO
 
     path = tmp_path / "iteration-0001.ckpt"
     AtomicCheckpointIO().save_checkpoint({"weights": torch.ones(3), "global_step": 1}, path)
@@ -315,7 +315,7 @@ def test_a_full_disk_stops_the_run_and_room_lets_it_go_on(
 
 HOLDER = """
 import pathlib, sys, time
-from grpo_pl.lock import Lock
+from grpo_pl.runs.lock import Lock
 lock = Lock(pathlib.Path(sys.argv[1]))
 lock.take()
 print("held", flush=True)

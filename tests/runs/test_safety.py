@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from helpers.repository import ROOT
 import torch
 import torch.distributed.checkpoint as dcp
-from run_results import Fit, Refused
+from helpers.run_results import Fit, Refused
 
-from grpo_pl.checkpoint_files import INDEX, check_checkpoint, read_index
-from grpo_pl.manifest import SHARDED
+from grpo_pl.runs.manifest import SHARDED
+from grpo_pl.runs.safe_loading import INDEX, check_checkpoint, read_index
 
-ROOT = Path(__file__).resolve().parent.parent
 SECRET = "sk-live-0123456789abcdef"
 CODE = sorted((ROOT / "grpo_pl").rglob("*.py")) + sorted((ROOT / "tools").rglob("*.py"))
 
@@ -224,7 +224,7 @@ def test_a_key_as_a_value_is_refused_and_not_shown(
 
 def test_servers_listen_on_loopback_and_know_nobody_without_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
     from grpo_pl.rollout.server.__main__ import serve
-    from grpo_pl.rollout.server.guard import RequireKey
+    from grpo_pl.rollout.server.api_key import RequireKey
     from grpo_pl.rollout.server.transfer import own_address
 
     assert inspect.signature(serve).parameters["host"].default == "127.0.0.1"

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from cluster import Cluster, missing, wait
-from run_results import column, untimed
-from studies import VARIANTS, write_study
+from helpers.cluster import Cluster, missing, wait
+from helpers.repository import ROOT
+from helpers.run_results import column, untimed
+from helpers.studies import VARIANTS, write_study
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1800)]
 JOB_S = 600
-ROOT = Path(__file__).resolve().parents[2]
 ITERATIONS = 12
 SETTINGS = (
     *(

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from grpo_pl.durable import DiskFullError, append, replacing, room_for, write_atomically
+from grpo_pl.system.atomic_files import DiskFullError, append, replacing, room_for, write_atomically
 
 
 @pytest.fixture

@@ -4,11 +4,11 @@ import os
 import re
 
 import pytest
-from run_results import Fit
+from helpers.run_results import Fit
 
-from grpo_pl import heartbeat as module
-from grpo_pl.heartbeat import heartbeat
-from grpo_pl.quiet import captured_output
+from grpo_pl.system import heartbeat as module
+from grpo_pl.system.heartbeat import heartbeat
+from grpo_pl.system.output import captured_output
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ SCRIPT = """
 import resource
 import psutil
 import torch
-from grpo_pl.memory import keep_freed_memory, release_free_memory
+from grpo_pl.system.memory import keep_freed_memory, release_free_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

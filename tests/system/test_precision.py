@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from helpers.repository import ROOT
+from helpers.run_results import NO_VALIDATION, Fit, Refused
 from jsonargparse import Namespace
-from repository import ROOT
-from run_results import NO_VALIDATION, Fit, Refused
 
 from grpo_pl.__main__ import main
-from grpo_pl.callbacks.run_folder import different
-from grpo_pl.open_types import settle
-from grpo_pl.planning.command import PlanningTrainer
-from grpo_pl.precision import PRECISIONS, Rates, chosen_dtype, device_here, measured_rates
+from grpo_pl.commands.plan.command import PlanningTrainer
+from grpo_pl.config.open_types import settle
 from grpo_pl.rollout.vllm import with_vllm
+from grpo_pl.runs.folder import different
+from grpo_pl.system.precision import PRECISIONS, Rates, chosen_dtype, device_here, measured_rates
 
 HERE = measured_rates(device_here().type)
 SLOWER = "bfloat16" if HERE.fitting == "float32" else "float32"
@@ -68,7 +68,7 @@ def test_what_is_set_stays_and_what_is_open_is_measured() -> None:
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="AVX2 is x86's")
 def test_a_cpu_with_avx2_alone_is_known_by_its_products() -> None:
     """Imitated: oneDNN and ATen take no wider instructions; float32 products are MKL's, which never asks."""
-    program = "from grpo_pl.precision import measured_rates; print(measured_rates('cpu').fitting)"
+    program = "from grpo_pl.system.precision import measured_rates; print(measured_rates('cpu').fitting)"
     avx2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, "-c", program], env=os.environ | avx2, capture_output=True, text=True, check=True
@@ -143,7 +143,7 @@ def test_a_new_run_in_the_folder_of_one_with_other_settings_computes_in_what_fit
 
 def test_ranks_on_machines_that_differ_are_refused(tiny_model: Path, tmp_path: Path) -> None:
     """As if `auto` had become another precision on the second machine."""
-    from rank_runs import run_each
+    from helpers.rank_runs import run_each
 
     config = ["--config", str(ROOT / "configs" / "tiny.yaml"), "--pretrained", str(tiny_model)]
     run = [*config, "--trainer.devices", "2", "--trainer.default_root_dir", str(tmp_path / "run")]

@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from repository import ROOT, load_tool
+from helpers.repository import ROOT, load_tool
 
-from grpo_pl.precision import PRECISIONS, device_here, measured_rates
+from grpo_pl.system.precision import PRECISIONS, device_here, measured_rates
 
 BENCH = ROOT / "tools" / "bench.py"
 bench = load_tool("bench")

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from repository import load_tool
+from helpers.repository import load_tool
 
 from grpo_pl.models import CausalLM
 from grpo_pl.models.loading import load_language_model, load_tokenizer

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from repository import ROOT, load_tool
+from helpers.repository import ROOT, load_tool
 
 from grpo_pl.rewards.base import Verifier
 from grpo_pl.rewards.rules import LastNumber

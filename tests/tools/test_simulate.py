@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from repository import ROOT, load_tool
+from helpers.repository import ROOT, load_tool
 
 sys.path.insert(0, str(ROOT / "tools"))
 

@@ -9,12 +9,11 @@ import subprocess
 import sys
 import textwrap
 import time
-from pathlib import Path
 
 import psutil
 import pytest
+from helpers.repository import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 TOOLS = ROOT / "tools"
 SCRIPTS = ["setup.sh", "quickstart.sh", "test.sh"]
 

@@ -6,9 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from run_results import NO_VALIDATION
-
-ROOT = Path(__file__).resolve().parent.parent
+from helpers.repository import ROOT
+from helpers.run_results import NO_VALIDATION
 
 
 @pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
@@ -20,7 +19,7 @@ def test_a_mistake_on_one_rank_is_the_sentence_and_the_exit_code_of_all(
         *(sys.executable, "-m", "grpo_pl", "fit", "--config", ROOT / "configs" / "tiny.yaml", "--pretrained"),
         *(tiny_model, "--trainer.default_root_dir", tmp_path / "run", "--trainer.strategy", "ddp"),
         *("--trainer.devices", "2", *NO_VALIDATION, "--model.rewards", '{"mine": "Function"}'),
-        *("--model.rewards.mine.function", f"rank_probes.fails_on_rank_{rank}"),
+        *("--model.rewards.mine.function", f"helpers.rank_probes.fails_on_rank_{rank}"),
     ]
     path = os.pathsep.join((str(ROOT), str(ROOT / "tests")))
     done = subprocess.run(

@@ -7,18 +7,17 @@ from pathlib import Path
 import lightning.pytorch as pl
 import pytest
 import torch
+from helpers.repository import ROOT, load_tool
+from helpers.run_results import NO_VALIDATION, Fit, FitOn, Ranks, Refused, column, rows, strategy, untimed
 from lightning.pytorch.strategies import FSDPStrategy
-from repository import load_tool
-from run_results import NO_VALIDATION, Fit, FitOn, Ranks, Refused, column, rows, strategy, untimed
 
 from grpo_pl.__main__ import main
-from grpo_pl.callbacks.checkpoint_io import AtomicCheckpointIO, read_shards
-from grpo_pl.manifest import Manifest, damage, is_sharded, whole_checkpoint
 from grpo_pl.models import CausalLM, ValueHead
 from grpo_pl.models.deferred import deferred_weights
-from grpo_pl.strategies import DataRanks, FSDP2Strategy, data_ranks, num_shards, place
+from grpo_pl.runs.checkpoint_io import AtomicCheckpointIO, read_shards
+from grpo_pl.runs.manifest import Manifest, damage, is_sharded, whole_checkpoint
+from grpo_pl.training.strategies import DataRanks, FSDP2Strategy, data_ranks, num_shards, place
 
-ROOT = Path(__file__).resolve().parent.parent
 STRATEGIES = ROOT / "configs" / "strategy"
 MEASURED = ("--gradient_terms.every", "2")
 CRITIC = ("--model.critic", "ValueHead", "--model.advantage", "GAE")
@@ -142,7 +141,13 @@ def test_a_moving_reference_moves_the_same_in_shards(fit: Fit, fit_on: FitOn) ->
 @pytest.mark.slow
 def test_a_sync_holds_no_second_copy_of_the_model(ranks: Ranks, smollm: Path) -> None:
     """Of 0.25 GiB in bfloat16, the largest parameter is 0.05 GiB; it is gathered from parts of its size."""
-    probe = ("--trainer.callbacks", "rank_probes.SyncMemory", "--trainer.max_epochs", 0, *NO_VALIDATION)
+    probe = (
+        "--trainer.callbacks",
+        "helpers.rank_probes.SyncMemory",
+        "--trainer.max_epochs",
+        0,
+        *NO_VALIDATION,
+    )
     folder = ranks(
         2, *strategy("fsdp2"), *probe, "--model.kl", "null", "--data.val", "null", pretrained=smollm
     )

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from grpo_pl.evaluation import Evaluation, MeanWithInterval, powers_of_two
 from grpo_pl.functional import majority_at_k, pass_at_k
 from grpo_pl.rewards.rules import ExactMatch, LastNumber
+from grpo_pl.training.validation import Evaluation, MeanWithInterval, powers_of_two
 from grpo_pl.types import Prompt, Rollout
 
 CPU = torch.device("cpu")

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from repository import ROOT
-from run_results import Fit, column, rows, saved
-from studies import VARIANTS, ablate, start, write_study
+from helpers.repository import ROOT
+from helpers.run_results import Fit, column, rows, saved
+from helpers.studies import VARIANTS, ablate, start, write_study
 
 from grpo_pl.__main__ import main
-from grpo_pl.run_files import ENDED_FILE
+from grpo_pl.runs.layout import ENDED_FILE
 
-FAILS = {"trainer": {"callbacks": [{"class_path": "faults.KillEngine"}]}}
+FAILS = {"trainer": {"callbacks": [{"class_path": "helpers.faults.KillEngine"}]}}
 """In the second iteration, for its engine has no process."""
 
 

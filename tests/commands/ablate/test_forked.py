@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from repository import ROOT
-from run_results import rows, untimed
+from helpers.repository import ROOT
+from helpers.run_results import rows, untimed
 
-from grpo_pl.forked import ForkedRun, ForkServer
-from grpo_pl.run_files import ENDED_FILE
+from grpo_pl.commands.ablate.forked import ForkedRun, ForkServer
+from grpo_pl.runs.layout import ENDED_FILE
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "2", "PYTHONPATH": str(ROOT)}
 """Two threads: the first parallel region of a child of a process that had one of its own would hang."""

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import yaml
-from repository import ROOT
-from run_results import said
+from helpers.repository import ROOT
+from helpers.run_results import said
 
 from grpo_pl.__main__ import main
-from grpo_pl.ablation.study import Budget, read_study
+from grpo_pl.commands.ablate.study import Budget, read_study
 
 TINY = str(ROOT / "configs" / "tiny.yaml")
 VARIANTS: dict[str, Any] = {"grpo": {}, "no_kl": {"model": {"kl": None}}}

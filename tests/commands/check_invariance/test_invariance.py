@@ -5,14 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from run_results import said
+from helpers.repository import ROOT
+from helpers.run_results import said
 from safetensors.torch import save_file
 
 from grpo_pl.__main__ import main
-from grpo_pl.cli import configure
-from grpo_pl.invariance.ways import Variant, compare, variants
+from grpo_pl.commands.check_invariance.ways import Variant, compare, variants
+from grpo_pl.config.cli import configure
 
-CONFIG = Path(__file__).parents[1] / "configs" / "tiny.yaml"
+CONFIG = ROOT / "configs" / "tiny.yaml"
 
 
 def compared(model: Path, out: Path, *arguments: str) -> list[dict]:

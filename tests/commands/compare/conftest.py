@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import yaml
-from made_up import write_run, write_samples
+from helpers.made_up import write_run, write_samples
+from helpers.repository import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 MODELS = {"base": 2, "no-kl": 1, "critic": 3}
 CHANGES: dict[str, dict[str, Any]] = {
     "base": {},

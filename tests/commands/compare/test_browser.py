@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from studies import VARIANTS, ablate, write_study
+from helpers.studies import VARIANTS, ablate, write_study
 
 PHONE, DESKTOP = (390, 844), (1280, 800)
 WIDER_THAN_PAGE = """

@@ -11,7 +11,7 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import confint_proportions_2indep
 from statsmodels.stats.weightstats import DescrStatsW
 
-from grpo_pl.experiments.statistics import (
+from grpo_pl.commands.compare.statistics import (
     Interval,
     hedges_g,
     holm,

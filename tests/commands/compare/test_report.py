@@ -6,20 +6,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_up import write_run, write_samples
-from run_results import said
+from helpers.made_up import write_run, write_samples
+from helpers.run_results import said
 
 from grpo_pl.__main__ import main
-from grpo_pl.experiments import compare
-from grpo_pl.experiments.costs import TIME, cost_of, pareto
-from grpo_pl.experiments.curves import curve
-from grpo_pl.experiments.figures import LIGHT
-from grpo_pl.experiments.groups import Group, group_runs
-from grpo_pl.experiments.report.document import document
-from grpo_pl.experiments.report.markdown import markdown, plain
-from grpo_pl.experiments.report.wording import number, p_value
-from grpo_pl.experiments.responses import side_by_side
-from grpo_pl.experiments.runs import SECONDS, TOKENS, read_runs
+from grpo_pl.commands.compare import compare
+from grpo_pl.commands.compare.costs import TIME, cost_of, pareto
+from grpo_pl.commands.compare.curves import curve
+from grpo_pl.commands.compare.figures import LIGHT
+from grpo_pl.commands.compare.groups import Group, group_runs
+from grpo_pl.commands.compare.report.document import document
+from grpo_pl.commands.compare.report.markdown import markdown, plain
+from grpo_pl.commands.compare.report.wording import number, p_value
+from grpo_pl.commands.compare.responses import side_by_side
+from grpo_pl.commands.compare.runs import SECONDS, TOKENS, read_runs
 
 VOID = {"meta", "link", "br", "hr", "img"}
 

@@ -3,12 +3,12 @@
 from pathlib import Path
 
 import pytest
-from made_up import write_run
+from helpers.made_up import write_run
 
-from grpo_pl.experiments import compare, history, table
-from grpo_pl.experiments.differences import differences, shown
-from grpo_pl.experiments.groups import group_runs
-from grpo_pl.experiments.runs import read_run, read_runs
+from grpo_pl.commands.compare import compare, history, table
+from grpo_pl.commands.compare.differences import differences, shown
+from grpo_pl.commands.compare.groups import group_runs
+from grpo_pl.commands.compare.runs import read_run, read_runs
 
 
 def test_a_component_of_another_class_is_one_difference_with_what_is_not_its_default():

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from grpo_pl.diagnosis.attribution import (
+from grpo_pl.commands.doctor.attribution import (
     Hypothesis,
     attribute,
     by_position,
@@ -12,7 +12,7 @@ from grpo_pl.diagnosis.attribution import (
     fits,
     summarize,
 )
-from grpo_pl.diagnosis.draws import Draw, logprobs, suspects
+from grpo_pl.commands.doctor.draws import Draw, logprobs, suspects
 
 M, V = 400, 50
 POSITIONS = torch.arange(M).float() % 20

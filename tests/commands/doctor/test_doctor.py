@@ -6,24 +6,25 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import broken_engines
 import pytest
 import torch
-from run_results import said
+from helpers import broken_engines
+from helpers.repository import ROOT
+from helpers.run_results import said
 
 from grpo_pl.__main__ import main
-from grpo_pl.cli import configure
+from grpo_pl.commands.doctor.configured import Read
+from grpo_pl.commands.doctor.engine import check_engine
+from grpo_pl.commands.doctor.findings import Finding
+from grpo_pl.config.cli import configure
 from grpo_pl.datamodule import RolloutDataModule
-from grpo_pl.diagnosis.configured import Read
-from grpo_pl.diagnosis.engine import check_engine
-from grpo_pl.diagnosis.findings import Finding
 from grpo_pl.module import PolicyOptimization
 from grpo_pl.rollout.engine import RolloutEngine, SamplingConfig
 from grpo_pl.rollout.in_process import InProcessEngine
 from grpo_pl.rollout.replay import ReplayEngine
 from grpo_pl.rollout.vllm import VLLMEngine
 
-CONFIG = Path(__file__).parents[2] / "configs" / "tiny.yaml"
+CONFIG = ROOT / "configs" / "tiny.yaml"
 
 
 @pytest.fixture(autouse=True)

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from grpo_pl.diagnosis import installation
-from grpo_pl.diagnosis.components import components, extras, ranks
-from grpo_pl.diagnosis.findings import Finding
+from grpo_pl.commands.doctor import installation
+from grpo_pl.commands.doctor.components import components, extras, ranks
+from grpo_pl.commands.doctor.findings import Finding
 
 REQUIRED = ["torch>=2.11", "transformers<6,>=5.5.3", 'peft>=0.20; extra == "lora"', 'mypy>=1; extra == "dev"']
 
@@ -69,7 +69,7 @@ def test_a_torchvision_of_another_build_is_named_with_its_removal(
 def test_what_could_be_broken_is_not_imported_before_it_is_looked_at() -> None:
     import subprocess
 
-    code = "import sys, grpo_pl.__main__, grpo_pl.diagnosis.command; print('torch' in sys.modules)"
+    code = "import sys, grpo_pl.__main__, grpo_pl.commands.doctor.command; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 
@@ -99,7 +99,7 @@ SETTINGS = {
     "model": {
         "policy": {"class_path": "grpo_pl.models.LoRA", "init_args": {"r": 4}},
         "rewards": {"right": {"class_path": "grpo_pl.rewards.math_answer.MathAnswer", "init_args": {}}},
-        "masks": [{"class_path": "grpo_pl.masks.WithoutTruncated"}],
+        "masks": [{"class_path": "grpo_pl.losses.masks.WithoutTruncated"}],
     },
     "data": {
         "engine": {

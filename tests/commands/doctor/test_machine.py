@@ -5,11 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from test_planning import small_run
+from helpers.small_runs import small_run
 
-from grpo_pl.diagnosis import machine, run
-from grpo_pl.diagnosis.findings import GIB
-from grpo_pl.planning.estimate import peak
+from grpo_pl.commands.doctor import machine, run
+from grpo_pl.commands.doctor.findings import GIB
+from grpo_pl.commands.plan.estimate import peak
 from grpo_pl.rollout.engine import EngineMemory
 
 SMI = "0, NVIDIA H100, 580.10, 500, 81559\n1, NVIDIA H100, 580.10, 70000, 81559\n"

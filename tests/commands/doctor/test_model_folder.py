@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from grpo_pl.diagnosis.findings import Finding
-from grpo_pl.diagnosis.model import check_model, names, vocabulary
+from grpo_pl.commands.doctor.findings import Finding
+from grpo_pl.commands.doctor.model import check_model, names, vocabulary
 from grpo_pl.prompts.chat import ChatFormat
 
 Changed = Callable[..., Path]

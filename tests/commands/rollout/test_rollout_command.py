@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from repository import ROOT
-from run_results import NO_VALIDATION, Fit, said
+from helpers.repository import ROOT
+from helpers.run_results import NO_VALIDATION, Fit, said
 
 from grpo_pl.__main__ import main
-from grpo_pl.rollout.files import file_name
+from grpo_pl.rollout.parquet import file_name
 
 Make = Callable[..., None]
 

@@ -4,12 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from run_results import said
+from helpers.repository import ROOT
+from helpers.run_results import said
 
 from grpo_pl.__main__ import main
-from grpo_pl.submission.script import TEMPLATES, fill
+from grpo_pl.commands.submit.script import TEMPLATES, fill
 
-ROOT = Path(__file__).resolve().parent.parent
 Submit = Callable[..., None]
 NAMES = ("one_node", "many_nodes", "server_nodes")
 
