@@ -1,4 +1,6 @@
-"""Reinforcement learning on language models, with every part swappable. The map of the package:
+"""Reinforcement learning on language models, with every part swappable.
+
+The map of the package:
 
 | the spine | what it holds |
 |---|---|
@@ -16,7 +18,7 @@
 | `rewards/` | Rollout -> Feedback | `model.rewards`, `model.verifiers`, `model.reward_transforms` |
 | `models/` | sequences -> TokenScores | `model.policy`, `model.reference`, `model.critic` |
 | `advantages/` | Feedback -> Credit | `model.advantage` |
-| `losses/` | Credit, TokenScores -> TokenLoss | `model.loss`, `model.kl`, `model.entropy`, `model.aggregation` |
+| `losses/` | Credit, TokenScores -> TokenLoss | `model.loss`, `model.kl`, `model.entropy`, `model.masks` |
 | `functional/` | the mathematics of all of them, pure | |
 
 | a back room | what it is for |
