@@ -5,50 +5,38 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar, cast
+from typing import Any, Literal, cast
 
 import lightning.pytorch as pl
-from torch.utils.data import DataLoader, IterableDataset
+import torch
+from torch.utils.data import DataLoader
 from typing_extensions import override
 
 from grpo_pl.functional import derive_seed, even_parts, rounds
-from grpo_pl.loop import Learner, UpdateSchedule, experience_stream, sample_rollout
-from grpo_pl.models.loading import eos_token_ids, load_tokenizer
+from grpo_pl.loop import Learner, experience_stream
+from grpo_pl.minibatches import UpdateSchedule
+from grpo_pl.models.loading import load_tokenizer
 from grpo_pl.prompts.chat import ChatFormat, Tokenizer
 from grpo_pl.prompts.prompt_set import PromptSet, iteration_prompts
 from grpo_pl.prompts.sources import PromptSource
 from grpo_pl.rollout.dynamic_sampling import DynamicSampling
 from grpo_pl.rollout.engine import RolloutEngine, SamplingConfig
 from grpo_pl.rollout.parquet import file_name, forget_iterations, save_rollout
-from grpo_pl.rollout.replay import ReplayEngine
+from grpo_pl.rollout.sampling import Sampler
 from grpo_pl.rollout.shared import shared
 from grpo_pl.rollout.stored import ROLLOUTS_FOLDER, forget, forget_all, stored
 from grpo_pl.system.heartbeat import heartbeat
-from grpo_pl.training.checks.prompts import check_context, check_vocabulary
-from grpo_pl.training.checks.schedule import check_engines, check_schedule, check_trainer
+from grpo_pl.training.checks.engines import check_engines, check_sampling, check_whose_rollouts
+from grpo_pl.training.checks.prompts import check_context, check_enough, check_vocabulary, warn_without_end
+from grpo_pl.training.checks.schedule import check_counts, check_schedule, check_trainer
 from grpo_pl.training.strategies import AttachedDataModule
-from grpo_pl.types import Experience, Prompt, Rollout, SampleRecord
+from grpo_pl.training.stream import Stream
+from grpo_pl.types import Experience, Prompt, Rollout
 
 log = logging.getLogger(__name__)
-T = TypeVar("T", covariant=True)
-
-
-class Stream(IterableDataset[T], Generic[T]):
-    """A data set that is a generator of known length: without one, Lightning would sample a rollout ahead."""
-
-    def __init__(self, generate: Callable[[], Iterator[T]], length: int) -> None:
-        self.generate, self.length = generate, length
-
-    @override
-    def __iter__(self) -> Iterator[T]:
-        return self.generate()
-
-    def __len__(self) -> int:
-        """Batches in one pass."""
-        return self.length
 
 
 class RolloutDataModule(AttachedDataModule):
@@ -112,23 +100,19 @@ class RolloutDataModule(AttachedDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        counts = "prompts_per_iteration group_size minibatches update_epochs val_prompts_per_batch"
-        for key in counts.split():
-            if locals()[key] < 1:
-                raise ValueError(f"data.{key}={locals()[key]}: expected 1 or more")
-        if val_samples < 0:
-            raise ValueError(f"data.val_samples={val_samples}: expected 0 or more")
-        if val_max_tokens is not None and val_max_tokens < 1:
-            raise ValueError(f"data.val_max_tokens={val_max_tokens}: expected 1 or more, or null")
-        if sampling.temperature == 0:
-            raise ValueError(
-                "data.sampling.temperature=0 gives every response of a group alike: set it above 0"
-            )
+        check_counts(
+            prompts_per_iteration=prompts_per_iteration,
+            group_size=group_size,
+            minibatches=minibatches,
+            update_epochs=update_epochs,
+            val_prompts_per_batch=val_prompts_per_batch,
+        )
+        check_sampling(sampling, val_max_tokens, val_samples)
         self.train, self.val, self.engine = train, val, engine
         self.pretrained, self.format = pretrained, format
         self.prompts_per_iteration, self.group_size = prompts_per_iteration, group_size
-        self.minibatches, self.update_epochs, self.sampling = minibatches, update_epochs, sampling
-        self.keep_groups, self.resample = keep_groups, resample
+        self.minibatches, self.update_epochs, self.keep_groups = minibatches, update_epochs, keep_groups
+        self.sampling, self.resample = sampling, resample
         self.max_prompt_tokens, self.long_prompts = max_prompt_tokens, long_prompts
         self.val_sampling = SamplingConfig(max_tokens=val_max_tokens or sampling.max_tokens, temperature=0.0)
         self.val_samples, self.val_prompts_per_batch, self.seed = val_samples, val_prompts_per_batch, seed
@@ -165,7 +149,7 @@ class RolloutDataModule(AttachedDataModule):
         if self.store_rollouts and stage == "fit" and self._trainer.checkpoint_callbacks:
             self.engine = stored(self.engine, self._rollouts)
         self.engine = shared(self.engine, *of_ranks)
-        self.val_engine = None if self.val_engine is None else shared(self.val_engine, *of_ranks)
+        self.val_engine = self.val_engine and shared(self.val_engine, *of_ranks)
         responses = self.prompts_per_iteration * self.group_size // self._ranks.size
         with heartbeat(lambda: "starting engines") if self._trainer.is_global_zero else nullcontext():
             for engine in self._engines:
@@ -188,11 +172,8 @@ class RolloutDataModule(AttachedDataModule):
             if source is None or (name == "train" and stage != "fit"):
                 continue
             prompts = self.prompts[name] = self.read_prompts(name, source)
-            if len(prompts) < (ranks := self._ranks.size):
-                raise ValueError(
-                    f"data.{name} has {len(prompts)} prompts for {ranks} ranks: give it at least {ranks}"
-                )
             encoded = [prompts[row] for row in range(len(prompts))]
+            check_enough(f"data.{name}", len(encoded), self._ranks.size)
             check_vocabulary(self.pretrained, f"data.{name}", encoded)
             self.learner.check_prompts(f"data.{name}", encoded)
             log.info(
@@ -208,35 +189,14 @@ class RolloutDataModule(AttachedDataModule):
         """
         if stage == "fit":
             check_trainer(self._trainer, optimizer_steps=self.update_epochs * self.minibatches)
-            check_schedule(
-                self,
-                micro_batches=self._trainer.accumulate_grad_batches,
-                ranks=self._ranks.size,
-                min_group_size=self.learner.min_group_size,
-            )
-            self._check_whose_rollouts()
+            micro_batches, smallest = self._trainer.accumulate_grad_batches, self.learner.min_group_size
+            check_schedule(self, micro_batches, ranks=self._ranks.size, min_group_size=smallest)
+            root = Path(self._trainer.default_root_dir)
+            check_whose_rollouts(self.engine, root, self.learner.corrects_mismatch)
         validates = self.val is not None and self._trainer.limit_val_batches != 0
         check_engines(self.engine, self.val_engine, validates)
         check_context(self.pretrained, self.max_prompt_tokens, self._longest_response)
-        if not eos_token_ids(self.pretrained):
-            log.warning(
-                "pretrained=%s names no token that ends a response: all will have data.sampling.max_tokens",
-                self.pretrained,
-            )
-
-    def _check_whose_rollouts(self) -> None:
-        """Refuse to read what the run would move aside; warn of a policy that is not the learner's."""
-        own = Path(self._trainer.default_root_dir).resolve()
-        if isinstance(self.engine, ReplayEngine) and own in Path(self.engine.path).resolve().parents:
-            raise ValueError(
-                f"data.engine.path={self.engine.path} lies in the folder of this very run: set "
-                "trainer.default_root_dir to another one"
-            )
-        old = f"samples with weights up to {self.engine.lookahead} iterations old"
-        whose = "has responses of another policy" if self.engine.offline else old
-        advice = "and nothing corrects for it: set model.correction to ImportanceCorrection"
-        if (self.engine.offline or self.engine.lookahead) and not self.learner.corrects_mismatch:
-            log.warning("data.engine %s %s", whose, advice)
+        warn_without_end(self.pretrained)
 
     @cached_property
     def _tokenizer(self) -> Tokenizer:
@@ -267,21 +227,10 @@ class RolloutDataModule(AttachedDataModule):
             update_epochs=self.update_epochs,
             micro_batches=self._trainer.accumulate_grad_batches,
             seed=self.seed,
+            keep_groups=self.keep_groups,
         )
         loop = experience_stream(
-            self.learner,
-            self.engine,
-            self._iterations(),
-            self.prompts_of,
-            end=self.end,
-            group_size=self.group_size,
-            sampling=self.sampling,
-            schedule=schedule,
-            keep_groups=self.keep_groups,
-            resample=self.resample,
-            other_prompts=self._other_prompts,
-            keep=self._keep,
-            on_stage=self.on_stage,
+            self.learner, self.sampler, schedule, self._iterations(), self.end, self._keep, self.on_stage
         )
         batches = schedule.batches_per_iteration
         return DataLoader(Stream(lambda: islice(loop, batches), batches), batch_size=None)
@@ -303,11 +252,11 @@ class RolloutDataModule(AttachedDataModule):
                 forget(self._rollouts, before=self._checkpoints[-2])
             yield self._trainer.current_epoch
 
-    def _keep(self, iteration: int, rollout: Rollout, records: list[SampleRecord]) -> None:
+    def _keep(self, iteration: int, rollout: Rollout, experience: Experience) -> None:
         ranks = self._ranks
         if self.keep_rollouts and self._trainer.global_rank % ranks.copies == 0:
             path = self._rollouts / file_name(iteration + 1, ranks.rank, ranks.size)
-            save_rollout(rollout, path, iteration + 1, records)
+            save_rollout(rollout, path, iteration + 1, experience.records)
 
     @property
     def _rollouts(self) -> Path:
@@ -321,16 +270,19 @@ class RolloutDataModule(AttachedDataModule):
         ends = [epochs, steps // (self.update_epochs * self.minibatches)]
         return min((end for end in ends if end > 0), default=sys.maxsize)
 
-    def sample(self, iteration: int) -> Rollout:
-        """The rollout of an iteration on this rank, by the weights that the engine has."""
-        return sample_rollout(
-            self.learner,
-            self.engine,
-            self.prompts_of(iteration),
+    @property
+    def sampler(self) -> Sampler:
+        """Samples the rollout of an iteration on this rank, by the weights that the engine has."""
+        return Sampler(
+            engine=self.engine,
+            prompts_of=self.prompts_of,
             group_size=self.group_size,
             sampling=self.sampling,
+            with_greedy=self.learner.needs_greedy,
             resample=self.resample,
-            other_prompts=partial(self._other_prompts, iteration),
+            score=self.learner.score,
+            other_prompts=self._other_prompts,
+            on_any_rank=lambda here: bool(self.learner.sum_over_ranks(torch.tensor(int(here))) > 0),
         )
 
     def prompts_of(self, iteration: int) -> list[Prompt]:
@@ -354,27 +306,21 @@ class RolloutDataModule(AttachedDataModule):
         return DataLoader(Stream(self._val_rollouts, rollouts), batch_size=None)
 
     @property
-    def _val_rows(self) -> range:
-        ranks = self._ranks
-        return range(ranks.rank, len(self.prompts["val"]), ranks.size)
-
-    @property
     def _val_chunks(self) -> int:
         """How often a validation asks the engine: every rank as often, for several may have one engine."""
         return rounds(len(self.prompts["val"]), self._ranks.size, at_once=self.val_prompts_per_batch)
 
     def _val_rollouts(self) -> Iterator[Rollout]:
-        rows = self._val_rows
-        mine = [replace(self.prompts["val"][row], seed=derive_seed(self.seed, "val", row)) for row in rows]
         self.on_stage("validate")
-        engine = self.val_engine or self.engine
+        engine, ranks = self.val_engine or self.engine, self._ranks
         engine.load_weights(self.learner.policy_weights(engine.weights_dtype), version=self.learner.version)
-        for some in even_parts(len(mine), self._val_chunks):
-            prompts = mine[some.start : some.stop]
-            yield engine.generate(prompts, 1, self.val_sampling)
+        rows = range(ranks.rank, len(self.prompts["val"]), ranks.size)
+        prompts = [replace(self.prompts["val"][row], seed=derive_seed(self.seed, "val", row)) for row in rows]
+        for some in even_parts(len(prompts), self._val_chunks):
+            yield engine.generate(prompts[some.start : some.stop], 1, self.val_sampling)
             if self.val_samples:
-                yield engine.generate(prompts, self.val_samples, self.sampling)
-            self.on_stage(f"validate {some.stop}/{len(mine)}")
+                yield engine.generate(prompts[some.start : some.stop], self.val_samples, self.sampling)
+            self.on_stage(f"validate {some.stop}/{len(prompts)}")
         engine.rest()
 
     @override

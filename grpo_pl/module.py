@@ -10,21 +10,20 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from grpo_pl.advantages import AdvantageEstimator
-from grpo_pl.functional import group_is_constant, group_size, groups_with, masked_mean, prompt_weights
-from grpo_pl.loop import Step, first_pass
-from grpo_pl.losses import Aggregation, ClippedValueLoss, PolicyLoss
+from grpo_pl.experience import ExperienceStage, Scorer
+from grpo_pl.functional import masked_mean
+from grpo_pl.losses import Aggregation, ClippedValueLoss, EntropyBonus, KLPenalty, LossTerm, PolicyLoss
 from grpo_pl.losses.correction import ImportanceCorrection
-from grpo_pl.losses.kl import EntropyBonus, KLPenalty
 from grpo_pl.losses.masks import TokenMask
 from grpo_pl.losses.objective import Objective
+from grpo_pl.minibatches import Step
 from grpo_pl.models import LanguageModel, ModelBuilder, WithoutAdapter
 from grpo_pl.models.builder import Place
 from grpo_pl.models.full_weights import full_weights
 from grpo_pl.models.reference_update import ReferenceUpdate
-from grpo_pl.rewards.base import RewardFunction, Verifier, score_samples
+from grpo_pl.rewards.base import RewardFunction, Verifier
 from grpo_pl.rewards.feedback import RewardStage
 from grpo_pl.rewards.transforms import RewardTransform
-from grpo_pl.runs.same_model import check_fits
 from grpo_pl.training.checks.components import (
     check_advantage_sources,
     check_components,
@@ -32,13 +31,15 @@ from grpo_pl.training.checks.components import (
     check_names,
     check_optimizer,
     check_reference_update,
+    check_terms,
 )
 from grpo_pl.training.checks.prompts import check_answers
-from grpo_pl.training.metrics import EffectiveSampleSize, rollout_metrics, sample_records
+from grpo_pl.training.metrics import EffectiveSampleSize
 from grpo_pl.training.optimization import OptimizedModule, OptimizerFactory, SchedulerFactory
-from grpo_pl.training.strategies import data_ranks, num_shards, place
+from grpo_pl.training.skipped_steps import Source
+from grpo_pl.training.strategies import data_ranks, place
 from grpo_pl.training.validation import Evaluation
-from grpo_pl.types import Experience, Prompt, Rollout, TokenScores
+from grpo_pl.types import Experience, Prompt, Rollout, ScoredSamples, Sequences, TokenScores
 
 
 class PolicyOptimization(OptimizedModule):
@@ -61,6 +62,7 @@ class PolicyOptimization(OptimizedModule):
         correction: Weights for the mismatch between engine and trainer; null for none.
         masks: Which response tokens are left out of the loss.
         entropy: Bonus for an undecided policy; null for none.
+        terms: Further terms of the loss, by name.
         verifiers: What validation measures, by name: `val/<name>` is the share of problems solved.
         optimizer: Of all trained parameters.
         lr_scheduler: Stepped after each optimizer step; null for a constant learning rate.
@@ -84,6 +86,7 @@ class PolicyOptimization(OptimizedModule):
         correction: ImportanceCorrection | None = None,
         masks: list[TokenMask] | None = None,
         entropy: EntropyBonus | None = None,
+        terms: dict[str, LossTerm] | None = None,
         verifiers: dict[str, Verifier] | None = None,
         optimizer: OptimizerFactory = lambda p: torch.optim.AdamW(p, lr=1e-6),
         lr_scheduler: SchedulerFactory | None = None,
@@ -95,17 +98,21 @@ class PolicyOptimization(OptimizedModule):
         check_advantage_sources(advantage, rewards, kl, reward_transforms or [])
         check_names("model.verifiers", verifiers or {})
         check_optimizer(optimizer, lr_scheduler)
+        fixed: dict[str, LossTerm | None] = {"policy": loss, "kl": kl, "entropy": entropy}
+        fixed["value"] = None if critic is None else value_loss or ClippedValueLoss()
+        check_terms(terms or {}, fixed)
         self.builders = {"policy": policy, "reference": reference if kl else None, "critic": critic}
         self.idle_reference = reference is not None and kl is None
         self.rewards, self.verifiers = rewards, verifiers or {}
-        self.advantage, self.loss, self.aggregation, self.kl = advantage, loss, aggregation, kl
-        self.reference_update, self.value_loss = reference_update, value_loss or ClippedValueLoss()
+        self.advantage, self.kl, self.reference_update = advantage, kl, reference_update
+        given = {name: term for name, term in (fixed | (terms or {})).items() if term is not None}
+        self.objective = Objective(given, aggregation)
         self.critic_lr, self.critic_warmup = critic_lr, critic_warmup
         self.reward_transforms = nn.ModuleList(reward_transforms or [])
-        self.correction, self.masks, self.entropy = correction, masks or [], entropy
+        self.correction, self.masks = correction, masks or []
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         by_entropy = any(mask.needs_entropy for mask in self.masks)
-        self.reads_silent = any((kl, critic, entropy, by_entropy))
+        self.reads_silent = len(self.objective.terms) > 1 or by_entropy
         self.scores_first = any((kl and kl.needs_old_logprobs, critic, correction, by_entropy))
         self.min_group_size, self.needs_greedy = advantage.min_group_size, advantage.needs_greedy
         self.corrects_mismatch = correction is not None
@@ -163,19 +170,26 @@ class PolicyOptimization(OptimizedModule):
         return {name: model for name, model in (own | rewards).items() if model is not None}
 
     @override
+    def frozen_weights(self) -> dict[str, Tensor]:
+        """What stays as pretrained under the adapters of a LoRA policy."""
+        assert self.policy is not None, "configure_model comes first"
+        named = self.policy.named_parameters("policy", remove_duplicate=False)
+        return {name: parameter.detach() for name, parameter in named if not parameter.requires_grad}
+
+    @override
     def learning_rates(self) -> dict[str, float | None]:
         return {"critic": self.critic_lr}
 
     @override
-    def forward(self, batch: Experience) -> TokenScores:
-        """What the trained models say of a micro-batch."""
+    def forward(self, batch: Sequences) -> TokenScores:
+        """The scores of a micro-batch by the trained models."""
         assert self.policy is not None, "configure_model comes first"
-        entropy = "value" if self.entropy is None else "gradient"
-        said = self.policy(batch.token_ids, batch.loss_mask, batch.temperature, entropy)
+        entropy = "gradient" if self.objective.needs_entropy else "value"
+        scores = self.policy(batch.token_ids, batch.loss_mask, batch.temperature, entropy)
         values = None
         if self.critic is not None:
-            values = self.critic(batch.token_ids, batch.loss_mask, said.hidden)
-        return TokenScores(logprobs=said.logprobs, entropy=said.entropy, values=values)
+            values = self.critic(batch.token_ids, batch.loss_mask, scores.hidden)
+        return TokenScores(logprobs=scores.logprobs, entropy=scores.entropy, values=values)
 
     # ---------------------------------------------------------------------------------- rollout -> experience
 
@@ -211,81 +225,36 @@ class PolicyOptimization(OptimizedModule):
         transforms: list[RewardTransform] = list(self.reward_transforms)  # type: ignore[arg-type]
         return RewardStage(self.rewards, transforms, self.device, self.sum_over_ranks)
 
-    def groups_with_signal(self, rollout: Rollout) -> list[bool]:
-        """Of each group, whether the rewards of its responses differ."""
-        scored = score_samples(self.rewards, rollout.samples)
-        groups, known = rollout.group_ids, scored.scored
-        constant = group_is_constant(scored.total, groups, known) | (group_size(groups, known) < 2)
-        return groups_with(~constant, groups).tolist()
+    def score(self, rollout: Rollout) -> ScoredSamples:
+        """The rewards of a rollout's responses, computed once."""
+        return self.reward_stage.score(rollout)
 
-    @torch.no_grad()
     def make_experience(self, rollout: Rollout, steps: Sequence[Step]) -> Experience:
-        """Rewards, scores and advantages of a rollout that is learned from in the given optimizer steps.
-
-        It is scored in the very micro-batches of the first update epoch, through the strategy's wrapper and
-        in `training_step`'s precision: so the first ratio is exactly 1, whatever the precision. What is read
-        once, in the first step, is not scored by the trained models unless something asks for their scores
-        before: that step's own forward gives the old log-probabilities, to the last bit.
-        """
-        samples = rollout.samples
-        scored = score_samples(self.rewards, samples)
-        feedback = self.reward_stage.feedback(rollout, scored, samples)
-        mask, blank = feedback.loss_mask, torch.zeros_like(feedback.rewards)
-        experience = Experience(
-            token_ids=rollout.token_ids.to(self.device),
-            loss_mask=mask,
-            sampling_logprobs=rollout.sampling_logprobs.to(self.device),
-            old_logprobs=blank,
-            advantages=blank,
-            temperature=rollout.temperature,
+        """Rewards, scores and advantages of a rollout that is learned from in the given optimizer steps."""
+        make = ExperienceStage(
+            rewards=self.reward_stage,
+            advantage=self.advantage,
+            kl=self.kl,
+            masks=self.masks,
+            correction=self.correction,
+            trained=self._as_in_training(self.trainer.model),
+            reference=self._as_in_training(self._reference_scores),
+            reads_silent=self.reads_silent,
+            scores_first=self.scores_first,
         )
-        credit = None if self.reads_silent else self.advantage(feedback)
-        if credit is not None:  # without an advantage a sequence has no gradient
-            experience.active = (credit.advantages != 0).any(-1)
-        first = first_pass(steps)
-        unscored = first[:1] if len(first) == len(steps) and not self.scores_first else []
-        if unscored:
-            experience.scored = torch.ones_like(mask[:, 0])
-            experience.scored[[row for step in unscored for rows in step for row in rows]] = False
-        scores = self._scores(self.trainer.model, experience, first[len(unscored) :])
-        experience.old_logprobs = scores.logprobs
-        experience.old_values = feedback.values = scores.values
-        if self.kl is not None:
-            experience.ref_logprobs = self._scores(self._reference_scores, experience, first).logprobs
-            cost = self.kl.cost(scores.logprobs, experience.ref_logprobs)
-            feedback.rewards = feedback.rewards if cost is None else feedback.rewards - mask * cost
-        credit = credit or self.advantage(feedback)
-        experience.advantages, experience.returns = credit.advantages, credit.returns
-        for token_mask in self.masks:
-            kept = token_mask(feedback, blank if scores.entropy is None else scores.entropy)
-            experience.kept = kept if experience.kept is None else experience.kept & kept
-        experience.prompt_weights = prompt_weights(
-            experience.counted.sum(-1), feedback.group_ids, self.sum_over_ranks
-        )
-        experience.metrics = rollout_metrics(rollout, experience, self.version, self.sum_over_ranks)
-        experience.metrics |= scored.metrics(self.sum_over_ranks)
-        if self.kl is not None:
-            experience.metrics["train/kl_coefficient"] = float(self.kl.coefficient)
-        if self.correction is not None:
-            correction = self.correction(
-                scores.logprobs, experience.sampling_logprobs, experience.read, self.sum_over_ranks
-            )
-            experience.weights = correction.weights
-            experience.metrics |= correction.metrics
-        experience.records = sample_records(rollout, scored, experience)
-        return experience
+        return make(rollout, steps, self.version)
 
-    def _scores(self, model: Any, experience: Experience, steps: Sequence[Step]) -> TokenScores:
-        """What a model says of the active sequences among the given ones; zero elsewhere."""
-        read = [experience.among(rows) for step in steps for rows in step]
-        parts: list[TokenScores] = []
-        for rows in read:
-            batch = experience.select(rows, num_tokens=0, num_sequences=0)
+    def _as_in_training(self, model: Any) -> Scorer:
+        """Scores in the precision of `training_step`."""
+
+        def scorer(batch: Sequences) -> TokenScores:
             with self.trainer.precision_plugin.forward_context():
-                parts.append(model(batch))
-        return TokenScores.assemble(parts, read, like=experience.advantages)
+                scores: TokenScores = model(batch)
+                return scores
 
-    def _reference_scores(self, batch: Experience) -> TokenScores:
+        return scorer
+
+    def _reference_scores(self, batch: Sequences) -> TokenScores:
         assert self.reference is not None, "check_components refuses a KL without a reference"
         return TokenScores(
             logprobs=self.reference(batch.token_ids, batch.loss_mask, batch.temperature).logprobs
@@ -295,45 +264,46 @@ class PolicyOptimization(OptimizedModule):
 
     @override
     def training_step(self, batch: Experience, batch_idx: int) -> Tensor:
-        self.log_dict(batch.metrics, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
-        assert self.policy is not None, "configure_model comes first"
         scores = self.scored(batch)
-        self.log(
-            "train/padding", self.policy.padding, on_step=False, on_epoch=True, batch_size=1, sync_dist=True
-        )
         terms = self.objective(scores, batch)
         gap = torch.where(batch.read, batch.sampling_logprobs - batch.old_logprobs, 0.0).abs()
-        worst = {"on_step": False, "on_epoch": True, "reduce_fx": "max", "sync_dist": True, "batch_size": 1}
-        self.log("sync/logprob_mismatch_max", gap.max(), **worst)  # type: ignore[arg-type]
-        metrics = terms.metrics | {"sync/logprob_mismatch": gap}
-        if scores.entropy is not None:
-            metrics["train/entropy"] = scores.entropy.detach()
-        self._log_tokens(metrics, batch)
-        self.effective.update(scores.logprobs.detach(), batch)
-        self.log("train/effective_sample_size", self.effective, on_step=False, on_epoch=True, batch_size=1)
-        said = {"logprobs": scores.logprobs, "values": scores.values}
-        loss = self.guarded(terms.total, gap.max(), made_of=batch.numbers | said | terms.tokens)
+        self._log_step(batch, scores, terms.metrics, gap)
+        made_of = batch.numbers | {"logprobs": scores.logprobs, "values": scores.values}
+        made_of |= {f"term {name}": loss for name, loss in terms.tokens.items()}
+        loss = self.guarded(terms.total, gap.max(), made_of=made_of)
         # Lightning divides by the micro-batches and strategies average over ranks: undo both, shares add up.
         return loss * self.trainer.accumulate_grad_batches * data_ranks(self.trainer).size
 
-    @property
-    def objective(self) -> Objective:
-        """What is minimised."""
-        value_loss = None if self.builders["critic"] is None else self.value_loss
-        return Objective(self.loss, self.aggregation, self.kl, self.entropy, value_loss)
+    @override
+    def term_sources(self) -> dict[str, Source]:
+        return {
+            f"term {name}": Source(term.description, term.advice)
+            for name, term in self.objective.terms.items()
+        }
 
     def scored(self, batch: Experience) -> TokenScores:
-        """What the trained models say of a micro-batch, which from then on has its old log-probabilities."""
+        """The scores of a micro-batch, which from then on has its old log-probabilities."""
         scores: TokenScores = self(batch)
         if batch.scored is not None:
             known = batch.scored[:, None]
             batch.old_logprobs = torch.where(known, batch.old_logprobs, scores.logprobs.detach())
         return scores
 
-    def _log_tokens(self, metrics: dict[str, Tensor], batch: Experience) -> None:
+    def _log_step(
+        self, batch: Experience, scores: TokenScores, metrics: dict[str, Tensor], gap: Tensor
+    ) -> None:
+        """Log the metrics of the iteration, and those of the micro-batch as means over its tokens."""
+        assert self.policy is not None, "configure_model comes first"
+        log = partial(self.log_dict, on_step=False, on_epoch=True)
+        log(batch.metrics | {"train/padding": self.policy.padding}, batch_size=1, sync_dist=True)
+        log({"sync/logprob_mismatch_max": gap.max()}, reduce_fx="max", batch_size=1, sync_dist=True)
+        metrics = metrics | {"sync/logprob_mismatch": gap}
+        if scores.entropy is not None:
+            metrics["train/entropy"] = scores.entropy.detach()
         means = {name: masked_mean(value, batch.read) for name, value in metrics.items()}
-        tokens = max(int(batch.read.sum()), 1)
-        self.log_dict(means, on_step=False, on_epoch=True, batch_size=tokens, sync_dist=True)
+        log(means, batch_size=max(int(batch.read.sum()), 1), sync_dist=True)
+        self.effective.update(scores.logprobs.detach(), batch)
+        log({"train/effective_sample_size": self.effective}, batch_size=1)
 
     @override
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
@@ -351,36 +321,6 @@ class PolicyOptimization(OptimizedModule):
             assert isinstance(self.reference, LanguageModel), "check_reference_update refuses others"
             weights = self.policy_weights()
             self.reference_update(self.reference.language_model, weights, self.current_epoch + 1)
-
-    # ----------------------------------------------------------------------------------------------- restarts
-
-    @override
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave out the policy's weights that stay as pretrained."""
-        if self._keeps_whole_checkpoints:
-            for name in self._frozen():
-                checkpoint["state_dict"].pop(name, None)
-
-    @override
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the weights that were left out from the pretrained model; refuse those of another run."""
-        if "state_dict" in checkpoint:  # else the strategy has loaded all of it, shard by shard
-            checkpoint["state_dict"] = self._frozen() | checkpoint["state_dict"]
-        if self._keeps_whole_checkpoints:  # of shards, the strategy finds out
-            check_fits(
-                checkpoint, self.state_dict(), self.configure_optimizers() if self.trainer.training else None
-            )
-
-    def _frozen(self) -> dict[str, Tensor]:
-        """The parameters that are never trained, as they are under a LoRA policy's adapters."""
-        assert self.policy is not None, "configure_model comes first"
-        named = self.policy.named_parameters("policy", remove_duplicate=False)
-        return {name: parameter.detach() for name, parameter in named if not parameter.requires_grad}
-
-    @property
-    def _keeps_whole_checkpoints(self) -> bool:
-        """Whether a checkpoint is one file that rank 0 writes of what it holds itself."""
-        return num_shards(self.trainer) == 1
 
     # --------------------------------------------------------------------------------------------- validation
 

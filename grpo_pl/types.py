@@ -21,12 +21,14 @@ Example, one prompt `[5, 6]` with the two responses `[7, 2]` and `[8]`:
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any
+from dataclasses import MISSING, dataclass, field, fields, replace
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+S = TypeVar("S", bound="Sequences")
 
 
 @dataclass(kw_only=True)
@@ -62,6 +64,43 @@ class Sample:
     """Where in `response` the text of each token ends, in characters; empty where the engine cannot tell."""
 
 
+@dataclass(frozen=True)
+class StepScore:
+    """The score of one step of a response."""
+
+    end: int
+    """Where the step ends in the response, in characters (exclusive)."""
+    score: float
+
+
+@dataclass(kw_only=True)
+class ScoredSamples:
+    """The rewards of `N` samples, one by one and summed.
+
+    Life cycle: made by the rewards from the samples of a rollout, read by the reward stage.
+
+    Example: `by_name={"correct": [1.0, None], "short": [0.5, 0.2]}` with the weights 1 and 0.1 has
+    `total=[1.05, 0.0]` and `scored=[True, False]`.
+    """
+
+    by_name: dict[str, list[float | None]]
+    """The unweighted scores of each reward; None where it abstained."""
+    total: Float[Tensor, "N"]
+    """The weighted sum over rewards; 0 where the sample is unscored."""
+    weighted: dict[str, Float[Tensor, "N"]]
+    """The weighted scores of each reward with a weight other than 0; 0 where the sample is unscored."""
+    outcome: Float[Tensor, "N"] | None
+    """The part of the total that is paid for whole responses; None where all rewards are process rewards."""
+    steps: list[list[StepScore]]
+    """The weighted scores of the steps of each sample: the other part of the total."""
+    scored: Bool[Tensor, "N"]
+    """False where a reward with non-zero weight abstained, so that the total is not known."""
+    failures: dict[str, dict[str, int]] = field(default_factory=dict)
+    """The samples that the worker processes of a reward failed on, by reward and kind; among `attempts`."""
+    attempts: int = 0
+    """The samples that were scored: more than `N` where dynamic sampling replaced some."""
+
+
 @dataclass(kw_only=True)
 class Rollout:
     """What an engine returns: `G` responses to each of `P` prompts. Never changed."""
@@ -91,6 +130,8 @@ class Rollout:
     """Whether it was there before the run, so that `policy_version` counts the steps of another policy."""
     metrics: dict[str, float] = field(default_factory=dict)
     """What sampling it has cost."""
+    scored: ScoredSamples | None = None
+    """The rewards of its responses, where they were computed while it was sampled (by dynamic sampling)."""
 
     @property
     def lengths(self) -> list[int]:
@@ -109,6 +150,46 @@ class Rollout:
             Sample(prompt=p, response=r, response_tokens=n, truncated=t, token_ends=ends)
             for p, r, n, t, ends in rows
         ]
+
+
+@dataclass(kw_only=True)
+class Sequences:
+    """Token sequences as the models read them, cut into micro-batches by `select`."""
+
+    token_ids: Int[Tensor, "B T"]
+    loss_mask: Bool[Tensor, "B T"]
+    temperature: float
+    active: Bool[Tensor, "B"] | None = None
+    """False on sequences that no term of the loss depends on: no pass reads them; None where all are read."""
+
+    @property
+    def read(self) -> Bool[Tensor, "B T"]:
+        """The response tokens of active sequences: metrics of the models are means over these."""
+        return self.loss_mask if self.active is None else self.loss_mask & self.active[:, None]
+
+    def among(self, rows: Sequence[int]) -> Sequence[int]:
+        """The rows that are active, or one of them: every rank must run every micro-batch."""
+        if self.active is None:
+            return rows
+        active = self.active.tolist()
+        return [row for row in rows if active[row]] or rows[:1]
+
+    def select(self: S, rows: Sequence[int], **changes: Any) -> S:
+        """The given rows of every tensor, without the columns of padding that none of them needs.
+
+        Lists and dictionaries, which speak about the whole iteration, are left empty. `changes` are fields
+        that the piece has of its own.
+        """
+        index = torch.as_tensor(rows, device=self.token_ids.device)
+        width = 1 + int(self.loss_mask[index].any(0).nonzero().max())
+        pieces: dict[str, Any] = {}
+        for column in fields(self):
+            value = getattr(self, column.name)
+            if isinstance(value, Tensor):
+                pieces[column.name] = value[index, :width] if value.ndim == 2 else value[index]
+            elif column.default_factory is not MISSING:
+                pieces[column.name] = column.default_factory()
+        return replace(self, **pieces | changes)
 
 
 @dataclass(kw_only=True)
@@ -201,20 +282,17 @@ class SampleRecord:
 
 
 @dataclass(kw_only=True)
-class Experience:
+class Experience(Sequences):
     """A rollout with everything the update needs. A minibatch and a micro-batch are the same type.
 
     Life cycle: made by the learner from a rollout, cut into minibatches by the loop, consumed by
     `training_step`.
     """
 
-    token_ids: Int[Tensor, "B T"]
-    loss_mask: Bool[Tensor, "B T"]
     sampling_logprobs: Float[Tensor, "B T"]
     old_logprobs: Float[Tensor, "B T"]
     """The trainer's log-probabilities before the first update on this rollout."""
     advantages: Float[Tensor, "B T"]
-    temperature: float
     ref_logprobs: Float[Tensor, "B T"] | None = None
     returns: Float[Tensor, "B T"] | None = None
     old_values: Float[Tensor, "B T"] | None = None
@@ -224,8 +302,6 @@ class Experience:
     kept: Bool[Tensor, "B T"] | None = None
     """False on response tokens that a mask takes out of the loss and of its denominators; None where all are
     in."""
-    active: Bool[Tensor, "B"] | None = None
-    """False on sequences that no term of the loss depends on: no pass reads them; None where all are read."""
     scored: Bool[Tensor, "B"] | None = None
     """False on sequences whose `old_logprobs` are still zeros: they are read once, in the rollout's first
     optimizer step, which sees the very weights that `old_logprobs` are of and takes them from its forward.
@@ -250,52 +326,7 @@ class Experience:
         return self.loss_mask if self.kept is None else self.loss_mask & self.kept
 
     @property
-    def read(self) -> Bool[Tensor, "B T"]:
-        """The response tokens of active sequences: those that metrics of the models speak about."""
-        return self.loss_mask if self.active is None else self.loss_mask & self.active[:, None]
-
-    @property
     def numbers(self) -> dict[str, Tensor]:
         """Every tensor of floating-point numbers by its name."""
         named = ((field.name, getattr(self, field.name)) for field in fields(self))
         return {name: v for name, v in named if isinstance(v, Tensor) and v.is_floating_point()}
-
-    def among(self, rows: Sequence[int]) -> Sequence[int]:
-        """Those of the rows that are active, or one of them: every rank must run every micro-batch."""
-        if self.active is None:
-            return rows
-        active = self.active.tolist()
-        return [row for row in rows if active[row]] or rows[:1]
-
-    def select(self, rows: Sequence[int], *, num_tokens: int, num_sequences: int) -> "Experience":
-        """The given rows, without the columns of padding that none of them needs."""
-        index = torch.as_tensor(rows, device=self.token_ids.device)
-        width = 1 + int(self.loss_mask[index].any(0).nonzero().max())
-
-        def cut(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor[index, :width]
-
-        def of_rows(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor[index]
-
-        def must(tensor: Tensor) -> Tensor:
-            return tensor[index, :width]
-
-        return Experience(
-            token_ids=must(self.token_ids),
-            loss_mask=must(self.loss_mask),
-            sampling_logprobs=must(self.sampling_logprobs),
-            old_logprobs=must(self.old_logprobs),
-            advantages=must(self.advantages),
-            temperature=self.temperature,
-            ref_logprobs=cut(self.ref_logprobs),
-            returns=cut(self.returns),
-            old_values=cut(self.old_values),
-            weights=cut(self.weights),
-            kept=cut(self.kept),
-            active=of_rows(self.active),
-            scored=of_rows(self.scored),
-            prompt_weights=of_rows(self.prompt_weights),
-            num_tokens=num_tokens,
-            num_sequences=num_sequences,
-        )

@@ -17,8 +17,6 @@ from grpo_pl.training.gradients import Gradient, cosine, length, set_aside, take
 from grpo_pl.training.strategies import FSDP2Strategy, data_ranks
 from grpo_pl.types import Experience
 
-NAMES = {"model.loss": "policy", "model.kl": "kl", "model.entropy": "entropy", "model.value_loss": "value"}
-"""Config key of a term's component -> what its metrics are called."""
 PREFIX = "gradient/"
 
 
@@ -32,7 +30,8 @@ class GradientTerms(pl.Callback):
     it has some), and of the whole gradient:
 
     - `gradient/norm`: |whole|;
-    - `gradient/<term>_norm`: |g|; `<term>` is `policy`, `kl`, `entropy` or `value`;
+    - `gradient/<term>_norm`: |g|; `<term>` is `policy`, `kl`, `entropy`, `value`, or a name in
+      `model.terms`;
     - `gradient/<term>_share`: |g| / |whole|; shares may add up to more than 1, where terms work against each
       other;
     - `gradient/<term>_cosine`: of the angle between g and the whole;
@@ -94,8 +93,8 @@ class GradientTerms(pl.Callback):
         if not batches:
             return
         assert isinstance(pl_module, HasObjective), "the job policy alone has this callback"
-        found = {PREFIX + name: value for name, value in measure(trainer, pl_module, batches).items()}
-        pl_module.log_dict(found, on_step=False, on_epoch=True, batch_size=1)
+        measured = {PREFIX + name: value for name, value in measure(trainer, pl_module, batches).items()}
+        pl_module.log_dict(measured, on_step=False, on_epoch=True, batch_size=1)
 
 
 def measure(trainer: pl.Trainer, module: HasObjective, batches: list[Experience]) -> dict[str, float]:
@@ -105,19 +104,19 @@ def measure(trainer: pl.Trainer, module: HasObjective, batches: list[Experience]
         norm = length(whole)
         if norm == 0 or not math.isfinite(norm):
             return {}
-        found = {"norm": norm}
+        measured = {"norm": norm}
         first: Gradient = []
         for term in module.objective.terms:
             backward(trainer, module, term, batches)
             for group, parameters in others:
-                found[f"{NAMES[term]}_{group}_norm"] = length(summed(trainer, parameters))
+                measured[f"{term}_{group}_norm"] = length(summed(trainer, parameters))
             own = summed(trainer, policy)
             first = first or own
             about = {"norm": length(own), "share": length(own) / norm, "cosine": cosine(own, whole)}
             if first is not own:
                 about["policy_cosine"] = cosine(own, first)
-            found |= {f"{NAMES[term]}_{what}": value for what, value in about.items()}
-    return {name: value for name, value in found.items() if value}
+            measured |= {f"{term}_{what}": value for what, value in about.items()}
+    return {name: value for name, value in measured.items() if value}
 
 
 def backward(trainer: pl.Trainer, module: HasObjective, term: str, batches: list[Experience]) -> None:

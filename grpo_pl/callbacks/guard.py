@@ -68,12 +68,12 @@ class Guard(pl.Callback):
     def _count(self, trainer: pl.Trainer, skipped: SkippedStep, place: str) -> None:
         if trainer.is_global_zero:
             log.warning("SKIPPED %s: %s", place, skipped)
-        if skipped.cause.source == "gradients" and scales_the_loss(trainer):
+        if skipped.cause.name == "gradients" and scales_the_loss(trainer):
             return
         self.in_a_row += 1
         if self.in_a_row == 1:
             self.began, self.checkpoint = f"{place}, with {skipped.cause}", newest_checkpoint(trainer)
-        if self.in_a_row >= self.max_skipped_steps or skipped.cause.source == "parameters":
+        if self.in_a_row >= self.max_skipped_steps or skipped.cause.name == "parameters":
             raise RunStoppedError(self._diagnosis(trainer, skipped))
 
     def _diagnosis(self, trainer: pl.Trainer, skipped: SkippedStep) -> str:
@@ -84,7 +84,7 @@ class Guard(pl.Callback):
         return (
             f"optimizer steps that were not taken, in a row: {self.in_a_row} (guard.max_skipped_steps: "
             f"{self.max_skipped_steps}). It began in {self.began}; the last one: {skipped}.{told}{kept} "
-            f"Try {skipped.cause.advice}."
+            f"Try {skipped.cause.source.advice}."
         )
 
     @override

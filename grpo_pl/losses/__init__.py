@@ -1,7 +1,9 @@
 """What the policy and the critic minimise, token by token, and how tokens are added up."""
 
 from grpo_pl.losses.aggregations import Aggregation, ConstantLength, PromptMean, SequenceMean, TokenMean
-from grpo_pl.losses.base import PolicyLoss, TokenLoss
+from grpo_pl.losses.base import LossTerm, PolicyLoss, TokenLoss
+from grpo_pl.losses.entropy import EntropyBonus
+from grpo_pl.losses.kl import AdaptiveCoefficient, KLInLoss, KLInReward, KLPenalty
 from grpo_pl.losses.surrogates import CISPO, GMPO, GSPO, SAPO, ClippedSurrogate, Reinforce
 from grpo_pl.losses.value import ClippedValueLoss
 
@@ -10,10 +12,16 @@ __all__ = [
     "GMPO",
     "GSPO",
     "SAPO",
+    "AdaptiveCoefficient",
     "Aggregation",
     "ClippedSurrogate",
     "ClippedValueLoss",
     "ConstantLength",
+    "EntropyBonus",
+    "KLInLoss",
+    "KLInReward",
+    "KLPenalty",
+    "LossTerm",
     "PolicyLoss",
     "PromptMean",
     "Reinforce",

@@ -1,12 +1,18 @@
-"""The contract of a policy loss."""
+"""The contracts of a term of the objective and of the policy loss, which is the first of them."""
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor
+from typing_extensions import override
 
-from grpo_pl.types import Experience
+from grpo_pl.types import Experience, TokenScores
+
+SLOWER = "a lower model.optimizer.lr, trainer.gradient_clip_val: 1, model.kl.bound: 10"
+"""What helps where numbers grow beyond all bounds."""
+PRECISION = "trainer.precision: bf16-mixed or 32-true"
+"""What helps where numbers are too coarse."""
 
 
 class TokenLoss(NamedTuple):
@@ -16,7 +22,26 @@ class TokenLoss(NamedTuple):
     metrics: dict[str, Float[Tensor, "B T"]]
 
 
-class PolicyLoss(ABC):
+class LossTerm(ABC):
+    """A term of the objective: the terms are aggregated alike and added up.
+
+    A term of your own is a class in a file of `grpo_pl/losses/` (or of your package) and one line of a
+    config: `model: {terms: {my_term: MyTerm}}`.
+    """
+
+    description: ClassVar[str]
+    """The numbers of the term, for the message about a step that was skipped because they are not finite."""
+    advice: ClassVar[str] = SLOWER
+    """What to try where they are not finite."""
+    needs_entropy: ClassVar[bool] = False
+    """Whether the gradient flows through `scores.entropy`, which is then computed with one."""
+
+    @abstractmethod
+    def term(self, scores: TokenScores, batch: Experience) -> TokenLoss:
+        """The loss of each token; the gradient flows through `scores`."""
+
+
+class PolicyLoss(LossTerm):
     """The surrogate whose gradient improves the policy.
 
     In the first minibatch of a rollout the policy is the old policy, and the gradient of every implementation
@@ -24,6 +49,14 @@ class PolicyLoss(ABC):
     formulas below have rho = exp(logprobs - old_logprobs), `functional.importance_ratio`.
     """
 
+    description = "the policy loss of tokens"
+    advice = f"{SLOWER}, or another model.loss"
+
     @abstractmethod
     def __call__(self, logprobs: Float[Tensor, "B T"], batch: Experience) -> TokenLoss:
         """Loss of each token; the gradient flows through `logprobs` alone."""
+
+    @override
+    def term(self, scores: TokenScores, batch: Experience) -> TokenLoss:
+        loss, metrics = self(scores.logprobs, batch)
+        return TokenLoss(loss if batch.weights is None else loss * batch.weights, metrics)

@@ -14,7 +14,8 @@ from grpo_pl.types import only_here
 class Correction(NamedTuple):
     """Weights of tokens in the policy loss, without gradient, and what to log of them."""
 
-    weights: Float[Tensor, "N T"]
+    weights: Float[Tensor, "N T"] | None
+    """None for 1."""
     metrics: dict[str, float]
 
 

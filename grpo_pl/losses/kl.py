@@ -1,7 +1,7 @@
-"""What keeps the policy close to the reference, and undecided."""
+"""What keeps the policy close to the reference."""
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from typing import ClassVar, Literal, final
 
 import torch
@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from grpo_pl.functional import importance_ratio, kl_k1, kl_k2, kl_k3
-from grpo_pl.types import Experience
+from grpo_pl.losses.base import LossTerm, TokenLoss
+from grpo_pl.types import Experience, TokenScores
 
 Estimator = Literal["k1", "k2", "k3"]
 ESTIMATORS = {"k1": kl_k1, "k2": kl_k2, "k3": kl_k3}
@@ -47,12 +48,14 @@ class AdaptiveCoefficient(nn.Module):
         self.scale *= 1 + error / self.horizon
 
 
-class KLPenalty(nn.Module, ABC):
+class KLPenalty(nn.Module, LossTerm):
     """A penalty on the divergence of the policy from the reference: in the loss, or in the reward.
 
     A module, so that the state of the controller is in every checkpoint.
     """
 
+    description = "the penalty of the KL"
+    advice = "model.kl.bound: 10, a lower model.optimizer.lr"
     needs_old_logprobs: ClassVar[bool] = False
     """Whether `cost` looks at the old policy, so that it must be asked before the update."""
 
@@ -106,6 +109,11 @@ class KLPenalty(nn.Module, ABC):
         Whatever the estimator of the penalty is, the divergence is k3's: unbiased and never negative, so that
         runs can be compared.
         """
+
+    @override
+    def term(self, scores: TokenScores, batch: Experience) -> TokenLoss:
+        loss, divergence = self.loss(scores.logprobs, batch)
+        return TokenLoss(loss, {"train/kl": divergence})
 
     def adapt(self, divergence: float) -> None:
         """Called once an iteration with its mean divergence over all ranks, in nats a token."""
@@ -205,25 +213,3 @@ class KLInReward(KLPenalty):
     ) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"]]:
         assert batch.ref_logprobs is not None, "the module refuses a KL without a reference"
         return torch.zeros_like(logprobs), kl_k3(logprobs.detach(), batch.ref_logprobs)
-
-
-@final
-class EntropyBonus:
-    """-coefficient * entropy added to the loss of each token, so that the policy stays undecided.
-
-    The entropy is that of the whole next-token distribution at the sampling temperature, with its exact
-    gradient; prefixes are given, as in `KLInLoss`. A negative coefficient is a penalty, and makes the policy
-    decide (entropy minimisation, arXiv:2505.15134).
-
-    Args:
-        coefficient: In units of reward per nat.
-    """
-
-    def __init__(self, coefficient: float = 0.001) -> None:
-        if not math.isfinite(coefficient):
-            raise ValueError(f"model.entropy.coefficient={coefficient}: expected a finite number")
-        self.coefficient = coefficient
-
-    def loss(self, entropy: Float[Tensor, "B T"]) -> Float[Tensor, "B T"]:
-        """What is added to the loss of each token."""
-        return -self.coefficient * entropy

@@ -5,13 +5,14 @@ from typing import final
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from typing_extensions import override
 
-from grpo_pl.losses.base import TokenLoss
-from grpo_pl.types import Experience
+from grpo_pl.losses.base import LossTerm, TokenLoss
+from grpo_pl.types import Experience, TokenScores
 
 
 @final
-class ClippedValueLoss:
+class ClippedValueLoss(LossTerm):
     """PPO's value loss: 1/2 max((V - R)^2, (clip(V, V_old +- clip) - R)^2), as in OpenAI's baselines.
 
     Args:
@@ -19,6 +20,9 @@ class ClippedValueLoss:
         clip: How far the value may move from that at sampling time before its gradient stops, in units of
             reward.
     """
+
+    description = "the critic's loss of tokens"
+    advice = "a lower model.critic_lr"
 
     def __init__(self, coefficient: float = 0.5, clip: float = 0.2) -> None:
         if coefficient < 0 or clip <= 0:
@@ -38,3 +42,8 @@ class ClippedValueLoss:
             "train/value_clip_fraction": (clipped_error > error).float(),
         }
         return TokenLoss(self.coefficient * torch.maximum(error, clipped_error) / 2, metrics)
+
+    @override
+    def term(self, scores: TokenScores, batch: Experience) -> TokenLoss:
+        assert scores.values is not None, "a run with a critic"
+        return self(scores.values, batch)

@@ -72,3 +72,20 @@ def merged_weight(layer: Any, weight: Tensor) -> Tensor:
     for adapter in layer.active_adapters:
         weight = (weight + layer.get_delta_weight(adapter)).to(weight.dtype)
     return weight
+
+
+class CountedWeights:
+    """Named weights that are passed on, with the bytes of those that have passed."""
+
+    def __init__(self, weights: Iterator[tuple[str, Tensor]]) -> None:
+        self.weights, self.bytes = weights, 0
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in self.weights:
+            self.bytes += tensor.nbytes
+            yield name, tensor
+
+    @property
+    def gib(self) -> float:
+        """Of the weights that have passed."""
+        return self.bytes / 2**30

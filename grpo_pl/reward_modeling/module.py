@@ -2,7 +2,7 @@
 
 import logging
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -12,11 +12,10 @@ from grpo_pl.models.full_weights import full_weights
 from grpo_pl.models.reward_model import RewardModel
 from grpo_pl.reward_modeling.calibration import Calibration
 from grpo_pl.reward_modeling.objectives import LabeledBatch, RewardObjective
-from grpo_pl.runs.same_model import check_fits
 from grpo_pl.system.precision import DType
 from grpo_pl.training.checks.components import check_optimizer
 from grpo_pl.training.optimization import OptimizedModule, OptimizerFactory, SchedulerFactory
-from grpo_pl.training.strategies import num_shards, place
+from grpo_pl.training.strategies import place
 
 log = logging.getLogger(__name__)
 EXPORT_FOLDER = "model"
@@ -114,14 +113,6 @@ class RewardModeling(OptimizedModule):
     def on_validation_epoch_end(self) -> None:
         measured = self.calibration.compute()
         self.log_dict({f"val/{name}": value.float() for name, value in measured.items()}, batch_size=1)
-
-    @override
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse the checkpoint of another run."""
-        if num_shards(self.trainer) == 1:
-            check_fits(
-                checkpoint, self.state_dict(), self.configure_optimizers() if self.trainer.training else None
-            )
 
     @override
     def on_train_epoch_end(self) -> None:

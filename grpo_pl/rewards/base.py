@@ -4,8 +4,7 @@ import logging
 import math
 from abc import ABC, abstractmethod
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -15,7 +14,7 @@ from typing_extensions import override
 
 from grpo_pl.functional import outcome_rewards
 from grpo_pl.models.builder import Place
-from grpo_pl.types import Prompt, Sample
+from grpo_pl.types import Prompt, Sample, ScoredSamples, StepScore
 
 _logger = logging.getLogger(__name__)
 LARGEST_SCORE = torch.finfo(torch.float32).max
@@ -67,15 +66,6 @@ class RewardFunction(ABC):
         return 0
 
 
-@dataclass(frozen=True)
-class StepScore:
-    """The score of one step of a response."""
-
-    end: int
-    """Where the step ends in the response, in characters (exclusive)."""
-    score: float
-
-
 class ProcessReward(RewardFunction):
     """Scores every step of a response; as an outcome it is worth the sum of its steps."""
 
@@ -103,62 +93,6 @@ class Verifier(RewardFunction):
 
         Two responses with equal spelling gave the same answer, so majority voting counts spellings.
         """
-
-
-@dataclass(kw_only=True)
-class ScoredSamples:
-    """The rewards of `N` samples, one by one and summed.
-
-    Example: `by_name={"correct": [1.0, None], "short": [0.5, 0.2]}` with the weights 1 and 0.1 has
-    `total=[1.05, 0.0]` and `scored=[True, False]`.
-    """
-
-    by_name: dict[str, list[float | None]]
-    """The unweighted scores of each reward; None where it abstained."""
-    total: Float[Tensor, "N"]
-    """The weighted sum over rewards; 0 where the sample is unscored."""
-    weighted: dict[str, Float[Tensor, "N"]]
-    """The weighted scores of each reward with a weight other than 0; 0 where the sample is unscored."""
-    outcome: Float[Tensor, "N"] | None
-    """The part of the total that is paid for whole responses; None where all rewards are process rewards."""
-    steps: list[list[StepScore]]
-    """The weighted scores of the steps of each sample: the other part of the total."""
-    scored: Bool[Tensor, "N"]
-    """False where a reward with non-zero weight abstained, so that the total is not known."""
-    failures: dict[str, dict[str, int]] = field(default_factory=dict)
-    """Of each reward that is computed in worker processes, how many samples these failed on, by kind."""
-
-    def metrics(self, sum_over_ranks: Callable[[Tensor], Tensor] = lambda here: here) -> dict[str, float]:
-        """Means over the samples of all ranks that have the number; a mean over no samples is left out.
-
-        `rewards/<name>` over those on which the reward did not abstain, `rewards/<name>_abstained`,
-        `rewards/<name>_timeouts` and `rewards/<name>_crashes` (fractions of all samples, the last two for a
-        reward that is computed in worker processes), `rollout/reward` and `rollout/reward_std` (population)
-        over the scored.
-        """
-        metrics: dict[str, float] = {}
-        known = [[score for score in scores if score is not None] for scores in self.by_name.values()]
-        total = self.total[self.scored].double()
-        here = [[float(len(given)), math.fsum(given)] for given in known]
-        here += [
-            [float(len(self.scored)), float(len(total))],
-            [total.sum().item(), total.square().sum().item()],
-        ]
-        *sums, (samples, count), (total_sum, squares) = sum_over_ranks(
-            torch.tensor(here, dtype=torch.float64)
-        ).tolist()
-        for name, (given_count, given_sum) in zip(self.by_name, sums, strict=True):
-            if given_count:
-                metrics[f"rewards/{name}"] = given_sum / given_count
-            if samples:
-                metrics[f"rewards/{name}_abstained"] = 1 - given_count / samples
-            for kind, failed in self.failures.get(name, {}).items():
-                metrics[f"rewards/{name}_{kind}"] = failed / max(len(self.scored), 1)
-        if count:
-            mean = total_sum / count
-            metrics["rollout/reward"] = mean
-            metrics["rollout/reward_std"] = math.sqrt(max(squares / count - mean * mean, 0.0))
-        return metrics
 
 
 def score_samples(rewards: Mapping[str, RewardFunction], samples: Sequence[Sample]) -> ScoredSamples:
@@ -198,6 +132,7 @@ def score_samples(rewards: Mapping[str, RewardFunction], samples: Sequence[Sampl
         steps=steps,
         scored=scored,
         failures=failures,
+        attempts=len(samples),
     )
 
 

@@ -1,4 +1,4 @@
-"""Rollout -> Feedback: what the rewards say of it, as advantage estimators read it."""
+"""Rollout -> Feedback: the rewards of its tokens, as advantage estimators read them."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -8,15 +8,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from grpo_pl.rewards.base import (
-    RewardFunction,
-    ScoredSamples,
-    earning_tokens,
-    score_samples,
-    token_rewards,
-)
+from grpo_pl.rewards.base import RewardFunction, earning_tokens, score_samples, token_rewards
 from grpo_pl.rewards.transforms import RewardTransform
-from grpo_pl.types import Feedback, Rollout, Sample
+from grpo_pl.types import Feedback, Rollout, Sample, ScoredSamples, only_here
 
 
 @dataclass(frozen=True)
@@ -30,12 +24,16 @@ class RewardStage:
     sum_over_ranks: Callable[[Tensor], Tensor]
     """The sum of a tensor over all ranks; collective."""
 
-    def feedback(self, rollout: Rollout, scored: ScoredSamples, samples: Sequence[Sample]) -> Feedback:
-        """What the rewards say of a rollout; `scored` are the scores of its `samples`.
+    def score(self, rollout: Rollout) -> ScoredSamples:
+        """The scores that the rollout brings with it; computed if it brings none."""
+        return rollout.scored or score_samples(self.rewards, rollout.samples)
 
-        Running statistics of the transforms take its rewards in: once for each rollout.
+    def feedback(self, rollout: Rollout, scored: ScoredSamples) -> Feedback:
+        """The rewards of the tokens of a rollout.
+
+        Running statistics of the transforms take them in: once for each rollout.
         """
-        rewards, step_ends = self._token_rewards(scored, samples, rollout.loss_mask, observe=True)
+        rewards, step_ends = self._token_rewards(scored, rollout.samples, rollout.loss_mask, observe=True)
         greedy = None
         if rollout.greedy:
             greedy = self.greedy_rewards(rollout.greedy)[rollout.group_ids.to(self.device)]
@@ -77,3 +75,38 @@ class RewardStage:
                 transform.observe(rewards, earned, self.sum_over_ranks)
             rewards = transform(rewards, earned)
         return rewards, step_ends.to(self.device)
+
+
+def reward_metrics(
+    scored: ScoredSamples, sum_over_ranks: Callable[[Tensor], Tensor] = only_here
+) -> dict[str, float]:
+    """Means over the samples of all ranks that have the number; a mean over no samples is left out.
+
+    `rewards/<name>` over those on which the reward did not abstain, `rewards/<name>_abstained`,
+    `rewards/<name>_timeouts` and `rewards/<name>_crashes` (fractions of all samples, the last two for a
+    reward that is computed in worker processes), `rollout/reward` and `rollout/reward_std` (population)
+    over the scored.
+    """
+    metrics: dict[str, float] = {}
+    known = [[score for score in scores if score is not None] for scores in scored.by_name.values()]
+    total = scored.total[scored.scored].double()
+    here = [[float(len(given)), math.fsum(given)] for given in known]
+    here += [
+        [float(len(scored.scored)), float(len(total))],
+        [total.sum().item(), total.square().sum().item()],
+    ]
+    *sums, (samples, count), (total_sum, squares) = sum_over_ranks(
+        torch.tensor(here, dtype=torch.float64)
+    ).tolist()
+    for name, (given_count, given_sum) in zip(scored.by_name, sums, strict=True):
+        if given_count:
+            metrics[f"rewards/{name}"] = given_sum / given_count
+        if samples:
+            metrics[f"rewards/{name}_abstained"] = 1 - given_count / samples
+        for kind, failed in scored.failures.get(name, {}).items():
+            metrics[f"rewards/{name}_{kind}"] = failed / max(scored.attempts, 1)
+    if count:
+        mean = total_sum / count
+        metrics["rollout/reward"] = mean
+        metrics["rollout/reward_std"] = math.sqrt(max(squares / count - mean * mean, 0.0))
+    return metrics

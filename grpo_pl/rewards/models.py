@@ -13,11 +13,11 @@ from grpo_pl.functional import batches_within, pad_rows
 from grpo_pl.models.builder import Place
 from grpo_pl.models.loading import RewardKind, resolve_pretrained
 from grpo_pl.models.reward_model import EncodedResponse, RewardModel
-from grpo_pl.rewards.base import ProcessReward, RewardFunction, StepScore
+from grpo_pl.rewards.base import ProcessReward, RewardFunction
 from grpo_pl.rewards.patterns import compiled
 from grpo_pl.rewards.steps import step_ends
 from grpo_pl.system.precision import OpenDType, chosen_dtype
-from grpo_pl.types import Sample
+from grpo_pl.types import Sample, StepScore
 
 
 class FrozenRewardModel:

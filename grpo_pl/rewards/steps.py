@@ -6,9 +6,9 @@ from typing import Any, final
 
 from typing_extensions import override
 
-from grpo_pl.rewards.base import ProcessReward, StepScore
+from grpo_pl.rewards.base import ProcessReward
 from grpo_pl.rewards.patterns import compiled
-from grpo_pl.types import Sample
+from grpo_pl.types import Sample, StepScore
 
 
 def step_ends(response: str, separator: re.Pattern[str]) -> list[int]:

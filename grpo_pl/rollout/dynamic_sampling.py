@@ -1,23 +1,23 @@
-"""Dynamic sampling: groups that teach nothing are replaced before they are learned from."""
+"""Dynamic sampling: groups without a signal are replaced before they are learned from."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import final
+from typing import Any, final
 
 import torch
 
-from grpo_pl.functional import pad_rows
-from grpo_pl.types import Prompt, Rollout
+from grpo_pl.functional import group_is_constant, group_size, groups_with, pad_rows
+from grpo_pl.types import Prompt, Rollout, ScoredSamples
 
 
 @final
 class DynamicSampling:
-    """Throws groups without variance out and samples other prompts in their place, up to a bound.
+    """Discards groups whose rewards are all alike and samples other prompts in their place, up to a bound.
 
     DAPO, arXiv:2503.14476, section 3.2. Where the bound is reached, the last groups without variance stay, so
-    that every iteration has as many groups as every other (the paper samples on). Rewards are computed once
-    more for the choice. What it costs is logged: `rollout/rounds`, `rollout/groups_replaced` and
-    `rollout/tokens_thrown_away`.
+    that every iteration has as many groups as every other (the paper samples on). Each response is scored
+    once: the scores travel with the rollout. The cost is logged: `rollout/rounds`, `rollout/groups_replaced`
+    and `rollout/tokens_thrown_away`.
 
     Args:
         rounds: How often the engine is asked at most in one iteration, the first time included.
@@ -35,38 +35,58 @@ class DynamicSampling:
         self,
         prompts: Sequence[Prompt],
         generate: Callable[[Sequence[Prompt]], Rollout],
-        has_signal: Callable[[Rollout], Sequence[bool]],
+        score: Callable[[Rollout], ScoredSamples],
         other_prompts: Callable[[int, int], Sequence[Prompt]],
         on_any_rank: Callable[[bool], bool] = bool,
     ) -> Rollout:
-        """A rollout of as many groups as there are prompts.
+        """A scored rollout of as many groups as there are prompts.
 
-        `has_signal` says of each group whether its rewards differ; `other_prompts(round, count)` gives
-        prompts for a later round. All ranks go through as many rounds as the one that needs most, since
-        engines and reward models may work for several at once: `on_any_rank` asks them.
+        `other_prompts(round, count)` gives prompts for a later round. All ranks go through as many rounds as
+        the one that needs most, since engines and reward models may work for several at once: `on_any_rank`
+        asks them.
         """
-        rollout = generate(prompts)
-        sampled = [rollout]
-        generated, good, rounds = int(rollout.loss_mask.sum()), list(has_signal(rollout)), 1
-        while rounds < self.rounds and on_any_rank(not all(good)):
-            silent = [group for group, it_has in enumerate(good) if not it_has]
-            again = generate(other_prompts(rounds, max(len(silent), 1)))
+        sampled = [rollout := with_scores(generate(prompts), score)]
+        while len(sampled) < self.rounds and on_any_rank(bool(silent := groups_without_signal(rollout))):
+            again = with_scores(generate(other_prompts(len(sampled), max(len(silent), 1))), score)
             sampled.append(again)
-            generated += int(again.loss_mask.sum())
-            better = [group for group, it_has in enumerate(has_signal(again)) if it_has]
-            for place, group in zip(silent, better, strict=False):
-                good[place] = True
+            useless = groups_without_signal(again)
+            useful = [group for group in range(len(first_prompts(again))) if group not in useless]
+            for place, group in zip(silent, useful, strict=False):
                 rollout = replace_group(rollout, place, again, group)
-            rounds += 1
-        thrown = 1 - int(rollout.loss_mask.sum()) / max(generated, 1)
+        generated = sum(int(one.loss_mask.sum()) for one in sampled)
         replaced = sum(a is not b for a, b in zip(first_prompts(rollout), prompts, strict=True))
         metrics = {
-            "rollout/rounds": float(rounds),
+            "rollout/rounds": float(len(sampled)),
             "rollout/groups_replaced": replaced / len(prompts),
-            "rollout/tokens_thrown_away": thrown,
+            "rollout/tokens_thrown_away": 1 - int(rollout.loss_mask.sum()) / max(generated, 1),
         }
-        besides = sampled if rounds > 1 else []
-        return replace(rollout, besides=besides, metrics=rollout.metrics | metrics)
+        besides = sampled if len(sampled) > 1 else []
+        assert rollout.scored is not None, "it was scored above"
+        scored = replace(rollout.scored, **all_failures(sampled))
+        return replace(rollout, besides=besides, scored=scored, metrics=rollout.metrics | metrics)
+
+
+def with_scores(rollout: Rollout, score: Callable[[Rollout], ScoredSamples]) -> Rollout:
+    """The rollout and its scores."""
+    return replace(rollout, scored=score(rollout))
+
+
+def groups_without_signal(rollout: Rollout) -> list[int]:
+    """The groups in which fewer than two responses are scored, or all scores are alike."""
+    assert rollout.scored is not None, "dynamic sampling scores what it samples"
+    groups, known = rollout.group_ids, rollout.scored.scored
+    constant = group_is_constant(rollout.scored.total, groups, known) | (group_size(groups, known) < 2)
+    return [group for group, signal in enumerate(groups_with(~constant, groups).tolist()) if not signal]
+
+
+def all_failures(sampled: Sequence[Rollout]) -> dict[str, Any]:
+    """The failures of workers in every round, and how many samples were scored in all of them."""
+    scored = [rollout.scored for rollout in sampled if rollout.scored is not None]
+    failures = {
+        name: {kind: sum(one.failures[name][kind] for one in scored) for kind in kinds}
+        for name, kinds in scored[0].failures.items()
+    }
+    return {"failures": failures, "attempts": sum(one.attempts for one in scored)}
 
 
 def first_prompts(rollout: Rollout) -> list[Prompt]:
@@ -80,24 +100,25 @@ def replace_group(rollout: Rollout, place: int, other: Rollout, group: int) -> R
     old = (rollout.group_ids == place).nonzero()[:, 0].tolist()
     new = (other.group_ids == group).nonzero()[:, 0].tolist()
     instead = dict(zip(old, new, strict=True))
-    rows = range(len(rollout.prompts))
     width = max(rollout.token_ids.shape[1], other.token_ids.shape[1])
 
-    def tensor(name: str) -> torch.Tensor:
-        ours, theirs = getattr(rollout, name), getattr(other, name)
-        return pad_rows([theirs[instead[r]] if r in instead else ours[r] for r in rows], width)
+    def rows(ours: Any, theirs: Any) -> list[Any]:
+        return [theirs[instead[r]] if r in instead else ours[r] for r in range(len(ours))]
 
-    def each(name: str) -> list:  # type: ignore[type-arg]
-        ours, theirs = getattr(rollout, name), getattr(other, name)
-        return [theirs[instead[r]] if r in instead else ours[r] for r in rows]
+    def merged(ours: Any, theirs: Any) -> Any:
+        """A tensor `[N, T]` or `[N]`, a list of `N`, or a dictionary of such."""
+        if isinstance(ours, dict):
+            return {name: merged(ours[name], theirs[name]) for name in ours}
+        if not isinstance(ours, torch.Tensor):
+            return None if ours is None else rows(ours, theirs)
+        return pad_rows(rows(ours, theirs), width) if ours.ndim == 2 else torch.stack(rows(ours, theirs))
 
-    return replace(
-        rollout,
-        token_ids=tensor("token_ids"),
-        loss_mask=tensor("loss_mask"),
-        sampling_logprobs=tensor("sampling_logprobs"),
-        prompts=each("prompts"),
-        responses=each("responses"),
-        token_ends=each("token_ends"),
-        truncated=torch.stack(each("truncated")),
-    )
+    def each(ours: Any, theirs: Any, names: str) -> dict[str, Any]:
+        return {name: merged(getattr(ours, name), getattr(theirs, name)) for name in names.split()}
+
+    columns = "token_ids loss_mask sampling_logprobs prompts responses token_ends truncated"
+    changed = each(rollout, other, columns)
+    if rollout.scored is not None:
+        scores = each(rollout.scored, other.scored, "by_name total weighted outcome steps scored")
+        changed["scored"] = replace(rollout.scored, **scores)
+    return replace(rollout, **changed)

@@ -9,8 +9,7 @@ from torchmetrics import Metric
 from typing_extensions import override
 
 from grpo_pl.functional import groups_with, importance_ratio
-from grpo_pl.rewards.base import ScoredSamples
-from grpo_pl.types import Experience, Rollout, SampleRecord
+from grpo_pl.types import Experience, Rollout, SampleRecord, ScoredSamples
 
 
 def rollout_metrics(

@@ -13,8 +13,10 @@ from torch.optim.lr_scheduler import LRScheduler
 from typing_extensions import override
 
 from grpo_pl.functional import one_if_finite
+from grpo_pl.runs.same_model import check_fits
 from grpo_pl.training.gradients import by_mesh, clip, total_norm
-from grpo_pl.training.skipped_steps import SkippedStep, explain
+from grpo_pl.training.skipped_steps import SkippedStep, Source, explain
+from grpo_pl.training.strategies import num_shards
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 SchedulerFactory = Callable[[Optimizer], LRScheduler]
@@ -48,6 +50,14 @@ class OptimizedModule(pl.LightningModule):
         """The learning rate of each group that has one of its own; null for the optimizer's."""
         return {}
 
+    def term_sources(self) -> dict[str, Source]:
+        """The terms of the objective, by the names that `guarded` is given them under."""
+        return {}
+
+    def frozen_weights(self) -> dict[str, Tensor]:
+        """The weights that are never trained, which no checkpoint holds but the pretrained model does."""
+        return {}
+
     @override
     def configure_optimizers(self) -> OptimizerLRScheduler:
         rates = {name: lr for name, lr in self.learning_rates().items() if lr is not None}
@@ -63,6 +73,27 @@ class OptimizedModule(pl.LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": self.lr_scheduler(optimizer), "interval": "step"},
         }
+
+    @override
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave out the weights that stay as pretrained."""
+        if self._keeps_whole_checkpoints:
+            for name in self.frozen_weights():
+                checkpoint["state_dict"].pop(name, None)
+
+    @override
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the weights that were left out from the pretrained model; refuse those of another run."""
+        if "state_dict" in checkpoint:  # else the strategy has loaded all of it, shard by shard
+            checkpoint["state_dict"] = self.frozen_weights() | checkpoint["state_dict"]
+        if self._keeps_whole_checkpoints:  # the strategy checks shards
+            configured = self.configure_optimizers() if self.trainer.training else None
+            check_fits(checkpoint, self.state_dict(), configured)
+
+    @property
+    def _keeps_whole_checkpoints(self) -> bool:
+        """Whether a checkpoint is one file that rank 0 writes of what it holds itself."""
+        return num_shards(self.trainer) == 1
 
     @override
     def configure_gradient_clipping(
@@ -97,7 +128,7 @@ class OptimizedModule(pl.LightningModule):
         Args:
             loss: The loss.
             others: Numbers that must be finite too, though it may not depend on them.
-            made_of: What it is made of, by the keys of `nonfinite.SOURCES`.
+            made_of: What it is made of, by the names of `skipped_steps`, or of a term.
         """
         for key, numbers in {**made_of, "loss": loss}.items():
             if numbers is not None:
@@ -111,7 +142,7 @@ class OptimizedModule(pl.LightningModule):
         def sum_over_ranks(counts: Tensor) -> Tensor:
             return cast(Tensor, self.trainer.strategy.reduce(counts.to(self.device), reduce_op="sum"))
 
-        skipped = explain(self._watched, trained, sum_over_ranks)
+        skipped = explain(self._watched, trained, sum_over_ranks, self.term_sources())
         self.zero_grad(set_to_none=True)
         return skipped
 

@@ -1,79 +1,88 @@
-"""Why an optimizer step was not taken: which of its numbers are not finite. Nobody looks before one is."""
+"""Explains a skipped optimizer step: which tensors were NaN or infinite.
+
+Computed only after a step was skipped.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-SLOWER = "a lower model.optimizer.lr, trainer.gradient_clip_val: 1, model.kl.bound: 10"
-PRECISION = "trainer.precision: bf16-mixed or 32-true"
-SOURCES = {
-    "parameters": (
+from grpo_pl.losses.base import PRECISION, SLOWER
+
+
+class Source(NamedTuple):
+    """Numbers of an optimizer step that may not be finite."""
+
+    description: str
+    advice: str
+    """What to try where they are not."""
+
+
+BEFORE = {
+    "parameters": Source(
         "the trained weights, since the step before",
         f"{SLOWER}, from a checkpoint of before: no later step mends weights",
     ),
-    "sampling_logprobs": (
+    "sampling_logprobs": Source(
         "the engine's log-probabilities",
         "another data.engine.dtype (float32 is the safest), or data.engine InProcessEngine to see whose "
         "fault it is",
     ),
-    "old_logprobs": ("the policy's log-probabilities before the update", f"{SLOWER}, {PRECISION}"),
-    "ref_logprobs": ("the reference's log-probabilities", "model.reference.dtype: float32"),
-    "old_values": ("the critic's values before the update", "a lower model.critic_lr"),
-    "advantages": (
+    "old_logprobs": Source("the policy's log-probabilities before the update", f"{SLOWER}, {PRECISION}"),
+    "ref_logprobs": Source("the reference's log-probabilities", "model.reference.dtype: float32"),
+    "old_values": Source("the critic's values before the update", "a lower model.critic_lr"),
+    "advantages": Source(
         "the advantages",
         "rewards of moderate size (samples.jsonl shows them): model.reward_transforms Clip, or "
         "model.kl.bound where the KL is in the reward",
     ),
-    "returns": ("what the critic is to learn", "rewards of moderate size (samples.jsonl shows them)"),
-    "weights": (
+    "returns": Source("what the critic is to learn", "rewards of moderate size (samples.jsonl shows them)"),
+    "weights": Source(
         "the weights of model.correction",
         "a look at sync/logprob_mismatch: the engine samples from another policy",
     ),
-    "prompt_weights": ("the weights of prompts", "another model.aggregation"),
-    "scores": ("the reward model's scores", f"a lower model.optimizer.lr, {PRECISION}"),
-    "logprobs": ("the policy's log-probabilities", f"{SLOWER}, {PRECISION}"),
-    "values": ("the critic's values", f"a lower model.critic_lr, {PRECISION}"),
-    "model.loss": ("the policy loss of tokens", f"{SLOWER}, or another model.loss"),
-    "model.kl": ("the penalty of the KL", "model.kl.bound: 10, a lower model.optimizer.lr"),
-    "model.entropy": ("the entropy bonus", f"a lower model.entropy.coefficient, {PRECISION}"),
-    "model.value_loss": ("the critic's loss of tokens", "a lower model.critic_lr"),
-    "loss": ("the loss", SLOWER),
-    "gradients": ("the gradient", f"{SLOWER}, {PRECISION}"),
+    "prompt_weights": Source("the weights of prompts", "another model.aggregation"),
+    "scores": Source("the reward model's scores", f"a lower model.optimizer.lr, {PRECISION}"),
+    "logprobs": Source("the policy's log-probabilities", f"{SLOWER}, {PRECISION}"),
+    "values": Source("the critic's values", f"a lower model.critic_lr, {PRECISION}"),
 }
-"""Numbers of an optimizer step, each before those that are made of it: what they are, and what to try."""
+"""By name, each before those that are made of it; the terms of the objective come after all of these."""
+AFTER = {
+    "loss": Source("the loss", SLOWER),
+    "gradients": Source("the gradient", f"{SLOWER}, {PRECISION}"),
+}
+"""The numbers that are made of the terms."""
 
 
 @dataclass(frozen=True)
-class Finding:
+class NotFinite:
     """Numbers that are not finite."""
 
-    source: str
-    """A key of `SOURCES`."""
+    name: str
+    """A key of `BEFORE`, of the terms, or of `AFTER`."""
+    source: Source
     where: str
     """How many of them, or of which parameters."""
 
-    @property
-    def advice(self) -> str:
-        """What to try."""
-        return SOURCES[self.source][1]
-
     def __str__(self) -> str:
-        return f"{SOURCES[self.source][0]} ({self.where})"
+        return f"{self.source.description} ({self.where})"
 
 
 @dataclass(frozen=True)
 class SkippedStep:
     """An optimizer step that was not taken; the same on every rank."""
 
-    findings: tuple[Finding, ...]
+    findings: tuple[NotFinite, ...]
     """In the order in which the numbers are made: the first one is the cause, as far as can be told."""
 
     @property
-    def cause(self) -> Finding:
-        """What was not finite first."""
+    def cause(self) -> NotFinite:
+        """The first numbers that were not finite."""
         return self.findings[0]
 
     def __str__(self) -> str:
@@ -84,13 +93,15 @@ def explain(
     watched: Mapping[str, Sequence[Tensor]],
     parameters: Mapping[str, nn.Parameter],
     sum_over_ranks: Callable[[Tensor], Tensor],
+    terms: Mapping[str, Source] = {},
 ) -> SkippedStep:
-    """What of a step is not finite, on any rank; collective.
+    """The numbers of a step that are not finite on any rank; collective.
 
     Args:
-        watched: Keys of `SOURCES`, and the numbers of each micro-batch.
+        watched: The numbers of each micro-batch by the name of their source.
         parameters: The trained ones, with their gradients, in the order of a forward.
         sum_over_ranks: The sum of a tensor over all ranks.
+        terms: The sources that the terms of the objective are.
     """
     names, zero = list(parameters), torch.zeros(2)
     rows = [count(p) for p in parameters.values()]
@@ -108,7 +119,8 @@ def explain(
             seen = broken[-1] if key == "gradients" else broken[0]  # a backward comes to the last ones first
             where[key] = f"of {len(broken)} of {len(names)} parameters, first of {seen}"
     where = where or {"gradients": "its norm alone, whose square is too large for a float32"}
-    return SkippedStep(tuple(Finding(key, where[key]) for key in SOURCES if key in where))
+    sources = chain(BEFORE.items(), terms.items(), AFTER.items())
+    return SkippedStep(tuple(NotFinite(key, source, where[key]) for key, source in sources if key in where))
 
 
 @torch.no_grad()

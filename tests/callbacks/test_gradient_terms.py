@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from grpo_pl.callbacks.gradient_terms import PREFIX, measure
 from grpo_pl.losses import ClippedValueLoss, Reinforce, TokenMean
-from grpo_pl.losses.kl import EntropyBonus, KLInLoss
+from grpo_pl.losses.entropy import EntropyBonus
+from grpo_pl.losses.kl import KLInLoss
 from grpo_pl.losses.objective import HasObjective, Objective
 from grpo_pl.training.metrics import EffectiveSampleSize
 from grpo_pl.types import Experience, TokenScores
@@ -41,7 +42,13 @@ class FourNumbers:
     """A policy of two numbers, the log-probabilities of two tokens, and a critic of two, their values."""
 
     objective = Objective(
-        Reinforce(), TokenMean(), KLInLoss(1.0, "k2"), EntropyBonus(4.0), ClippedValueLoss()
+        {
+            "policy": Reinforce(),
+            "kl": KLInLoss(1.0, "k2"),
+            "entropy": EntropyBonus(4.0),
+            "value": ClippedValueLoss(),
+        },
+        TokenMean(),
     )
 
     def __init__(self) -> None:

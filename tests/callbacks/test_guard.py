@@ -12,7 +12,7 @@ from helpers.run_results import NO_VALIDATION, Fit, Ranks, Stopped, callback, co
 from grpo_pl.callbacks.guard import Guard
 from grpo_pl.functional import one_if_finite
 from grpo_pl.runs.checkpoint_io import AtomicCheckpointIO
-from grpo_pl.training.skipped_steps import SOURCES, SkippedStep, explain
+from grpo_pl.training.skipped_steps import BEFORE, SkippedStep, explain
 from grpo_pl.types import Experience
 
 ONE_STEP = ("--data.minibatches", 1, "--checkpoint.save_top_k", -1, "--samples.every", 0, *NO_VALIDATION)
@@ -191,7 +191,7 @@ def test_findings_stand_in_the_order_in_which_the_numbers_are_made() -> None:
         {"loss": [bad.sum()], "old_logprobs": [good, bad], "advantages": [good]},
         [math.inf, 1.0], [math.nan, 0.0], [1.0, 2.0], [],
     )  # fmt: skip
-    assert [finding.source for finding in step.findings] == ["old_logprobs", "loss", "gradients"]
+    assert [finding.name for finding in step.findings] == ["old_logprobs", "loss", "gradients"]
     assert str(step) == (
         "not finite: the policy's log-probabilities before the update (1 of 5 numbers), then the loss (1 of "
         "1 numbers), then the gradient (of 2 of 4 parameters, first of layer1)"
@@ -200,10 +200,10 @@ def test_findings_stand_in_the_order_in_which_the_numbers_are_made() -> None:
 
 def test_a_norm_may_overflow_where_no_number_does() -> None:
     step = explained({}, [3e38, 3e38])
-    assert [finding.source for finding in step.findings] == ["gradients"]
+    assert [finding.name for finding in step.findings] == ["gradients"]
     assert "its norm alone" in str(step)
 
 
 def test_every_number_of_a_batch_has_a_name() -> None:
     floats = {f.name for f in dataclasses.fields(Experience) if "Float[" in str(f.type)}
-    assert {"sampling_logprobs", "weights", "prompt_weights"} <= floats <= SOURCES.keys()
+    assert {"sampling_logprobs", "weights", "prompt_weights"} <= floats <= BEFORE.keys()

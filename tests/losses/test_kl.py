@@ -7,7 +7,8 @@ import pytest
 import torch
 from helpers.run_results import NO_VALIDATION, Fit, Refused, untimed
 
-from grpo_pl.losses.kl import AdaptiveCoefficient, EntropyBonus, KLInLoss, KLInReward
+from grpo_pl.losses.entropy import EntropyBonus
+from grpo_pl.losses.kl import AdaptiveCoefficient, KLInLoss, KLInReward
 from grpo_pl.types import Experience
 
 F64 = torch.float64

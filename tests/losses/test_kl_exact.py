@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from grpo_pl.losses.kl import EntropyBonus, KLInLoss, KLInReward
+from grpo_pl.losses.entropy import EntropyBonus
+from grpo_pl.losses.kl import KLInLoss, KLInReward
 from grpo_pl.types import Experience
 
 F64 = torch.float64

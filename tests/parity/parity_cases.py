@@ -40,7 +40,8 @@ from grpo_pl.losses import (
     TokenMean,
 )
 from grpo_pl.losses.correction import ImportanceCorrection
-from grpo_pl.losses.kl import AdaptiveCoefficient, EntropyBonus, KLInLoss, KLInReward, KLPenalty
+from grpo_pl.losses.entropy import EntropyBonus
+from grpo_pl.losses.kl import AdaptiveCoefficient, KLInLoss, KLInReward, KLPenalty
 from grpo_pl.losses.masks import TopEntropy
 from grpo_pl.types import Experience, Feedback, only_here
 

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from grpo_pl.rewards.base import RewardError, RewardFunction, ScoredSamples, Verifier, score_samples
-from grpo_pl.types import Prompt, Sample
+from grpo_pl.rewards.base import RewardError, RewardFunction, Verifier, score_samples
+from grpo_pl.rewards.feedback import reward_metrics
+from grpo_pl.types import Prompt, Sample, ScoredSamples
 
 
 def sample(response: str = "hello", tokens: int = 5) -> Sample:
@@ -57,13 +58,13 @@ def test_a_reward_of_weight_zero_is_logged_and_changes_neither_total_nor_scored(
     scored = score_samples(rewards, [sample("x"), sample("y")])
     assert scored.total.tolist() == [1.0, 0.5]
     assert scored.scored.tolist() == [True, True]
-    assert scored.metrics()["rewards/logged"] == 9.0
-    assert scored.metrics()["rewards/logged_abstained"] == 0.5
+    assert reward_metrics(scored)["rewards/logged"] == 9.0
+    assert reward_metrics(scored)["rewards/logged_abstained"] == 0.5
 
 
 def test_metrics_are_means_over_the_samples_that_have_the_number():
     rewards = {"a": Scripted({"x": 1.0, "y": 0.0, "z": None}), "b": Scripted({"x": 1.0, "y": 1.0, "z": 4.0})}
-    metrics = score_samples(rewards, [sample("x"), sample("y"), sample("z")]).metrics()
+    metrics = reward_metrics(score_samples(rewards, [sample("x"), sample("y"), sample("z")]))
     assert metrics == {
         "rewards/a": 0.5,
         "rewards/a_abstained": pytest.approx(1 / 3),
@@ -77,11 +78,11 @@ def test_metrics_are_means_over_the_samples_that_have_the_number():
 def test_all_samples_may_be_unscored_and_no_metric_is_nan():
     scored = score_samples({"a": Scripted({"x": None})}, [sample("x"), sample("x")])
     assert scored.scored.tolist() == [False, False]
-    assert scored.metrics() == {"rewards/a_abstained": 1.0}
+    assert reward_metrics(scored) == {"rewards/a_abstained": 1.0}
 
 
 def test_no_samples_and_no_rewards_are_legal():
-    assert score_samples({"a": Scripted({})}, []).metrics() == {}
+    assert reward_metrics(score_samples({"a": Scripted({})}, [])) == {}
     assert score_samples({}, [sample()]).total.tolist() == [0.0]
 
 

@@ -13,6 +13,7 @@ pytest.importorskip("math_verify")
 
 from grpo_pl.rewards import mathematics
 from grpo_pl.rewards.base import score_samples
+from grpo_pl.rewards.feedback import reward_metrics
 from grpo_pl.rewards.math_answer import MathAnswer
 from grpo_pl.rewards.pool import Workers
 from grpo_pl.types import Prompt, Sample
@@ -194,7 +195,7 @@ def test_failures_are_counted_and_reach_the_metrics():
     for _ in range(2):  # of this batch, not since the beginning
         scored = score_samples({"correct": reward}, samples)
         assert scored.by_name == {"correct": [1.0, None, 0.0, 1.0]}
-        metrics = scored.metrics()
+        metrics = reward_metrics(scored)
         assert (metrics["rewards/correct_timeouts"], metrics["rewards/correct_crashes"]) == (0.25, 0.0)
 
 

@@ -16,10 +16,9 @@ from transformers import AutoModelForSequenceClassification, AutoModelForTokenCl
 
 from grpo_pl.functional import batches_within
 from grpo_pl.models.builder import Build
-from grpo_pl.rewards.base import StepScore
 from grpo_pl.rewards.models import OutcomeRewardModel, ProcessRewardModel
 from grpo_pl.runs.layout import read_metrics
-from grpo_pl.types import Prompt, Sample
+from grpo_pl.types import Prompt, Sample, StepScore
 
 few = settings(max_examples=40, derandomize=True)
 

@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grpo_pl.models.loading import load_tokenizer
-from grpo_pl.rewards.base import StepScore, earning_tokens, score_samples, token_rewards
+from grpo_pl.rewards.base import earning_tokens, score_samples, token_rewards
 from grpo_pl.rewards.rules import ExactMatch, LengthPenalty
 from grpo_pl.rewards.steps import StepPattern, step_ends
 from grpo_pl.rollout.engine import token_ends
 from grpo_pl.runs.layout import read_metrics
-from grpo_pl.types import Prompt, Sample
+from grpo_pl.types import Prompt, Sample, StepScore
 
 few = settings(max_examples=40, derandomize=True)
 LINES = re.compile(r"\n+")

@@ -6,6 +6,7 @@ from helpers import worker_calls as calls
 from jsonargparse import ArgumentParser
 
 from grpo_pl.rewards.base import RewardError, RewardFunction, score_samples
+from grpo_pl.rewards.feedback import reward_metrics
 from grpo_pl.rewards.pool import Workers
 from grpo_pl.rewards.rules import WorkerFunction
 from grpo_pl.rewards.workers import WorkerReward
@@ -54,7 +55,7 @@ def test_a_sample_that_timed_out_or_crashed_gets_the_declared_score_and_is_count
         scored = score_samples({"mine": reward}, samples)
         assert scored.by_name["mine"] == scores
         assert scored.scored.tolist() == [score is not None for score in scores]
-        metrics = scored.metrics()
+        metrics = reward_metrics(scored)
         assert (metrics["rewards/mine_timeouts"], metrics["rewards/mine_crashes"]) == (0.25, 0.25)
 
 

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from grpo_pl.rewards.base import RewardFunction, score_samples
 from grpo_pl.rollout.dynamic_sampling import DynamicSampling, first_prompts, replace_group
 from grpo_pl.rollout.engine import Response, assemble_rollout
 from grpo_pl.runs.layout import read_metrics
-from grpo_pl.types import Prompt, Rollout
+from grpo_pl.types import Prompt, Rollout, Sample
 
 
 def prompt(name: str) -> Prompt:
@@ -34,19 +35,24 @@ def rollout(answers: dict[str, list[str]]) -> Rollout:
     return assemble_rollout([prompt(name) for name in answers], groups, policy_version=3, temperature=1.0)
 
 
-def differ(given: Rollout) -> list[bool]:
-    ids = given.group_ids.tolist()
-    return [
-        len({r for r, i in zip(given.responses, ids, strict=True) if i == group}) > 1
-        for group in sorted(set(ids))
-    ]
+class Letters(RewardFunction):
+    """A response is worth the number of its first letter; counts what it is asked."""
+
+    def __init__(self) -> None:
+        super().__init__(weight=0.5)
+        self.asked: list[str] = []
+
+    def score(self, samples: Sequence[Sample]) -> list[float]:
+        self.asked += [sample.response for sample in samples]
+        return [float(ord(sample.response[0])) for sample in samples]
 
 
 def run(
     first: dict[str, list[str]], later: Sequence[dict[str, list[str]]], rounds: int
 ) -> tuple[Rollout, list[int]]:
-    """The result, and how many prompts each later round was asked for."""
+    """The result, and how many prompts each later round was asked for; no response is scored twice."""
     asked: list[int] = []
+    reward = Letters()
 
     def other_prompts(again: int, count: int) -> list[Prompt]:
         assert again == len(asked) + 1
@@ -54,9 +60,27 @@ def run(
         return [prompt("?")] * count
 
     start = rollout(first)
-    results = iter([start, *map(rollout, later)])
-    sampled = DynamicSampling(rounds)(first_prompts(start), lambda _: next(results), differ, other_prompts)
+    results = [start, *map(rollout, later)]
+    sampled = DynamicSampling(rounds)(
+        first_prompts(start),
+        lambda _: results[len(asked)],
+        lambda given: score_samples({"letters": reward}, given.samples),
+        other_prompts,
+    )
+    assert reward.asked == [text for one in results[: len(asked) + 1] for text in one.responses]
     return sampled, asked
+
+
+def test_the_scores_travel_with_the_rollout() -> None:
+    first = {"a": ["x", "y"], "b": ["xx", "xx"], "c": ["z", "z"]}
+    sampled, _ = run(first, [{"d": ["w", "w"], "e": ["uuu", "V"]}, {"f": ["p", "q"]}], rounds=3)
+    again = score_samples({"letters": Letters()}, sampled.samples)
+    for name in ("total", "scored", "outcome"):
+        assert torch.equal(getattr(sampled.scored, name), getattr(again, name))
+    assert sampled.scored.by_name == again.by_name
+    assert torch.equal(sampled.scored.weighted["letters"], again.weighted["letters"])
+    assert sampled.scored.steps == again.steps
+    assert sampled.scored.attempts == 6 + 4 + 2
 
 
 def test_groups_without_variance_are_replaced_and_the_cost_is_told() -> None:

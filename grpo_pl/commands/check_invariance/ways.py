@@ -17,10 +17,10 @@ from safetensors import safe_open
 
 from grpo_pl.config.cli import CLI, configure
 from grpo_pl.datamodule import RolloutDataModule, connect
-from grpo_pl.loop import sample_rollout
 from grpo_pl.module import PolicyOptimization
 from grpo_pl.prompts.prompt_set import iteration_prompts
 from grpo_pl.rollout.parquet import save_rollout
+from grpo_pl.rollout.sampling import Sampler
 
 TOLERANCE = 1e-4
 """A relative error above it is no rounding in float32."""
@@ -110,7 +110,7 @@ def sample(cli: CLI, path: Path) -> bool:
         max_sequences=len(prompts) * data.group_size,
         device=device,
     )
-    rollout = sample_rollout(module, data.engine, prompts, group_size=data.group_size, sampling=data.sampling)
+    rollout = Sampler(data.engine, lambda _: prompts, data.group_size, data.sampling).sample(0)
     data.engine.shutdown()
     save_rollout(rollout, path)
     return device.type == "cuda"

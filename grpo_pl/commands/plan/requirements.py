@@ -144,6 +144,7 @@ def read_run(trainer: pl.Trainer, module: PolicyOptimization, data: RolloutDataM
     callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
     policy = module.held_models()["policy"]
     assert isinstance(policy, LanguageModel), "build() refuses others"
+    loss = module.objective.terms["policy"]
     return Run(
         on_cpu=device.type == "cpu",
         free_bytes=free_bytes(device, trainer.num_devices),
@@ -161,9 +162,9 @@ def read_run(trainer: pl.Trainer, module: PolicyOptimization, data: RolloutDataM
         val_prompts=val_prompts,
         val_cache_bytes=val_cache_bytes,
         reward_tokens=max(reward.tokens_at_once for reward in module.rewards.values()),
-        with_entropy=module.entropy is not None,
+        with_entropy=module.objective.needs_entropy,
         measures_terms=any(isinstance(each, GradientTerms) and each.every for each in callbacks),
-        loss_name=None if isinstance(module.loss, Reinforce) else type(module.loss).__name__,
+        loss_name=None if isinstance(loss, Reinforce) else type(loss).__name__,
         learning_rate=learning_rate,
         adapters=isinstance(module.builders["policy"], LoRA),
         idle_reference=module.idle_reference,

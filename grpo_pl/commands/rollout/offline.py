@@ -11,7 +11,6 @@ from grpo_pl.config.allowed import check_folder
 from grpo_pl.config.cli import CLI, configure
 from grpo_pl.datamodule import RolloutDataModule, connect
 from grpo_pl.module import PolicyOptimization
-from grpo_pl.rewards.base import score_samples
 from grpo_pl.rollout.parquet import file_name, files_of, read_columns, save_rollout
 from grpo_pl.runs.folder import RunFolder, sweep, write_config
 from grpo_pl.runs.layout import CONFIG_FILE
@@ -94,8 +93,8 @@ def make_files(cli: CLI, out: Path) -> None:
         with Progress(transient=True) as bar:
             task = bar.add_task("rollouts", total=data.end, completed=data.end - len(missing))
             for i in missing:
-                sampled = data.sample(i)
-                records = sample_records(sampled, score_samples(module.rewards, sampled.samples))
+                sampled = data.sampler.sample(i)
+                records = sample_records(sampled, module.score(sampled))
                 save_rollout(sampled, out / file_name(i + 1), i + 1, records)
                 bar.advance(task)
     finally:

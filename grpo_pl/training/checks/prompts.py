@@ -1,10 +1,13 @@
 """Which prompts go with the model, and with what judges their responses."""
 
+import logging
 from collections.abc import Mapping, Sequence
 
-from grpo_pl.models.loading import context_length, vocabulary_size
+from grpo_pl.models.loading import context_length, eos_token_ids, vocabulary_size
 from grpo_pl.rewards.base import RewardFunction, Verifier
 from grpo_pl.types import Prompt
+
+log = logging.getLogger(__name__)
 
 
 def check_context(pretrained: str, prompt_tokens: int, response_tokens: int) -> None:
@@ -20,6 +23,25 @@ def check_context(pretrained: str, prompt_tokens: int, response_tokens: int) -> 
             f"tokens do not fit the model's context of {context}: make data.max_prompt_tokens and "
             f"data.sampling.max_tokens (or data.val_max_tokens) add up to at most {context}"
         )
+
+
+def warn_without_end(pretrained: str) -> None:
+    """Warn of a model whose responses never end by themselves."""
+    if not eos_token_ids(pretrained):
+        log.warning(
+            "pretrained=%s names no token that ends a response: all will have data.sampling.max_tokens",
+            pretrained,
+        )
+
+
+def check_enough(key: str, count: int, ranks: int) -> None:
+    """Refuse fewer prompts than ranks.
+
+    Raises:
+        ValueError: In one sentence, with the key to change.
+    """
+    if count < ranks:
+        raise ValueError(f"{key} has {count} prompts for {ranks} ranks: give it at least {ranks}")
 
 
 def check_vocabulary(pretrained: str, key: str, prompts: Sequence[Prompt]) -> None:

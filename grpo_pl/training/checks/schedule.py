@@ -1,8 +1,6 @@
-"""Which settings of the rollouts, of the Trainer and of the engines go together."""
+"""Which settings of the rollouts and of the Trainer go together."""
 
 from typing import Protocol, runtime_checkable
-
-from grpo_pl.rollout.engine import RolloutEngine
 
 
 @runtime_checkable
@@ -39,6 +37,17 @@ class RolloutSettings(Protocol):
     prompts_per_iteration: int
     minibatches: int
     keep_groups: bool
+
+
+def check_counts(**counts: int) -> None:
+    """Refuse arguments of the DataModule that must be 1 or more.
+
+    Raises:
+        ValueError: In one sentence, with the key to change.
+    """
+    for key, count in counts.items():
+        if count < 1:
+            raise ValueError(f"data.{key}={count}: expected 1 or more")
 
 
 def check_trainer(trainer: TrainerSettings, optimizer_steps: int) -> None:
@@ -123,22 +132,3 @@ def check_schedule(data: RolloutSettings, micro_batches: int, ranks: int, min_gr
             f"trainer.accumulate_grad_batches={micro_batches} is more than the {share} {what} of a "
             "minibatch: set it to at most that, or data.minibatches lower"
         )
-
-
-def check_engines(engine: RolloutEngine, val_engine: RolloutEngine | None, validates: bool) -> None:
-    """Refuse a validation that nothing can answer, and an engine that nothing asks.
-
-    Raises:
-        ValueError: In one sentence, with the key to change.
-    """
-    if validates and engine.offline and val_engine is None:
-        raise ValueError(
-            f"data.engine {type(engine).__name__} has responses to training prompts alone, and data.val is "
-            "set: set data.val_engine, for instance to VLLMEngine, or data.val to null"
-        )
-    if val_engine is not None and not engine.offline:
-        raise ValueError(
-            "data.val_engine is for a data.engine that does not sample, such as ReplayEngine: set it to null"
-        )
-    if val_engine is not None and val_engine.offline:
-        raise ValueError("data.val_engine does not sample: set it to VLLMEngine, for instance")

@@ -1,6 +1,5 @@
-"""How a rollout becomes optimizer steps. What the whole stream does stands in test_fit.py."""
+"""How a rollout becomes optimizer steps. The contracts of the whole loop stand in test_fit.py."""
 
-import time
 from collections.abc import Sequence
 from dataclasses import fields
 
@@ -10,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from grpo_pl.loop import Step, Stopwatch, UpdateSchedule, first_pass, micro_batches
+from grpo_pl.minibatches import Step, UpdateSchedule, first_pass, micro_batches
 from grpo_pl.types import Experience, Prompt, Rollout, SampleRecord, TokenScores
 
 few = settings(max_examples=30, derandomize=True)
@@ -34,7 +33,7 @@ def test_an_epoch_has_every_row_once_in_equal_minibatches_of_exactly_k_micro_bat
     )
     schedule = UpdateSchedule(minibatches=minibatches, update_epochs=2, micro_batches=micro, seed=11)
     for epoch in range(2):
-        steps = schedule.epoch(lengths, iteration, epoch)
+        steps = schedule.epoch(lengths, range(len(lengths)), iteration, epoch)
         assert len(steps) == minibatches
         assert {len(step) for step in steps} == {micro}
         assert {len(flat(step)) for step in steps} == {size}
@@ -51,7 +50,7 @@ def test_every_epoch_iteration_and_seed_has_minibatches_of_its_own_and_the_same_
 
     def steps(seed: int, iteration: int, epoch: int) -> list[set[int]]:
         schedule = UpdateSchedule(minibatches=4, update_epochs=3, micro_batches=2, seed=seed)
-        return composition(schedule.epoch(lengths, iteration, epoch))
+        return composition(schedule.epoch(lengths, range(len(lengths)), iteration, epoch))
 
     calls = [(0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0), (0, 1, 1)]
     drawn = [steps(*call) for call in calls]
@@ -63,7 +62,7 @@ def test_minibatches_are_random_and_only_micro_batches_are_sorted_by_length() ->
     lengths = [1] * 8 + [100] * 8
     schedule = UpdateSchedule(minibatches=2, update_epochs=1, micro_batches=2, seed=5)
     for iteration in range(6):
-        for step in schedule.epoch(lengths, iteration, 0):
+        for step in schedule.epoch(lengths, range(16), iteration, 0):
             long = [row for row in flat(step) if row >= 8]
             assert 0 < len(long) < 8  # neither minibatch has all the long rows
             # with m long and 8 - m short rows, halving the long ones costs 100 * ceil(m / 2) or apart 100 m
@@ -75,7 +74,7 @@ def test_batches_per_iteration_counts_the_micro_batches_of_all_epochs() -> None:
     schedule = UpdateSchedule(minibatches=2, update_epochs=3, micro_batches=5, seed=0)
     assert schedule.batches_per_iteration == 30
     lengths = [3] * 20
-    assert sum(len(step) for e in range(3) for step in schedule.epoch(lengths, 0, e)) == 30
+    assert sum(len(step) for e in range(3) for step in schedule.epoch(lengths, range(20), 0, e)) == 30
 
 
 # ----------------------------------------------------------------------------------------- cutting experience
@@ -104,21 +103,24 @@ def experience(**columns: Tensor | None) -> Experience:
     )  # fmt: skip
 
 
-TENSORS = [f.name for f in fields(Experience) if f.name not in {"temperature", "metrics", "records"}][:8]
+TENSORS = [f.name for f in fields(Experience) if "Tensor" in str(f.type)]
+OPTIONAL = [f.name for f in fields(Experience) if "Tensor" in str(f.type) and "None" in str(f.type)]
 
 
 def test_select_takes_the_rows_in_order_and_drops_the_columns_that_only_longer_rows_need() -> None:
     where = 10.0 * torch.arange(6)[:, None] + torch.arange(9)
-    whole = experience(ref_logprobs=where + 0.4, returns=where + 0.5, old_values=where + 0.6)
+    shapes = {f.name: str(f.type) for f in fields(Experience) if f.name in OPTIONAL}
+    columns = {name: where + i for i, name in enumerate(shapes)}
+    columns = {n: c if "B T" in shapes[n] else c[:, 0] for n, c in columns.items()}
+    whole = experience(**{n: c > 9 if "Bool" in shapes[n] else c for n, c in columns.items()})
     piece = whole.select([3, 0], num_tokens=7, num_sequences=9)
     assert piece.token_ids.tolist() == [
         [30, 31, 32, 33, 34],
         [0, 1, 2, 3, 4],
     ]  # 2 + 3 columns, of which row 3 needs 4
     for name in TENSORS:
-        column = getattr(whole, name)
-        if isinstance(column, Tensor):
-            assert torch.equal(getattr(piece, name), column[[3, 0], :5]), name
+        column = getattr(whole, name)[[3, 0]]
+        assert torch.equal(getattr(piece, name), column[:, :5] if column.ndim == 2 else column), name
     assert (piece.num_tokens, piece.num_sequences, piece.temperature) == (7, 9, 0.7)
     assert (piece.metrics, piece.records) == ({}, [])
 
@@ -176,7 +178,7 @@ def test_the_pieces_of_a_schedule_hold_every_response_token_once_per_epoch(
 ) -> None:
     whole, epochs = experience(), 2
     schedule = UpdateSchedule(minibatches=minibatches, update_epochs=epochs, micro_batches=micro, seed=seed)
-    steps = [step for e in range(epochs) for step in schedule.epoch([2 + n for n in LENGTHS], 0, e)]
+    steps = schedule.steps([2 + n for n in LENGTHS], [0] * 6, 0)
     pieces = list(micro_batches(whole, steps, lambda local: local))
     assert len(pieces) == schedule.batches_per_iteration
     seen = sorted(token for piece in pieces for token in piece.token_ids[piece.loss_mask].tolist())
@@ -237,21 +239,6 @@ def test_a_rollout_knows_the_lengths_of_its_sequences_and_shows_rewards_its_samp
     ]
 
 
-def test_a_stopwatch_names_the_stage_before_it_and_counts_its_seconds_after_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    stages: list[str] = []
-    clock = Stopwatch(stages.append)
-    monkeypatch.setattr(time, "perf_counter", iter([1.0, 3.0, 4.0, 4.5, 6.0, 7.0]).__next__)
-    with clock("sync"):
-        assert (stages, clock.seconds) == (["sync"], {})
-    with clock("generate"):
-        assert stages == ["sync", "generate"]
-    with clock("sync"):
-        pass
-    assert clock.seconds == {"time/sync_s": 3.0, "time/generate_s": 0.5}
-
-
 def test_micro_batches_of_no_steps_are_no_pieces() -> None:
     with pytest.raises(StopIteration):
         next(micro_batches(experience(), [], lambda local: local))
@@ -273,8 +260,8 @@ def test_inactive_rows_are_left_out_but_every_micro_batch_keeps_one() -> None:
 
 def test_rows_of_a_group_stay_together_if_asked() -> None:
     group_ids = [0, 1, 2, 3] * 3
-    schedule = UpdateSchedule(minibatches=2, update_epochs=1, micro_batches=2, seed=0)
-    steps = schedule.epoch([5 + n for n in range(12)], 0, 0, group_ids)
+    schedule = UpdateSchedule(minibatches=2, update_epochs=1, micro_batches=2, seed=0, keep_groups=True)
+    steps = schedule.steps([5 + n for n in range(12)], group_ids, 0)
     assert sorted(row for step in steps for rows in step for row in rows) == list(range(12))
     assert [len(step) for step in steps] == [2, 2]
     for rows in (rows for step in steps for rows in step):

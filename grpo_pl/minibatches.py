@@ -1,0 +1,85 @@
+"""Experience -> optimizer steps of micro-batches."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from grpo_pl.functional import balanced_partition, derive_seed, permutation
+from grpo_pl.types import Experience
+
+Step = list[list[int]]
+"""The rows of one optimizer step: K micro-batches."""
+
+
+@dataclass(frozen=True)
+class UpdateSchedule:
+    """How a rollout becomes optimizer steps: passes of minibatches of micro-batches."""
+
+    minibatches: int
+    update_epochs: int
+    micro_batches: int
+    seed: int
+    keep_groups: bool = False
+    """Whether the responses to a prompt stay in one micro-batch."""
+
+    @property
+    def batches_per_iteration(self) -> int:
+        """Micro-batches that one rollout gives."""
+        return self.update_epochs * self.minibatches * self.micro_batches
+
+    def steps(self, lengths: Sequence[int], group_ids: Sequence[int], iteration: int) -> list[Step]:
+        """The optimizer steps of a rollout in their order: one epoch after the other.
+
+        Args:
+            lengths: Of each sequence, in tokens.
+            group_ids: The group of each sequence.
+            iteration: Which one of the run, for the random order.
+        """
+        units = group_ids if self.keep_groups else range(len(lengths))
+        return [step for e in range(self.update_epochs) for step in self.epoch(lengths, units, iteration, e)]
+
+    def epoch(self, lengths: Sequence[int], units: Sequence[int], iteration: int, epoch: int) -> list[Step]:
+        """One pass over all rows in random order: equal minibatches, cut into micro-batches by length.
+
+        Rows of one unit stay together.
+        """
+        rows_of: dict[int, list[int]] = {}
+        for row, unit in enumerate(units):
+            rows_of.setdefault(unit, []).append(row)
+        shuffled = permutation(len(rows_of), derive_seed(self.seed, "update", iteration, epoch))
+        order = [list(rows_of.values())[i] for i in shuffled]
+        size = len(order) // self.minibatches
+        return [self._cut(order[i * size : (i + 1) * size], lengths) for i in range(self.minibatches)]
+
+    def _cut(self, units: list[list[int]], lengths: Sequence[int]) -> Step:
+        tokens = [sum(lengths[row] for row in unit) for unit in units]
+        parts = balanced_partition(tokens, self.micro_batches)
+        return [[row for i in part for row in units[i]] for part in parts]
+
+
+def first_pass(steps: Sequence[Step]) -> list[Step]:
+    """The steps in which every row is read for the first time."""
+    seen: set[int] = set()
+    for i, step in enumerate(steps):
+        rows = {row for micro_batch in step for row in micro_batch}
+        if rows & seen:
+            return list(steps[:i])
+        seen |= rows
+    return list(steps)
+
+
+def micro_batches(
+    experience: Experience, steps: Sequence[Step], sum_over_ranks: Callable[[Tensor], Tensor]
+) -> Iterator[Experience]:
+    """Cut the experience; each piece knows the size of its step, the first one carries the metrics."""
+    tokens = experience.counted.sum(-1).cpu()
+    flat = [[row for rows in step for row in rows] for step in steps]
+    local = torch.tensor([[int(tokens[rows].sum()), int((tokens[rows] > 0).sum())] for rows in flat])
+    of_iteration = {"metrics": experience.metrics, "records": experience.records}
+    for step, (num_tokens, num_sequences) in zip(steps, sum_over_ranks(local).tolist(), strict=True):
+        for rows in step:
+            sizes = {"num_tokens": num_tokens, "num_sequences": num_sequences}
+            yield experience.select(experience.among(rows), **sizes, **of_iteration)
+            of_iteration = {}

@@ -1,0 +1,61 @@
+"""Which engines go together, and with what they are asked."""
+
+import logging
+from pathlib import Path
+
+from grpo_pl.rollout.engine import RolloutEngine, SamplingConfig
+from grpo_pl.rollout.replay import ReplayEngine
+
+log = logging.getLogger(__name__)
+
+
+def check_sampling(sampling: SamplingConfig, val_max_tokens: int | None, val_samples: int) -> None:
+    """Refuse to sample responses that are all alike, and sizes of a validation that cannot be.
+
+    Raises:
+        ValueError: In one sentence, with the key to change.
+    """
+    if val_samples < 0:
+        raise ValueError(f"data.val_samples={val_samples}: expected 0 or more")
+    if val_max_tokens is not None and val_max_tokens < 1:
+        raise ValueError(f"data.val_max_tokens={val_max_tokens}: expected 1 or more, or null")
+    if sampling.temperature == 0:
+        raise ValueError("data.sampling.temperature=0 gives every response of a group alike: set it above 0")
+
+
+def check_engines(engine: RolloutEngine, val_engine: RolloutEngine | None, validates: bool) -> None:
+    """Refuse a validation that nothing can answer, and an engine that nothing asks.
+
+    Raises:
+        ValueError: In one sentence, with the key to change.
+    """
+    if validates and engine.offline and val_engine is None:
+        raise ValueError(
+            f"data.engine {type(engine).__name__} has responses to training prompts alone, and data.val is "
+            "set: set data.val_engine, for instance to VLLMEngine, or data.val to null"
+        )
+    if val_engine is not None and not engine.offline:
+        raise ValueError(
+            "data.val_engine is for a data.engine that does not sample, such as ReplayEngine: set it to null"
+        )
+    if val_engine is not None and val_engine.offline:
+        raise ValueError("data.val_engine does not sample: set it to VLLMEngine, for instance")
+
+
+def check_whose_rollouts(engine: RolloutEngine, folder: Path, corrects_mismatch: bool) -> None:
+    """Refuse to read what the run would move aside; warn of a policy that is not the learner's.
+
+    Raises:
+        ValueError: In one sentence, with the key to change.
+    """
+    if isinstance(engine, ReplayEngine) and folder.resolve() in Path(engine.path).resolve().parents:
+        raise ValueError(
+            f"data.engine.path={engine.path} lies in the folder of this very run: set "
+            "trainer.default_root_dir to another one"
+        )
+    if (engine.offline or engine.lookahead) and not corrects_mismatch:
+        old = f"samples with weights up to {engine.lookahead} iterations old"
+        log.warning(
+            "data.engine %s and nothing corrects for it: set model.correction to ImportanceCorrection",
+            "has responses of another policy" if engine.offline else old,
+        )
