@@ -15,7 +15,7 @@ from grpo_pl.functional import masked_mean
 from grpo_pl.losses import Aggregation, ClippedValueLoss, EntropyBonus, KLPenalty, LossTerm, PolicyLoss
 from grpo_pl.losses.correction import ImportanceCorrection
 from grpo_pl.losses.masks import TokenMask
-from grpo_pl.losses.objective import Objective
+from grpo_pl.losses.objective import Objective, all_terms
 from grpo_pl.minibatches import Step
 from grpo_pl.models import LanguageModel, ModelBuilder, WithoutAdapter
 from grpo_pl.models.builder import Place
@@ -31,7 +31,6 @@ from grpo_pl.training.checks.components import (
     check_names,
     check_optimizer,
     check_reference_update,
-    check_terms,
 )
 from grpo_pl.training.checks.prompts import check_answers
 from grpo_pl.training.metrics import EffectiveSampleSize
@@ -98,22 +97,20 @@ class PolicyOptimization(OptimizedModule):
         check_advantage_sources(advantage, rewards, kl, reward_transforms or [])
         check_names("model.verifiers", verifiers or {})
         check_optimizer(optimizer, lr_scheduler)
-        fixed: dict[str, LossTerm | None] = {"policy": loss, "kl": kl, "entropy": entropy}
-        fixed["value"] = None if critic is None else value_loss or ClippedValueLoss()
-        check_terms(terms or {}, fixed)
+        value_loss = (value_loss or ClippedValueLoss()) if critic else None
+        given = all_terms(terms or {}, policy=loss, kl=kl, entropy=entropy, value=value_loss)
         self.builders = {"policy": policy, "reference": reference if kl else None, "critic": critic}
         self.idle_reference = reference is not None and kl is None
         self.rewards, self.verifiers = rewards, verifiers or {}
         self.advantage, self.kl, self.reference_update = advantage, kl, reference_update
-        given = {name: term for name, term in (fixed | (terms or {})).items() if term is not None}
         self.objective = Objective(given, aggregation)
         self.critic_lr, self.critic_warmup = critic_lr, critic_warmup
         self.reward_transforms = nn.ModuleList(reward_transforms or [])
         self.correction, self.masks = correction, masks or []
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
-        by_entropy = any(mask.needs_entropy for mask in self.masks)
-        self.reads_silent = len(self.objective.terms) > 1 or by_entropy
-        self.scores_first = any((kl and kl.needs_old_logprobs, critic, correction, by_entropy))
+        masked_by_entropy = any(mask.needs_entropy for mask in self.masks)
+        self.reads_silent = len(given) > 1 or masked_by_entropy
+        self.scores_first = any((kl and kl.needs_old_logprobs, critic, correction, masked_by_entropy))
         self.min_group_size, self.needs_greedy = advantage.min_group_size, advantage.needs_greedy
         self.corrects_mismatch = correction is not None
         self.effective = EffectiveSampleSize()

@@ -65,6 +65,20 @@ class Objective:
         )
 
 
+def all_terms(own: Mapping[str, LossTerm], **with_keys: LossTerm | None) -> dict[str, LossTerm]:
+    """The terms that have config keys of their own, as far as there are such, and the further ones.
+
+    Raises:
+        ValueError: If a further term has the name of one with a key of its own.
+    """
+    for name in own:
+        if name in with_keys or not name.isidentifier():
+            raise ValueError(
+                f"model.terms: {name!r} cannot be the name of a further term: choose another word"
+            )
+    return {name: term for name, term in (with_keys | dict(own)).items() if term is not None}
+
+
 @runtime_checkable
 class HasObjective(Protocol):
     """A module that minimises an objective, as one that measures its terms sees it."""

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from grpo_pl.advantages import AdvantageEstimator
-from grpo_pl.losses import KLPenalty, LossTerm
+from grpo_pl.losses import KLPenalty
 from grpo_pl.models import AdapterOff, CausalLM, ModelBuilder
 from grpo_pl.models.reference_update import EMA, ReferenceUpdate
 from grpo_pl.rewards.base import ProcessReward, RewardFunction
@@ -49,18 +49,6 @@ def check_names(key: str, named: Mapping[str, object]) -> None:
                 f"{key}: {name!r} cannot be the name of a metric: use letters, digits, _, - and ., in quotes "
                 "where they look like a number"
             )
-
-
-def check_terms(terms: Mapping[str, LossTerm], others: Mapping[str, object]) -> None:
-    """Refuse names of terms that are no metric's, or that the terms with keys of their own have.
-
-    Raises:
-        ValueError: In one sentence, with the key to change.
-    """
-    check_names("model.terms", terms)
-    for name in terms:
-        if name in others:
-            raise ValueError(f"model.terms: {name!r} is the name of a term with a key of its own: rename it")
 
 
 def check_optimizer(
