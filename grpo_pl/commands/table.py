@@ -1,22 +1,68 @@
-"""The commands by their names, and what is said of them before anything else is imported."""
+"""The commands by name, none of them imported before it runs; a new one is its folder and one entry here."""
 
 import argparse
+from collections.abc import Callable
+from importlib import import_module
+from typing import NamedTuple
 
 from grpo_pl import __version__
 from grpo_pl.system.refusal import fail, nearest
 
+
+class Command(NamedTuple):
+    """Where a command's function is, and what it does."""
+
+    path: str
+    """`module:function`; the function takes what follows the command and may give an exit code."""
+    does: str
+    """One line of `--help`."""
+
+
 COMMANDS = {
-    "fit": "Train, and keep metrics, samples and checkpoints in the run's folder.",
-    "validate": "Measure the accuracy of a model or a checkpoint on the validation problems.",
-    "plan": "Say what a run will need of memory and passes, and what is likely not meant; run nothing.",
-    "submit": "Check what fit would run, and submit it to SLURM as a job.",
-    "check-invariance": "Compare the gradient of one rollout over strategies, ranks and micro-batches.",
-    "doctor": "Say what is wrong with machine, installation, model and engine, and how to mend it.",
-    "rollout": "Sample the rollouts that fit would learn from first, score and keep them; train nothing.",
-    "ablate": "Run a study: variants of a config, each with several seeds, and compare them.",
-    "compare": "Compare runs in a table, report.html and report.md.",
+    "fit": Command(
+        "grpo_pl.commands.fit:fit",
+        "Train, and keep metrics, samples and checkpoints in the run's folder.",
+    ),
+    "validate": Command(
+        "grpo_pl.commands.fit:validate",
+        "Measure the accuracy of a model or a checkpoint on the validation problems.",
+    ),
+    "plan": Command(
+        "grpo_pl.commands.fit:plan",
+        "Say what a run will need of memory and passes, and what is likely not meant; run nothing.",
+    ),
+    "submit": Command(
+        "grpo_pl.commands.submit.command:submit",
+        "Check what fit would run, and submit it to SLURM as a job.",
+    ),
+    "check-invariance": Command(
+        "grpo_pl.commands.check_invariance.command:check_invariance",
+        "Compare the gradient of one rollout over strategies, ranks and micro-batches.",
+    ),
+    "doctor": Command(
+        "grpo_pl.commands.doctor.command:doctor",
+        "Say what is wrong with machine, installation, model and engine, and how to mend it.",
+    ),
+    "rollout": Command(
+        "grpo_pl.commands.rollout.command:rollout",
+        "Sample the rollouts that fit would learn from first, score and keep them; train nothing.",
+    ),
+    "ablate": Command(
+        "grpo_pl.commands.ablate.command:ablate",
+        "Run a study: variants of a config, each with several seeds, and compare them.",
+    ),
+    "compare": Command(
+        "grpo_pl.commands.compare.command:compare",
+        "Compare runs in a table, report.html and report.md.",
+    ),
 }
-"""Name -> what it does, in one line."""
+
+
+def command(name: str) -> Callable[[list[str]], int | None]:
+    """The function of a command, imported only now."""
+    module, _, function = COMMANDS[name].path.partition(":")
+    found: Callable[[list[str]], int | None] = getattr(import_module(module), function)
+    return found
 
 
 def answer(words: list[str]) -> bool:
@@ -54,6 +100,6 @@ def listing() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("grpo_pl", description="Reinforcement learning on language models.")
     parser.add_argument("--version", action="version", help="print the version and exit")
     listed = parser.add_subparsers(title="commands", description="each has a --help of its own")
-    for name, does in COMMANDS.items():
-        listed.add_parser(name, help=does)
+    for name, one in COMMANDS.items():
+        listed.add_parser(name, help=one.does)
     return parser

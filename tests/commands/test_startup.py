@@ -10,7 +10,8 @@ import pytest
 from helpers.repository import ROOT
 from helpers.run_results import said
 
-from grpo_pl.__main__ import main, parsers_help
+from grpo_pl.__main__ import main
+from grpo_pl.commands.fit import parsers_help
 from grpo_pl.config import cli, option_names
 
 TINY = ROOT / "configs" / "tiny.yaml"

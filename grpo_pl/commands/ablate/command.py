@@ -2,16 +2,13 @@
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 from typing_extensions import override
 
 from grpo_pl.commands.ablate.forked import ForkServer
 from grpo_pl.commands.ablate.study import read_study
 from grpo_pl.config.option_names import check_names
-
-if TYPE_CHECKING:
-    from grpo_pl.commands.ablate.planned import Check
 
 DESCRIPTION = """Run a study: every variant with every seed, each in OUT/<variant>/seed-<n>, and compare.
 Runs that have ended are skipped, those that were cut off go on, and where one fails the others are run.
@@ -35,12 +32,11 @@ class Options(argparse.ArgumentParser):
         raise ValueError(f"ablate: {message}")
 
 
-def ablate(args: list[str], check: "Check") -> int:
+def ablate(args: list[str]) -> int:
     """Run a study and report on it; gives the exit code.
 
     Args:
         args: The options of `ablate`, and those of `fit`.
-        check: Reads what is for `fit`.
 
     Raises:
         ValueError: If something is wrong with the study, before any run begins.
@@ -56,4 +52,4 @@ def ablate(args: list[str], check: "Check") -> int:
             server.begin(study.imports(for_fit))  # at the same time as this process
         from grpo_pl.commands.ablate.conducting import conduct
 
-        return conduct(study, out, options, for_fit, check, server)
+        return conduct(study, out, options, for_fit, server)

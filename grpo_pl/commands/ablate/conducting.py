@@ -10,7 +10,7 @@ from rich.progress import track
 
 from grpo_pl.commands.ablate.array import array_job, read_options, submit_array
 from grpo_pl.commands.ablate.forked import ForkServer
-from grpo_pl.commands.ablate.planned import Check, PlannedRun, plan_runs
+from grpo_pl.commands.ablate.planned import PlannedRun, plan_runs
 from grpo_pl.commands.ablate.progress import StudyProgress
 from grpo_pl.commands.ablate.running import run_all, shares_of_machine
 from grpo_pl.commands.ablate.study import SETTINGS_FOLDER, Study
@@ -29,7 +29,6 @@ def conduct(
     out: Path,
     options: argparse.Namespace,
     for_fit: list[str],
-    check: Check,
     server: ForkServer,
 ) -> int:
     """Run a study and report on it; gives the exit code.
@@ -39,7 +38,6 @@ def conduct(
         out: Its folder.
         options: Of `ablate`.
         for_fit: Options of `fit`, for all runs.
-        check: Reads them.
         server: What runs are forked from.
 
     Raises:
@@ -50,7 +48,7 @@ def conduct(
     for_fit = for_fit + (for_nodes(on_slurm) if on_slurm else [])
     settings = out / SETTINGS_FOLDER
     with tempfile.TemporaryDirectory(prefix="grpo_pl-study-") as aside:
-        planned = plan_runs(study, study.write_settings(Path(aside)), out, for_fit, check)
+        planned = plan_runs(study, study.write_settings(Path(aside)), out, for_fit)
         total = len(study.seeds) * len(study.variants)
         checked = track(planned, "checking", total=total, transient=True)
         runs = [run.reading_from(settings, Path(aside)) for run in checked]

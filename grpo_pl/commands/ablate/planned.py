@@ -1,7 +1,7 @@
 """The runs of a study: what each is, and how far it has come."""
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 from grpo_pl.callbacks.budget import SPENT
 from grpo_pl.commands.ablate.study import Budget, Study
 from grpo_pl.commands.submit import command as submission
+from grpo_pl.config.cli import check
 from grpo_pl.runs.layout import ENDED_FILE, METRICS_FILE, read_metrics
 
 
@@ -20,10 +21,6 @@ class Fit(submission.Fit, Protocol):
     def ended(self) -> bool:
         """Whether its folder holds this very run, at its end."""
         ...
-
-
-Check = Callable[[list[str]], Fit]
-"""Reads what is for `fit`."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +75,7 @@ class PlannedRun:
 
 
 def plan_runs(
-    study: Study, options: dict[str, list[str]], out: Path, more: Sequence[str], check: Check
+    study: Study, options: dict[str, list[str]], out: Path, more: Sequence[str]
 ) -> Iterator[PlannedRun]:
     """All runs, each checked: for each seed every variant, so that pairs are complete early.
 
@@ -87,7 +84,6 @@ def plan_runs(
         options: Variant -> its options of `fit`.
         out: The study's folder; a run's is `<out>/<variant>/seed-<seed>`.
         more: Options of `fit` for all runs.
-        check: Reads them.
 
     Raises:
         ValueError: If something is wrong with one.

@@ -34,7 +34,7 @@ class Options(argparse.ArgumentParser):
         raise ValueError(f"compare: {message}")
 
 
-def run(args: list[str]) -> None:
+def compare(args: list[str]) -> None:
     """Compare the runs that a command line names, print the tables and write the report.
 
     Raises:

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import NoReturn
 
@@ -38,8 +37,7 @@ class Options(argparse.ArgumentParser):
 
     @override
     def error(self, message: str) -> NoReturn:
-        print(f"grpo_pl: error: doctor: {message}", file=sys.stderr)
-        raise SystemExit(2)
+        raise ValueError(f"doctor: {message}")
 
 
 def writable(text: str) -> Path:
@@ -65,10 +63,9 @@ def doctor(args: list[str]) -> int:
     """Check machine, installation and, given a config, all that it would run; 1 if there is a problem.
 
     Raises:
-        SystemExit: With code 2 and one sentence if the command line or the config is a mistake.
+        ValueError: In one sentence if the command line or the config is a mistake.
     """
     said, options = Options().parse_known_args(args)
-    tame_logs()
     report = Report(Console())
     works = report.add("installation", check_installation())
     report.add("machine", [*check_machine(), *([products()] if works else [])])
@@ -78,11 +75,9 @@ def doctor(args: list[str]) -> int:
         report.skip(CONFIGURED, "the installation comes first")
     else:
         from grpo_pl.commands.doctor.configured import check_configured
-        from grpo_pl.config.exits import mistakes_answered
 
         tame_logs()  # Lightning, imported since, sets levels of its own
-        with mistakes_answered():
-            check_configured(report, options, with_engine=said.engine == "true")
+        check_configured(report, options, with_engine=said.engine == "true")
     healthy = report.close()
     if said.out is not None:
         said.out.write_text(json.dumps(report.as_json(), indent=2) + "\n", encoding="utf-8")

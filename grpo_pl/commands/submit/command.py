@@ -5,7 +5,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
@@ -56,18 +56,19 @@ class Options(argparse.ArgumentParser):
         raise ValueError(f"submit: {message}")
 
 
-def submit(args: list[str], check: Callable[[list[str]], Fit]) -> None:
+def submit(args: list[str]) -> None:
     """Check, write and submit a job.
 
     Args:
         args: The options of `submit`, and those of `fit`.
-        check: Reads what is for `fit`.
 
     Raises:
         ValueError: If something is wrong with it, or if the run's folder is another job's that has not ended.
     """
     options, for_fit = Options().parse_known_args(args)
     check_names("fit", for_fit)
+    from grpo_pl.config.cli import check
+
     fit = check(for_fit + for_nodes(options))
     folder = Path(fit.settings.trainer.default_root_dir)
     script = write(options, fit.settings, folder, read_config_of(folder))
