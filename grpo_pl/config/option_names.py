@@ -22,7 +22,7 @@ from grpo_pl.config.files import config_files, read_ahead, read_config
 from grpo_pl.system.atomic_files import write_atomically
 from grpo_pl.system.refusal import fail, no_such_option
 
-PACKAGE = Path(__file__).parent
+PACKAGE = Path(__file__).parents[1]
 DECIDE = "torch", "lightning", "jsonargparse"
 """The libraries whose signatures become options."""
 OPTION = re.compile(r"--([A-Za-z_][\w.-]*)\+?(?:=.*)?", re.DOTALL)
