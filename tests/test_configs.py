@@ -12,7 +12,7 @@ from helpers.repository import ROOT
 from grpo_pl.__main__ import main
 from grpo_pl.commands.ablate.planned import plan_runs
 from grpo_pl.commands.ablate.study import read_study
-from grpo_pl.config.cli import check
+from grpo_pl.commands.checked import check
 from grpo_pl.runs.layout import read_metrics
 
 CONFIGS = ROOT / "configs"

@@ -14,7 +14,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout need not be installed
 
-import grpo_pl.config.cli  # noqa: F401 - what every run imports
+import grpo_pl.commands.fit.running  # noqa: F401 - what every run imports
 from grpo_pl.rollout.engine import Demand
 from grpo_pl.rollout.vllm import GIB, VLLMEngine
 from grpo_pl.system.memory import release_free_memory

@@ -20,15 +20,15 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "fit": Command(
-        "grpo_pl.commands.fit:fit",
+        "grpo_pl.commands.fit.command:fit",
         "Train, and keep metrics, samples and checkpoints in the run's folder.",
     ),
     "validate": Command(
-        "grpo_pl.commands.fit:validate",
+        "grpo_pl.commands.fit.command:validate",
         "Measure the accuracy of a model or a checkpoint on the validation problems.",
     ),
     "plan": Command(
-        "grpo_pl.commands.fit:plan",
+        "grpo_pl.commands.plan.command:plan",
         "Say what a run will need of memory and passes, and what is likely not meant; run nothing.",
     ),
     "submit": Command(

@@ -1,52 +1,68 @@
-"""The commands whose command line is a config: `python -m grpo_pl {fit,validate,plan} ...`."""
+"""Reading a config: the command line and the config files that it names."""
 
-import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import lightning.pytorch as pl
 from jsonargparse import ActionConfigFile, Namespace  # type: ignore[attr-defined]
-from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 from typing_extensions import override
 
 from grpo_pl import __version__
-from grpo_pl.callbacks import gradient_terms, guard, metrics_table, progress, release_memory
+from grpo_pl.callbacks import guard, metrics_table, progress, release_memory
 from grpo_pl.callbacks.loggers import label_loggers
-from grpo_pl.commands.plan.command import PlanningTrainer
 from grpo_pl.config.allowed import check_folder, check_values
 from grpo_pl.config.exits import own_cause, refuse
 from grpo_pl.config.files import read_ahead
 from grpo_pl.config.jobs import JOBS
-from grpo_pl.config.open_types import left_open, settle
+from grpo_pl.config.open_types import Trainer, left_open, settle
 from grpo_pl.config.option_names import Names, keep
 from grpo_pl.config.parser import Parser, groups, known_options
-from grpo_pl.datamodule import RolloutDataModule, connect
 from grpo_pl.runs import preemption
-from grpo_pl.runs.checkpoint_io import AtomicCheckpointIO
 from grpo_pl.runs.checkpoints import BY_STEP, Checkpoints
 from grpo_pl.runs.folder import RunFolder
-from grpo_pl.runs.safe_loading import check_checkpoint
 from grpo_pl.system.output import tame_logs
-from grpo_pl.system.precision import AUTO
 from grpo_pl.system.refusal import fail
-from grpo_pl.training.rank_failures import ending_together
 
 
 class CLI(LightningCLI):
-    """LightningCLI whose `--pretrained` reaches every model; its run folder is `trainer.default_root_dir`."""
+    """A command line of `fit` or `validate` with its config files: reads and checks it, and runs nothing.
 
-    def __init__(self, job: str, written_by: str, **kwargs: Any) -> None:
-        self.job, self.written_by = job, written_by
-        super().__init__(JOBS[job].model, JOBS[job].data, trainer_class=PlanningTrainer, **kwargs)
+    `--pretrained` reaches every model; the run's folder is `trainer.default_root_dir`.
+
+    Args:
+        options: What follows the command.
+        command: Whose options they are.
+    """
+
+    def __init__(self, options: list[str], command: str = "fit") -> None:
+        tame_logs()  # Lightning, imported since it was done, sets levels of its own
+        self.job, self.written_by = read_ahead(options)
+        super().__init__(
+            JOBS[self.job].model,
+            JOBS[self.job].data,
+            trainer_class=Trainer,
+            args=[command, *options],
+            save_config_callback=RunFolder,
+            auto_configure_optimizers=False,
+            seed_everything_default=0,
+            parser_kwargs={"prog": "grpo_pl", "version": __version__},
+            trainer_defaults={
+                "default_root_dir": "runs/default",
+                "logger": False,
+                "num_sanity_val_steps": 0,
+                "max_epochs": 100,
+                "enable_model_summary": False,
+            },
+        )
 
     @staticmethod
     @override
     def subcommands() -> dict[str, set[str]]:
         lightnings = LightningCLI.subcommands()
-        return {name: lightnings[name] for name in ("fit", "validate")} | {"plan": {"model", "datamodule"}}
+        return {name: lightnings[name] for name in ("fit", "validate")}
 
     @override
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
@@ -102,7 +118,7 @@ class CLI(LightningCLI):
 
     @override
     def before_instantiate_classes(self) -> None:
-        config = self.config if self.subcommand is None else self.config[self.subcommand]
+        config = self.settings
         check_values(config)
         if not isinstance(config.trainer, Namespace):
             fail("trainer: expected settings such as {max_epochs: 3}, got null")
@@ -135,11 +151,15 @@ class CLI(LightningCLI):
 
     @override
     def instantiate_classes(self) -> None:
+        """Leave it to `build`: a command may look at the settings first."""
+
+    def build(self) -> Self:
         """Build what the config names; what a library refuses there is about the config as well."""
         try:
             super().instantiate_classes()
         except (TypeError, ValueError) as error:
             refuse(own_cause(error) or error)
+        return self
 
     @override
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
@@ -155,110 +175,20 @@ class CLI(LightningCLI):
 
     @override
     def _run_subcommand(self, subcommand: str) -> None:
-        with ending_together(self.trainer):
-            super()._run_subcommand(subcommand)
-
-    def before_fit(self) -> None:
-        """Refuse a checkpoint that is none; write and read single files whole, as plain data."""
-        config = self.config[str(self.subcommand)]
-        if config.weights_only is False:
-            fail("weights_only=false would run what a checkpoint holds: leave it out")
-        if config.ckpt_path not in (None, "last"):
-            check_checkpoint(Path(config.ckpt_path))
-        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, gradient_terms.GradientTerms):
-                callback.check(self.trainer)
-        if type(self.trainer.strategy.checkpoint_io) is TorchCheckpointIO:
-            self.trainer.strategy.checkpoint_io = AtomicCheckpointIO()
-
-    before_validate = before_fit
-
-    def fit(self, **kwargs: Any) -> None:
-        """Fit; an unfinished run goes on where it was, whatever checkpoint its command names."""
-        if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
-            self.trainer.fit(**kwargs)  # it leaves no folder
-            return
-        listener: preemption.Preemption = self._get(self.config_init, "preemption")
-        with self.run_folder.occupied(self.trainer) as beginning:
-            if beginning is None:
-                preemption.check_no_hpc_checkpoint(self.run_folder.folder)
-            listener.listen()
-            try:
-                self.trainer.fit(**kwargs | {"ckpt_path": beginning})
-            finally:
-                listener.leave()
-            if listener.stopped and self.trainer.is_global_zero:
-                raise SystemExit(preemption.EXIT_CODE)
-            self.run_folder.end(self.trainer)
-
-    @property
-    def run_folder(self) -> RunFolder:
-        """What keeps the folder of this run."""
-        callbacks: list[pl.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
-        return next(callback for callback in callbacks if isinstance(callback, RunFolder))
-
-
-class Checked(CLI):
-    """Reads a command line and checks what it would run; runs nothing and needs no GPU."""
-
-    @override
-    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
-        """Build one that shares out data as the true one does, without its devices."""
-        if re.search(r"FSDPStrategy|^fsdp(_|$)", str(self.settings.trainer.strategy)):
-            kwargs["strategy"] = "ddp"  # Lightning's FSDPStrategy insists on GPUs
-        if self.settings.trainer.precision == AUTO:
-            kwargs["precision"] = None  # the machine that runs it decides
-        return super().instantiate_trainer(accelerator="cpu", **kwargs)
-
-    @override
-    def settle_types(self, config: Namespace) -> None:
-        """Leave open what the machine that runs it will decide."""
-
-    @override
-    def _run_subcommand(self, subcommand: str) -> None:
-        if isinstance(self.datamodule, RolloutDataModule):
-            connect(self.trainer, self.model, self.datamodule)
-            self.datamodule.check("fit")
-
-    @property
-    def ended(self) -> bool:
-        """Whether its folder holds this very run, at its end."""
-        return self.run_folder.has_ended(Path(self.settings.trainer.default_root_dir))
+        """Leave it to the command."""
 
     @property
     def settings(self) -> Namespace:
         """The whole config."""
         return self.config[self.subcommand]  # type: ignore[no-any-return]
 
-    def prepare(self) -> None:
-        """Make the run's folder ready for it, with its config in it."""
-        with self.run_folder.occupied(self.trainer):
-            self.run_folder.prepare(self.trainer)
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What the Trainer's method takes that is called like the command."""
+        return self._prepare_subcommand_kwargs(str(self.subcommand))
 
-
-def configure(args: list[str], cli: type[CLI] = CLI, **kwargs: Any) -> CLI:
-    """Read the command line and config files; runs the subcommand they name, unless `run=False`."""
-    tame_logs()  # Lightning, imported since it was done, sets levels of its own
-    return cli(
-        *read_ahead(args),
-        args=args,
-        save_config_callback=RunFolder,
-        auto_configure_optimizers=False,
-        seed_everything_default=0,
-        parser_kwargs={"prog": "grpo_pl", "version": __version__},
-        trainer_defaults={
-            "default_root_dir": "runs/default",
-            "logger": False,
-            "num_sanity_val_steps": 0,
-            "max_epochs": 100,
-            "enable_model_summary": False,
-        },
-        **kwargs,
-    )
-
-
-def check(for_fit: list[str]) -> Checked:
-    """Read and check what is for `fit`."""
-    checked = configure(["fit", *for_fit], Checked)
-    assert isinstance(checked, Checked)
-    return checked
+    @property
+    def run_folder(self) -> RunFolder:
+        """What keeps the folder of this run."""
+        callbacks: list[pl.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        return next(callback for callback in callbacks if isinstance(callback, RunFolder))

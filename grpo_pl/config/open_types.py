@@ -1,15 +1,40 @@
 """What a config leaves open: `trainer.precision` and each `dtype` that is `auto`, settled for a machine."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
+import lightning.pytorch as pl
 import torch
 from jsonargparse import Namespace
+from lightning.fabric.plugins.precision.precision import _PRECISION_INPUT
 
-from grpo_pl.system.precision import AUTO, PRECISIONS, WORTH, DType, Rates, device_here, measured_rates
+from grpo_pl.system.precision import (
+    AUTO,
+    PRECISIONS,
+    WORTH,
+    DType,
+    Rates,
+    chosen_dtype,
+    device_here,
+    measured_rates,
+)
 
 PRECISION = "trainer.precision"
 COMPUTE_IN: dict[str, DType] = {precision: dtype for dtype, precision in PRECISIONS.items()}
+
+
+class Trainer(pl.Trainer):
+    """Lightning's Trainer, whose precision may be left open.
+
+    Args:
+        precision: Lightning's, or `auto`: bf16-mixed where the device computes bfloat16 well, 32-true where
+            it does not (16-mixed where a GPU has nothing else).
+    """
+
+    def __init__(self, *, precision: Literal["auto"] | _PRECISION_INPUT | None = None, **kwargs: Any) -> None:
+        super().__init__(
+            precision=PRECISIONS[chosen_dtype("auto")] if precision == "auto" else precision, **kwargs
+        )
 
 
 class Setting(NamedTuple):

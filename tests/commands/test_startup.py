@@ -11,7 +11,7 @@ from helpers.repository import ROOT
 from helpers.run_results import said
 
 from grpo_pl.__main__ import main
-from grpo_pl.commands.fit import parsers_help
+from grpo_pl.commands.fit.command import parsers_help
 from grpo_pl.config import cli, option_names
 
 TINY = ROOT / "configs" / "tiny.yaml"
@@ -91,7 +91,7 @@ def _names_are_kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
     for job in ("policy", "reward_model"):
         with pytest.raises(SystemExit):
-            cli.configure(["fit", "--job", job, "--foo"])
+            cli.CLI(["--job", job, "--foo"])
     option_names.help_text("fit", lambda: parsers_help("fit"))
     yield
     patch.undo()
@@ -140,7 +140,7 @@ def test_a_misspelt_option_is_answered_as_the_parser_does(
     more = wrong.split() if wrong in MISSPELT else ["--config", str(tmp_path / "own.yaml")]
     arguments = ["fit", *([] if "--job" in more else ["--config", str(TINY)]), *more]
     with monkeypatch.context() as patch:
-        patch.setattr(cli, "configure", lambda _: None)
+        patch.setattr(cli, "CLI", lambda *_: None)
         quick = answer(arguments, capsys)
     monkeypatch.setattr(option_names, "kept", lambda _: {})
     assert answer(arguments, capsys) == quick
@@ -153,7 +153,7 @@ def test_what_depends_on_a_component_is_left_to_the_parser(words: str) -> None:
 
 @pytest.mark.parametrize("config", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
 def test_no_config_of_ours_is_refused_by_its_names(config: Path) -> None:
-    for command in ("fit", "validate", "plan"):
+    for command in ("fit", "validate"):
         job = "reward_model" if "reward_model.yaml" in config.read_text() else "policy"
         option_names.check_names(command, ["--job", job, "--config", str(config)])
 

@@ -14,8 +14,7 @@ from helpers.run_results import NO_VALIDATION, Fit, Refused
 from jsonargparse import Namespace
 
 from grpo_pl.__main__ import main
-from grpo_pl.commands.plan.command import PlanningTrainer
-from grpo_pl.config.open_types import settle
+from grpo_pl.config.open_types import Trainer, settle
 from grpo_pl.rollout.vllm import with_vllm
 from grpo_pl.runs.folder import different
 from grpo_pl.system.precision import PRECISIONS, Rates, chosen_dtype, device_here, measured_rates
@@ -60,9 +59,9 @@ def test_measuring_leaves_the_number_of_threads_as_it_was() -> None:
 def test_what_is_set_stays_and_what_is_open_is_measured() -> None:
     assert chosen_dtype("float16") == "float16"
     assert chosen_dtype("auto", torch.device("cpu")) == measured_rates("cpu").fitting
-    assert PlanningTrainer(precision="auto", accelerator="auto").precision == PRECISIONS[HERE.fitting]
-    assert PlanningTrainer(precision="32-true", accelerator="cpu").precision == "32-true"
-    assert PlanningTrainer(accelerator="cpu").precision == "32-true"
+    assert Trainer(precision="auto", accelerator="auto").precision == PRECISIONS[HERE.fitting]
+    assert Trainer(precision="32-true", accelerator="cpu").precision == "32-true"
+    assert Trainer(accelerator="cpu").precision == "32-true"
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="AVX2 is x86's")

@@ -8,14 +8,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from grpo_pl.commands.ablate.planned import PlannedRun
-from grpo_pl.commands.submit.command import (
-    SCRIPT_FILE,
-    Options,
-    check_free,
-    check_sbatch,
-    hand_in,
-    write,
-)
+from grpo_pl.commands.submit import command as submission
+from grpo_pl.commands.submit.command import SCRIPT_FILE, check_free, check_sbatch, hand_in, write
 from grpo_pl.runs import slurm_job
 from grpo_pl.runs.layout import CONFIG_FILE
 
@@ -63,7 +57,7 @@ def read_options(text: str) -> argparse.Namespace:
     Raises:
         ValueError: If an array cannot have them.
     """
-    said = Options().parse_args(shlex.split(text))
+    said = submission.options().parse_args(shlex.split(text))
     if said.server_nodes:
         raise ValueError("ablate: --slurm: jobs with --server-nodes are no array: submit each by itself")
     return said

@@ -1,35 +1,14 @@
 """`python -m grpo_pl ablate`."""
 
-import argparse
 from pathlib import Path
-from typing import NoReturn
-
-from typing_extensions import override
 
 from grpo_pl.commands.ablate.forked import ForkServer
 from grpo_pl.commands.ablate.study import read_study
-from grpo_pl.config.option_names import check_names
+from grpo_pl.commands.options import Options
 
 DESCRIPTION = """Run a study: every variant with every seed, each in OUT/<variant>/seed-<n>, and compare.
 Runs that have ended are skipped, those that were cut off go on, and where one fails the others are run.
 What is not listed here goes to `fit`, for all runs."""
-
-
-class Options(argparse.ArgumentParser):
-    """The options of `ablate` itself."""
-
-    def __init__(self) -> None:
-        super().__init__("grpo_pl ablate", description=DESCRIPTION, allow_abbrev=False)
-        say = self.add_argument
-        say("study", type=Path, metavar="STUDY.yaml", help="see configs/studies/")
-        say("--out", type=Path, help="folder of the study; default: runs/<name of the file>")
-        say("--jobs", type=int, default=1, help="runs at once, which share GPUs or cores (%(default)s)")
-        say("--slurm", metavar="OPTIONS", help="as an array of SLURM jobs, with these options of `submit`")
-        say("--dry-run", action="store_true", help="check and list the runs, and run nothing")
-
-    @override
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(f"ablate: {message}")
 
 
 def ablate(args: list[str]) -> int:
@@ -41,12 +20,18 @@ def ablate(args: list[str]) -> int:
     Raises:
         ValueError: If something is wrong with the study, before any run begins.
     """
-    options, for_fit = Options().parse_known_args(args)
+    parser = Options("ablate", DESCRIPTION)
+    say = parser.add_argument
+    say("study", type=Path, metavar="STUDY.yaml", help="see configs/studies/")
+    say("--out", type=Path, help="folder of the study; default: runs/<name of the file>")
+    say("--jobs", type=int, default=1, help="runs at once, which share GPUs or cores (%(default)s)")
+    say("--slurm", metavar="OPTIONS", help="as an array of SLURM jobs, with these options of `submit`")
+    say("--dry-run", action="store_true", help="check and list the runs, and run nothing")
+    options, for_fit = parser.split(args)
     if options.jobs < 1:
         raise ValueError(f"ablate: --jobs {options.jobs}: expected 1 or more")
     study = read_study(options.study)
     out: Path = options.out or Path("runs") / options.study.stem
-    check_names("fit", for_fit)
     with ForkServer() as server:
         if options.slurm is None and not options.dry_run:
             server.begin(study.imports(for_fit))  # at the same time as this process

@@ -12,7 +12,12 @@ from typing import NamedTuple
 
 PROGRAM = "grpo_pl.__main__"
 IMPORTED = (
-    *(PROGRAM, "grpo_pl.config.cli", "transformers.models.auto.modeling_auto", "transformers.modeling_utils"),
+    *(
+        PROGRAM,
+        "grpo_pl.commands.fit.running",
+        "transformers.models.auto.modeling_auto",
+        "transformers.modeling_utils",
+    ),
     *("transformers.models.llama.modeling_llama", "transformers.models.qwen2.modeling_qwen2"),
     *("matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg"),
 )

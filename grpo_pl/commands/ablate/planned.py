@@ -4,23 +4,12 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from grpo_pl.callbacks.budget import SPENT
 from grpo_pl.commands.ablate.study import Budget, Study
-from grpo_pl.commands.submit import command as submission
-from grpo_pl.config.cli import check
+from grpo_pl.commands.checked import Checked, check
 from grpo_pl.runs.layout import ENDED_FILE, METRICS_FILE, read_metrics
-
-
-@runtime_checkable
-class Fit(submission.Fit, Protocol):
-    """A command line of `fit`, read and checked."""
-
-    @property
-    def ended(self) -> bool:
-        """Whether its folder holds this very run, at its end."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -33,7 +22,7 @@ class PlannedRun:
     options: list[str]
     """Of `fit`."""
     budget: Budget
-    fit: Fit
+    fit: Checked
     """Those options, read and checked."""
     ended: bool
     """Whether it had come to its end before this command began."""

@@ -15,12 +15,9 @@ from rich.progress import Progress
 from rich.table import Table
 from safetensors import safe_open
 
-from grpo_pl.config.cli import CLI, configure
-from grpo_pl.datamodule import RolloutDataModule, connect
-from grpo_pl.module import PolicyOptimization
-from grpo_pl.prompts.prompt_set import iteration_prompts
+from grpo_pl.commands.engine import ONE_PROCESS, of_policy, started
+from grpo_pl.config.cli import CLI
 from grpo_pl.rollout.parquet import save_rollout
-from grpo_pl.rollout.sampling import Sampler
 
 TOLERANCE = 1e-4
 """A relative error above it is no rounding in float32."""
@@ -78,7 +75,7 @@ def check(options: list[str], out: Path | None) -> int:
     Raises:
         ValueError: If the config is one that `fit` refuses, or its rollout has no gradient.
     """
-    cli = configure(options, run=False)
+    cli = CLI([*options, *ONE_PROCESS, "--data.resample", "null"]).build()
     with tempfile.TemporaryDirectory() as folder:
         rollouts = Path(folder) / "rollouts.parquet"
         on_gpu = sample(cli, rollouts)
@@ -94,26 +91,10 @@ def check(options: list[str], out: Path | None) -> int:
 
 def sample(cli: CLI, path: Path) -> bool:
     """Store the pretrained model's rollout of iteration 0; whether this machine computes on a GPU."""
-    module, data = cli.model, cli.datamodule
-    if not isinstance(module, PolicyOptimization) or not isinstance(data, RolloutDataModule):
-        raise ValueError("job: check-invariance knows the job policy alone: leave job out")
-    connect(cli.trainer, module, data)
-    device = cli.trainer.strategy.root_device
-    prompts = iteration_prompts(
-        data.read_prompts("train", data.train),
-        iteration=0,
-        prompts_per_iteration=data.prompts_per_iteration,
-        seed=data.seed,
-    )
-    data.engine.start(
-        max_sequence_tokens=data.max_prompt_tokens + data.sampling.max_tokens,
-        max_sequences=len(prompts) * data.group_size,
-        device=device,
-    )
-    rollout = Sampler(data.engine, lambda _: prompts, data.group_size, data.sampling).sample(0)
-    data.engine.shutdown()
-    save_rollout(rollout, path)
-    return device.type == "cuda"
+    trainer, _, data = of_policy(cli, "check-invariance")
+    with started(trainer, data):
+        save_rollout(replace(data.sampler, resample=None).sample(0), path)
+    return trainer.strategy.root_device.type == "cuda"
 
 
 def variants(cli: CLI, on_gpu: bool) -> list[Variant]:

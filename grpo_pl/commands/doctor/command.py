@@ -3,41 +3,20 @@
 import argparse
 import json
 from pathlib import Path
-from typing import NoReturn
 
 from rich.console import Console
-from typing_extensions import override
 
 from grpo_pl.commands.doctor.findings import Finding
 from grpo_pl.commands.doctor.installation import check_installation
 from grpo_pl.commands.doctor.machine import check_machine
 from grpo_pl.commands.doctor.report import Report
-from grpo_pl.system.output import tame_logs
+from grpo_pl.commands.options import Options
 
 CONFIGURED = ["components", "model", "run", "engine"]
 """The themes that need a config."""
 DESCRIPTION = """Say what is wrong with the machine, the installation, the model, the engine's
 log-probabilities against the trainer's, memory and disk, and how to mend it. Takes every option of `fit`;
 without any it looks at machine and installation alone."""
-
-
-class Options(argparse.ArgumentParser):
-    """The options of `doctor` itself."""
-
-    def __init__(self) -> None:
-        super().__init__("grpo_pl doctor", description=DESCRIPTION, allow_abbrev=False)
-        self.add_argument("--out", type=writable, help="a JSON file to write everything to, too")
-        self.add_argument(
-            "--engine",
-            choices=("true", "false"),
-            default="true",
-            help="whether to start the engine and compare its log-probabilities, which takes a minute; "
-            "servers get other weights meanwhile: no run may be using them",
-        )
-
-    @override
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(f"doctor: {message}")
 
 
 def writable(text: str) -> Path:
@@ -65,7 +44,16 @@ def doctor(args: list[str]) -> int:
     Raises:
         ValueError: In one sentence if the command line or the config is a mistake.
     """
-    said, options = Options().parse_known_args(args)
+    parser = Options("doctor", DESCRIPTION)
+    parser.add_argument("--out", type=writable, help="a JSON file to write everything to, too")
+    parser.add_argument(
+        "--engine",
+        choices=("true", "false"),
+        default="true",
+        help="whether to start the engine and compare its log-probabilities, which takes a minute; "
+        "servers get other weights meanwhile: no run may be using them",
+    )
+    said, options = parser.parse_known_args(args)
     report = Report(Console())
     works = report.add("installation", check_installation())
     report.add("machine", [*check_machine(), *([products()] if works else [])])
@@ -76,7 +64,6 @@ def doctor(args: list[str]) -> int:
     else:
         from grpo_pl.commands.doctor.configured import check_configured
 
-        tame_logs()  # Lightning, imported since, sets levels of its own
         check_configured(report, options, with_engine=said.engine == "true")
     healthy = report.close()
     if said.out is not None:

@@ -1,34 +1,16 @@
 """The checks of what a config would run, each only where those before it leave it a chance."""
 
-from typing_extensions import override
-
 from grpo_pl.commands.doctor.components import check_components
 from grpo_pl.commands.doctor.engine import check_engine
 from grpo_pl.commands.doctor.model import check_model, names
 from grpo_pl.commands.doctor.products import types
 from grpo_pl.commands.doctor.report import Report
 from grpo_pl.commands.doctor.run import check_run
-from grpo_pl.config.cli import CLI, configure
+from grpo_pl.config.cli import CLI
 from grpo_pl.datamodule import RolloutDataModule
 from grpo_pl.module import PolicyOptimization
 
 FROM_ONE_MODEL = ("model.policy.init_args.pretrained", "data.engine.init_args.pretrained", "data.pretrained")
-
-
-class Read(CLI):
-    """A command line of `fit` that is read, and made into components only when asked."""
-
-    @override
-    def instantiate_classes(self) -> None:
-        """Not yet."""
-
-    @override
-    def _run_subcommand(self, subcommand: str) -> None:
-        """Never."""
-
-    def build(self) -> None:
-        """Make the components; nothing large is loaded."""
-        super().instantiate_classes()
 
 
 def check_configured(report: Report, options: list[str], *, with_engine: bool) -> None:
@@ -42,10 +24,8 @@ def check_configured(report: Report, options: list[str], *, with_engine: bool) -
     Raises:
         ValueError: If `fit` would refuse the config.
     """
-    cli = configure(["fit", *options], Read)
-    assert isinstance(cli, Read)
-    settings = cli.config["fit"]
-    said = settings.as_dict()
+    cli = CLI(options)
+    said = cli.settings.as_dict()
     if not report.add("components", check_components(said)):
         report.skip(["model", "run", "engine"], "they need these components")
         return
@@ -54,12 +34,12 @@ def check_configured(report: Report, options: list[str], *, with_engine: bool) -
     if not isinstance(module, PolicyOptimization) or not isinstance(data, RolloutDataModule):
         report.skip(["model", "run", "engine"], "they are those of the job policy")
         return
-    models = {key.replace(".init_args", ""): settings.get(key) for key in FROM_ONE_MODEL}
+    models = {key.replace(".init_args", ""): cli.settings.get(key) for key in FROM_ONE_MODEL}
     findings = [*check_model(data.pretrained, data.format), names(models)]
     if not report.add("model", findings):
         report.skip(["run", "engine"], "the model comes first")
         return
-    fits = report.add("run", [types(settings), *check_run(cli.trainer, module, data, said)])
+    fits = report.add("run", [types(cli.settings), *check_run(cli.trainer, module, data, said)])
     if not with_engine:
         report.skip(["engine"], "--engine false")
     elif not fits:

@@ -32,6 +32,7 @@ from grpo_pl.commands.doctor.reading import (
     stale_weights,
     targets,
 )
+from grpo_pl.commands.engine import started
 from grpo_pl.datamodule import RolloutDataModule
 from grpo_pl.models import LanguageModel
 from grpo_pl.models.loading import load_config, load_tokenizer, sampling_defaults
@@ -75,8 +76,6 @@ def check_engine(
         found = f"{examination.stage} failed: {lines[0][:300]}"
         fix = "GRPO_PL_VERBOSE=1 shows more; with --data.engine InProcessEngine it is not vLLM"
         findings = [*examination.found, Finding("engine", "problem", found, fix)]
-    finally:
-        data.engine.shutdown()
     return findings
 
 
@@ -101,32 +100,28 @@ class Examination:
         engine, begin = self.data.engine, time.perf_counter()
         name = type(engine).__name__
         self._enter(f"starting {name}")
-        engine.start(
-            max_sequence_tokens=self.data.max_prompt_tokens + self.sampling.max_tokens,
-            max_sequences=PROMPTS * RESPONSES,
-            device=self.trainer.strategy.root_device,
-        )
-        seconds = time.perf_counter() - begin
-        rollout = self._sample("sampling with the weights as they are")
-        yield self._started(name, seconds, rollout)
-        if isinstance(engine, VLLMEngine) and self.trainer.strategy.root_device.type == "cpu":
-            yield engines_products()
-        yield self._texts(rollout)
-        self._enter("scoring the rollout in the trainer")
-        policy = self._build()
-        with self._configured_precision() as precision:
-            configured = read(policy, rollout, precision).logprobs
-        reading = read(policy.float(), rollout)
-        hypotheses = drawn_otherwise(policy, reading, rollout, self.defaults)
-        hypotheses += read_otherwise(policy, reading, rollout, self.tokenizer.bos_token_id)
-        rounding = 0.0
-        if self.engine_dtype != torch.float32:
-            rounded = read(policy.to(self.engine_dtype), rollout).logprobs
-            rounding = float((rounded - reading.logprobs).abs().mean())
-        yield self._rounding(rounding, float((configured - reading.logprobs).abs().mean()))
-        yield from self._compared("loaded", rollout, reading.logprobs, hypotheses, rounding)
-        del policy
-        yield from self._after_a_sync(rounding)
+        with started(self.trainer, self.data, (PROMPTS * RESPONSES, self.sampling)):
+            seconds = time.perf_counter() - begin
+            rollout = self._sample("sampling with the weights as they are")
+            yield self._started(name, seconds, rollout)
+            if isinstance(engine, VLLMEngine) and self.trainer.strategy.root_device.type == "cpu":
+                yield engines_products()
+            yield self._texts(rollout)
+            self._enter("scoring the rollout in the trainer")
+            policy = self._build()
+            with self._configured_precision() as precision:
+                configured = read(policy, rollout, precision).logprobs
+            reading = read(policy.float(), rollout)
+            hypotheses = drawn_otherwise(policy, reading, rollout, self.defaults)
+            hypotheses += read_otherwise(policy, reading, rollout, self.tokenizer.bos_token_id)
+            rounding = 0.0
+            if self.engine_dtype != torch.float32:
+                rounded = read(policy.to(self.engine_dtype), rollout).logprobs
+                rounding = float((rounded - reading.logprobs).abs().mean())
+            yield self._rounding(rounding, float((configured - reading.logprobs).abs().mean()))
+            yield from self._compared("loaded", rollout, reading.logprobs, hypotheses, rounding)
+            del policy
+            yield from self._after_a_sync(rounding)
 
     def _after_a_sync(self, rounding: float) -> Iterator[Finding]:
         policy = self._build().float()

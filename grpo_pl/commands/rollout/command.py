@@ -1,28 +1,12 @@
 """`python -m grpo_pl rollout`."""
 
-import argparse
 from pathlib import Path
-from typing import NoReturn
 
-from typing_extensions import override
-
-from grpo_pl.config.option_names import check_names
+from grpo_pl.commands.options import Options
 
 DESCRIPTION = """Sample, score and keep the rollouts of trainer.max_epochs iterations, all by the pretrained
 weights, for data.engine ReplayEngine; train nothing. Takes every option of `fit`. Started again, it goes on
 where it was."""
-
-
-class Options(argparse.ArgumentParser):
-    """The options of `rollout` itself."""
-
-    def __init__(self) -> None:
-        super().__init__("grpo_pl rollout", description=DESCRIPTION, allow_abbrev=False)
-        self.add_argument("--out", type=Path, required=True, help="folder of the files, one an iteration")
-
-    @override
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(f"rollout: {message}")
 
 
 def rollout(args: list[str]) -> None:
@@ -31,8 +15,9 @@ def rollout(args: list[str]) -> None:
     Raises:
         ValueError: If `fit` would refuse the config, or if the folder has rollouts of another one.
     """
-    said, options = Options().parse_known_args(args)
-    check_names("fit", options)
+    parser = Options("rollout", DESCRIPTION)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the files, one an iteration")
+    own, for_fit = parser.split(args)
     from grpo_pl.commands.rollout.offline import make
 
-    make(said.out, options)
+    make(own.out, for_fit)

@@ -5,12 +5,10 @@ from pathlib import Path
 
 import pyarrow.compute as pc
 from rich.progress import Progress
-from typing_extensions import override
 
+from grpo_pl.commands.engine import ONE_PROCESS, of_policy, started
 from grpo_pl.config.allowed import check_folder
-from grpo_pl.config.cli import CLI, configure
-from grpo_pl.datamodule import RolloutDataModule, connect
-from grpo_pl.module import PolicyOptimization
+from grpo_pl.config.cli import CLI
 from grpo_pl.rollout.parquet import file_name, files_of, read_columns, save_rollout
 from grpo_pl.runs.folder import RunFolder, sweep, write_config
 from grpo_pl.runs.layout import CONFIG_FILE
@@ -18,22 +16,8 @@ from grpo_pl.runs.lock import Lock
 from grpo_pl.training.metrics import sample_records
 from grpo_pl.training.strategies import place
 
-TAKEN_FROM_CONFIG = (
-    *("--trainer.devices", "1", "--trainer.num_nodes", "1", "--trainer.strategy", "auto"),
-    *("--trainer.logger", "false", "--trainer.callbacks", "null"),
-    *("--data.val", "null", "--data.val_engine", "null", "--data.store_rollouts", "false"),
-)
-"""One process, which has the prompts of all ranks, and nothing but rollouts."""
 DECIDES = "data", "pretrained", "model.rewards", "model.advantage"
 """The settings that a file of rollouts depends on begin so."""
-
-
-class Unstarted(CLI):
-    """A command line of `fit` that is read and made into components."""
-
-    @override
-    def _run_subcommand(self, subcommand: str) -> None:
-        """Never."""
 
 
 def make(out: Path, options: list[str]) -> None:
@@ -47,7 +31,7 @@ def make(out: Path, options: list[str]) -> None:
         ValueError: If `fit` would refuse the config, or if the folder has rollouts of another one.
     """
     check_folder("--out", out)
-    cli = configure(["fit", *options, *TAKEN_FROM_CONFIG], Unstarted)
+    cli = CLI([*options, *ONE_PROCESS]).build()
     lock = Lock(out, "--out")
     lock.take()
     try:
@@ -75,30 +59,23 @@ def check_same_settings(run: RunFolder, out: Path) -> None:
 
 def make_files(cli: CLI, out: Path) -> None:
     """Sample, score and write every iteration that has no file."""
-    module, data, trainer = cli.model, cli.datamodule, cli.trainer
-    if not isinstance(module, PolicyOptimization) or not isinstance(data, RolloutDataModule):
-        raise ValueError("job: rollout knows the job policy alone: leave job out")
+    trainer, module, data = of_policy(cli, "rollout")
     if (trainer.max_epochs or -1) < 1:
         raise ValueError("trainer.max_epochs: rollout needs a number of iterations: set it to 1 or more")
-    connect(trainer, module, data)
     missing = [i for i in range(data.end) if not (out / file_name(i + 1)).exists()]
     if not missing:
         return
-    try:
-        data.start("fit")
+    with started(trainer, data), Progress(transient=True) as bar:
         for reward in module.rewards.values():
             reward.build(partial(place, trainer.strategy))
         sweep(out)
         write_config(cli.run_folder.parser, cli.run_folder.config, out)
-        with Progress(transient=True) as bar:
-            task = bar.add_task("rollouts", total=data.end, completed=data.end - len(missing))
-            for i in missing:
-                sampled = data.sampler.sample(i)
-                records = sample_records(sampled, module.score(sampled))
-                save_rollout(sampled, out / file_name(i + 1), i + 1, records)
-                bar.advance(task)
-    finally:
-        data.engine.shutdown()
+        task = bar.add_task("rollouts", total=data.end, completed=data.end - len(missing))
+        for i in missing:
+            sampled = data.sampler.sample(i)
+            records = sample_records(sampled, module.score(sampled))
+            save_rollout(sampled, out / file_name(i + 1), i + 1, records)
+            bar.advance(task)
 
 
 def content(folder: Path) -> str:

@@ -7,12 +7,10 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any
 
-from typing_extensions import override
-
+from grpo_pl.commands.options import Options
 from grpo_pl.commands.submit.script import fill
-from grpo_pl.config.option_names import check_names
 from grpo_pl.runs import slurm_job
 from grpo_pl.runs.layout import CONFIG_FILE
 
@@ -21,39 +19,21 @@ DESCRIPTION = """Check what `fit` would run, write it as a job into the run's fo
 What is not listed here goes to `fit`; what is left out is as in the templates of tools/slurm/."""
 
 
-class Fit(Protocol):
-    """A command line of `fit`, read and checked."""
-
-    @property
-    def settings(self) -> Any:
-        """The whole config, as a namespace."""
-        ...
-
-    def prepare(self) -> None:
-        """Make the run's folder ready for it, with its config in it."""
-        ...
-
-
-class Options(argparse.ArgumentParser):
+def options() -> Options:
     """The options of `submit` itself."""
-
-    def __init__(self) -> None:
-        super().__init__("grpo_pl submit", description=DESCRIPTION, allow_abbrev=False)
-        say = self.add_argument
-        say("--nodes", type=int, required=True, help="nodes that train")
-        say("--gpus-per-node", type=int, default=8, help="ranks of a node; 0: trainer.devices on CPUs")
-        say("--server-nodes", type=int, default=0, help="more nodes, with a vLLM server each")
-        say("--server-args", default="", help="more options of each server, in one string")
-        say("--cpus-per-task", type=int, help="CPU cores of a rank")
-        say("--time", help="time limit, as in sbatch")
-        say("--warning-s", type=int, help="seconds before its end: enough for an iteration and a checkpoint")
-        say("--partition")
-        say("--sbatch", action="append", default=[], metavar="NAME=VALUE", help="any other option of sbatch")
-        say("--dry-run", action="store_true", help="show the job and change nothing")
-
-    @override
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(f"submit: {message}")
+    parser = Options("submit", DESCRIPTION)
+    say = parser.add_argument
+    say("--nodes", type=int, required=True, help="nodes that train")
+    say("--gpus-per-node", type=int, default=8, help="ranks of a node; 0: trainer.devices on CPUs")
+    say("--server-nodes", type=int, default=0, help="more nodes, with a vLLM server each")
+    say("--server-args", default="", help="more options of each server, in one string")
+    say("--cpus-per-task", type=int, help="CPU cores of a rank")
+    say("--time", help="time limit, as in sbatch")
+    say("--warning-s", type=int, help="seconds before its end: enough for an iteration and a checkpoint")
+    say("--partition")
+    say("--sbatch", action="append", default=[], metavar="NAME=VALUE", help="any other option of sbatch")
+    say("--dry-run", action="store_true", help="show the job and change nothing")
+    return parser
 
 
 def submit(args: list[str]) -> None:
@@ -65,14 +45,14 @@ def submit(args: list[str]) -> None:
     Raises:
         ValueError: If something is wrong with it, or if the run's folder is another job's that has not ended.
     """
-    options, for_fit = Options().parse_known_args(args)
-    check_names("fit", for_fit)
-    from grpo_pl.config.cli import check
+    own, for_fit = options().split(args)
+    for_fit += for_nodes(own)
+    from grpo_pl.commands.checked import check
 
-    fit = check(for_fit + for_nodes(options))
+    fit = check(for_fit)
     folder = Path(fit.settings.trainer.default_root_dir)
-    script = write(options, fit.settings, folder, read_config_of(folder))
-    if options.dry_run:
+    script = write(own, fit.settings, folder, read_config_of(folder))
+    if own.dry_run:
         print(script, end="")
         return
     check_sbatch()

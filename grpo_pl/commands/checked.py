@@ -1,0 +1,54 @@
+"""Checking what `fit` would run, on a machine that may have none of its devices."""
+
+import re
+from pathlib import Path
+from typing import Any, Self
+
+import lightning.pytorch as pl
+from jsonargparse import Namespace
+from typing_extensions import override
+
+from grpo_pl.config.cli import CLI
+from grpo_pl.datamodule import RolloutDataModule, connect
+from grpo_pl.system.precision import AUTO
+
+
+class Checked(CLI):
+    """A command line of `fit` whose components go together; `build` checks them and needs no GPU."""
+
+    @override
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        """Build one that shares out data as the true one does, without its devices."""
+        if re.search(r"FSDPStrategy|^fsdp(_|$)", str(self.settings.trainer.strategy)):
+            kwargs["strategy"] = "ddp"  # Lightning's FSDPStrategy insists on GPUs
+        if self.settings.trainer.precision == AUTO:
+            kwargs["precision"] = None  # the machine that runs it decides
+        return super().instantiate_trainer(accelerator="cpu", **kwargs)
+
+    @override
+    def settle_types(self, config: Namespace) -> None:
+        """Leave open what the machine that runs it will decide."""
+
+    @override
+    def build(self) -> Self:
+        """Build the components and check them together."""
+        super().build()
+        if isinstance(self.datamodule, RolloutDataModule):
+            connect(self.trainer, self.model, self.datamodule)
+            self.datamodule.check("fit")
+        return self
+
+    @property
+    def ended(self) -> bool:
+        """Whether its folder holds this very run, at its end."""
+        return self.run_folder.has_ended(Path(self.settings.trainer.default_root_dir))
+
+    def prepare(self) -> None:
+        """Make the run's folder ready for it, with its config in it."""
+        with self.run_folder.occupied(self.trainer):
+            self.run_folder.prepare(self.trainer)
+
+
+def check(for_fit: list[str]) -> Checked:
+    """Read and check what is for `fit`."""
+    return Checked(for_fit).build()

@@ -1,0 +1,56 @@
+"""The engine of a config, started for a look at what it samples before anything is trained."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import lightning.pytorch as pl
+
+from grpo_pl.config.cli import CLI
+from grpo_pl.datamodule import RolloutDataModule, connect
+from grpo_pl.module import PolicyOptimization
+from grpo_pl.rollout.engine import RolloutEngine, SamplingConfig
+
+ONE_PROCESS = (
+    *("--trainer.devices", "1", "--trainer.num_nodes", "1", "--trainer.strategy", "auto"),
+    *("--trainer.logger", "false", "--trainer.callbacks", "null"),
+    *("--data.val", "null", "--data.val_engine", "null", "--data.store_rollouts", "false"),
+)
+"""Options of `fit` for one process, which has the prompts of all ranks, and nothing but rollouts."""
+
+
+def of_policy(cli: CLI, command: str) -> tuple[pl.Trainer, PolicyOptimization, RolloutDataModule]:
+    """The components of a config, which know each other.
+
+    Raises:
+        ValueError: If the config is one of another job.
+    """
+    module, data = cli.model, cli.datamodule
+    if not isinstance(module, PolicyOptimization) or not isinstance(data, RolloutDataModule):
+        raise ValueError(f"job: {command} knows the job policy alone: leave job out")
+    connect(cli.trainer, module, data)
+    return cli.trainer, module, data
+
+
+@contextmanager
+def started(
+    trainer: pl.Trainer, data: RolloutDataModule, few: tuple[int, SamplingConfig] | None = None
+) -> Iterator[RolloutEngine]:
+    """The engine with the pretrained weights, as `fit` starts it; it is shut down, whatever happens.
+
+    Args:
+        trainer: What `data` is connected with, by `of_policy`.
+        data: Holds the engine.
+        few: How many responses at once are sampled, and how, where that is less than in `fit`.
+    """
+    try:
+        if few is None:
+            data.start("fit")
+        else:
+            data.engine.start(
+                max_sequence_tokens=data.max_prompt_tokens + few[1].max_tokens,
+                max_sequences=few[0],
+                device=trainer.strategy.root_device,
+            )
+        yield data.engine
+    finally:
+        data.engine.shutdown()

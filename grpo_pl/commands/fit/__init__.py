@@ -1,0 +1,1 @@
+"""The commands that run a config: `fit` and `validate`."""
