@@ -20,7 +20,7 @@ import lightning.pytorch as pl
 import torch
 
 from grpo_pl.callbacks.metrics_table import newest_row
-from grpo_pl.config.cli import CLI
+from grpo_pl.config.cli import CLI, configure
 from grpo_pl.system.memory import forget_peak, peak_gib, release_free_memory
 from grpo_pl.config.exits import mistakes_answered
 from grpo_pl.models.loading import resolve_pretrained
@@ -194,7 +194,7 @@ def main() -> None:
     tame_logs()
     with mistakes_answered(), tempfile.TemporaryDirectory() as folder:
         run = ("--trainer.default_root_dir", folder, "--trainer.max_epochs", str(said.iterations))
-        said.result.write_text(json.dumps(PARTS[said.part](CLI([*options, *run]).build())))
+        said.result.write_text(json.dumps(PARTS[said.part](configure([*options, *run]))))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from rich.progress import track
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout need not be installed
 
-from grpo_pl.config.cli import CLI
+from grpo_pl.config.cli import configure
 from grpo_pl.config.exits import mistakes_answered
 from grpo_pl.datamodule import RolloutDataModule
 from grpo_pl.functional import derive_seed, permutation
@@ -206,7 +206,7 @@ def main(args: list[str] | None = None) -> None:
     tame_logs()
     said, config = arguments(args)
     with mistakes_answered():
-        cli = CLI(config).build()
+        cli = configure(config)
         model, data = cli.model, cli.datamodule
         assert isinstance(model, PolicyOptimization)
         assert isinstance(data, RolloutDataModule)

@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import lightning.pytorch as pl
 from jsonargparse import Namespace
@@ -30,13 +30,12 @@ class Checked(CLI):
         """Leave open what the machine that runs it will decide."""
 
     @override
-    def build(self) -> Self:
+    def build(self) -> None:
         """Build the components and check them together."""
         super().build()
         if isinstance(self.datamodule, RolloutDataModule):
             connect(self.trainer, self.model, self.datamodule)
             self.datamodule.check("fit")
-        return self
 
     @property
     def ended(self) -> bool:
@@ -51,4 +50,6 @@ class Checked(CLI):
 
 def check(for_fit: list[str]) -> Checked:
     """Read and check what is for `fit`."""
-    return Checked(for_fit).build()
+    checked = Checked(for_fit)
+    checked.build()
+    return checked

@@ -18,15 +18,11 @@ ONE_PROCESS = (
 """Options of `fit` for one process, which has the prompts of all ranks, and nothing but rollouts."""
 
 
-def of_policy(cli: CLI, command: str) -> tuple[pl.Trainer, PolicyOptimization, RolloutDataModule]:
-    """The components of a config, which know each other.
-
-    Raises:
-        ValueError: If the config is one of another job.
-    """
+def of_policy(cli: CLI) -> tuple[pl.Trainer, PolicyOptimization, RolloutDataModule]:
+    """The components of a config for the job `policy`, which know each other."""
     module, data = cli.model, cli.datamodule
-    if not isinstance(module, PolicyOptimization) or not isinstance(data, RolloutDataModule):
-        raise ValueError(f"job: {command} knows the job policy alone: leave job out")
+    assert isinstance(module, PolicyOptimization)
+    assert isinstance(data, RolloutDataModule)
     connect(cli.trainer, module, data)
     return cli.trainer, module, data
 

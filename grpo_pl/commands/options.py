@@ -5,6 +5,7 @@ from typing import NoReturn
 
 from typing_extensions import override
 
+from grpo_pl.config.files import read_ahead
 from grpo_pl.config.option_names import check_names
 
 
@@ -24,8 +25,15 @@ class Options(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{self.command}: {message}")
 
-    def split(self, args: list[str]) -> tuple[argparse.Namespace, list[str]]:
-        """The command's own options, and those of `fit`, whose names are checked."""
+    def split(self, args: list[str], *, policy_alone: bool = False) -> tuple[argparse.Namespace, list[str]]:
+        """The command's own options, and those of `fit`, whose names are checked.
+
+        Args:
+            args: What follows the command.
+            policy_alone: Whether the command knows no other job.
+        """
         own, for_fit = self.parse_known_args(args)
         check_names("fit", for_fit)
+        if policy_alone and read_ahead(for_fit)[0] != "policy":
+            raise ValueError(f"job: {self.command} knows the job policy alone: leave job out")
         return own, for_fit

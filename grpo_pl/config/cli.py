@@ -1,7 +1,7 @@
 """Reading a config: the command line and the config files that it names."""
 
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 from jsonargparse import ActionConfigFile, Namespace  # type: ignore[attr-defined]
@@ -153,13 +153,12 @@ class CLI(LightningCLI):
     def instantiate_classes(self) -> None:
         """Leave it to `build`: a command may look at the settings first."""
 
-    def build(self) -> Self:
+    def build(self) -> None:
         """Build what the config names; what a library refuses there is about the config as well."""
         try:
             super().instantiate_classes()
         except (TypeError, ValueError) as error:
             refuse(own_cause(error) or error)
-        return self
 
     @override
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
@@ -192,3 +191,15 @@ class CLI(LightningCLI):
         """What keeps the folder of this run."""
         callbacks: list[pl.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
         return next(callback for callback in callbacks if isinstance(callback, RunFolder))
+
+
+def configure(options: list[str], command: str = "fit") -> CLI:
+    """Read a command line and build what it names.
+
+    Args:
+        options: What follows the command.
+        command: Whose options they are: `fit` or `validate`.
+    """
+    cli = CLI(options, command)
+    cli.build()
+    return cli

@@ -16,7 +16,7 @@ def check_invariance(args: list[str]) -> int:
     """
     parser = Options("check-invariance", DESCRIPTION)
     parser.add_argument("--out", type=Path, help="a JSON file to write the table to, too")
-    own, for_fit = parser.split(args)
+    own, for_fit = parser.split(args, policy_alone=True)
     from grpo_pl.commands.check_invariance.ways import check
 
     return check(for_fit, own.out)

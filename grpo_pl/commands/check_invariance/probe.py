@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from grpo_pl.config.cli import CLI
+from grpo_pl.config.cli import configure
 from grpo_pl.config.exits import mistakes_answered
 from grpo_pl.models.full_weights import full_gradients
 from grpo_pl.system.output import tame_logs
@@ -46,7 +46,7 @@ def main() -> None:
     tame_logs()
     with mistakes_answered():
         file, *args = sys.argv[1:]
-        cli = CLI(args).build()
+        cli = configure(args)
         cli.trainer.callbacks.append(GradientProbe(Path(file)))  # type: ignore[attr-defined]
         cli.trainer.fit(cli.model, cli.datamodule)
 

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -16,7 +16,7 @@ from rich.table import Table
 from safetensors import safe_open
 
 from grpo_pl.commands.engine import ONE_PROCESS, of_policy, started
-from grpo_pl.config.cli import CLI
+from grpo_pl.config.cli import CLI, configure
 from grpo_pl.rollout.parquet import save_rollout
 
 TOLERANCE = 1e-4
@@ -75,7 +75,7 @@ def check(options: list[str], out: Path | None) -> int:
     Raises:
         ValueError: If the config is one that `fit` refuses, or its rollout has no gradient.
     """
-    cli = CLI([*options, *ONE_PROCESS, "--data.resample", "null"]).build()
+    cli = configure([*options, *ONE_PROCESS, "--data.resample", "null"])
     with tempfile.TemporaryDirectory() as folder:
         rollouts = Path(folder) / "rollouts.parquet"
         on_gpu = sample(cli, rollouts)
@@ -91,7 +91,7 @@ def check(options: list[str], out: Path | None) -> int:
 
 def sample(cli: CLI, path: Path) -> bool:
     """Store the pretrained model's rollout of iteration 0; whether this machine computes on a GPU."""
-    trainer, _, data = of_policy(cli, "check-invariance")
+    trainer, _, data = of_policy(cli)
     with started(trainer, data):
         save_rollout(replace(data.sampler, resample=None).sample(0), path)
     return trainer.strategy.root_device.type == "cuda"

@@ -5,7 +5,7 @@ from pathlib import Path
 from lightning.fabric.plugins import TorchCheckpointIO
 
 from grpo_pl.callbacks.gradient_terms import GradientTerms
-from grpo_pl.config.cli import CLI
+from grpo_pl.config.cli import CLI, configure
 from grpo_pl.runs import preemption
 from grpo_pl.runs.checkpoint_io import AtomicCheckpointIO
 from grpo_pl.runs.safe_loading import check_checkpoint
@@ -15,7 +15,7 @@ from grpo_pl.training.rank_failures import ending_together
 
 def run_fit(options: list[str]) -> None:
     """Train what a config describes."""
-    cli = CLI(options).build()
+    cli = configure(options)
     with ending_together(cli.trainer):
         check_checkpoints(cli)
         if cli.trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -26,7 +26,7 @@ def run_fit(options: list[str]) -> None:
 
 def run_validate(options: list[str]) -> None:
     """Measure the accuracy of what a config describes."""
-    cli = CLI(options, "validate").build()
+    cli = configure(options, "validate")
     with ending_together(cli.trainer):
         check_checkpoints(cli)
         cli.trainer.validate(**cli.arguments)

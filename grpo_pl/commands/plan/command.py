@@ -17,15 +17,15 @@ def plan(args: list[str]) -> None:
     """
     parser = Options("plan", DESCRIPTION)
     parser.add_argument("--out", type=Path, help="a JSON file to write the plan to, too")
-    own, for_fit = parser.split(args)
+    own, for_fit = parser.split(args, policy_alone=True)
     from rich.console import Console
 
     from grpo_pl.commands.engine import of_policy
     from grpo_pl.commands.plan.report import as_json, show
     from grpo_pl.commands.plan.requirements import read_run
-    from grpo_pl.config.cli import CLI
+    from grpo_pl.config.cli import configure
 
-    run = read_run(*of_policy(CLI(for_fit).build(), "plan"))
+    run = read_run(*of_policy(configure(for_fit)))
     show(run, Console())
     if own.out is not None:
         own.out.write_text(json.dumps(as_json(run), indent=2) + "\n", encoding="utf-8")

@@ -17,7 +17,7 @@ def rollout(args: list[str]) -> None:
     """
     parser = Options("rollout", DESCRIPTION)
     parser.add_argument("--out", type=Path, required=True, help="folder of the files, one an iteration")
-    own, for_fit = parser.split(args)
+    own, for_fit = parser.split(args, policy_alone=True)
     from grpo_pl.commands.rollout.offline import make
 
     make(own.out, for_fit)

@@ -8,7 +8,7 @@ from rich.progress import Progress
 
 from grpo_pl.commands.engine import ONE_PROCESS, of_policy, started
 from grpo_pl.config.allowed import check_folder
-from grpo_pl.config.cli import CLI
+from grpo_pl.config.cli import CLI, configure
 from grpo_pl.rollout.parquet import file_name, files_of, read_columns, save_rollout
 from grpo_pl.runs.folder import RunFolder, sweep, write_config
 from grpo_pl.runs.layout import CONFIG_FILE
@@ -31,7 +31,7 @@ def make(out: Path, options: list[str]) -> None:
         ValueError: If `fit` would refuse the config, or if the folder has rollouts of another one.
     """
     check_folder("--out", out)
-    cli = CLI([*options, *ONE_PROCESS]).build()
+    cli = configure([*options, *ONE_PROCESS])
     lock = Lock(out, "--out")
     lock.take()
     try:
@@ -59,7 +59,7 @@ def check_same_settings(run: RunFolder, out: Path) -> None:
 
 def make_files(cli: CLI, out: Path) -> None:
     """Sample, score and write every iteration that has no file."""
-    trainer, module, data = of_policy(cli, "rollout")
+    trainer, module, data = of_policy(cli)
     if (trainer.max_epochs or -1) < 1:
         raise ValueError("trainer.max_epochs: rollout needs a number of iterations: set it to 1 or more")
     missing = [i for i in range(data.end) if not (out / file_name(i + 1)).exists()]

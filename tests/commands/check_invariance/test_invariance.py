@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from grpo_pl.__main__ import main
 from grpo_pl.commands.check_invariance.ways import Variant, compare, variants
-from grpo_pl.config.cli import CLI
+from grpo_pl.config.cli import configure
 
 CONFIG = ROOT / "configs" / "tiny.yaml"
 
@@ -54,7 +54,7 @@ def test_one_rollout_has_the_same_gradient_however_models_are_divided(
 
 
 def test_what_is_compared_is_what_the_machine_can_run(tiny_model: Path) -> None:
-    cli = CLI(["--config", str(CONFIG), "--pretrained", str(tiny_model)]).build()
+    cli = configure(["--config", str(CONFIG), "--pretrained", str(tiny_model)])
     found = variants(cli, on_gpu=False)
     assert found[:3] == [Variant("single", 1, 2), Variant("single", 1, 4), Variant("single", 1, 8)]
     assert {v.ranks for v in found} == {1, 2, 4}

@@ -15,7 +15,7 @@ from helpers.run_results import said
 from grpo_pl.__main__ import main
 from grpo_pl.commands.doctor.engine import check_engine
 from grpo_pl.commands.doctor.findings import Finding
-from grpo_pl.config.cli import CLI
+from grpo_pl.config.cli import configure
 from grpo_pl.datamodule import RolloutDataModule
 from grpo_pl.module import PolicyOptimization
 from grpo_pl.rollout.engine import RolloutEngine, SamplingConfig
@@ -52,7 +52,7 @@ def on_tiny(tmp_path: Path, model: Path, *arguments: object) -> tuple[int, Any]:
 
 def examined(engine: RolloutEngine, model: Path, temperature: float = 0.7) -> dict[str, Finding]:
     """What is found of an engine, by the checks' names."""
-    cli = CLI(["--config", str(CONFIG), "--pretrained", str(model)]).build()
+    cli = configure(["--config", str(CONFIG), "--pretrained", str(model)])
     module, data = cli.model, cli.datamodule
     assert isinstance(module, PolicyOptimization)
     assert isinstance(data, RolloutDataModule)

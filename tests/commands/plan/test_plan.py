@@ -461,13 +461,3 @@ def test_what_fit_refuses_is_refused(
         plan(tmp_path, "--pretrained", tiny_model, *arguments.split())
     assert end.value.code == 2
     assert sentence in said(capsys)
-
-
-def test_a_reward_models_training_is_not_planned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pairs = tmp_path / "pairs.jsonl"
-    pairs.write_text('{"prompt": "1 + 1", "chosen": "2", "rejected": "3"}\n')
-    paths = ("--data.train.path", str(pairs), "--data.val.path", str(pairs))
-    with pytest.raises(SystemExit) as end:
-        main(["plan", "--config", str(ROOT / "configs" / "reward_model.yaml"), *paths])
-    assert end.value.code == 2
-    assert "plan knows the job policy alone" in said(capsys)
