@@ -1,4 +1,4 @@
-"""Measure what a process holds beside the terms of `python -m grpo_pl plan`: its libraries, without a GPU.
+"""Measure what a process holds beside the terms of `grpo_pl plan`: its libraries, without a GPU.
 
 python tools/measure_overhead.py [MODEL]
 

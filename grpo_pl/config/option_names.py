@@ -1,4 +1,4 @@
-"""The options of `fit`, `validate` and `plan` as their parser knows them, kept in the user's cache.
+"""The options of `fit` and `validate` as their parser knows them, kept in the user's cache.
 
 To read a command line takes the imports of everything that it may name. A misspelt name, and `--help`, are
 answered from what the last command that had imported all has left here. A name inside a component is left to
@@ -46,7 +46,7 @@ def check_names(command: str, words: list[str]) -> None:
     """Refuse a misspelt option of a command line or its config files, if all names are known.
 
     Args:
-        command: `fit`, `validate` or `plan`.
+        command: `fit` or `validate`.
         words: What follows it.
     """
     job, written_by = read_ahead(words)

@@ -1,4 +1,4 @@
-"""`python -m grpo_pl ablate`."""
+"""`grpo_pl ablate`."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""`python -m grpo_pl check-invariance`."""
+"""`grpo_pl check-invariance`."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""`python -m grpo_pl compare`."""
+"""`grpo_pl compare`."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""`python -m grpo_pl doctor`: imports nothing that could be what is broken before it has looked."""
+"""`grpo_pl doctor`: imports nothing that could be what is broken before it has looked."""
 
 import argparse
 import json

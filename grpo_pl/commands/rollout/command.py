@@ -1,4 +1,4 @@
-"""`python -m grpo_pl rollout`."""
+"""`grpo_pl rollout`."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""`python -m grpo_pl submit`."""
+"""`grpo_pl submit`."""
 
 import argparse
 import shlex
