@@ -27,7 +27,8 @@ from grpo_pl.rollout.engine import RolloutEngine, SamplingConfig
 from grpo_pl.rollout.parquet import file_name, forget_iterations, save_rollout
 from grpo_pl.rollout.sampling import Sampler
 from grpo_pl.rollout.shared import shared
-from grpo_pl.rollout.stored import ROLLOUTS_FOLDER, forget, forget_all, stored
+from grpo_pl.rollout.stored import forget, forget_all, stored
+from grpo_pl.runs.layout import ROLLOUTS_FOLDER
 from grpo_pl.system.heartbeat import heartbeat
 from grpo_pl.training.checks.engines import check_engines, check_sampling, check_whose_rollouts
 from grpo_pl.training.checks.prompts import check_context, check_enough, check_vocabulary, warn_without_end

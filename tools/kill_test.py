@@ -120,9 +120,8 @@ def killed_and_continued(
 
 def differences(ours: Path, theirs: Path) -> list[str]:
     """What two runs have ended with that is not the same."""
-    from grpo_pl.rollout.stored import ROLLOUTS_FOLDER
     from grpo_pl.runs.checkpoint_io import AtomicCheckpointIO
-    from grpo_pl.runs.layout import METRICS_FILE, SAMPLES_FILE, read_metrics
+    from grpo_pl.runs.layout import METRICS_FILE, ROLLOUTS_FOLDER, SAMPLES_FILE, read_metrics
 
     def learned(folder: Path) -> Any:
         checkpoint = AtomicCheckpointIO().load_checkpoint(

@@ -5,7 +5,7 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from grpo_pl.commands.compare.runs import Place, place
+from grpo_pl.runs.layout import StudyPlace, study_place
 
 
 def label_loggers(loggers: Any, folder: Path) -> None:
@@ -18,7 +18,7 @@ def label_loggers(loggers: Any, folder: Path) -> None:
         loggers: `trainer.logger`: changed in place.
         folder: `trainer.default_root_dir`.
     """
-    where = place(folder)
+    where = study_place(folder)
     for logger in loggers if isinstance(loggers, list) else [loggers]:
         if where is None or not isinstance(logger, Namespace):
             continue
@@ -37,16 +37,16 @@ def say(arguments: Namespace, **values: Any) -> None:
         arguments[name] = arguments.get(name) or value
 
 
-def tags(where: Place) -> list[str]:
+def tags(where: StudyPlace) -> list[str]:
     """Study, variant and seed, in words."""
     return [f"{key}={value}" for key, value in where._asdict().items()]
 
 
-def group(where: Place) -> str:
+def group(where: StudyPlace) -> str:
     """What runs that differ by their seed have in common."""
     return f"{where.study}/{where.variant}"
 
 
-def run_name(where: Place) -> str:
+def run_name(where: StudyPlace) -> str:
     """The run among those of its study."""
     return f"{where.variant}/seed-{where.seed}"

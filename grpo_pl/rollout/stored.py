@@ -21,8 +21,6 @@ from grpo_pl.types import Prompt, Rollout
 
 log = logging.getLogger(__name__)
 
-ROLLOUTS_FOLDER = "rollouts"
-"""Where in a run's folder they are."""
 CHECKSUM_BYTES = hashlib.sha256().digest_size
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 

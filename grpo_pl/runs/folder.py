@@ -13,12 +13,20 @@ from typing_extensions import override
 
 from grpo_pl.runs import slurm_job
 from grpo_pl.runs.preemption import checkpointing
-from grpo_pl.system.atomic_files import PARTIAL, remove, write_atomically
-from grpo_pl.runs.lock import LOCK_FILE, Lock
-from grpo_pl.runs.manifest import INSIDE, LAST, agreed, checkpoints, first_rank_says, newest_first
+from grpo_pl.runs.layout import (
+    CONFIG_FILE,
+    ENDED_FILE,
+    LAST,
+    LOCK_FILE,
+    METRICS_FILE,
+    ROLLOUTS_FOLDER,
+    move_aside,
+    sweep,
+)
+from grpo_pl.runs.lock import Lock
+from grpo_pl.runs.manifest import agreed, checkpoints, first_rank_says, newest_first
+from grpo_pl.system.atomic_files import write_atomically
 from grpo_pl.system.precision import AUTO
-from grpo_pl.rollout.stored import ROLLOUTS_FOLDER
-from grpo_pl.runs.layout import CONFIG_FILE, ENDED_FILE, METRICS_FILE, move_aside
 
 FREE = ("resume", "trainer.default_root_dir", "trainer.max_epochs", "trainer.max_steps")
 """Settings that may differ where an unfinished run goes on: they do not change what an iteration does."""
@@ -180,15 +188,6 @@ def plain(config: dict[str, Any]) -> dict[str, Any]:
     last = config.get("ckpt_path") == "last"
     changes = {"checkpoint": saving | {"dirpath": None}} if own else {}
     return config | changes | ({"ckpt_path": None} if last else {})
-
-
-def sweep(folder: Path) -> None:
-    """Remove what a kill has left half written."""
-    for partial in folder.glob(f".*{PARTIAL}"):
-        remove(partial)
-    for manifest in folder.glob(f"*.ckpt.{INSIDE}"):
-        if not manifest.with_name(manifest.name.removesuffix(f".{INSIDE}")).exists():
-            manifest.unlink()
 
 
 def different(a: Any, b: Any, key: str = "") -> Iterator[str]:

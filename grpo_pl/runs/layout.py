@@ -1,13 +1,45 @@
-"""The files of a run, and its `metrics.csv`: one row an iteration."""
+"""The names in a run's folder, its place in a study, and its `metrics.csv`: one row an iteration."""
 
 import csv
+import re
 from pathlib import Path
+from typing import NamedTuple
 
-from grpo_pl.system.atomic_files import write_atomically
+from grpo_pl.system.atomic_files import PARTIAL, remove, write_atomically
 
 CONFIG_FILE, METRICS_FILE, SAMPLES_FILE = "config.yaml", "metrics.csv", "samples.jsonl"
 ENDED_FILE = "ended.json"
 """In the folder of a run that has reached its end; the same command continues any other."""
+LOCK_FILE = ".lock"
+ROLLOUTS_FOLDER = "rollouts"
+LAST = "last.ckpt"
+"""The link in a folder of checkpoints that means the newest whole one."""
+MANIFEST_FILE = "manifest.json"
+"""In a checkpoint of shards; beside a checkpoint of one file, the ending of its name."""
+
+
+class StudyPlace(NamedTuple):
+    """Where a run stands in a study: its folder is `<study>/<variant>/seed-<seed>`."""
+
+    study: str
+    variant: str
+    seed: str
+
+
+def study_place(folder: Path) -> StudyPlace | None:
+    """Where a folder stands in a study, if it does."""
+    folder = folder.absolute()
+    seed = re.fullmatch(r"seed-(\d+)", folder.name)
+    return StudyPlace(folder.parent.parent.name, folder.parent.name, seed[1]) if seed else None
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a kill has left half written."""
+    for partial in folder.glob(f".*{PARTIAL}"):
+        remove(partial)
+    for manifest in folder.glob(f"*.ckpt.{MANIFEST_FILE}"):
+        if not manifest.with_name(manifest.name.removesuffix(f".{MANIFEST_FILE}")).exists():
+            manifest.unlink()
 
 
 def move_aside(folder: Path) -> Path:

@@ -7,9 +7,9 @@ import socket
 from io import TextIOWrapper
 from pathlib import Path
 
-log = logging.getLogger(__name__)
+from grpo_pl.runs.layout import LOCK_FILE
 
-LOCK_FILE = ".lock"
+log = logging.getLogger(__name__)
 
 
 class Lock:

@@ -14,16 +14,14 @@ from typing import Any, TypeVar
 import torch
 from torch import distributed
 
+from grpo_pl.runs.layout import LAST, MANIFEST_FILE
 from grpo_pl.system.atomic_files import write_atomically
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-LAST = "last.ckpt"
-"""The link in a folder of checkpoints that means the newest whole one."""
 SHARDED = "meta.pt"
 """What a checkpoint of shards holds beside tensors, in Lightning's name for it."""
-INSIDE = "manifest.json"
 TORN = RuntimeError, EOFError, ValueError, LookupError, TypeError, struct.error, pickle.UnpicklingError
 """What torch raises where a file is no longer what it was."""
 
@@ -63,8 +61,8 @@ class Manifest:
 def manifest_path(checkpoint: Path) -> Path:
     """Where the manifest of a checkpoint is."""
     if checkpoint.is_dir():
-        return checkpoint / INSIDE
-    return checkpoint.with_name(f"{checkpoint.name}.{INSIDE}")
+        return checkpoint / MANIFEST_FILE
+    return checkpoint.with_name(f"{checkpoint.name}.{MANIFEST_FILE}")
 
 
 def measured(path: Path) -> Part:

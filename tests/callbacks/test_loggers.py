@@ -65,7 +65,7 @@ class WandbLogger(CSVLogger):
 
 def test_fit_labels_the_loggers_of_its_config(tmp_path, fit):
     options = ("--trainer.max_epochs", 1, "--trainer.limit_val_batches", 0, "--samples.every", 0)
-    named = ("--trainer.logger", "test_labels.WandbLogger", "--trainer.logger.save_dir", tmp_path / "logs")
+    named = ("--trainer.logger", f"{__name__}.WandbLogger", "--trainer.logger.save_dir", tmp_path / "logs")
     folder = fit(*options, *named, root=tmp_path / "study" / "one" / "seed-1")
     said = yaml.safe_load((folder / "config.yaml").read_text())["trainer"]["logger"]["init_args"]
     assert (said["name"], said["group"], said["tags"][1]) == ("one/seed-1", "study/one", "variant=one")

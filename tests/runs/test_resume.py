@@ -20,9 +20,9 @@ import torch
 from helpers.run_results import Fit, Refused, column, rows, saved, untimed
 
 from grpo_pl.runs.folder import different
-from grpo_pl.runs.layout import ENDED_FILE
-from grpo_pl.runs.lock import LOCK_FILE, Lock
-from grpo_pl.runs.manifest import LAST, Manifest, damage, manifest_path, newest_first, whole_checkpoint
+from grpo_pl.runs.layout import ENDED_FILE, LAST, LOCK_FILE
+from grpo_pl.runs.lock import Lock
+from grpo_pl.runs.manifest import Manifest, damage, manifest_path, newest_first, whole_checkpoint
 from grpo_pl.system.atomic_files import DiskFullError
 
 PACKAGE = ROOT / "grpo_pl"

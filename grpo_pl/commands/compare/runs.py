@@ -1,30 +1,29 @@
 """Run folders, read back."""
 
 import json
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import yaml
 
-from grpo_pl.runs.layout import CONFIG_FILE, ENDED_FILE, METRICS_FILE, SAMPLES_FILE, read_metrics
+from grpo_pl.runs.layout import (
+    CONFIG_FILE,
+    ENDED_FILE,
+    METRICS_FILE,
+    SAMPLES_FILE,
+    StudyPlace,
+    read_metrics,
+    study_place,
+)
 
 Paths = Iterable[str | Path] | str | Path
 """Run folders, folders that hold `seed-<n>`, or folders of studies."""
 ACCURACY = "val/accuracy"
 """The metric that runs are compared by."""
 TOKENS, SECONDS, VALIDATION = "rollout/tokens", "time/iteration_s", "time/validate_s"
-
-
-class Place(NamedTuple):
-    """Where a run stands in a study: its folder is `<study>/<variant>/seed-<seed>`."""
-
-    study: str
-    variant: str
-    seed: str
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class Run:
     """Empty where there is none: the run never started."""
     rows: list[dict[str, float]] = field(repr=False)
     """Of `metrics.csv`, one an iteration; row 0 is the validation before training."""
-    place: Place | None
+    place: StudyPlace | None
 
     @property
     def seed(self) -> str:
@@ -89,13 +88,6 @@ class Run:
         return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
-def place(folder: Path) -> Place | None:
-    """Where a folder stands in a study, if it does."""
-    folder = folder.absolute()
-    seed = re.fullmatch(r"seed-(\d+)", folder.name)
-    return Place(folder.parent.parent.name, folder.parent.name, seed[1]) if seed else None
-
-
 def read_run(folder: Path) -> Run:
     """Read a run's folder.
 
@@ -115,7 +107,7 @@ def read_run(folder: Path) -> Run:
         rows = [{}]
     if any("iteration" not in row for row in rows):
         raise ValueError(f"compare: {metrics} is no table that `fit` wrote")
-    return Run(folder, settings, rows, place(folder))
+    return Run(folder, settings, rows, study_place(folder))
 
 
 def find_folders(path: Path) -> list[Path]:
@@ -126,9 +118,9 @@ def find_folders(path: Path) -> list[Path]:
     """
     if not path.is_dir():
         raise ValueError(f"compare: there is no folder {path}")
-    if any((path / file).exists() for file in (CONFIG_FILE, METRICS_FILE)) or place(path):
+    if any((path / file).exists() for file in (CONFIG_FILE, METRICS_FILE)) or study_place(path):
         return [path]
-    found = [(where, f) for f in (*path.glob("seed-*"), *path.glob("*/seed-*")) if (where := place(f))]
+    found = [(where, f) for f in (*path.glob("seed-*"), *path.glob("*/seed-*")) if (where := study_place(f))]
     if not found:
         raise ValueError(
             f"compare: {path} holds no run: expected {CONFIG_FILE} and {METRICS_FILE}, as `fit` writes them, "

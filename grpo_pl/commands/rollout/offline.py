@@ -10,8 +10,8 @@ from grpo_pl.commands.engine import ONE_PROCESS, of_policy, started
 from grpo_pl.config.allowed import check_folder
 from grpo_pl.config.cli import CLI, configure
 from grpo_pl.rollout.parquet import file_name, files_of, read_columns, save_rollout
-from grpo_pl.runs.folder import RunFolder, sweep, write_config
-from grpo_pl.runs.layout import CONFIG_FILE
+from grpo_pl.runs.folder import RunFolder, write_config
+from grpo_pl.runs.layout import CONFIG_FILE, sweep
 from grpo_pl.runs.lock import Lock
 from grpo_pl.training.metrics import sample_records
 from grpo_pl.training.strategies import place
