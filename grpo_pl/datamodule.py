@@ -33,7 +33,7 @@ from grpo_pl.system.heartbeat import heartbeat
 from grpo_pl.training.checks.engines import check_engines, check_sampling, check_whose_rollouts
 from grpo_pl.training.checks.prompts import check_context, check_enough, check_vocabulary, warn_without_end
 from grpo_pl.training.checks.schedule import check_counts, check_schedule, check_trainer
-from grpo_pl.training.strategies import AttachedDataModule
+from grpo_pl.training.ranks import AttachedDataModule
 from grpo_pl.training.stream import Stream
 from grpo_pl.types import Experience, Prompt, Rollout
 

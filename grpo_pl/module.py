@@ -35,8 +35,9 @@ from grpo_pl.training.checks.components import (
 from grpo_pl.training.checks.prompts import check_answers
 from grpo_pl.training.metrics import EffectiveSampleSize
 from grpo_pl.training.optimization import OptimizedModule, OptimizerFactory, SchedulerFactory
+from grpo_pl.training.ranks import data_ranks
 from grpo_pl.training.skipped_steps import Source
-from grpo_pl.training.strategies import data_ranks, place
+from grpo_pl.training.strategies import place
 from grpo_pl.training.validation import Evaluation
 from grpo_pl.types import Experience, Prompt, Rollout, ScoredSamples, Sequences, TokenScores
 

@@ -14,7 +14,8 @@ from typing_extensions import override
 
 from grpo_pl.losses.objective import HasObjective
 from grpo_pl.training.gradients import Gradient, cosine, length, set_aside, taken
-from grpo_pl.training.strategies import FSDP2Strategy, data_ranks
+from grpo_pl.training.ranks import data_ranks
+from grpo_pl.training.strategies import FSDP2Strategy
 from grpo_pl.types import Experience
 
 PREFIX = "gradient/"

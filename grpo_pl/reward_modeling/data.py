@@ -12,7 +12,7 @@ from grpo_pl.models.reward_model import ResponseEncoder
 from grpo_pl.prompts.sources import PromptSource
 from grpo_pl.reward_modeling.objectives import LabeledBatch, LabeledResponse, RewardObjective
 from grpo_pl.training.checks.schedule import check_trainer_numbers
-from grpo_pl.training.strategies import AttachedDataModule
+from grpo_pl.training.ranks import AttachedDataModule
 
 log = logging.getLogger(__name__)
 Example = list[LabeledResponse]

@@ -16,6 +16,7 @@ from grpo_pl.models.reward_model import EncodedResponse, RewardModel
 from grpo_pl.rewards.base import ProcessReward, RewardFunction
 from grpo_pl.rewards.patterns import compiled
 from grpo_pl.rewards.steps import step_ends
+from grpo_pl.system.collectives import most_on_any_rank
 from grpo_pl.system.precision import OpenDType, chosen_dtype
 from grpo_pl.types import Sample, StepScore
 
@@ -74,7 +75,9 @@ class FrozenRewardModel:
             )
         scores: list[Tensor] = [torch.empty(0)] * len(samples)
         batches = batches_within(lengths, self.batch_tokens)
-        idle = most_on_any_rank(self.model, len(batches)) - len(batches)
+        idle = 0
+        if isinstance(self.model, FSDPModule | FullyShardedDataParallel):  # each rank runs it equally often
+            idle = most_on_any_rank(len(batches), device) - len(batches)
         for rows in batches:
             token_ids = pad_rows([torch.tensor(encoded[row].token_ids) for row in rows], lengths[rows[0]])
             real = torch.tensor([lengths[row] for row in rows])
@@ -86,15 +89,6 @@ class FrozenRewardModel:
         for _ in range(idle):
             self.model(blank, torch.ones(1, dtype=torch.long, device=device))
         return list(zip(encoded, scores, strict=True))
-
-
-def most_on_any_rank(model: nn.Module, times: int) -> int:
-    """How often each rank runs a model that is divided among them: as often as the one that needs it most."""
-    if not isinstance(model, FSDPModule | FullyShardedDataParallel):
-        return times
-    most = torch.tensor(times, device=next(model.parameters()).device)
-    torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
-    return int(most)
 
 
 class _ByModel:

@@ -24,8 +24,9 @@ from grpo_pl.runs.layout import (
     sweep,
 )
 from grpo_pl.runs.lock import Lock
-from grpo_pl.runs.manifest import agreed, checkpoints, first_rank_says, newest_first
+from grpo_pl.runs.manifest import checkpoints, newest_first
 from grpo_pl.system.atomic_files import write_atomically
+from grpo_pl.system.collectives import agreed, first_rank_says
 from grpo_pl.system.precision import AUTO
 
 FREE = ("resume", "trainer.default_root_dir", "trainer.max_epochs", "trainer.max_steps")

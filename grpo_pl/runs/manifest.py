@@ -9,16 +9,14 @@ import zipfile
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
 
 import torch
-from torch import distributed
 
 from grpo_pl.runs.layout import LAST, MANIFEST_FILE
 from grpo_pl.system.atomic_files import write_atomically
+from grpo_pl.system.collectives import agreed, first_rank_says, is_first_rank, rank_and_size
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 
 SHARDED = "meta.pt"
 """What a checkpoint of shards holds beside tensors, in Lightning's name for it."""
@@ -90,7 +88,7 @@ def damage(checkpoint: Path, manifest: Manifest | None) -> str:
         return agreed("it is missing")
     if manifest is None:
         return agreed("" if stored_step(checkpoint) is not None else "torch cannot open it")
-    rank, size = (distributed.get_rank(), distributed.get_world_size()) if in_group() else (0, 1)
+    rank, size = rank_and_size()
     mine = sorted(manifest.files)[rank::size]
     return agreed(next(filter(None, (part_damage(checkpoint, manifest, name) for name in mine)), ""))
 
@@ -151,34 +149,9 @@ def whole_checkpoint(path: Path) -> Path:
         wrong = damage(candidate, manifest)
         if not wrong:
             return Path(candidate)
-        if not in_group() or distributed.get_rank() == 0:
+        if is_first_rank():
             log.warning("! %s is passed over: %s", candidate, wrong)
     raise ValueError(
         f"ckpt_path: none of the checkpoints in {path.parent} is whole: name another one, or start anew with "
         "--resume never, which keeps what is there"
     )
-
-
-# ----------------------------------------------------------------------------------------- over many ranks
-
-
-def in_group() -> bool:
-    """Whether this process is one of several ranks."""
-    return distributed.is_available() and distributed.is_initialized()
-
-
-def agreed(wrong: str) -> str:
-    """What any rank has found wrong, the same on all of them. Collective."""
-    found: list[Any] = [wrong]
-    if in_group():
-        found = [""] * distributed.get_world_size()
-        distributed.all_gather_object(found, wrong)
-    return next(filter(None, found), "")
-
-
-def first_rank_says(value: T) -> T:
-    """What rank 0 has found. Collective."""
-    box = [value]
-    if in_group():
-        distributed.broadcast_object_list(box)
-    return box[0]

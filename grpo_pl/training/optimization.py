@@ -15,8 +15,8 @@ from typing_extensions import override
 from grpo_pl.functional import one_if_finite
 from grpo_pl.runs.same_model import check_fits
 from grpo_pl.training.gradients import by_mesh, clip, total_norm
+from grpo_pl.training.ranks import num_shards
 from grpo_pl.training.skipped_steps import SkippedStep, Source, explain
-from grpo_pl.training.strategies import num_shards
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 SchedulerFactory = Callable[[Optimizer], LRScheduler]

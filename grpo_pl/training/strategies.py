@@ -1,14 +1,12 @@
-"""How models are divided among ranks: FSDP2Strategy, and what any strategy means for data."""
+"""How models are divided among ranks."""
 
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import lightning.pytorch as pl
 import torch
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, Strategy, StrategyRegistry
-from torch import distributed, nn
+from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import (
@@ -28,49 +26,8 @@ from grpo_pl.models.tensor_parallel import parallelize
 from grpo_pl.runs.manifest import Manifest, Part, measured, whole_checkpoint
 from grpo_pl.runs.safe_loading import check_checkpoint
 from grpo_pl.system.atomic_files import PARTIAL, room_for, sync_folder
+from grpo_pl.system.collectives import each_rank_says
 from grpo_pl.system.precision import DType
-
-
-@dataclass(frozen=True)
-class DataRanks:
-    """Where this process stands among those that get different data."""
-
-    rank: int
-    size: int
-    copies: int
-    """Processes that get the same data, because they compute each layer together."""
-
-    def counted_once(self, total: torch.Tensor) -> torch.Tensor:
-        """A sum over all processes with each copy counted once, of the same type."""
-        return total.div(self.copies, rounding_mode=None if total.is_floating_point() else "floor")
-
-
-def data_ranks(trainer: pl.Trainer) -> DataRanks:
-    """Who gets which data: under tensor parallelism several ranks get the same."""
-    sampler = trainer.distributed_sampler_kwargs or {"num_replicas": 1, "rank": 0}
-    size = sampler["num_replicas"]
-    return DataRanks(sampler["rank"], size, trainer.world_size // size)
-
-
-class AttachedDataModule(pl.LightningDataModule):
-    """A data module that knows its trainer, once there is one, and which data this rank gets."""
-
-    @property
-    def _trainer(self) -> pl.Trainer:
-        assert self.trainer is not None, "the trainer attaches itself before setup"
-        return self.trainer
-
-    @property
-    def _ranks(self) -> DataRanks:
-        return data_ranks(self._trainer)
-
-
-def num_shards(trainer: pl.Trainer) -> int:
-    """Parts that a model's parameters are divided into; 1 where every rank holds them whole."""
-    strategy = trainer.strategy
-    if isinstance(strategy, FSDP2Strategy):
-        return strategy.data_parallel_size // strategy.num_replicas * strategy.tensor_parallel_size
-    return trainer.world_size if isinstance(strategy, FSDPStrategy) else 1
 
 
 class FSDP2Strategy(ModelParallelStrategy):
@@ -218,9 +175,7 @@ class FSDP2Strategy(ModelParallelStrategy):
             str(path.relative_to(folder)): measured(path)
             for path in files[self.global_rank :: self.world_size]
         }
-        every: list[dict[str, Part]] = [{}] * self.world_size
-        distributed.all_gather_object(every, mine)
-        return {name: part for parts in every for name, part in parts.items()}
+        return {name: part for parts in each_rank_says(mine) for name, part in parts.items()}
 
     @override
     def load_checkpoint(

@@ -14,7 +14,7 @@ from grpo_pl.commands.plan.estimate import peak
 from grpo_pl.commands.plan.requirements import Run, read_run
 from grpo_pl.datamodule import RolloutDataModule
 from grpo_pl.module import PolicyOptimization
-from grpo_pl.training.strategies import num_shards
+from grpo_pl.training.ranks import num_shards
 
 TIGHT = 0.9
 """The share of what is free above which a run is likely to meet the end of it."""

@@ -21,7 +21,7 @@ from grpo_pl.module import PolicyOptimization
 from grpo_pl.rollout.engine import Demand, EngineMemory
 from grpo_pl.system.memory import tensor_bytes
 from grpo_pl.training.optimization import OptimizerFactory
-from grpo_pl.training.strategies import data_ranks, num_shards
+from grpo_pl.training.ranks import data_ranks, num_shards
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -7,7 +7,7 @@ import uuid
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from multiprocessing import parent_process
-from typing import Any, NamedTuple, TypeVar, final
+from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor, distributed
@@ -28,11 +28,11 @@ from grpo_pl.rollout.server.connection import Fleet, Server, ServerError, connec
 from grpo_pl.rollout.server.requests import Answering
 from grpo_pl.rollout.server.transfer import MIB, NCCL, SharedFiles, WeightTransfer, buckets
 from grpo_pl.system.addresses import is_address
+from grpo_pl.system.collectives import first_rank_says, in_group, is_first_rank, launched_ranks
 from grpo_pl.system.precision import DType
 from grpo_pl.types import Prompt, Rollout
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 
 
 class Synced(NamedTuple):
@@ -112,7 +112,7 @@ class ServerEngine(RolloutEngine):
                 f"data.engine.api_key_variable={self.api_key_variable} is not set: export the servers' API "
                 "key under this name"
             )
-        if parent_process() is not None and ranks_around() > 1 and not distributed.is_initialized():
+        if parent_process() is not None and launched_ranks() > 1 and not in_group():
             raise ValueError(
                 "data.engine OverlappedEngine cannot share servers among ranks: set data.engine to "
                 "ServerEngine, or trainer.devices and trainer.num_nodes to 1"
@@ -134,7 +134,7 @@ class ServerEngine(RolloutEngine):
     async def _check(self, transfer: WeightTransfer) -> None:
         async with self._fleet(self.urls) as fleet:
             await asyncio.gather(*(check(server, self._expected) for server in fleet.servers))
-            if is_sender():
+            if is_first_rank():
                 await transfer.connect(fleet, anew=True)
             for url, error in fleet.lost.items():
                 name = type(transfer).__name__
@@ -158,15 +158,15 @@ class ServerEngine(RolloutEngine):
 
     @override
     def load_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
-        if distributed.is_initialized():
+        if in_group():
             distributed.barrier()  # no rank waits for responses any more
-        if is_sender():
+        if is_first_rank():
             sent = ((name, tensor.to(self.weights_dtype or tensor.dtype)) for name, tensor in weights)
             self._synced = asyncio.run(self._push(sent, f"{uuid.uuid4()}, step {version}"))
         else:
             for _ in weights:
                 pass
-        self._synced, self._version = from_sender(self._synced), version
+        self._synced, self._version = first_rank_says(self._synced), version
         if not self._synced.urls:
             raise no_server_left(self._synced)
 
@@ -284,22 +284,3 @@ def no_server_left(synced: Synced) -> EngineLostError:
     """Says why, of each."""
     reasons = "; ".join(f"{url}: {reason}" for url, reason in synced.lost.items())
     return EngineLostError(f"no server is left ({reasons})")
-
-
-def is_sender() -> bool:
-    """Whether this rank is the one that pushes weights."""
-    return not distributed.is_initialized() or distributed.get_rank() == 0
-
-
-def from_sender(value: T) -> T:
-    """What the sending rank has, on all ranks; collective."""
-    if not distributed.is_initialized():
-        return value
-    box = [value]
-    distributed.broadcast_object_list(box, src=0)
-    return box[0]
-
-
-def ranks_around() -> int:
-    """Of how many processes the run consists, as its launcher has told this one or its parent."""
-    return max(int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "SLURM_NTASKS"))
