@@ -16,8 +16,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout ne
 
 import grpo_pl.commands.fit.running  # noqa: F401 - what every run imports
 from grpo_pl.rollout.engine import Demand
-from grpo_pl.rollout.vllm import GIB, VLLMEngine
-from grpo_pl.system.memory import release_free_memory
+from grpo_pl.rollout.vllm import VLLMEngine
+from grpo_pl.system.memory import GIB, release_free_memory
 
 
 def held_gib() -> float:

@@ -65,7 +65,7 @@ class Samples(pl.Callback):
         if self.every and (iteration - 1) % self.every == 0 and self.rows:
             bar = trainer.progress_bar_callback
             console = bar.console if isinstance(bar, Progress) else Console()
-            console.print(table(spread(batch.records, self.rows), f"iteration {iteration}"))
+            console.print(samples_table(best_to_worst(batch.records, self.rows), f"iteration {iteration}"))
 
 
 def iteration_of(line: bytes) -> int | None:
@@ -76,7 +76,7 @@ def iteration_of(line: bytes) -> int | None:
         return None
 
 
-def spread(records: list[SampleRecord], count: int) -> list[SampleRecord]:
+def best_to_worst(records: list[SampleRecord], count: int) -> list[SampleRecord]:
     """Some of the records, from best to worst reward, as far apart as can be."""
     ranked = sorted(records, key=lambda r: -(r.reward if r.reward is not None else float("-inf")))
     if len(ranked) <= count:
@@ -84,7 +84,7 @@ def spread(records: list[SampleRecord], count: int) -> list[SampleRecord]:
     return [ranked[round(i * (len(ranked) - 1) / max(count - 1, 1))] for i in range(count)]
 
 
-def table(records: list[SampleRecord], title: str) -> Table:
+def samples_table(records: list[SampleRecord], title: str) -> Table:
     """Prompt, response, reward by component, and advantage, side by side."""
     out = Table(title=title, title_justify="left", show_lines=True)
     for column in ("prompt", "response"):

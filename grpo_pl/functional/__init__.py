@@ -1,6 +1,5 @@
 """The mathematics of the loop as pure functions of tensors, knowing nothing of models and engines."""
 
-from grpo_pl.functional.finite import one_if_finite
 from grpo_pl.functional.groups import (
     group_is_constant,
     group_mean,
@@ -17,7 +16,7 @@ from grpo_pl.functional.partition import balanced_partition, batches_within, eve
 from grpo_pl.functional.ratios import MAX_LOG_RATIO, bounded_exp, importance_ratio, kl_k1, kl_k2, kl_k3
 from grpo_pl.functional.returns import generalized_advantages, outcome_rewards
 from grpo_pl.functional.seeds import derive_seed, permutation
-from grpo_pl.functional.statistics import divide_by_std, masked_mean, mean_and_std, whiten
+from grpo_pl.functional.statistics import divide_by_std, masked_mean, mean_and_std, one_if_finite, whiten
 from grpo_pl.functional.success_rates import majority_at_k, pass_at_k, wilson_interval
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Means and standard deviations over the entries of a mask, on all ranks."""
+"""Means and standard deviations over the entries of a mask, on all ranks; whether numbers are finite."""
 
 from collections.abc import Callable
 
@@ -52,3 +52,12 @@ def divide_by_std(
 ) -> Float[Tensor, "*shape"]:
     """`x / (std + eps)`, and `x` itself where nothing varies: eps alone would blow it up."""
     return x / torch.where(std > 0, std + eps, 1.0)
+
+
+def one_if_finite(*numbers: Float[Tensor, ""]) -> Float[Tensor, ""]:
+    """1 if all numbers are finite, else NaN.
+
+    A loss times this is the same to the last bit, or has NaN for its gradient with respect to all that it
+    depends on: so each rank learns from the norm of the gradient that some number of another is not finite.
+    """
+    return 1 + (0 * torch.stack([number.detach().float() for number in numbers])).sum()

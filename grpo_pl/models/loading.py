@@ -199,42 +199,57 @@ def _load_config_without_dropout(pretrained: str) -> "PretrainedConfig":
 def load_language_model(pretrained: str, dtype: DType, attention: str | None = None) -> "PreTrainedModel":
     """A causal language model without dropout, so that two passes agree and the first ratio is 1."""
     from transformers import AutoModelForCausalLM
+
+    config = _load_config_without_dropout(pretrained)
+    return _load(AutoModelForCausalLM, pretrained, config, dtype, attention)[0]
+
+
+def _load(
+    auto: Any,
+    pretrained: str,
+    config: "PretrainedConfig",
+    dtype: DType,
+    attention: str | None,
+    head: str = "",
+) -> tuple["PreTrainedModel", bool]:
+    """A model, on the `meta` device where weights are not wanted yet, and whether it lacks some of its head."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    config = _load_config_without_dropout(pretrained)
     arguments: dict[str, Any] = {"dtype": getattr(torch, dtype)}
     if attention is not None:
         arguments["attn_implementation"] = attention
     path = resolve_pretrained(pretrained)
-    with loading(pretrained, "weights"):
+    with loading(pretrained, "weights"):  # also names an architecture without such a head
         if _shapes_alone.get():
-            return cast("PreTrainedModel", AutoModelForCausalLM.from_config(config, **arguments))
+            return auto.from_config(config, **arguments), False
         if (later := deferred()) is not None:
             with torch.device("meta"):
-                empty = cast("PreTrainedModel", AutoModelForCausalLM.from_config(config, **arguments))
-            if later.defer(empty, weights_folder(pretrained)):
-                return empty
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+                empty = auto.from_config(config, **arguments)
+            folder = weights_folder(pretrained)
+            missing = read_head(getattr(empty, head), folder) if head else set()
+            if later.defer(empty, folder):
+                return empty, bool(missing)
+        loaded: Any = auto.from_pretrained(
             path, config=config, output_loading_info=True, **arguments, **NO_CODE
         )
     model, report = loaded
-    check_complete(pretrained, report)
-    return cast("PreTrainedModel", model)
+    check_complete(pretrained, report, head)
+    return model, bool(report["missing_keys"])
 
 
-def check_complete(pretrained: str, report: dict[str, Any], head: str | None = None) -> None:
+def check_complete(pretrained: str, report: dict[str, Any], head: str = "") -> None:
     """Refuse a checkpoint that lacks weights, which would be random, and name those that it has for nothing.
 
     Args:
         pretrained: The model folder or hub name.
         report: What transformers says of the loading.
-        head: The module whose weights may be missing.
+        head: The module whose weights may be missing; empty for none.
 
     Raises:
         ValueError: If some are missing.
     """
-    missing = sorted(key for key in report["missing_keys"] if head is None or not key.startswith(head))
+    missing = sorted(key for key in report["missing_keys"] if not head or not key.startswith(head))
     if missing:
         raise ValueError(
             f"pretrained={pretrained} lacks {len(missing)} of the weights that its config.json speaks of, "
@@ -272,10 +287,8 @@ def load_reward_model(
             not a linear layer on the state of each token.
     """
     from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()
-    path, config = resolve_pretrained(pretrained), _load_config_without_dropout(pretrained)
+    config = _load_config_without_dropout(pretrained)
     architecture = "".join(config.architectures or ())
     if "Classification" in architecture and config.num_labels != 1:
         raise ValueError(
@@ -283,32 +296,14 @@ def load_reward_model(
             "with one"
         )
     config.num_labels = 1
-    arguments: dict[str, Any] = {"dtype": getattr(torch, dtype)}
-    if attention is not None:
-        arguments["attn_implementation"] = attention
     auto, own_kind = {
         "outcome": (AutoModelForSequenceClassification, "ForSequenceClassification"),
         "process": (AutoModelForTokenClassification, "ForTokenClassification"),
     }[kind]
-    report: dict[str, Any] = {"missing_keys": set(), "unexpected_keys": set()}
-    with loading(pretrained, "weights"):  # also names an architecture without such a head
-        if _shapes_alone.get():
-            model = auto.from_config(config, **arguments)
-        elif (later := deferred()) is not None:
-            with torch.device("meta"):
-                model = auto.from_config(config, **arguments)
-            folder = weights_folder(pretrained)
-            report["missing_keys"] = read_head(model.score, folder)
-            if not later.defer(model, folder):
-                model = auto.from_pretrained(path, config=config, **arguments, **NO_CODE)
-        else:
-            model, report = auto.from_pretrained(
-                path, config=config, output_loading_info=True, **arguments, **NO_CODE
-            )
-    check_complete(pretrained, report, head="score")
+    model, lacks_head = _load(auto, pretrained, config, dtype, attention, head="score")
     if not isinstance(getattr(model, "score", None), nn.Linear):
         raise ValueError(
             f"pretrained={pretrained} loads as a {type(model).__name__}, which has no linear head `score` on "
             "the state of each token: give a model of another architecture, such as Llama or Qwen2"
         )
-    return cast("PreTrainedModel", model), own_kind not in architecture or bool(report["missing_keys"])
+    return model, own_kind not in architecture or lacks_head

@@ -26,7 +26,7 @@ class Span(NamedTuple):
     response_tokens: int
 
 
-class Place(NamedTuple):
+class Slot(NamedTuple):
     """Where a sequence lies."""
 
     row: int
@@ -39,7 +39,7 @@ class Place(NamedTuple):
 class Placement(NamedTuple):
     """Where sequences lie in rows."""
 
-    places: list[Place]
+    places: list[Slot]
     used: list[int]
     """The tokens in each row."""
 
@@ -128,7 +128,7 @@ def first_fit(spans: Sequence[Span], capacity: int) -> Placement:
     """
     used: list[int] = []
     begins: list[dict[int, int]] = []  # of each row: where the prompts in it begin
-    places = [Place(0, 0, 0)] * len(spans)
+    places = [Slot(0, 0, 0)] * len(spans)
     for b in sorted(range(len(spans)), key=lambda b: (spans[b].prompt, -spans[b].response_tokens, b)):
         prompt, prompt_tokens, response_tokens = spans[b]
         room = [capacity - tokens for tokens in used]
@@ -146,7 +146,7 @@ def first_fit(spans: Sequence[Span], capacity: int) -> Placement:
         if prompt not in begins[row]:
             begins[row][prompt] = used[row]
             used[row] += prompt_tokens
-        places[b] = Place(row, begins[row][prompt], used[row])
+        places[b] = Slot(row, begins[row][prompt], used[row])
         used[row] += response_tokens
     return Placement(places, used)
 

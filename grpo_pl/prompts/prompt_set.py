@@ -12,7 +12,7 @@ from grpo_pl.prompts.sources import PromptSource
 from grpo_pl.types import Prompt
 
 _BATCH = 500
-_ROWS_WORTH_A_PROGRESS_BAR = 5000
+ROWS_WORTH_A_PROGRESS_BAR = 5000
 
 
 class PromptSet:
@@ -47,7 +47,7 @@ class PromptSet:
         self.num_long = 0
         total = len(source)
         batches = range(0, total, _BATCH)
-        hidden = total <= _ROWS_WORTH_A_PROGRESS_BAR
+        hidden = total <= ROWS_WORTH_A_PROGRESS_BAR
         for start in track(batches, description=f"Encoding {key}", transient=True, disable=hidden):
             questions = [source[row] for row in range(start, min(start + _BATCH, total))]
             encoded = format.encode_batch([q.messages or q.text for q in questions], tokenizer)

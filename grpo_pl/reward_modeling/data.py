@@ -9,17 +9,17 @@ from typing_extensions import override
 
 from grpo_pl.functional import derive_seed, permutation
 from grpo_pl.models.reward_model import ResponseEncoder
+from grpo_pl.prompts.prompt_set import ROWS_WORTH_A_PROGRESS_BAR
 from grpo_pl.prompts.sources import PromptSource
 from grpo_pl.reward_modeling.objectives import LabeledBatch, LabeledResponse, RewardObjective
 from grpo_pl.training.checks.schedule import check_trainer_numbers
 from grpo_pl.training.ranks import AttachedDataModule
 
 log = logging.getLogger(__name__)
-Example = list[LabeledResponse]
-_ROWS_WORTH_A_PROGRESS_BAR = 5000
+LabeledExample = list[LabeledResponse]
 
 
-class Learner(Protocol):
+class HasRewardObjective(Protocol):
     """What the DataModule needs of the LightningModule."""
 
     objective: RewardObjective
@@ -64,7 +64,7 @@ class RewardDataModule(AttachedDataModule):
         self.train, self.val, self.replay, self.replay_share = train, val, replay, replay_share
         self.pretrained, self.batch_size, self.seed = pretrained, batch_size, seed
         self.max_tokens, self.long_examples = max_tokens, long_examples
-        self.sets: dict[str, Dataset[Example]] = {}
+        self.sets: dict[str, Dataset[LabeledExample]] = {}
 
     @override
     def setup(self, stage: str) -> None:
@@ -76,7 +76,7 @@ class RewardDataModule(AttachedDataModule):
         encode = ResponseEncoder.load(self.pretrained)
         if stage == "fit":
             new = self._read("train", self.train, encode)
-            self.sets["train"] = cast("Dataset[Example]", new)
+            self.sets["train"] = cast("Dataset[LabeledExample]", new)
             if self.replay is not None and self.replay_share:
                 old = self._read("replay", self.replay, encode)
                 count = replay_count(len(new), len(old), self.replay_share)
@@ -84,12 +84,12 @@ class RewardDataModule(AttachedDataModule):
                 self.sets["train"] = ConcatDataset([self.sets["train"], Subset(old, rows)])  # type: ignore[arg-type]
                 log.info("data.replay: %d of %d examples beside %d new ones", count, len(old), len(new))
         if self.val is not None:
-            self.sets["val"] = cast("Dataset[Example]", self._read("val", self.val, encode))
+            self.sets["val"] = cast("Dataset[LabeledExample]", self._read("val", self.val, encode))
 
-    def _read(self, name: str, source: PromptSource, encode: ResponseEncoder) -> list[Example]:
-        objective = cast(Learner, self._trainer.lightning_module).objective
+    def _read(self, name: str, source: PromptSource, encode: ResponseEncoder) -> list[LabeledExample]:
+        objective = cast(HasRewardObjective, self._trainer.lightning_module).objective
         limit = min(self.max_tokens or encode.context, encode.context)
-        examples, hidden = [], len(source) < _ROWS_WORTH_A_PROGRESS_BAR
+        examples, hidden = [], len(source) < ROWS_WORTH_A_PROGRESS_BAR
         for row in track(
             range(len(source)), description=f"Encoding data.{name}", transient=True, disable=hidden
         ):
@@ -114,16 +114,16 @@ class RewardDataModule(AttachedDataModule):
         return examples
 
     @override
-    def train_dataloader(self) -> DataLoader[Example]:
+    def train_dataloader(self) -> DataLoader[LabeledExample]:
         return self._loader("train")
 
     @override
-    def val_dataloader(self) -> DataLoader[Example] | list[Example]:
+    def val_dataloader(self) -> DataLoader[LabeledExample] | list[LabeledExample]:
         return self._loader("val") if "val" in self.sets else []
 
-    def _loader(self, name: str) -> DataLoader[Example]:
+    def _loader(self, name: str) -> DataLoader[LabeledExample]:
         """Batches of this rank; their order depends on seed and epoch alone, so that a run can be resumed."""
-        sampler: DistributedSampler[Example] = DistributedSampler(
+        sampler: DistributedSampler[LabeledExample] = DistributedSampler(
             self.sets[name],
             num_replicas=self._ranks.size,
             rank=self._ranks.rank,

@@ -54,7 +54,7 @@ class LabeledBatch:
 
 
 @dataclass(kw_only=True)
-class Verdict:
+class ScoredBatch:
     """What the scores of a micro-batch are worth."""
 
     loss: Float[Tensor, "E"]
@@ -80,7 +80,7 @@ class RewardObjective(ABC):
         """
 
     @abstractmethod
-    def __call__(self, scores: Float[Tensor, "B T"], batch: LabeledBatch) -> Verdict:
+    def __call__(self, scores: Float[Tensor, "B T"], batch: LabeledBatch) -> ScoredBatch:
         """The loss over the scores after each token; the gradient flows through `scores`."""
 
 
@@ -118,11 +118,11 @@ class BradleyTerry(RewardObjective):
         return pair
 
     @override
-    def __call__(self, scores: Float[Tensor, "B T"], batch: LabeledBatch) -> Verdict:
+    def __call__(self, scores: Float[Tensor, "B T"], batch: LabeledBatch) -> ScoredBatch:
         chosen, rejected = scores[batch.judged].view(-1, 2).unbind(-1)
         margin = chosen - rejected
         said = margin.detach()
-        return Verdict(
+        return ScoredBatch(
             loss=F.softplus(-margin) + self.center * (chosen + rejected) ** 2,
             probability=torch.cat([said, -said]).sigmoid(),  # a pair is a comparison either way round
             truth=torch.cat([torch.ones_like(said), torch.zeros_like(said)]),
@@ -167,10 +167,10 @@ class StepLabels(RewardObjective):
         return [LabeledResponse(token_ids=encoded.token_ids, judged=[*label_at], labels=[*label_at.values()])]
 
     @override
-    def __call__(self, scores: Float[Tensor, "B T"], batch: LabeledBatch) -> Verdict:
+    def __call__(self, scores: Float[Tensor, "B T"], batch: LabeledBatch) -> ScoredBatch:
         each = F.binary_cross_entropy_with_logits(scores, batch.labels, reduction="none")
         steps = batch.judged.sum(-1)
-        return Verdict(
+        return ScoredBatch(
             loss=torch.where(batch.judged, each, 0.0).sum(-1) / steps,
             probability=scores[batch.judged].detach().sigmoid(),
             truth=batch.labels[batch.judged],

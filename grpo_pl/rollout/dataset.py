@@ -16,15 +16,8 @@ from grpo_pl.models.loading import (
     vocabulary_size,
     without_weights,
 )
-from grpo_pl.rollout.engine import (
-    Demand,
-    EngineMemory,
-    OfflineEngine,
-    Response,
-    SamplingConfig,
-    assemble_rollout,
-    token_ends,
-)
+from grpo_pl.rollout.assembly import Response, assemble_rollout, token_ends
+from grpo_pl.rollout.engine import Demand, EngineMemory, OfflineEngine, SamplingConfig
 from grpo_pl.system.memory import tensor_bytes
 from grpo_pl.system.precision import DType
 from grpo_pl.types import Prompt, Rollout

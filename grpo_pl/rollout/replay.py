@@ -8,7 +8,8 @@ from typing import Any, final
 import torch
 from typing_extensions import override
 
-from grpo_pl.rollout.engine import OfflineEngine, Response, SamplingConfig, assemble_rollout
+from grpo_pl.rollout.assembly import Response, assemble_rollout
+from grpo_pl.rollout.engine import OfflineEngine, SamplingConfig
 from grpo_pl.rollout.parquet import Group, files_of, read_columns, read_groups
 from grpo_pl.types import Prompt, Rollout
 

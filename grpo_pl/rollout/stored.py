@@ -46,7 +46,7 @@ class StoredRollouts(EngineWrapper):
     @override
     def load_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         sums: list[tuple[str, Tensor]] = []
-        super().load_weights(summed(weights, sums), version)
+        super().load_weights(with_sums(weights, sums), version)
         told = repr([(name, int(bits)) for name, bits in sums])
         self._version, self._weights = version, hashlib.blake2b(told.encode()).hexdigest()
 
@@ -89,7 +89,7 @@ def read(path: Path) -> dict[str, Any] | None:
     return every | {"token_ends": json.loads(every["token_ends"])}
 
 
-def summed(
+def with_sums(
     weights: Iterable[tuple[str, Tensor]], sums: list[tuple[str, Tensor]]
 ) -> Iterator[tuple[str, Tensor]]:
     """Weights on their way; the sum of the bits of each is added to `sums`."""

@@ -17,17 +17,9 @@ from typing_extensions import override
 from grpo_pl.functional import derive_seed
 from grpo_pl.models.architecture import Architecture
 from grpo_pl.models.loading import load_language_model, resolve_pretrained, without_weights
-from grpo_pl.rollout.engine import (
-    Demand,
-    EngineMemory,
-    Response,
-    RolloutEngine,
-    SamplingConfig,
-    assemble_rollout,
-    sampling_bytes,
-    token_ends,
-)
-from grpo_pl.system.memory import release_free_memory, tensor_bytes
+from grpo_pl.rollout.assembly import Response, assemble_rollout, token_ends
+from grpo_pl.rollout.engine import Demand, EngineMemory, RolloutEngine, SamplingConfig, sampling_bytes
+from grpo_pl.system.memory import GIB, release_free_memory, tensor_bytes
 from grpo_pl.system.output import captured_output
 from grpo_pl.system.precision import OpenDType, chosen_dtype
 from grpo_pl.types import Prompt, Rollout
@@ -36,7 +28,6 @@ if TYPE_CHECKING:
     from vllm import LLM, SamplingParams
     from vllm.inputs import TokensPrompt
 
-GIB = 1 << 30
 LIBRARIES_BYTES = int(0.38 * GIB)
 """What vLLM adds to a process without a GPU beside weights and cache, as `tools/measure_overhead.py`
 found it."""

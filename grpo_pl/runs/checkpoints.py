@@ -38,7 +38,7 @@ class Checkpoints(ModelCheckpoint):
         for path in checkpoints(self.folder) if trainer.is_global_zero else ():
             manifest = Manifest.read(path)
             if manifest is not None and manifest.step > trainer.global_step:
-                set_aside(path)
+                supersede(path)
 
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -91,7 +91,7 @@ class Checkpoints(ModelCheckpoint):
                 yield path
 
 
-def set_aside(checkpoint: Path) -> None:
+def supersede(checkpoint: Path) -> None:
     """Rename a checkpoint so that nothing continues from it."""
     for path in [checkpoint] if checkpoint.is_dir() else [manifest_path(checkpoint), checkpoint]:
         aside = path.with_name(f"{path.name}.superseded")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+GIB = 1 << 30
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _BEYOND_ANY_TENSOR = -1, -3, 1 << 30
 _PEAK = re.compile(r"VmHWM:\s+(\d+) kB")
 

@@ -12,7 +12,7 @@ import torch
 
 from grpo_pl.callbacks.curves import draw_curves
 from grpo_pl.callbacks.progress import line
-from grpo_pl.callbacks.samples import Samples, spread
+from grpo_pl.callbacks.samples import Samples, best_to_worst
 from grpo_pl.runs.checkpoint_io import AtomicCheckpointIO
 from grpo_pl.runs.layout import move_aside, read_metrics, write_metrics
 from grpo_pl.system.atomic_files import write_atomically
@@ -265,8 +265,8 @@ def record(reward):
 
 def test_spread_shows_the_best_the_worst_and_those_between():
     records = [record(reward) for reward in (0.0, 1.0, 0.25, None, 0.5)]
-    assert [r.reward for r in spread(records, 3)] == [1.0, 0.25, None]
-    assert [r.reward for r in spread(records, 9)] == [1.0, 0.5, 0.25, 0.0, None]
+    assert [r.reward for r in best_to_worst(records, 3)] == [1.0, 0.25, None]
+    assert [r.reward for r in best_to_worst(records, 9)] == [1.0, 0.5, 0.25, 0.0, None]
 
 
 # ----------------------------------------------------------------------------------------------------- curves

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from grpo_pl.rollout.engine import Response, SamplingConfig
+from grpo_pl.rollout.assembly import Response
+from grpo_pl.rollout.engine import SamplingConfig
 from grpo_pl.rollout.in_process import InProcessEngine
 from grpo_pl.types import Prompt
 

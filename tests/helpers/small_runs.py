@@ -2,11 +2,11 @@
 
 from dataclasses import replace
 
-from grpo_pl.commands.plan.estimate import GIB
 from grpo_pl.commands.plan.formulas import Network
-from grpo_pl.commands.plan.requirements import Model, Run
+from grpo_pl.commands.plan.requirements import Model, Requirements
 from grpo_pl.models.architecture import Architecture
 from grpo_pl.rollout.engine import EngineMemory
+from grpo_pl.system.memory import GIB
 
 TINY = Architecture(layers=2, hidden=64, intermediate=128, heads=2, kv_heads=1, head_dim=32, vocabulary=320)
 TINY_PARAMETERS = 320 * 64 + 2 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128 + 2 * 64) + 64
@@ -19,7 +19,7 @@ def model(**changes: object) -> Model:
     return Model(**(held | {"optimizer_bytes": 8000, "network": FLOAT32} | changes))  # type: ignore[arg-type]
 
 
-def small_run(**changes: object) -> Run:
+def small_run(**changes: object) -> Requirements:
     """A run that nothing is wrong with: 8 prompts of 8 responses, packed, in 2 minibatches of 2."""
     settings = {
         "on_cpu": True,
@@ -48,4 +48,4 @@ def small_run(**changes: object) -> Run:
         "idle_reference": False,
         "attention": "eager",
     }
-    return Run(**(settings | changes))  # type: ignore[arg-type]
+    return Requirements(**(settings | changes))  # type: ignore[arg-type]

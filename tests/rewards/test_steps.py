@@ -13,7 +13,7 @@ from grpo_pl.models.loading import load_tokenizer
 from grpo_pl.rewards.base import earning_tokens, score_samples, token_rewards
 from grpo_pl.rewards.rules import ExactMatch, LengthPenalty
 from grpo_pl.rewards.steps import StepPattern, step_ends
-from grpo_pl.rollout.engine import token_ends
+from grpo_pl.rollout.assembly import token_ends
 from grpo_pl.runs.layout import read_metrics
 from grpo_pl.types import Prompt, Sample, StepScore
 

@@ -8,7 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from grpo_pl.rollout.engine import Response, SamplingConfig, assemble_rollout
+from grpo_pl.rollout.assembly import Response, assemble_rollout
+from grpo_pl.rollout.engine import SamplingConfig
 from grpo_pl.rollout.parquet import file_name, save_rollout
 from grpo_pl.rollout.replay import ReplayEngine
 from grpo_pl.rollout.shared import part

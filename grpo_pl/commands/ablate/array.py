@@ -16,7 +16,7 @@ from grpo_pl.runs.layout import CONFIG_FILE
 REPORT_SCRIPT = "report.sbatch"
 
 
-class Job(NamedTuple):
+class ArrayJob(NamedTuple):
     """An array of jobs, before it is submitted."""
 
     script: str
@@ -24,7 +24,7 @@ class Job(NamedTuple):
     """Options of sbatch for the report."""
 
 
-def submit_array(runs: Sequence[PlannedRun], out: Path, job: Job, *, base: str) -> None:
+def submit_array(runs: Sequence[PlannedRun], out: Path, job: ArrayJob, *, base: str) -> None:
     """Submit runs as one array, and the report on the study as a job that waits for all of it.
 
     Args:
@@ -63,7 +63,7 @@ def read_options(text: str) -> argparse.Namespace:
     return said
 
 
-def array_job(runs: Sequence[PlannedRun], out: Path, options: argparse.Namespace) -> Job:
+def array_job(runs: Sequence[PlannedRun], out: Path, options: argparse.Namespace) -> ArrayJob:
     """The script that runs each in a job of its own, one of an array.
 
     Args:
@@ -75,7 +75,7 @@ def array_job(runs: Sequence[PlannedRun], out: Path, options: argparse.Namespace
     choose = [f"configs=({configs})", 'set -- --config "${configs[$SLURM_ARRAY_TASK_ID]}"']
     more = {"array": f"0-{len(runs) - 1}", "output": shlex.quote(f"{out}/slurm-%A_%a.out")}
     partition = [f"--partition={options.partition}"] if options.partition else []
-    return Job(write(options, runs[0].fit.settings, out, choose, more), partition)
+    return ArrayJob(write(options, runs[0].fit.settings, out, choose, more), partition)
 
 
 def report_script(out: Path, base: str) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo_pl.callbacks.budget import SPENT
-from grpo_pl.commands.ablate.study import Budget, Study
+from grpo_pl.commands.ablate.study import RunBudget, Study
 from grpo_pl.commands.checked import Checked, check
 from grpo_pl.runs.layout import ENDED_FILE, METRICS_FILE, read_metrics
 
@@ -21,7 +21,7 @@ class PlannedRun:
     folder: Path
     options: list[str]
     """Of `fit`."""
-    budget: Budget
+    budget: RunBudget
     fit: Checked
     """Those options, read and checked."""
     ended: bool
@@ -88,14 +88,14 @@ def plan_runs(
             yield PlannedRun(variant, seed, folder, said, budget, fit, fit.ended)
 
 
-def iterations_of(settings: Any, study: Study) -> Budget:
+def iterations_of(settings: Any, study: Study) -> RunBudget:
     """The budget of a config."""
     if (settings.trainer.max_epochs or 0) < 1:
         raise ValueError(f"study {study.path}: budget: name one, for trainer.max_epochs is no limit")
-    return Budget("iterations", settings.trainer.max_epochs)
+    return RunBudget("iterations", settings.trainer.max_epochs)
 
 
-def check_last_validation(settings: Any, budget: Budget, variant: str, study: Study) -> None:
+def check_last_validation(settings: Any, budget: RunBudget, variant: str, study: Study) -> None:
     """Refuse a study whose last iteration would not be validated."""
     every = settings.trainer.check_val_every_n_epoch or 1
     if budget.unit == "iterations" and budget.amount % every:

@@ -21,7 +21,7 @@ SETTINGS_FOLDER = "settings"
 EXAMPLE = "for instance `variants: {grpo: {}, no_kl: {model: {kl: null}}}`"
 
 
-class Budget(NamedTuple):
+class RunBudget(NamedTuple):
     """What each run may spend."""
 
     unit: str
@@ -46,7 +46,7 @@ class Study:
     variants: dict[str, list[Part]]
     """Name -> what is laid over each other, the base first; the others are compared with the first one."""
     seeds: list[int]
-    budget: Budget | None
+    budget: RunBudget | None
     """None leaves it to the configs."""
     metric: str
 
@@ -144,7 +144,7 @@ def seeds_of(said: Any, where: str) -> list[int]:
     return seeds
 
 
-def budget_of(said: Any, where: str) -> Budget | None:
+def budget_of(said: Any, where: str) -> RunBudget | None:
     """One limit in one unit."""
     if said is None:
         return None
@@ -154,4 +154,4 @@ def budget_of(said: Any, where: str) -> Budget | None:
     kinds = (int, float) if UNITS[unit] is float else int
     if isinstance(amount, bool) or not isinstance(amount, kinds) or not amount > 0:
         raise ValueError(f"{where}: budget.{unit}: expected a number above 0, got {shortened(amount)}")
-    return Budget(unit, amount)
+    return RunBudget(unit, amount)

@@ -9,7 +9,7 @@ COUNT = 4
 
 
 @dataclass(frozen=True)
-class Response:
+class GroupResponse:
     """One group's."""
 
     group: str
@@ -26,7 +26,7 @@ class Dialogue:
     answer: str
     seed: str
     iteration: int
-    responses: tuple[Response, ...]
+    responses: tuple[GroupResponse, ...]
 
 
 def side_by_side(groups: list[Group], count: int = COUNT) -> list[Dialogue]:
@@ -68,6 +68,6 @@ def first_records(group: Group, seed: str) -> dict[tuple[int, str], dict[str, An
     return found
 
 
-def response_of(group: str, record: dict[str, Any]) -> Response:
+def response_of(group: str, record: dict[str, Any]) -> GroupResponse:
     """A record as one group's response."""
-    return Response(group, record["response"], record["reward"], record["truncated"])
+    return GroupResponse(group, record["response"], record["reward"], record["truncated"])

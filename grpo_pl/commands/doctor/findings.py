@@ -4,7 +4,6 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Verdict = Literal["ok", "warning", "problem"]
-GIB = 1 << 30
 
 
 @dataclass(frozen=True)

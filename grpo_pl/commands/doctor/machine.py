@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 import psutil
 
-from grpo_pl.commands.doctor.findings import GIB, Finding, good, warn_if
+from grpo_pl.commands.doctor.findings import Finding, good, warn_if
+from grpo_pl.system.memory import GIB
 
 CGROUP = Path("/sys/fs/cgroup")
 SHARED_MEMORY = Path("/dev/shm")

@@ -8,12 +8,13 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from grpo_pl.commands.doctor.findings import GIB, Finding, fail_if, warn_if
+from grpo_pl.commands.doctor.findings import Finding, fail_if, warn_if
 from grpo_pl.commands.plan.advice import does_not_fit
 from grpo_pl.commands.plan.estimate import peak
-from grpo_pl.commands.plan.requirements import Run, read_run
+from grpo_pl.commands.plan.requirements import Requirements, read_requirements
 from grpo_pl.datamodule import RolloutDataModule
 from grpo_pl.module import PolicyOptimization
+from grpo_pl.system.memory import GIB
 from grpo_pl.training.ranks import num_shards
 
 TIGHT = 0.9
@@ -28,14 +29,14 @@ def check_run(
     Raises:
         ValueError: If the configuration is one that `fit` refuses, with the key to change.
     """
-    run = read_run(trainer, module, data)
+    run = read_requirements(trainer, module, data)
     folder = existing(Path(trainer.default_root_dir))
     size = checkpoint_bytes(run) * num_shards(trainer)
-    kept = checkpoints(settings["checkpoint"], trainer.max_epochs or -1)
+    kept = checkpoints_kept(settings["checkpoint"], trainer.max_epochs or -1)
     return [memory(run), disk(folder, shutil.disk_usage(folder).free, size, kept), writable(folder)]
 
 
-def memory(run: Run) -> Finding:
+def memory(run: Requirements) -> Finding:
     """The peak that `plan` predicts against what is free."""
     phase, needed = peak(run)
     found = f"{needed / GIB:.1f} GiB at most, in the phase {phase}, of {run.free_bytes / GIB:.1f} free"
@@ -47,12 +48,12 @@ def memory(run: Run) -> Finding:
     return warn_if(tight, "memory", found, fix, needed_bytes=needed, free_bytes=run.free_bytes)
 
 
-def checkpoint_bytes(run: Run) -> int:
+def checkpoint_bytes(run: Requirements) -> int:
     """What is trained, with its optimizer's state: 12 bytes a parameter in float32 with Adam."""
     return sum(model.gradient_bytes + model.optimizer_bytes for model in run.models)
 
 
-def checkpoints(settings: Mapping[str, Any], iterations: int) -> int | None:
+def checkpoints_kept(settings: Mapping[str, Any], iterations: int) -> int | None:
     """How many are on the disk at once, the one being written among them; None for no end of them.
 
     Args:

@@ -2,8 +2,9 @@
 
 from collections.abc import Callable
 
-from grpo_pl.commands.plan.estimate import GIB, peak, smallest_that_fits, update_bytes
-from grpo_pl.commands.plan.requirements import Model, Run
+from grpo_pl.commands.plan.estimate import peak, smallest_that_fits, update_bytes
+from grpo_pl.commands.plan.requirements import Model, Requirements
+from grpo_pl.system.memory import GIB
 
 SHORT = 512
 """Tokens of a sequence up to which eager attention was the faster one on a CPU."""
@@ -11,12 +12,12 @@ LOSES_UPDATES_BELOW = 1e-4
 """In bfloat16 a weight of 0.02 moves by 1e-4 or not at all, and a step of Adam is about the learning rate."""
 
 
-def policy(run: Run) -> Model:
+def policy(run: Requirements) -> Model:
     """The model that is trained first of all."""
     return run.models[0]
 
 
-def does_not_fit(run: Run) -> str | None:
+def does_not_fit(run: Requirements) -> str | None:
     """The phase at the peak needs more than is free."""
     phase, needed = peak(run)
     if needed <= run.free_bytes:
@@ -30,7 +31,7 @@ def does_not_fit(run: Run) -> str | None:
     )
 
 
-def updates_lost(run: Run) -> str | None:
+def updates_lost(run: Requirements) -> str | None:
     """Weights of 16 bits round small updates away."""
     network = policy(run).network
     if run.adapters or network is None or network.weight_bytes > 2:
@@ -43,7 +44,7 @@ def updates_lost(run: Run) -> str | None:
     )
 
 
-def padding_computed(run: Run) -> str | None:
+def padding_computed(run: Requirements) -> str | None:
     """Padded rows cost a CPU most, and read a prompt once for each of its responses."""
     network = policy(run).network
     if not run.on_cpu or network is None or network.row_tokens is not None:
@@ -54,7 +55,7 @@ def padding_computed(run: Run) -> str | None:
     )
 
 
-def slow_attention(run: Run) -> str | None:
+def slow_attention(run: Requirements) -> str | None:
     """For short sequences on a CPU the explicit product is the faster attention."""
     if not run.on_cpu or run.attention == "eager" or run.sequence_tokens > SHORT:
         return None
@@ -64,7 +65,7 @@ def slow_attention(run: Run) -> str | None:
     )
 
 
-def prompts_scattered(run: Run) -> str | None:
+def prompts_scattered(run: Requirements) -> str | None:
     """Packed rows share a prompt only among responses of one micro-batch."""
     network = policy(run).network
     if network is None or network.row_tokens is None or run.keep_groups or run.group_size == 1:
@@ -75,7 +76,7 @@ def prompts_scattered(run: Run) -> str | None:
     )
 
 
-def engine_not_full(run: Run) -> str | None:
+def engine_not_full(run: Requirements) -> str | None:
     """An engine that could decode more sequences at once than there ever are."""
     most = max(run.responses, run.val_prompts)
     if run.engine.max_sequences <= most:
@@ -86,7 +87,7 @@ def engine_not_full(run: Run) -> str | None:
     )
 
 
-def clip_never_acts(run: Run) -> str | None:
+def clip_never_acts(run: Requirements) -> str | None:
     """In the first optimizer step on a rollout every ratio is 1."""
     if run.minibatches * run.update_epochs > 1 or run.loss_name is None:
         return None
@@ -96,7 +97,7 @@ def clip_never_acts(run: Run) -> str | None:
     )
 
 
-def cache_too_small(run: Run) -> str | None:
+def cache_too_small(run: Requirements) -> str | None:
     """Where the cache is full, sequences are put off and read again."""
     if run.engine.cache_needed <= run.engine.cache:
         return None
@@ -107,7 +108,7 @@ def cache_too_small(run: Run) -> str | None:
     )
 
 
-def cache_too_large(run: Run) -> str | None:
+def cache_too_large(run: Requirements) -> str | None:
     """More than a GiB of the cache that nothing can fill."""
     needed = max(run.engine.cache_needed, run.val_cache_bytes)
     if run.engine.cache - needed < GIB:
@@ -118,7 +119,7 @@ def cache_too_large(run: Run) -> str | None:
     )
 
 
-def validation_too_large(run: Run) -> str | None:
+def validation_too_large(run: Requirements) -> str | None:
     """Validation prompts at once that training's cache does not hold."""
     if run.val_cache_bytes <= max(run.engine.cache, run.engine.cache_needed):
         return None
@@ -129,7 +130,7 @@ def validation_too_large(run: Run) -> str | None:
     )
 
 
-def reference_not_built(run: Run) -> str | None:
+def reference_not_built(run: Requirements) -> str | None:
     """A reference that nothing compares with."""
     if not run.idle_reference:
         return None
@@ -139,7 +140,7 @@ def reference_not_built(run: Run) -> str | None:
     )
 
 
-def activations_at_the_peak(run: Run) -> str | None:
+def activations_at_the_peak(run: Requirements) -> str | None:
     """Activations that are most of the peak, and that could be computed again."""
     network, phase = policy(run).network, peak(run)
     activations = update_bytes(run)["activations"]
@@ -151,7 +152,7 @@ def activations_at_the_peak(run: Run) -> str | None:
     )
 
 
-def logits_at_the_peak(run: Run) -> str | None:
+def logits_at_the_peak(run: Requirements) -> str | None:
     """Chunks of logits that are most of what a micro-batch needs."""
     network, terms = policy(run).network, update_bytes(run)
     if network is None or terms["logits"] < max(GIB, sum(terms.values()) / 2):
@@ -162,7 +163,7 @@ def logits_at_the_peak(run: Run) -> str | None:
     )
 
 
-def engine_awake(run: Run) -> str | None:
+def engine_awake(run: Requirements) -> str | None:
     """An engine that keeps the GPU's memory while the policy learns."""
     if run.on_cpu or run.engine.sleeps or not run.engine.cache or peak(run)[0] != "update":
         return None
@@ -173,7 +174,7 @@ def engine_awake(run: Run) -> str | None:
     )
 
 
-ADVICE: tuple[Callable[[Run], str | None], ...] = (
+ADVICE: tuple[Callable[[Requirements], str | None], ...] = (
     does_not_fit,
     updates_lost,
     padding_computed,
@@ -197,6 +198,6 @@ def rounded_up(needed: int) -> float:
     return -(-needed * 10 // GIB) / 10
 
 
-def warnings(run: Run) -> list[str]:
+def warnings(run: Requirements) -> list[str]:
     """What is likely not meant in this run."""
     return [sentence for advise in ADVICE if (sentence := advise(run)) is not None]

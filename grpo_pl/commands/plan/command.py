@@ -22,10 +22,10 @@ def plan(args: list[str]) -> None:
 
     from grpo_pl.commands.engine import of_policy
     from grpo_pl.commands.plan.report import as_json, show
-    from grpo_pl.commands.plan.requirements import read_run
+    from grpo_pl.commands.plan.requirements import read_requirements
     from grpo_pl.config.cli import configure
 
-    run = read_run(*of_policy(configure(for_fit)))
+    run = read_requirements(*of_policy(configure(for_fit)))
     show(run, Console())
     if own.out is not None:
         own.out.write_text(json.dumps(as_json(run), indent=2) + "\n", encoding="utf-8")

@@ -9,9 +9,9 @@ from grpo_pl.commands.plan.formulas import (
     forward_bytes,
     head_bytes,
 )
-from grpo_pl.commands.plan.requirements import Model, Run
+from grpo_pl.commands.plan.requirements import Model, Requirements
+from grpo_pl.system.memory import GIB
 
-GIB = 1 << 30
 PROCESS_BYTES = int(0.44 * GIB)
 """Python with torch, Lightning and grpo_pl, as `tools/measure_overhead.py` found it; on a GPU machine this is
 host memory and does not count."""
@@ -41,17 +41,17 @@ class Passes:
     backward: int
 
 
-def resident_bytes(run: Run) -> int:
+def resident_bytes(run: Requirements) -> int:
     """What stays through all phases once training has begun: gradients live until the next backward."""
     return overhead_bytes(run) + sum(model.bytes for model in run.models) + run.bucket_bytes
 
 
-def overhead_bytes(run: Run) -> int:
+def overhead_bytes(run: Requirements) -> int:
     """What the process needs for itself, the engine's libraries included."""
     return (PROCESS_BYTES if run.on_cpu else CUDA_BYTES) + run.engine.libraries
 
 
-def update_bytes(run: Run) -> dict[str, int]:
+def update_bytes(run: Requirements) -> dict[str, int]:
     """What the backward of one micro-batch needs, by its terms, summed over the trained models."""
     learning = [model.network for model in run.models if model.trained and model.network is not None]
     terms = {
@@ -64,7 +64,7 @@ def update_bytes(run: Run) -> dict[str, int]:
     return terms | {"heap holes": holes, "gradients aside": aside}
 
 
-def score_bytes(run: Run) -> int:
+def score_bytes(run: Requirements) -> int:
     """What the passes without gradient need: autocast keeps the copies of trained weights alone."""
     passes, casts, rewards = [0], 0, [0]
     for model in run.models:
@@ -81,7 +81,7 @@ def score_bytes(run: Run) -> int:
     return max(casts + max(passes), *rewards)
 
 
-def phases(run: Run) -> dict[str, int]:
+def phases(run: Requirements) -> dict[str, int]:
     """The most bytes in each phase of an iteration; an engine that sleeps is not there while one learns."""
     held, engine = resident_bytes(run), run.engine.weights + run.engine.cache
     resting = 0 if run.engine.sleeps else engine
@@ -95,24 +95,24 @@ def phases(run: Run) -> dict[str, int]:
     }
 
 
-def peak(run: Run) -> tuple[str, int]:
+def peak(run: Requirements) -> tuple[str, int]:
     """The phase that needs most, and its bytes."""
     return max(phases(run).items(), key=lambda phase: phase[1])
 
 
-def smallest_that_fits(run: Run) -> int | None:
+def smallest_that_fits(run: Requirements) -> int | None:
     """The fewest micro-batches of an optimizer step that fit the free memory; None if no number does."""
     fewest = range(1, run.units + 1)
     fitting = (k for k in fewest if peak(replace(run, micro_batches=k))[1] <= run.free_bytes)
     return next(fitting, None)
 
 
-def passes(run: Run) -> list[Passes]:
+def passes(run: Requirements) -> list[Passes]:
     """Forwards and backwards of each model over one iteration's rollout."""
     return [passes_of(run, model) for model in run.models]
 
 
-def passes_of(run: Run, model: Model) -> Passes:
+def passes_of(run: Requirements, model: Model) -> Passes:
     """Those of one model; a trained one scores at most once and learns in every epoch of updates."""
     epochs = run.update_epochs if model.trained else 0
     again = 2 if model.network is not None and model.network.checkpointing else 1

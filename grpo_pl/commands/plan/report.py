@@ -8,7 +8,6 @@ from rich.table import Table
 
 from grpo_pl.commands.plan.advice import warnings
 from grpo_pl.commands.plan.estimate import (
-    GIB,
     overhead_bytes,
     passes,
     peak,
@@ -16,10 +15,11 @@ from grpo_pl.commands.plan.estimate import (
     smallest_that_fits,
     update_bytes,
 )
-from grpo_pl.commands.plan.requirements import Run
+from grpo_pl.commands.plan.requirements import Requirements
+from grpo_pl.system.memory import GIB
 
 
-def as_json(run: Run) -> dict[str, Any]:
+def as_json(run: Requirements) -> dict[str, Any]:
     """Everything that the plan says, in bytes, of one rank."""
     fits, (phase, needed) = smallest_that_fits(run), peak(run)
     return {
@@ -49,13 +49,13 @@ def as_json(run: Run) -> dict[str, Any]:
     }
 
 
-def tokens_at_most(run: Run) -> dict[str, int]:
+def tokens_at_most(run: Requirements) -> dict[str, int]:
     """Of one iteration: those generated, and those that each pass over the rollout reads."""
     generated = run.responses * run.response_tokens
     return {"generated": generated, "read": generated + run.responses * run.prompt_tokens}
 
 
-def show(run: Run, console: Console) -> None:
+def show(run: Requirements, console: Console) -> None:
     """Write the plan where a person reads it."""
     console.print(models_table(run))
     console.print(phases_table(run))
@@ -75,7 +75,7 @@ def show(run: Run, console: Console) -> None:
         console.print(f"! {warning}", highlight=False, markup=False)
 
 
-def models_table(run: Run) -> Table:
+def models_table(run: Requirements) -> Table:
     """What each model holds, and how often it reads a rollout."""
     table = Table("GiB of a rank", title_justify="left", title="Models, and what a micro-batch needs")
     for heading in ("params", "weights", "grads", "optim.", "forwards", "backw."):
@@ -98,7 +98,7 @@ def models_table(run: Run) -> Table:
     return table
 
 
-def phases_table(run: Run) -> Table:
+def phases_table(run: Requirements) -> Table:
     """The memory of each phase."""
     table = Table("phase", title_justify="left", title="Memory")
     table.add_column("GiB", justify="right")

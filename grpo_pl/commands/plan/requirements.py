@@ -51,7 +51,7 @@ class Model:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class Requirements:
     """What decides memory and passes of a run, on one rank."""
 
     on_cpu: bool
@@ -118,7 +118,9 @@ class Run:
         return packed_rows(sequences // size, size, *lengths, network.row_tokens)
 
 
-def read_run(trainer: pl.Trainer, module: PolicyOptimization, data: RolloutDataModule) -> Run:
+def read_requirements(
+    trainer: pl.Trainer, module: PolicyOptimization, data: RolloutDataModule
+) -> Requirements:
     """Everything that the plan is made of.
 
     Raises:
@@ -128,24 +130,17 @@ def read_run(trainer: pl.Trainer, module: PolicyOptimization, data: RolloutDataM
     data.check("fit")
     with without_weights():
         module.build(lambda build: build())
-    train = data.read_prompts("train", data.train)
-    prompts = [train[row] for row in range(len(train))]
-    module.check_prompts("data.train", prompts)
-    longest = max(len(prompt.token_ids) for prompt in prompts)
+    longest = longest_prompt(module, data)
     device = trainer.strategy.root_device
-    ranks = data_ranks(trainer).size
-    mine = data.prompts_per_iteration // ranks
+    mine = data.prompts_per_iteration // data_ranks(trainer).size
     val_prompts = data.val_prompts_per_batch if data.val is not None else 0
     engine, val_cache_bytes = read_engines(data, mine, val_prompts, longest, device)
     state_bytes, learning_rate = optimizer_costs(module.optimizer)
-    amp_bytes = 2 if "mixed" in trainer.precision else None
-    shards = num_shards(trainer)
-    models = tuple(read_models(module.held_models(), state_bytes, amp_bytes, shards))
-    callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    models = tuple(read_models(trainer, module.held_models(), state_bytes))
     policy = module.held_models()["policy"]
     assert isinstance(policy, LanguageModel), "build() refuses others"
     loss = module.objective.terms["policy"]
-    return Run(
+    return Requirements(
         on_cpu=device.type == "cpu",
         free_bytes=free_bytes(device, trainer.num_devices),
         models=models,
@@ -163,16 +158,35 @@ def read_run(trainer: pl.Trainer, module: PolicyOptimization, data: RolloutDataM
         val_cache_bytes=val_cache_bytes,
         reward_tokens=max(reward.tokens_at_once for reward in module.rewards.values()),
         with_entropy=module.objective.needs_entropy,
-        measures_terms=any(isinstance(each, GradientTerms) and each.every for each in callbacks),
+        measures_terms=measures_terms(trainer),
         loss_name=None if isinstance(loss, Reinforce) else type(loss).__name__,
         learning_rate=learning_rate,
         adapters=isinstance(module.builders["policy"], LoRA),
         idle_reference=module.idle_reference,
         attention=policy.language_model.config._attn_implementation,
-        bucket_bytes=sum(model.gradient_bytes for model in models)
-        if ranks > 1 and isinstance(trainer.strategy, DDPStrategy)
-        else 0,
+        bucket_bytes=bucket_bytes(trainer, models),
     )
+
+
+def longest_prompt(module: PolicyOptimization, data: RolloutDataModule) -> int:
+    """The tokens of the longest training prompt, when all prompts are found to be fit for the rewards."""
+    train = data.read_prompts("train", data.train)
+    prompts = [train[row] for row in range(len(train))]
+    module.check_prompts("data.train", prompts)
+    return max(len(prompt.token_ids) for prompt in prompts)
+
+
+def measures_terms(trainer: pl.Trainer) -> bool:
+    """Whether `gradient_terms` keeps gradients aside."""
+    callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return any(isinstance(callback, GradientTerms) and callback.every for callback in callbacks)
+
+
+def bucket_bytes(trainer: pl.Trainer, models: Iterable[Model]) -> int:
+    """The copy of the gradients that DDP averages."""
+    if data_ranks(trainer).size == 1 or not isinstance(trainer.strategy, DDPStrategy):
+        return 0
+    return sum(model.gradient_bytes for model in models)
 
 
 def read_engines(
@@ -215,10 +229,9 @@ def optimizer_costs(factory: OptimizerFactory) -> tuple[float, float]:
     return (held[1] - held[0]) / (more.numel() - one.numel()), float(optimizer.param_groups[0]["lr"])
 
 
-def read_models(
-    held: dict[str, nn.Module], state_bytes: float, amp_bytes: int | None, shards: int
-) -> Iterable[Model]:
+def read_models(trainer: pl.Trainer, held: dict[str, nn.Module], state_bytes: float) -> Iterable[Model]:
     """The models in memory; what is trained is sharded."""
+    amp_bytes, shards = 2 if "mixed" in trainer.precision else None, num_shards(trainer)
     counted: set[int] = set()
     for name, model in held.items():
         own = {id(p): p for p in model.parameters() if id(p) not in counted}

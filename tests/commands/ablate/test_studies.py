@@ -12,7 +12,7 @@ from helpers.repository import ROOT
 from helpers.run_results import said
 
 from grpo_pl.__main__ import main
-from grpo_pl.commands.ablate.study import Budget, read_study
+from grpo_pl.commands.ablate.study import RunBudget, read_study
 
 TINY = str(ROOT / "configs" / "tiny.yaml")
 VARIANTS: dict[str, Any] = {"grpo": {}, "no_kl": {"model": {"kl": None}}}
@@ -55,7 +55,7 @@ def test_a_study_lays_files_and_settings_over_its_base_in_their_order(
     ],
 )
 def test_a_budget_that_is_not_of_iterations_takes_their_limit_away(unit: str, options: list[str]) -> None:
-    assert Budget(unit, 500).options == options
+    assert RunBudget(unit, 500).options == options
 
 
 WRONG = {

@@ -8,9 +8,9 @@ import pytest
 from helpers.small_runs import small_run
 
 from grpo_pl.commands.doctor import machine, run
-from grpo_pl.commands.doctor.findings import GIB
 from grpo_pl.commands.plan.estimate import peak
 from grpo_pl.rollout.engine import EngineMemory
+from grpo_pl.system.memory import GIB
 
 SMI = "0, NVIDIA H100, 580.10, 500, 81559\n1, NVIDIA H100, 580.10, 70000, 81559\n"
 
@@ -119,7 +119,7 @@ def test_how_many_checkpoints_there_are_at_once(
     settings: dict[str, object], iterations: int, kept: int | None
 ) -> None:
     usual = {"save_top_k": 1, "save_last": "link", "every_n_epochs": None}
-    assert run.checkpoints(usual | settings, iterations) == kept
+    assert run.checkpoints_kept(usual | settings, iterations) == kept
 
 
 def test_the_disk_against_the_checkpoints() -> None:

@@ -19,7 +19,6 @@ from torch.autograd.graph import saved_tensors_hooks
 from grpo_pl.__main__ import main
 from grpo_pl.commands.plan.advice import warnings
 from grpo_pl.commands.plan.estimate import (
-    GIB,
     overhead_bytes,
     passes_of,
     peak,
@@ -45,6 +44,7 @@ from grpo_pl.models.packing import pack
 from grpo_pl.rollout.engine import Demand, EngineMemory
 from grpo_pl.rollout.in_process import InProcessEngine
 from grpo_pl.rollout.vllm import VLLMEngine
+from grpo_pl.system.memory import GIB
 
 CPU = torch.device("cpu")
 
