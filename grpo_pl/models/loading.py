@@ -212,7 +212,7 @@ def _load(
     attention: str | None,
     head: str = "",
 ) -> tuple["PreTrainedModel", bool]:
-    """A model, on the `meta` device where weights are not wanted yet, and whether it lacks some of its head."""
+    """A model, and whether its `head` has no stored weights; on `meta` where weights are read later."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()

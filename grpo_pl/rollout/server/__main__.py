@@ -16,7 +16,7 @@ from grpo_pl.models.loading import context_length, resolve_pretrained
 from grpo_pl.rollout.server.api_key import RequireKey
 from grpo_pl.rollout.server.transfer import NCCL, SharedFiles
 from grpo_pl.rollout.vllm import engine_arguments
-from grpo_pl.system.precision import AUTO, OpenDType, device_here, measured_rates
+from grpo_pl.system.precision import DType, OpenDType, device_here, measured_rates
 
 BACKENDS = {kind.__name__: kind.backend for kind in (NCCL, SharedFiles)}
 RECEIVER = "grpo_pl.rollout.server.receiver.WorkerExtension"
@@ -56,12 +56,8 @@ def serve(
     if not (key := os.environ.get(api_key_variable)):
         raise ValueError(f"api_key_variable={api_key_variable} is not set: export an API key of your own")
     on_cpu = not torch.cuda.is_available()
-    if dtype == AUTO:
-        rates = measured_rates(device_here().type)
-        dtype = rates.fitting
-        print(f"serve: computes in {rates.reason}", flush=True)
     arguments = engine_arguments(
-        dtype=dtype,
+        dtype=announced(dtype),
         enforce_eager=on_cpu if enforce_eager is None else enforce_eager,
         max_model_len=max_model_len or context_length(pretrained),
         max_num_seqs=max_sequences,
@@ -74,6 +70,15 @@ def serve(
     set_environment(key)
     threading.Thread(target=announce, args=(host, port), daemon=True).start()
     return [model, *options(arguments), *(vllm_arguments or [])]
+
+
+def announced(dtype: OpenDType) -> DType:
+    """The type to compute in; says why where this machine decides it."""
+    if dtype != "auto":
+        return dtype
+    rates = measured_rates(device_here().type)
+    print(f"serve: computes in {rates.reason}", flush=True)
+    return rates.fitting
 
 
 def endpoint_arguments(transfer: str) -> dict[str, object]:
