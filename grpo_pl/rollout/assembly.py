@@ -1,7 +1,7 @@
-"""From the responses of an engine to a Rollout."""
+"""From the responses of an engine to a Rollout, and a Rollout on its way between processes and files."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -36,18 +36,23 @@ def token_ends(tokenizer: Any, token_ids: Sequence[int], text: str) -> list[int]
     return ends
 
 
+def repeated(prompts: Sequence[Prompt], group_size: int) -> list[Prompt]:
+    """The prompt of each response."""
+    return [prompt for prompt in prompts for _ in range(group_size)]
+
+
 def assemble_rollout(
     prompts: Sequence[Prompt],
-    responses: Sequence[Sequence[Response]],
+    responses: Sequence[Response],
     *,
     policy_version: int,
     temperature: float,
 ) -> Rollout:
-    """Lay out the G responses to each of P prompts as one padded `[N, T]` batch."""
-    owners = [prompt for prompt, group in zip(prompts, responses, strict=True) for _ in group]
-    flat = [response for group in responses for response in group]
+    """Lay out the G responses to each of P prompts, group after group, as one padded `[N, T]` batch."""
+    group_size = len(responses) // len(prompts)
+    owners = repeated(prompts, group_size)
     starts = [len(prompt.token_ids) for prompt in owners]
-    width = max(start + len(response.token_ids) for start, response in zip(starts, flat, strict=True))
+    width = max(start + len(response.token_ids) for start, response in zip(starts, responses, strict=True))
 
     def lay_out(
         after: Sequence[Sequence[float | int]], before: Sequence[list[int]], dtype: torch.dtype
@@ -56,16 +61,27 @@ def assemble_rollout(
         return pad_rows(rows, width)
 
     blank = [[0] * start for start in starts]
-    token_ids = lay_out([r.token_ids for r in flat], [p.token_ids for p in owners], torch.long)
+    token_ids = lay_out([r.token_ids for r in responses], [p.token_ids for p in owners], torch.long)
     return Rollout(
         token_ids=token_ids,
-        loss_mask=lay_out([[1] * len(r.token_ids) for r in flat], blank, torch.bool),
-        sampling_logprobs=lay_out([r.logprobs for r in flat], blank, torch.float32),
-        group_ids=torch.tensor([i for i, group in enumerate(responses) for _ in group]),
+        loss_mask=lay_out([[1] * len(r.token_ids) for r in responses], blank, torch.bool),
+        sampling_logprobs=lay_out([r.logprobs for r in responses], blank, torch.float32),
+        group_ids=torch.arange(len(prompts)).repeat_interleave(group_size),
         prompts=owners,
-        responses=[r.text for r in flat],
-        token_ends=[r.token_ends for r in flat],
-        truncated=torch.tensor([r.truncated for r in flat]),
+        responses=[r.text for r in responses],
+        token_ends=[r.token_ends for r in responses],
+        truncated=torch.tensor([r.truncated for r in responses]),
         policy_version=policy_version,
         temperature=temperature,
     )
+
+
+def without_prompts(rollout: Rollout) -> dict[str, Any]:
+    """A rollout for whoever has its prompts already."""
+    every = {field.name: getattr(rollout, field.name) for field in fields(rollout)}
+    return {name: value for name, value in every.items() if name != "prompts"}
+
+
+def with_prompts(prompts: Sequence[Prompt], group_size: int, content: dict[str, Any]) -> Rollout:
+    """The rollout of which `without_prompts` gave the content."""
+    return Rollout(prompts=repeated(prompts, group_size), **content)

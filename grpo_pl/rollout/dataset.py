@@ -59,10 +59,9 @@ class DatasetEngine(OfflineEngine):
 
     @override
     def look_up(self, prompts: Sequence[Prompt], group_size: int, sampling: SamplingConfig) -> Rollout:
-        groups = [self._group(prompt, group_size, sampling) for prompt in prompts]
-        rollout = assemble_rollout(prompts, groups, policy_version=0, temperature=sampling.temperature)
-        without = [n for n, one in enumerate(one for group in groups for one in group) if not one.logprobs]
-        self._score(rollout, without)
+        responses = [one for prompt in prompts for one in self._group(prompt, group_size, sampling)]
+        rollout = assemble_rollout(prompts, responses, policy_version=0, temperature=sampling.temperature)
+        self._score(rollout, [n for n, response in enumerate(responses) if not response.logprobs])
         return rollout
 
     @torch.no_grad()

@@ -61,12 +61,11 @@ class InProcessEngine(RolloutEngine):
     @override
     def generate(self, prompts: Sequence[Prompt], group_size: int, sampling: SamplingConfig) -> Rollout:
         requests = [(prompt, derive_seed(prompt.seed, g)) for prompt in prompts for g in range(group_size)]
-        flat: list[Response] = []
+        responses: list[Response] = []
         for start in range(0, len(requests), self.max_sequences):
-            flat += self._sample(requests[start : start + self.max_sequences], sampling)
-        groups = [flat[start : start + group_size] for start in range(0, len(flat), group_size)]
+            responses += self._sample(requests[start : start + self.max_sequences], sampling)
         return assemble_rollout(
-            prompts, groups, policy_version=self._version, temperature=sampling.temperature
+            prompts, responses, policy_version=self._version, temperature=sampling.temperature
         )
 
     @torch.no_grad()

@@ -7,7 +7,7 @@ import time
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from typing import Any, final
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from grpo_pl.rollout.assembly import with_prompts, without_prompts
 from grpo_pl.rollout.engine import EngineLostError, RolloutEngine, SamplingConfig
 from grpo_pl.system.atomic_files import DiskFullError
 from grpo_pl.types import Prompt, Rollout
@@ -117,9 +118,7 @@ class OverlappedEngine(RolloutEngine):
         request = as_request(prompts, group_size, sampling)
         if request not in self._ready:
             self._ready[request] = self._ask("generate", prompts, group_size, sampling)
-        return Rollout(
-            prompts=[prompt for prompt in prompts for _ in range(group_size)], **self._ready.pop(request)
-        )
+        return with_prompts(prompts, group_size, self._ready.pop(request))
 
     @override
     def prefetch(self, prompts: Sequence[Prompt], group_size: int, sampling: SamplingConfig) -> None:
@@ -247,8 +246,7 @@ def obey(engine: RolloutEngine, connection: Connection, bucket: Tensor, command:
             rollout = engine.generate(prompts, group_size, sampling)
             engine.rest()
             rollout.metrics["time/sampling_s"] = time.perf_counter() - begin
-            plain = {field.name: getattr(rollout, field.name) for field in fields(rollout)}
-            return {name: value for name, value in plain.items() if name != "prompts"}
+            return without_prompts(rollout)
     return None
 
 

@@ -56,12 +56,9 @@ class ReplayEngine(OfflineEngine):
         self.check(prompts, group_size, sampling)
         needed = {self._files[sampling.temperature, prompt.seed] for prompt in prompts}
         self._open = {file: self._open.get(file) or read_groups(file) for file in needed}
-        groups = [self._group(prompt, group_size, sampling) for prompt in prompts]
-        responses = [
-            [Response(**{key: row[key] for key in Response.__annotations__}) for row in group]
-            for group in groups
-        ]
-        version = min((row["policy_version"] for group in groups for row in group), default=0)
+        rows = [row for prompt in prompts for row in self._group(prompt, group_size, sampling)]
+        responses = [Response(**{key: row[key] for key in Response.__annotations__}) for row in rows]
+        version = min((row["policy_version"] for row in rows), default=0)
         return assemble_rollout(prompts, responses, policy_version=version, temperature=sampling.temperature)
 
     def _group(self, prompt: Prompt, group_size: int, sampling: SamplingConfig) -> list[dict[str, Any]]:

@@ -6,7 +6,6 @@ import json
 import logging
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, final
 
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from grpo_pl.rollout.assembly import with_prompts, without_prompts
 from grpo_pl.rollout.engine import EngineWrapper, RolloutEngine, SamplingConfig
 from grpo_pl.rollout.overlapped import OverlappedEngine, as_request
 from grpo_pl.system.atomic_files import replacing
@@ -57,7 +57,7 @@ class StoredRollouts(EngineWrapper):
         path = self.folder / f"{self._version:08d}-{digest}.rollout"
         kept = read(path) if path.exists() else None
         if kept is not None:
-            return Rollout(prompts=[prompt for prompt in prompts for _ in range(group_size)], **kept)
+            return with_prompts(prompts, group_size, kept)
         rollout = super().generate(prompts, group_size, sampling)
         write(rollout, path)
         return rollout
@@ -69,10 +69,9 @@ def write(rollout: Rollout, path: Path) -> None:
     Raises:
         DiskFullError: If it does not fit on the disk.
     """
-    every = {field.name: getattr(rollout, field.name) for field in fields(rollout) if field.name != "prompts"}
-    every["token_ends"] = json.dumps(rollout.token_ends)  # torch reads a million numbers in a list in 5 s
+    ends = json.dumps(rollout.token_ends)  # torch reads a million numbers in a list in 5 s
     content = io.BytesIO()
-    torch.save(every, content)
+    torch.save(without_prompts(rollout) | {"token_ends": ends}, content)
     with replacing(path) as file:
         file.write(hashlib.sha256(content.getbuffer()).digest())
         file.write(content.getbuffer())

@@ -157,10 +157,9 @@ class VLLMEngine(RolloutEngine):
     def generate(self, prompts: Sequence[Prompt], group_size: int, sampling: SamplingConfig) -> Rollout:
         outputs = self.llm.generate(*requests(prompts, group_size, sampling), use_tqdm=False)
         tokenizer = self.llm.get_tokenizer()
-        flat = [_response(request.outputs[0], tokenizer) for request in outputs]
-        groups = [flat[start : start + group_size] for start in range(0, len(flat), group_size)]
+        responses = [_response(request.outputs[0], tokenizer) for request in outputs]
         return assemble_rollout(
-            prompts, groups, policy_version=self._version, temperature=sampling.temperature
+            prompts, responses, policy_version=self._version, temperature=sampling.temperature
         )
 
     @override

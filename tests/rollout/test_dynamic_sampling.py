@@ -18,20 +18,18 @@ def prompt(name: str) -> Prompt:
 
 def rollout(answers: dict[str, list[str]]) -> Rollout:
     """One group for each prompt; a response of k letters has k tokens, log-probability -k each."""
-    groups = [
-        [
-            Response(
-                token_ids=[ord(letter) for letter in text],
-                logprobs=[-float(len(text))] * len(text),
-                text=text,
-                truncated=text.isupper(),
-                token_ends=list(range(1, len(text) + 1)),
-            )
-            for text in texts
-        ]
+    responses = [
+        Response(
+            token_ids=[ord(letter) for letter in text],
+            logprobs=[-float(len(text))] * len(text),
+            text=text,
+            truncated=text.isupper(),
+            token_ends=list(range(1, len(text) + 1)),
+        )
         for texts in answers.values()
+        for text in texts
     ]
-    return assemble_rollout([prompt(name) for name in answers], groups, policy_version=3, temperature=1.0)
+    return assemble_rollout([prompt(name) for name in answers], responses, policy_version=3, temperature=1.0)
 
 
 class Letters(RewardFunction):

@@ -33,8 +33,8 @@ def rollout(temperature: float = 0.5) -> Rollout:
             token_ends=list(range(1, n + 1)),
         )
 
-    groups = [[response(3), response(1)], [response(4), response(2)]]
-    sampled = assemble_rollout(PROMPTS, groups, policy_version=3, temperature=temperature)
+    responses = [response(3), response(1), response(4), response(2)]
+    sampled = assemble_rollout(PROMPTS, responses, policy_version=3, temperature=temperature)
     return replace(sampled, offline=True)
 
 

@@ -203,10 +203,9 @@ class ServerEngine(RolloutEngine):
     def generate(self, prompts: Sequence[Prompt], group_size: int, sampling: SamplingConfig) -> Rollout:
         requests = [completion_request(prompt, g, sampling) for prompt in prompts for g in range(group_size)]
         choices, retried = asyncio.run(self._answer(requests, group_size))
-        flat = [self._response(choice) for choice in choices]
-        groups = [flat[start : start + group_size] for start in range(0, len(flat), group_size)]
+        responses = [self._response(choice) for choice in choices]
         rollout = assemble_rollout(
-            prompts, groups, policy_version=self._version, temperature=sampling.temperature
+            prompts, responses, policy_version=self._version, temperature=sampling.temperature
         )
         rollout.metrics["rollout/servers_lost"] = float(len(self._synced.lost))
         rollout.metrics["rollout/retried"] = float(retried)
