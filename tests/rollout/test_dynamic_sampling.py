@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from grpo_pl.rewards.base import RewardFunction, score_samples
+from grpo_pl.rollout.assembly import Response, assemble_rollout
 from grpo_pl.rollout.dynamic_sampling import DynamicSampling, first_prompts, replace_group
 from grpo_pl.runs.layout import read_metrics
 from grpo_pl.types import Prompt, Rollout, Sample
