@@ -1,6 +1,6 @@
 """The trainer's parameters on their way to the engine."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from functools import partial
 from typing import Any, cast
@@ -89,3 +89,8 @@ class CountedWeights:
     def gib(self) -> float:
         """Of the weights that have passed."""
         return self.bytes / 2**30
+
+
+def tensor_bytes(tensors: Iterable[Tensor]) -> int:
+    """What tensors take together."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -9,6 +9,7 @@ from typing_extensions import override
 
 from grpo_pl.functional import batches_within
 from grpo_pl.models import CausalLM, LanguageModel
+from grpo_pl.models.full_weights import tensor_bytes
 from grpo_pl.models.loading import (
     eos_token_ids,
     load_language_model,
@@ -18,7 +19,6 @@ from grpo_pl.models.loading import (
 )
 from grpo_pl.rollout.assembly import Response, assemble_rollout, token_ends
 from grpo_pl.rollout.engine import Demand, EngineMemory, OfflineEngine, SamplingConfig
-from grpo_pl.system.memory import tensor_bytes
 from grpo_pl.system.precision import DType
 from grpo_pl.types import Prompt, Rollout
 

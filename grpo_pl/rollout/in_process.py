@@ -9,10 +9,10 @@ from typing_extensions import override
 
 from grpo_pl.functional import derive_seed
 from grpo_pl.models.architecture import Architecture
+from grpo_pl.models.full_weights import tensor_bytes
 from grpo_pl.models.loading import eos_token_ids, load_language_model, load_tokenizer, without_weights
 from grpo_pl.rollout.assembly import Response, assemble_rollout, token_ends
 from grpo_pl.rollout.engine import Demand, EngineMemory, RolloutEngine, SamplingConfig, sampling_bytes
-from grpo_pl.system.memory import tensor_bytes
 from grpo_pl.system.precision import OpenDType, chosen_dtype
 from grpo_pl.types import Prompt, Rollout
 

@@ -1,12 +1,9 @@
-"""The memory of the process and of tensors."""
+"""The memory of the process; imports no torch."""
 
 import ctypes
 import re
-from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-
-from torch import Tensor
 
 GIB = 1 << 30
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _BEYOND_ANY_TENSOR = -1, -3, 1 << 30
@@ -43,8 +40,3 @@ def forget_peak() -> None:
     """Count the greatest resident memory from here on."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
-
-
-def tensor_bytes(tensors: Iterable[Tensor]) -> int:
-    """What tensors take together."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

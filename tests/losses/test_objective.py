@@ -39,4 +39,4 @@ def test_a_term_cannot_have_the_name_of_another(name: str) -> None:
 
 
 def test_a_term_that_does_not_exist_is_refused_in_one_sentence(refused: Refused) -> None:
-    assert "Pul" in refused("--model.terms.pull", "helpers.own_term.Pul")
+    assert "model.terms.pull" in refused("--model.terms.pull", "helpers.own_term.Pul")

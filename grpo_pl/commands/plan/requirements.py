@@ -16,10 +16,10 @@ from grpo_pl.datamodule import RolloutDataModule, connect
 from grpo_pl.losses import Reinforce
 from grpo_pl.models import LanguageModel, LoRA, RewardModel, ValueModel
 from grpo_pl.models.architecture import Architecture
+from grpo_pl.models.full_weights import tensor_bytes
 from grpo_pl.models.loading import without_weights
 from grpo_pl.module import PolicyOptimization
 from grpo_pl.rollout.engine import Demand, EngineMemory
-from grpo_pl.system.memory import tensor_bytes
 from grpo_pl.training.optimization import OptimizerFactory
 from grpo_pl.training.ranks import data_ranks, num_shards
 
