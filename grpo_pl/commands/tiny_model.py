@@ -1,16 +1,15 @@
-"""Make a tiny random Llama with a byte-level tokenizer: for `configs/tiny.yaml`, tests and debugging.
+"""`grpo_pl tiny-model`: a random Llama with a byte-level tokenizer, for `configs/tiny.yaml`, tests and debugging."""
 
-python tools/make_tiny_model.py FOLDER [--untied] [--seed 0]
-"""
-
-import argparse
+import json
 from pathlib import Path
+
+from grpo_pl.commands.options import Options
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+PAD, START, END = SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 
 
 def make_tiny_model(
@@ -18,8 +17,37 @@ def make_tiny_model(
 ) -> Path:
     """Write a Llama of about 0.1 M parameters with tokenizer and chat template, from the seed alone."""
     import torch
+
+    from grpo_pl.models.loading import load_tokenizer, untrained_language_model
+
+    folder.mkdir(parents=True, exist_ok=True)
+    end, pad = write_tokenizer(folder, vocab_size)
+    ends = {"eos_token_id": end, "pad_token_id": pad}
+    config = {
+        "model_type": "llama",
+        "vocab_size": vocab_size,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2 * key_value_heads,
+        "num_key_value_heads": key_value_heads,
+        "head_dim": 32,
+        "max_position_embeddings": 256,
+        "tie_word_embeddings": tied,
+        "initializer_range": 0.3,
+        "bos_token_id": None,
+    }
+    (folder / "config.json").write_text(json.dumps(config | ends))
+    (folder / "generation_config.json").write_text(json.dumps(ends))
+    torch.manual_seed(seed)
+    untrained_language_model(str(folder)).save_pretrained(folder)
+    load_tokenizer(str(folder)).save_pretrained(folder)
+    return folder
+
+
+def write_tokenizer(folder: Path, vocab_size: int) -> tuple[int, int]:
+    """Write a tokenizer of bytes and a few merges; gives the tokens that end a response and that fill up rows."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -27,44 +55,19 @@ def make_tiny_model(
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=SPECIAL, initial_alphabet=alphabet)
     tokenizer.train_from_iterator(["What is the number? Reply with just the answer."], trainer)
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
-        chat_template=CHAT_TEMPLATE,
-    )
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=vocab_size,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=2 * key_value_heads,
-        num_key_value_heads=key_value_heads,
-        head_dim=32,
-        max_position_embeddings=256,
-        tie_word_embeddings=tied,
-        initializer_range=0.3,
-        bos_token_id=None,
-        eos_token_id=fast.eos_token_id,
-        pad_token_id=fast.pad_token_id,
-    )
-    model = LlamaForCausalLM(config)
-    model.generation_config = GenerationConfig(eos_token_id=fast.eos_token_id, pad_token_id=fast.pad_token_id)
-    model.save_pretrained(folder)
-    fast.save_pretrained(folder)
-    return folder
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": END, "pad_token": PAD}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": CHAT_TEMPLATE}))
+    return tokenizer.token_to_id(END), tokenizer.token_to_id(PAD)
 
 
-def main() -> None:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path)
+def tiny_model(args: list[str]) -> None:
+    """Make the model, and print its folder."""
+    parser = Options("tiny-model", "Make a random Llama of 0.1 M parameters, for debugging and tests.")
+    parser.add_argument("folder", type=Path, help="where to write it")
     parser.add_argument("--untied", action="store_true", help="an LM head of its own")
     parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    print(make_tiny_model(arguments.folder, tied=not arguments.untied, seed=arguments.seed))
-
-
-if __name__ == "__main__":
-    main()
+    options = parser.parse_args(args)
+    if options.folder.exists() and (not options.folder.is_dir() or any(options.folder.iterdir())):
+        raise ValueError(f"tiny-model: {options.folder} exists and is not empty: name a new folder")
+    print(make_tiny_model(options.folder, tied=not options.untied, seed=options.seed))

@@ -238,6 +238,19 @@ def _load(
     return model, bool(report["missing_keys"])
 
 
+def untrained_language_model(pretrained: str) -> "PreTrainedModel":
+    """A model folder's architecture with random weights, and with its generation settings."""
+    from transformers import AutoModelForCausalLM, GenerationConfig
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    path = resolve_pretrained(pretrained)
+    model = cast("PreTrainedModel", AutoModelForCausalLM.from_config(load_config(pretrained)))
+    if not Path(path).is_dir() or (Path(path) / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(path)
+    return model
+
+
 def check_complete(pretrained: str, report: dict[str, Any], head: str = "") -> None:
     """Refuse a checkpoint that lacks weights, which would be random, and name those that it has for nothing.
 

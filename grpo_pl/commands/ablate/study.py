@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from grpo_pl.commands.compare.runs import ACCURACY
+from grpo_pl.config.by_name import own_config
 from grpo_pl.config.files import read_config, shortened
 from grpo_pl.system.refusal import nearest
 
@@ -81,7 +82,7 @@ class Study:
 
 
 def read_study(path: Path) -> Study:
-    """Read a study's file; paths in it are relative to it.
+    """Read a study's file; paths in it are relative to it, or names of configs that come with grpo_pl.
 
     Raises:
         ValueError: In one sentence with the file and the key.
@@ -125,6 +126,8 @@ def parts_of(said: Any, where: str, folder: Path) -> list[Part]:
             f"{where}: expected a config file, settings, or a list of both, got {shortened(said)}"
         )
     path = folder / said
+    if not path.is_file():
+        path = own_config(said) or path
     if not path.is_file():
         raise ValueError(f"{where}: there is no file {path}")
     return [path]
