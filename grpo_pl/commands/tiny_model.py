@@ -18,7 +18,7 @@ def make_tiny_model(
     """Write a Llama of about 0.1 M parameters with tokenizer and chat template, from the seed alone."""
     import torch
 
-    from grpo_pl.models.loading import load_tokenizer, untrained_language_model
+    from grpo_pl.models.loading import untrained_language_model
 
     folder.mkdir(parents=True, exist_ok=True)
     end, pad = write_tokenizer(folder, vocab_size)
@@ -41,7 +41,6 @@ def make_tiny_model(
     (folder / "generation_config.json").write_text(json.dumps(ends))
     torch.manual_seed(seed)
     untrained_language_model(str(folder)).save_pretrained(folder)
-    load_tokenizer(str(folder)).save_pretrained(folder)
     return folder
 
 
@@ -57,7 +56,8 @@ def write_tokenizer(folder: Path, vocab_size: int) -> tuple[int, int]:
     tokenizer.train_from_iterator(["What is the number? Reply with just the answer."], trainer)
     tokenizer.save(str(folder / "tokenizer.json"))
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": END, "pad_token": PAD}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": CHAT_TEMPLATE}))
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
     return tokenizer.token_to_id(END), tokenizer.token_to_id(PAD)
 
 
