@@ -12,9 +12,9 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from typing_extensions import override
 
+from grpo_pl.runs.manifest import SHARDED, Manifest, Part, is_sharded, manifest_path, whole_checkpoint
 from grpo_pl.runs.safe_loading import SafePlanner, read_file, read_index
 from grpo_pl.system.atomic_files import partial_of, replacing
-from grpo_pl.runs.manifest import SHARDED, Manifest, Part, is_sharded, manifest_path, whole_checkpoint
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

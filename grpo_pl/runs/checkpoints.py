@@ -10,8 +10,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from typing_extensions import override
 
 from grpo_pl.runs.layout import LAST
-from grpo_pl.system.atomic_files import partial_of, sync_folder
 from grpo_pl.runs.manifest import Manifest, checkpoints, manifest_path
+from grpo_pl.system.atomic_files import partial_of, sync_folder
 
 PREEMPTED = "preempted-"
 """How the names of checkpoints begin that are written between those that are due."""

@@ -12,7 +12,6 @@ from lightning.pytorch.cli import SaveConfigCallback
 from typing_extensions import override
 
 from grpo_pl.runs import slurm_job
-from grpo_pl.runs.preemption import checkpointing
 from grpo_pl.runs.layout import (
     CONFIG_FILE,
     ENDED_FILE,
@@ -25,6 +24,7 @@ from grpo_pl.runs.layout import (
 )
 from grpo_pl.runs.lock import Lock
 from grpo_pl.runs.manifest import checkpoints, newest_first
+from grpo_pl.runs.preemption import checkpointing
 from grpo_pl.system.atomic_files import write_atomically
 from grpo_pl.system.collectives import agreed, first_rank_says
 from grpo_pl.system.precision import AUTO

@@ -15,8 +15,8 @@ from typing import Any
 import lightning.pytorch as pl
 import numpy as np
 import pytest
-from helpers.repository import ROOT
 import torch
+from helpers.repository import ROOT
 from helpers.run_results import Fit, Refused, column, rows, saved, untimed
 
 from grpo_pl.runs.folder import different

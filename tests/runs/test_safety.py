@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-from helpers.repository import ROOT
 import torch
 import torch.distributed.checkpoint as dcp
+from helpers.repository import ROOT
 from helpers.run_results import Fit, Refused
 
 from grpo_pl.runs.manifest import SHARDED
