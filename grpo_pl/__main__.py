@@ -3,6 +3,7 @@
 import sys
 
 from grpo_pl.commands.table import answer, command
+from grpo_pl.config.by_name import with_config_files
 from grpo_pl.config.exits import mistakes_answered
 from grpo_pl.system.output import tame_logs
 
@@ -18,7 +19,7 @@ def main(args: list[str] | None = None) -> None:
         return
     tame_logs()
     with mistakes_answered():
-        code = command(args[0])(args[1:])
+        code = command(args[0])(list(with_config_files(args[1:])))
         if code is not None:
             raise SystemExit(code)
 

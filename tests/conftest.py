@@ -15,7 +15,7 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
-from helpers.repository import ROOT, load_tool
+from helpers.repository import ROOT
 from hypothesis import HealthCheck, settings
 
 settings.register_profile("any_machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -46,14 +46,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Llama of 0.2 M parameters with tied embeddings."""
-    return load_tool("make_tiny_model").make_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+    from grpo_pl.commands.tiny_model import make_tiny_model
+
+    return make_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
 
 
 @pytest.fixture(scope="session")
 def tiny_untied_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with an LM head of its own."""
+    from grpo_pl.commands.tiny_model import make_tiny_model
+
     folder = tmp_path_factory.mktemp("models") / "tiny-untied"
-    return load_tool("make_tiny_model").make_tiny_model(folder, tied=False)
+    return make_tiny_model(folder, tied=False)
 
 
 @pytest.fixture(scope="session")

@@ -27,9 +27,9 @@ ONE_IMPORTER = {
         "rollout/vllm.py",
         *(f"rollout/server/{name}.py" for name in ("__main__", "receiver", "transfer")),
     },
-    "transformers": {"models/loading.py"},
+    "transformers": {"models/loading.py", "commands/bench/peer.py"},
     "peft": {"models/adapter.py"},
-    "datasets": {"prompts/sources.py"},
+    "datasets": {"prompts/sources.py", "commands/bench/peer.py"},
     "reasoning_gym": {"prompts/procedural.py"},
     "math_verify": {"rewards/mathematics.py"},
     "matplotlib": {

@@ -205,7 +205,7 @@ def main() -> None:
     if any(out.iterdir()):
         sys.exit(f"--out {out} is not empty: name a new folder")
     if not options.pretrained and options.config is None:
-        from make_tiny_model import make_tiny_model
+        from grpo_pl.commands.tiny_model import make_tiny_model
 
         options.pretrained = str(make_tiny_model(out / "tiny_model"))
     config = options.config or [str(ROOT / "configs" / "tiny.yaml")]

@@ -1,22 +1,20 @@
-"""Make a Hugging Face folder, which transformers and vLLM load, from a checkpoint of a run.
+"""`grpo_pl export`: from a checkpoint of a run a Hugging Face folder, which transformers and vLLM load."""
 
-python tools/export_hf.py runs/quickstart/checkpoints/last.ckpt FOLDER [--pretrained FOLDER_OR_HUB_NAME]
-"""
-
-import argparse
 import os
 import pickle
 import shutil
-import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-import yaml
-from torch import Tensor
+from grpo_pl.commands.options import Options
+from grpo_pl.config.files import read_config
+from grpo_pl.runs.layout import CONFIG_FILE
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout need not be installed
+if TYPE_CHECKING:
+    from torch import Tensor
 
+DESCRIPTION = "Make a Hugging Face folder, for transformers and vLLM, from a checkpoint of a run."
+Weights = dict[str, "Tensor"]
 PREFIX = "policy.language_model."
 
 
@@ -44,8 +42,10 @@ def export(checkpoint: Path, out: Path, pretrained: str = "") -> Path:
     return out
 
 
-def policy_weights(checkpoint: Path) -> dict[str, Tensor]:
+def policy_weights(checkpoint: Path) -> Weights:
     """The policy's parameters under their Hugging Face names."""
+    import torch
+
     from grpo_pl.runs.checkpoint_io import read_shards
     from grpo_pl.runs.manifest import is_sharded
 
@@ -64,20 +64,19 @@ def policy_weights(checkpoint: Path) -> dict[str, Tensor]:
     state = content.get("state_dict", {}) if isinstance(content, dict) else {}
     weights = {name.removeprefix(PREFIX): tensor for name, tensor in state.items() if name.startswith(PREFIX)}
     if not weights:
-        raise ValueError(f"{checkpoint} holds no policy: give a checkpoint of `python -m grpo_pl fit`")
+        raise ValueError(f"{checkpoint} holds no policy: give a checkpoint of `grpo_pl fit`")
     return weights
 
 
 def policy_arguments(checkpoint: Path, remedy: str) -> dict[str, Any]:
     """What the run's policy was built with, as the run's config.yaml says."""
-    path = checkpoint.resolve().parent.parent / "config.yaml"
+    path = checkpoint.resolve().parent.parent / CONFIG_FILE
     if not path.is_file():
         raise ValueError(f"there is no {path} that describes the policy: {remedy}")
-    config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return dict(config["model"]["policy"]["init_args"])
+    return dict(read_config(str(path))["model"]["policy"]["init_args"])
 
 
-def merge_adapters(weights: dict[str, Tensor], pretrained: str, checkpoint: Path) -> dict[str, Tensor]:
+def merge_adapters(weights: Weights, pretrained: str, checkpoint: Path) -> Weights:
     """The weights of the base model with a checkpoint's LoRA adapters merged into them."""
     from grpo_pl.models import LoRA
     from grpo_pl.models.full_weights import full_weights
@@ -101,7 +100,7 @@ def misfit(reason: str, pretrained: str, checkpoint: Path) -> ValueError:
     return ValueError(f"{checkpoint} does not fit the base model {pretrained} ({reason}): say --pretrained")
 
 
-def check_fit(weights: dict[str, Tensor], own: dict[str, Tensor], pretrained: str, checkpoint: Path) -> None:
+def check_fit(weights: Weights, own: Weights, pretrained: str, checkpoint: Path) -> None:
     """Refuse weights of other names or shapes than the model's own."""
     for name in sorted(own.keys() | weights.keys()):
         here, there = (tuple(some[name].shape) if name in some else "nothing" for some in (weights, own))
@@ -109,16 +108,14 @@ def check_fit(weights: dict[str, Tensor], own: dict[str, Tensor], pretrained: st
             raise misfit(f"{name} is {here}, expected {there}", pretrained, checkpoint)
 
 
-def save(weights: dict[str, Tensor], pretrained: str, folder: Path, checkpoint: Path) -> None:
+def save(weights: Weights, pretrained: str, folder: Path, checkpoint: Path) -> None:
     """Put the weights into the base model's architecture and save it with everything around it."""
-    from transformers import AutoModelForCausalLM, GenerationConfig
-    from transformers.utils import logging
+    import torch
 
-    from grpo_pl.models.loading import load_config, load_tokenizer, resolve_pretrained
+    from grpo_pl.models.loading import load_tokenizer, untrained_language_model
 
-    logging.disable_progress_bar()
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(load_config(pretrained))
+        model = untrained_language_model(pretrained)
     check_fit(weights, model.state_dict(), pretrained, checkpoint)
     model.load_state_dict(weights, assign=True)
     model.tie_weights()
@@ -126,27 +123,15 @@ def save(weights: dict[str, Tensor], pretrained: str, folder: Path, checkpoint: 
         if not torch.equal(tensor, weights[name]):
             raise misfit(f"it ties {name} to another parameter", pretrained, checkpoint)
     model.config.dtype = next(iter(weights.values())).dtype
-    source = Path(resolve_pretrained(pretrained))
-    if not source.is_dir() or (source / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(str(source))
     model.save_pretrained(folder)
     load_tokenizer(pretrained).save_pretrained(folder)
 
 
-def main() -> None:
-    """Read the command line; a mistake ends in one sentence and exit code 2."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("checkpoint", type=Path, help="a .ckpt file of a run")
+def run(args: list[str]) -> None:
+    """Export a checkpoint, and print the folder."""
+    parser = Options("export", DESCRIPTION)
+    parser.add_argument("checkpoint", type=Path, help="such as runs/quickstart/checkpoints/last.ckpt")
     parser.add_argument("out", type=Path, help="the folder to make")
-    parser.add_argument(
-        "--pretrained", default="", help="base model; where empty, the one in the run's config.yaml"
-    )
-    arguments = parser.parse_args()
-    try:
-        print(export(arguments.checkpoint, arguments.out, arguments.pretrained))
-    except ValueError as error:
-        parser.exit(2, f"export_hf: error: {error}\n")
-
-
-if __name__ == "__main__":
-    main()
+    parser.add_argument("--pretrained", default="", help="base model; default: that of the run's config.yaml")
+    options = parser.parse_args(args)
+    print(export(options.checkpoint, options.out, options.pretrained))

@@ -55,6 +55,22 @@ COMMANDS = {
         "grpo_pl.commands.compare.command:compare",
         "Compare runs in a table, report.html and report.md.",
     ),
+    "export": Command(
+        "grpo_pl.commands.export:run",
+        "Make a Hugging Face folder, for transformers and vLLM, from a run's checkpoint.",
+    ),
+    "reward-data": Command(
+        "grpo_pl.commands.reward_data.command:reward_data",
+        "Make data for a reward model from rollouts and a verifier.",
+    ),
+    "tiny-model": Command(
+        "grpo_pl.commands.tiny_model:tiny_model",
+        "Make a random Llama of 0.1 M parameters, for debugging and tests.",
+    ),
+    "bench": Command(
+        "grpo_pl.commands.bench.command:bench",
+        "Measure what an iteration costs, beside what it must cost and beside TRL.",
+    ),
 }
 
 

@@ -1,4 +1,4 @@
-"""`grpo_pl tiny-model`: a random Llama with a byte-level tokenizer, for `configs/tiny.yaml`, tests and debugging."""
+"""`grpo_pl tiny-model`: a random Llama with a byte-level tokenizer, for debugging and tests."""
 
 import json
 from pathlib import Path
@@ -45,7 +45,7 @@ def make_tiny_model(
 
 
 def write_tokenizer(folder: Path, vocab_size: int) -> tuple[int, int]:
-    """Write a tokenizer of bytes and a few merges; gives the tokens that end a response and that fill up rows."""
+    """Write a tokenizer of bytes and a few merges; gives its tokens for the end and for padding."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -58,7 +58,7 @@ def write_tokenizer(folder: Path, vocab_size: int) -> tuple[int, int]:
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": END, "pad_token": PAD}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
-    return tokenizer.token_to_id(END), tokenizer.token_to_id(PAD)
+    return SPECIAL.index(END), SPECIAL.index(PAD)  # they come first
 
 
 def tiny_model(args: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""Configs by name: `--config quickstart` is the file of that path, else the config that comes with grpo_pl."""
+"""Configs by name: `--config quickstart` is the file of that path, else the config of grpo_pl."""
 
 import os
 import re
@@ -14,7 +14,7 @@ GLUED = re.compile(r"(--config=|-c=?)(.+)", re.DOTALL)
 
 
 def own_config(name: str) -> Path | None:
-    """The file of a config that comes with grpo_pl: `ablations/cispo`, with or without `configs/` and `.yaml`."""
+    """The config of grpo_pl with a name: `ablations/cispo`, with or without `configs/` and `.yaml`."""
     path = PurePath(name.removeprefix("./").removeprefix("configs/"))
     if path.is_absolute() or ".." in path.parts:
         return None
@@ -26,7 +26,7 @@ def config_file(name: str, refusal: str = "config: there is no file") -> str:
     """The file that a name on the command line means.
 
     Args:
-        name: A path, the name of a config that comes with grpo_pl, or settings in YAML, which stay as they are.
+        name: A path, the name of a config of grpo_pl, or settings in YAML, which stay as they are.
         refusal: How the sentence begins that refuses a name of neither.
 
     Raises:

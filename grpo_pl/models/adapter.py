@@ -23,7 +23,7 @@ class LoRA(ModelBuilder):
 
     Hu et al. 2021, arXiv:2106.09685, eq. 3. B starts at zero, so training starts from the pretrained model.
     Adapters are float32, whatever the dtype of the frozen weights, and want about ten times the learning rate
-    of a whole policy. Checkpoints hold the adapters alone; the engine and `tools/export_hf.py` get merged
+    of a whole policy. Checkpoints hold the adapters alone; the engine and `export` get merged
     weights.
 
     Args:

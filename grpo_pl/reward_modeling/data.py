@@ -29,7 +29,7 @@ class RewardDataModule(AttachedDataModule):
     """Labelled responses for `RewardModeling`; an epoch is one pass over them.
 
     Sources read any layout: `question` names the column of the prompt, `answer` is null, and the objective
-    names the other columns. `tools/make_reward_data.py` writes such files.
+    names the other columns. `grpo_pl reward-data` writes such files.
 
     Args:
         train: What is learned.

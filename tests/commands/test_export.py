@@ -3,15 +3,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.repository import load_tool
+from helpers.run_results import said
 
+from grpo_pl.__main__ import main
+from grpo_pl.commands.export import export, policy_weights
+from grpo_pl.commands.tiny_model import make_tiny_model
 from grpo_pl.models import CausalLM
 from grpo_pl.models.loading import load_language_model, load_tokenizer
 from grpo_pl.prompts.chat import ChatFormat
 from grpo_pl.rollout.engine import SamplingConfig
 from grpo_pl.types import Prompt
-
-export_hf = load_tool("export_hf")
 
 SHORT = ("--trainer.max_epochs", 1, "--data.val", "null", "--samples.every", 0)
 
@@ -28,11 +29,11 @@ def untied_run(fit, tiny_untied_model):
 
 @pytest.fixture(scope="module")
 def exported(run, tmp_path_factory):
-    return export_hf.export(run / "checkpoints" / "last.ckpt", tmp_path_factory.mktemp("export") / "model")
+    return export(run / "checkpoints" / "last.ckpt", tmp_path_factory.mktemp("export") / "model")
 
 
 def trained_weights(run: Path) -> dict[str, torch.Tensor]:
-    return export_hf.policy_weights(run / "checkpoints" / "last.ckpt")
+    return policy_weights(run / "checkpoints" / "last.ckpt")
 
 
 def assert_exported(run: Path, folder: Path) -> None:
@@ -48,7 +49,7 @@ def test_every_exported_parameter_is_the_checkpoints(run, exported):
 
 
 def test_an_untied_head_is_exported_too(untied_run, tmp_path):
-    folder = export_hf.export(untied_run / "checkpoints" / "last.ckpt", tmp_path / "model")
+    folder = export(untied_run / "checkpoints" / "last.ckpt", tmp_path / "model")
     assert_exported(untied_run, folder)
     weights = load_language_model(str(folder), "float32").state_dict()
     assert not torch.equal(weights["lm_head.weight"], weights["model.embed_tokens.weight"])
@@ -89,10 +90,9 @@ def test_tokenizer_chat_template_and_generation_settings_come_along(exported, ti
         assert (exported / name).read_text() == (tiny_model / name).read_text()
 
 
-def test_the_command_prints_the_folder_and_leaves_nothing_beside_it(run, tmp_path, monkeypatch, capsys):
+def test_the_command_prints_the_folder_and_leaves_nothing_beside_it(run, tmp_path, capsys):
     out = tmp_path / "new" / "model"
-    monkeypatch.setattr("sys.argv", ["export_hf.py", str(run / "checkpoints" / "last.ckpt"), str(out)])
-    export_hf.main()
+    main(["export", str(run / "checkpoints" / "last.ckpt"), str(out)])
     assert capsys.readouterr().out == f"{out}\n"
     assert list(out.parent.iterdir()) == [out]
 
@@ -100,8 +100,8 @@ def test_the_command_prints_the_folder_and_leaves_nothing_beside_it(run, tmp_pat
 def test_a_checkpoint_away_from_its_run_needs_the_base_model_by_name(run, tmp_path, tiny_model):
     alone = shutil.copy(run / "checkpoints" / "last.ckpt", tmp_path / "alone.ckpt")
     with pytest.raises(ValueError, match="say --pretrained"):
-        export_hf.export(Path(alone), tmp_path / "model")
-    assert_exported(run, export_hf.export(Path(alone), tmp_path / "model", str(tiny_model)))
+        export(Path(alone), tmp_path / "model")
+    assert_exported(run, export(Path(alone), tmp_path / "model", str(tiny_model)))
 
 
 @pytest.fixture
@@ -112,7 +112,7 @@ def mistakes(run, untied_run, tmp_path, tiny_model):
     (tmp_path / "full" / "notes.txt").write_text("mine")
     (tmp_path / "text.ckpt").write_text("no checkpoint")
     torch.save({"state_dict": {"critic.head.weight": torch.zeros(1)}}, tmp_path / "critic.ckpt")
-    other = load_tool("make_tiny_model").make_tiny_model(tmp_path / "other", vocab_size=321)
+    other = make_tiny_model(tmp_path / "other", vocab_size=321)
     torch.save({"state_dict": {"policy.language_model.x": torch.zeros(1)}}, tmp_path / "keys.ckpt")
     return {
         "missing file": ((tmp_path / "no.ckpt", new), "no.ckpt is no file"),
@@ -137,17 +137,13 @@ def mistakes(run, untied_run, tmp_path, tiny_model):
         "no model",
     ],
 )
-def test_a_mistake_ends_in_one_sentence_and_writes_nothing(mistake, mistakes, tmp_path, monkeypatch, capsys):
+def test_a_mistake_ends_in_one_sentence_and_writes_nothing(mistake, mistakes, tmp_path, capsys):
     arguments, named = mistakes[mistake]
     before = sorted(path.name for path in tmp_path.iterdir())
-    monkeypatch.setattr("sys.argv", ["export_hf.py", *map(str, arguments)])
     with pytest.raises(SystemExit) as end:
-        export_hf.main()
+        main(["export", *map(str, arguments)])
     assert end.value.code == 2
-    said = capsys.readouterr().err
-    assert said.startswith("export_hf: error: ")
-    assert said.count("\n") == 1
-    assert named in said
+    assert named in said(capsys)
     assert sorted(path.name for path in tmp_path.iterdir()) == before
     assert (tmp_path / "full" / "notes.txt").read_text() == "mine"
 

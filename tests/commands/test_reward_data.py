@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.repository import ROOT, load_tool
+from helpers.repository import ROOT
 
+from grpo_pl.__main__ import main
+from grpo_pl.commands.reward_data.making import make_pairs
 from grpo_pl.rewards.base import Verifier
 from grpo_pl.rewards.rules import LastNumber
 from grpo_pl.types import Prompt, Sample
 
-tool = load_tool("make_reward_data")
 Make = Callable[..., Path]
 
 
@@ -35,7 +36,7 @@ def make(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Make:
         config = ("--config", ROOT / "configs" / "tiny.yaml", "--pretrained", tiny_model)
         sampled = ("--data.sampling.max_tokens", 6, "--model.verifiers", verifier)
         said = [kind, out, "--prompts", 40, "--val-share", 0.25, *config, *sampled, *arguments]
-        tool.main([str(argument) for argument in said])
+        main(["reward-data", *map(str, said)])
         return out
 
     return run
@@ -112,7 +113,7 @@ def test_an_unverifiable_response_is_in_no_pair() -> None:
         for prompt in prompts
         for text in ("5", "6")
     ]
-    found = tool.make_pairs(samples, LastNumber(), 4)
+    found = make_pairs(samples, LastNumber(), 4)
     assert [(row["prompt"], row["chosen"], row["rejected"]) for row in found] == [("q", "5", "6")]
 
 

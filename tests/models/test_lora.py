@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.repository import load_tool
 from helpers.run_results import NO_VALIDATION, Fit, FitOn, Refused, column, saved, untimed
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from grpo_pl.commands.export import export
 from grpo_pl.models import AdapterOff, CausalLM, LanguageModel, LoRA
 from grpo_pl.models.full_weights import full_weights
 from grpo_pl.models.loading import load_language_model, load_tokenizer
@@ -241,8 +241,7 @@ def test_two_ranks_toggle_adapters_and_warm_a_critic_up(fit_on: FitOn) -> None:
 
 
 def test_an_exported_run_is_the_adapted_policy_merged(run: Path, tmp_path: Path, tiny_model: Path) -> None:
-    export_hf = load_tool("export_hf")
-    folder = export_hf.export(run / "checkpoints" / "last.ckpt", tmp_path / "model")
+    folder = export(run / "checkpoints" / "last.ckpt", tmp_path / "model")
     policy = LoRA(str(tiny_model), r=4).build()
     learned = {name.removeprefix("policy."): tensor for name, tensor in state(run).items()}
     assert not policy.load_state_dict(learned, strict=False).unexpected_keys
@@ -256,4 +255,4 @@ def test_adapters_away_from_their_run_cannot_be_merged(run: Path, tmp_path: Path
     alone.parent.mkdir(parents=True)
     alone.write_bytes((run / "checkpoints" / "last.ckpt").read_bytes())
     with pytest.raises(ValueError, match="the adapters' scale is known there"):
-        load_tool("export_hf").export(alone, tmp_path / "model", str(tiny_model))
+        export(alone, tmp_path / "model", str(tiny_model))

@@ -7,11 +7,13 @@ from pathlib import Path
 import lightning.pytorch as pl
 import pytest
 import torch
-from helpers.repository import ROOT, load_tool
+from helpers.repository import ROOT
 from helpers.run_results import NO_VALIDATION, Fit, FitOn, Ranks, Refused, column, rows, strategy, untimed
 from lightning.pytorch.strategies import FSDPStrategy
 
 from grpo_pl.__main__ import main
+from grpo_pl.commands.export import export
+from grpo_pl.commands.tiny_model import make_tiny_model
 from grpo_pl.models import CausalLM, ValueHead
 from grpo_pl.models.deferred import deferred_weights
 from grpo_pl.runs.checkpoint_io import AtomicCheckpointIO, read_shards
@@ -102,7 +104,7 @@ def test_flat_shards_learn_what_whole_models_do(
 @pytest.mark.slow
 def test_ranks_that_share_layers_learn_what_one_does(fit: Fit, fit_on: FitOn, tmp_path: Path) -> None:
     """Tensor parallelism over two ranks and FSDP2 over two pairs of them."""
-    model = load_tool("make_tiny_model").make_tiny_model(tmp_path / "tiny", key_value_heads=2)
+    model = make_tiny_model(tmp_path / "tiny", key_value_heads=2)
     two = (*SEVERAL_UPDATES, *CRITIC, *MEASURED, "--trainer.max_epochs", "2")
     one = fit(*two, pretrained=model)
     four = fit_on(4, *two, *strategy("fsdp2_tp"), "--trainer.accumulate_grad_batches", 1, pretrained=model)
@@ -122,7 +124,7 @@ def test_an_engine_on_each_rank_samples_what_one_engine_does(fit: Fit, fit_on: F
 @pytest.mark.vllm
 def test_ranks_whose_engine_is_one_sample_what_one_does(fit: Fit, fit_on: FitOn, tmp_path: Path) -> None:
     """Each of two ranks has half of every layer of the engine, and prompts of its own."""
-    model = load_tool("make_tiny_model").make_tiny_model(tmp_path / "tiny", key_value_heads=2)
+    model = make_tiny_model(tmp_path / "tiny", key_value_heads=2)
     two = (*SEVERAL_UPDATES, "--trainer.max_epochs", "2", *VLLM, *NO_VALIDATION)
     spanning = (*strategy("ddp"), "--data.engine.tensor_parallel_size", 2)
     one = fit(*two, "--trainer.accumulate_grad_batches", 4, pretrained=model)
@@ -210,7 +212,7 @@ def test_a_sharded_checkpoint_is_validated_in_one_process(
 
 def test_a_sharded_checkpoint_is_exported_in_full(in_shards: Path, tmp_path: Path, tiny_model: Path) -> None:
     last = in_shards / "checkpoints" / "last.ckpt"
-    exported = load_tool("export_hf").export(last, tmp_path / "exported", str(tiny_model))
+    exported = export(last, tmp_path / "exported", str(tiny_model))
     whole = weights(in_shards)
     for name, tensor in CausalLM(str(exported)).build().language_model.named_parameters():
         assert torch.equal(tensor, whole[f"policy.language_model.{name}"]), name

@@ -5,8 +5,7 @@ from dataclasses import dataclass, replace
 from math import inf
 from typing import Any
 
-from bench import SCALING_PROMPTS
-
+from grpo_pl.commands.bench.command import SCALING_PROMPTS
 from simulation.cost import COLOCATED, DEDICATED, LAYOUTS, OVERLAPPED, Cost, Plan, Simulation
 from simulation.inputs import MODELS, Machine, Work
 

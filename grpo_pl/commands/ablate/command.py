@@ -5,6 +5,7 @@ from pathlib import Path
 from grpo_pl.commands.ablate.forked import ForkServer
 from grpo_pl.commands.ablate.study import read_study
 from grpo_pl.commands.options import Options
+from grpo_pl.config.by_name import config_file
 
 DESCRIPTION = """Run a study: every variant with every seed, each in OUT/<variant>/seed-<n>, and compare.
 Runs that have ended are skipped, those that were cut off go on, and where one fails the others are run.
@@ -22,7 +23,7 @@ def ablate(args: list[str]) -> int:
     """
     parser = Options("ablate", DESCRIPTION)
     say = parser.add_argument
-    say("study", type=Path, metavar="STUDY.yaml", help="see configs/studies/")
+    say("study", type=Path, metavar="STUDY", help="a file, or a name such as studies/quick")
     say("--out", type=Path, help="folder of the study; default: runs/<name of the file>")
     say("--jobs", type=int, default=1, help="runs at once, which share GPUs or cores (%(default)s)")
     say("--slurm", metavar="OPTIONS", help="as an array of SLURM jobs, with these options of `submit`")
@@ -30,7 +31,7 @@ def ablate(args: list[str]) -> int:
     options, for_fit = parser.split(args)
     if options.jobs < 1:
         raise ValueError(f"ablate: --jobs {options.jobs}: expected 1 or more")
-    study = read_study(options.study)
+    study = read_study(Path(config_file(str(options.study), "ablate: there is no study")))
     out: Path = options.out or Path("runs") / options.study.stem
     with ForkServer() as server:
         if options.slurm is None and not options.dry_run:

@@ -1,8 +1,6 @@
-"""What an iteration costs, beside what it must cost and beside what TRL needs for the same work.
+"""`grpo_pl bench`: what an iteration costs, beside what it must cost and what TRL needs for the same work.
 
-  python tools/bench.py [--iterations 5] [--peer] [--no-scaling] [--out FILE] [any option of `grpo_pl fit`]
-
-The work is configs/quickstart.yaml with 8 prompts x 8 responses of at most 64 tokens, one optimizer step, a
+The work is the config `quickstart` with 8 prompts x 8 responses of at most 64 tokens, one optimizer step, a
 group a micro-batch, a learning rate of 0 (so that every iteration finds the same policy), and a reward that
 differs within every group (so that no sequence is left out). After each iteration the same process measures
 the raw limit of that very iteration: vLLM alone on the same requests, and a forward and backward over the
@@ -29,15 +27,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout need not be installed
-
 from rich.console import Console
 from rich.status import Status
 from rich.table import Table
 
+from grpo_pl.commands.options import Options
+from grpo_pl.config.by_name import config_file
 from grpo_pl.system.precision import PRECISIONS, DType, device_here, measured_rates
+from grpo_pl.system.refusal import fail
 
-ROOT = Path(__file__).resolve().parent.parent
 TRL = "trl==1.16.0"
 PROMPTS, GROUP_SIZE, MAX_TOKENS = 8, 8, 64
 REWARDS = {
@@ -71,7 +69,7 @@ def options_of(work: dict[str, Any], said: list[str], dtype: DType | None = None
     dtype = dtype or measured_rates(device_here().type).fitting
     work = work | {"trainer.precision": PRECISIONS[dtype], "data.engine.init_args.dtype": dtype}
     options = [f"--{key}={value}" for key, value in work.items()]
-    return ["--config", str(ROOT / "configs" / "quickstart.yaml"), *options, *said]
+    return ["--config", config_file("configs/quickstart.yaml"), *options, *said]
 
 
 class Bench:
@@ -86,10 +84,9 @@ class Bench:
         """What a part found in each iteration; its failure ends everything."""
         with tempfile.TemporaryDirectory() as folder:
             result, log = Path(folder) / "result.json", Path(folder) / "log"
-            script = Path(__file__).with_name("bench_parts.py")
-            command = [sys.executable, str(script), part, str(iterations), str(result), *options]
-            paths = [path, os.environ.get("PYTHONPATH", "")]
-            environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in paths if p)}
+            module = "grpo_pl.commands.bench.parts"
+            command = [sys.executable, "-m", module, part, str(iterations), str(result), *options]
+            environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (path, *sys.path)))}
             with log.open("w") as file:
                 process = subprocess.Popen(command, stdout=file, stderr=file, env=environment)
                 try:
@@ -252,24 +249,19 @@ def show(found: dict[str, Any]) -> None:
         console.print(table)
 
 
-def main() -> None:
+def bench(args: list[str]) -> None:
     """Measure, show, write."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("--iterations", type=int, default=5, help="the first is left out")
-    parser.add_argument("--peer", action="store_true", help="measure TRL too")
-    parser.add_argument("--peer-iterations", type=int, default=3, help="the first is left out")
-    parser.add_argument("--scaling", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument("--out", type=Path, help="a file for the numbers, as JSON")
-    said, options = parser.parse_known_args()
+    parser = Options("bench", __doc__ or "")
+    add = parser.add_argument
+    add("--iterations", type=int, default=5, help="the first is left out (%(default)s)")
+    add("--peer", action="store_true", help="measure TRL too")
+    add("--peer-iterations", type=int, default=3, help="the first is left out (%(default)s)")
+    add("--scaling", action=argparse.BooleanOptionalAction, default=True, help="measure growth, too")
+    add("--out", type=Path, help="a file for the numbers, as JSON")
+    said, options = parser.split(args, policy_alone=True)
     if min(said.iterations, said.peer_iterations) < 2:
-        parser.error("--iterations and --peer-iterations: expected 2 or more, for the first is left out")
+        fail("bench: --iterations and --peer-iterations: expected 2 or more, for the first is left out")
     found = measure(said, options)
     show(found)
     if said.out:
         said.out.write_text(json.dumps(found, indent=2) + "\n")
-
-
-if __name__ == "__main__":
-    main()

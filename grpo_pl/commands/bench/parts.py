@@ -1,11 +1,9 @@
-"""What `tools/bench.py` measures, each part in a process of its own.
+"""What `bench` measures, each part in a process of its own.
 
-python tools/bench_parts.py {train,engine,peer} ITERATIONS RESULT [any option of `grpo_pl fit`]
+python -m grpo_pl.commands.bench.parts {train,engine,peer} ITERATIONS RESULT [any option of `grpo_pl fit`]
 """
 
-import argparse
 import json
-import re
 import sys
 import tempfile
 import time
@@ -13,20 +11,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout need not be installed
-
-import grpo_pl  # noqa: F401, I001  # before torch, as in a run: how threads wait
 import lightning.pytorch as pl
 import torch
 
 from grpo_pl.callbacks.metrics_table import newest_row
+from grpo_pl.commands.bench.peer import peer
 from grpo_pl.config.cli import CLI, configure
-from grpo_pl.system.memory import forget_peak, peak_gib, release_free_memory
 from grpo_pl.config.exits import mistakes_answered
-from grpo_pl.models.loading import resolve_pretrained
-from grpo_pl.system.output import tame_logs
 from grpo_pl.rollout.stored import StoredRollouts
 from grpo_pl.rollout.vllm import VLLMEngine, requests
+from grpo_pl.system.memory import forget_peak, peak_gib, release_free_memory
+from grpo_pl.system.output import tame_logs
 
 Numbers = dict[str, float]
 
@@ -125,76 +120,16 @@ def engine(cli: CLI) -> list[Numbers]:
     return [{"peak_gib": peak_gib()}]
 
 
-def peer(cli: CLI) -> list[Numbers]:
-    """TRL's GRPOTrainer on the same prompts."""
-    from datasets import Dataset
-    from transformers import TrainerCallback
-    from trl import GRPOConfig, GRPOTrainer
-
-    data: Any = cli.datamodule
-    questions = [data.train[row] for row in range(min(len(data.train), 512))]
-    rows = [{"prompt": [{"role": "user", "content": q.text}], "answer": q.answer} for q in questions]
-    micro_batches = cli.trainer.accumulate_grad_batches
-    measured: list[Numbers] = []
-
-    def reward(completions: list[Any], answer: list[str], **_: object) -> list[float]:
-        said = [re.findall(r"-?\d+", completion[0]["content"]) for completion in completions]
-        return [float(bool(s) and s[-1] == gold) for s, gold in zip(said, answer, strict=True)]
-
-    class Clock(TrainerCallback):
-        def on_step_begin(self, *_: object, **__: object) -> None:
-            forget_peak()
-            self.start = time.perf_counter()
-
-        def on_step_end(self, *_: object, **__: object) -> None:
-            measured.append({"iteration_s": time.perf_counter() - self.start, "peak_gib": peak_gib()})
-
-        def on_log(self, *_: object, logs: Numbers | None = None, **__: object) -> None:
-            if logs and "completions/mean_length" in logs:
-                measured[-1]["response_tokens"] = float(logs["completions/mean_length"])
-                print(f"measured {len(measured)} of {cli.trainer.max_epochs}", flush=True)
-
-    config = GRPOConfig(
-        output_dir=cli.trainer.default_root_dir,
-        per_device_train_batch_size=data.prompts_per_iteration * data.group_size // micro_batches,
-        gradient_accumulation_steps=micro_batches,
-        num_generations=data.group_size,
-        max_completion_length=data.sampling.max_tokens,
-        temperature=data.sampling.temperature,
-        max_steps=cli.trainer.max_epochs,
-        learning_rate=1e-9,
-        bf16=cli.trainer.precision == "bf16-mixed",
-        fp16=cli.trainer.precision == "16-mixed",
-        use_cpu=not torch.cuda.is_available(),
-        beta=0.0,
-        gradient_checkpointing=False,
-        model_init_kwargs={"dtype": "float32"},
-        logging_steps=1,
-        report_to=[],
-        save_strategy="no",
-        disable_tqdm=True,
-    )
-    model = resolve_pretrained(data.pretrained)
-    trainer = GRPOTrainer(str(model), reward_funcs=reward, args=config, train_dataset=Dataset.from_list(rows))
-    trainer.add_callback(Clock())
-    trainer.train()
-    return measured
-
-
 PARTS = {"train": train, "engine": engine, "peer": peer}
 
 
 def main() -> None:
     """Measure one part and write what was found."""
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("part", choices=PARTS)
-    parser.add_argument("iterations", type=int)
-    parser.add_argument("result", type=Path)
-    said, options = parser.parse_known_args()
+    part, iterations, result, *options = sys.argv[1:]
     tame_logs()
     with mistakes_answered(), tempfile.TemporaryDirectory() as folder:
-        run = ("--trainer.default_root_dir", folder, "--trainer.max_epochs", str(said.iterations))
-        said.result.write_text(json.dumps(PARTS[said.part](configure([*options, *run]))))
+        run = ("--trainer.default_root_dir", folder, "--trainer.max_epochs", iterations)
+        Path(result).write_text(json.dumps(PARTS[part](configure([*options, *run]))))
 
 
 if __name__ == "__main__":

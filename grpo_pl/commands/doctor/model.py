@@ -85,7 +85,7 @@ def weights(folder: Path) -> Finding:
     size = sum((folder / name).stat().st_size for name in named - set(missing))
     if not missing:
         return good("weights", f"{len(named)} files of safetensors, {size / (1 << 30):.2f} GiB", bytes=size)
-    fix = "download the folder again; tools/export_hf.py and save_pretrained write safetensors"
+    fix = "download the folder again; grpo_pl export and save_pretrained write safetensors"
     return Finding("weights", "problem", f"{folder} lacks {', '.join(missing[:3])}", fix)
 
 

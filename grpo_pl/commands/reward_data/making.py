@@ -1,17 +1,7 @@
-"""Make data for a reward model from rollouts and a verifier.
-
-Pairs of a right and a wrong response to the same prompt, for BradleyTerry:
-  python tools/make_reward_data.py pairs OUT --config configs/quickstart.yaml [any option of `grpo_pl fit`]
-  python tools/make_reward_data.py pairs OUT --config configs/quickstart.yaml --samples runs/a/samples.jsonl
-Steps labelled by how often the policy gets from them to the right answer, for StepLabels:
-  python tools/make_reward_data.py steps OUT --config configs/quickstart.yaml
-
-OUT/train.jsonl and OUT/val.jsonl share no prompt; which prompts are held out depends on their text alone.
-"""
+"""Pairs of responses, and steps with labels, from rollouts and a verifier."""
 
 import argparse
 import json
-import sys
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from itertools import product
@@ -20,24 +10,41 @@ from typing import Any
 
 from rich.progress import track
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout need not be installed
-
+from grpo_pl.commands.engine import of_policy
 from grpo_pl.config.cli import configure
-from grpo_pl.config.exits import mistakes_answered
 from grpo_pl.datamodule import RolloutDataModule
 from grpo_pl.functional import derive_seed, permutation
-from grpo_pl.module import PolicyOptimization
 from grpo_pl.prompts.prompt_set import iteration_prompts
 from grpo_pl.rewards.base import Verifier, score_samples
 from grpo_pl.rewards.patterns import compiled
 from grpo_pl.rewards.steps import step_ends
-from grpo_pl.system.output import tame_logs
 from grpo_pl.system.refusal import fail
 from grpo_pl.types import Prompt, Rollout, Sample
 
 Row = dict[str, Any]
 CHUNK = 32
 """Prompts that the engine gets at once."""
+
+
+def make(asked: argparse.Namespace, for_fit: list[str]) -> list[Row]:
+    """The rows that the options of `reward-data` ask for, sampled by the config of `for_fit`."""
+    trainer, model, data = of_policy(configure(for_fit))
+    name = asked.verifier or next(iter(model.verifiers), "")
+    if name not in model.verifiers:
+        fail(f"--verifier {name}: model.verifiers has {', '.join(model.verifiers) or 'none'}")
+    verifier, rows = model.verifiers[name], []
+    if asked.samples:
+        rows = make_pairs(recorded(asked.samples), verifier, asked.pairs_per_prompt)
+    else:
+        for rollout in rollouts(data, asked.prompts, trainer.strategy.root_device):
+            if asked.kind == "pairs":
+                rows += make_pairs(rollout.samples, verifier, asked.pairs_per_prompt)
+            else:
+                rows += label_steps(rollout, data, verifier, asked.steps, asked.continuations)
+    if not rows:
+        what = "both a right and a wrong response" if asked.kind == "pairs" else "a response to judge"
+        fail(f"no prompt had {what}: raise --prompts or data.group_size, or take another policy")
+    return rows
 
 
 def rollouts(data: RolloutDataModule, num_prompts: int, device: Any) -> Iterator[Rollout]:
@@ -176,61 +183,3 @@ def write(rows: Sequence[Row], out: Path, val_share: float) -> dict[str, int]:
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in of_file)
         (out / f"{name}.jsonl").write_text(text, encoding="utf-8")
     return {name: len(of_file) for name, of_file in files.items()}
-
-
-def arguments(args: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
-    """Our own options, and what is left for the config."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("kind", choices=("pairs", "steps"))
-    parser.add_argument("out", type=Path, help="the folder to write")
-    parser.add_argument("--prompts", type=int, default=512, help="prompts to sample responses to")
-    parser.add_argument("--samples", type=Path, help="pairs from a run's samples.jsonl: nothing is sampled")
-    parser.add_argument("--pairs-per-prompt", type=int, default=4)
-    parser.add_argument("--steps", default=r"\n+", help="regular expression of what stands between two steps")
-    parser.add_argument("--continuations", type=int, default=8, help="responses that judge a step")
-    parser.add_argument("--verifier", default="", help="one of model.verifiers; where empty, the first")
-    parser.add_argument("--val-share", type=float, default=0.1, help="share of the prompts that is held out")
-    said, config = parser.parse_known_args(args)
-    for name in ("prompts", "pairs_per_prompt", "continuations"):
-        if getattr(said, name) < 1:
-            fail(f"--{name.replace('_', '-')} is {getattr(said, name)}: expected 1 or more")
-    if not 0 <= said.val_share < 1:
-        fail(f"--val-share is {said.val_share}: expected 0 or more and less than 1")
-    return said, config
-
-
-def main(args: list[str] | None = None) -> None:
-    """Read the command line, sample, verify, write."""
-    tame_logs()
-    said, config = arguments(args)
-    with mistakes_answered():
-        cli = configure(config)
-        model, data = cli.model, cli.datamodule
-        assert isinstance(model, PolicyOptimization)
-        assert isinstance(data, RolloutDataModule)
-        name = said.verifier or next(iter(model.verifiers), "")
-        if name not in model.verifiers:
-            fail(f"--verifier {name}: model.verifiers has {', '.join(model.verifiers) or 'none'}")
-        verifier = model.verifiers[name]
-        if said.kind == "steps" and said.samples:
-            fail("--samples makes pairs: the steps of recorded responses cannot be continued")
-        if said.samples:
-            rows = make_pairs(recorded(said.samples), verifier, said.pairs_per_prompt)
-        else:
-            rows = []
-            for rollout in rollouts(data, said.prompts, cli.trainer.strategy.root_device):
-                if said.kind == "pairs":
-                    rows += make_pairs(rollout.samples, verifier, said.pairs_per_prompt)
-                else:
-                    rows += label_steps(rollout, data, verifier, said.steps, said.continuations)
-        if not rows:
-            what = "both a right and a wrong response" if said.kind == "pairs" else "a response to judge"
-            fail(f"no prompt had {what}: raise --prompts or data.group_size, or take another policy")
-        counts = write(rows, said.out, said.val_share)
-        print(f"{said.out}: {counts['train']} rows in train.jsonl, {counts['val']} in val.jsonl")
-
-
-if __name__ == "__main__":
-    main()

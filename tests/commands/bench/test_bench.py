@@ -1,4 +1,4 @@
-"""The numbers of tools/bench.py: by hand from made-up iterations, and once for real on the tiny model."""
+"""The numbers of `bench`: by hand from made-up iterations, and once for real on the tiny model."""
 
 import json
 import subprocess
@@ -6,12 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers.repository import ROOT, load_tool
+from helpers.repository import ROOT
 
+from grpo_pl.commands.bench import command as bench
 from grpo_pl.system.precision import PRECISIONS, device_here, measured_rates
 
 BENCH = ROOT / "tools" / "bench.py"
-bench = load_tool("bench")
 
 
 def row(iteration_s: float, **numbers: float) -> dict[str, float]:

@@ -1,0 +1,1 @@
+"""`bench`: what an iteration costs, beside what it must cost and beside TRL."""

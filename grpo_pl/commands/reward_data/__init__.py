@@ -1,0 +1,1 @@
+"""`reward-data`: rows that a reward model learns from, made from rollouts and a verifier."""
