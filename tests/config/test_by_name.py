@@ -59,9 +59,7 @@ def test_what_is_no_name_of_a_file_stays_as_it_is(words: list[str]) -> None:
     assert list(with_config_files(words)) == words
 
 
-@pytest.mark.parametrize(
-    "name", ["../pyproject.toml", "configs/../../pyproject.toml", "/quickstart", "", "."]
-)
+@pytest.mark.parametrize("name", ["../pyproject.toml", "configs/../../x", "/quickstart", "", "."])
 def test_nothing_outside_of_configs_is_meant_by_a_name(name: str) -> None:
     assert own_config(name) is None
 
