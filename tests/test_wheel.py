@@ -13,9 +13,18 @@ import pytest
 import yaml
 from helpers.repository import ROOT
 
+from grpo_pl import __version__
+
 Run = Callable[..., str]
 SOURCES = ("grpo_pl", "configs", "pyproject.toml", "setup.py", "README.md", "LICENSE")
 BUILD = "import sys; from setuptools.build_meta import build_wheel; build_wheel(sys.argv[1])"
+COMMANDS = """
+import sys
+from grpo_pl import __main__
+print(__main__.__file__, flush=True)
+for words in sys.argv[1:]:
+    __main__.main(words.split())
+"""
 
 
 @pytest.fixture(scope="module")
@@ -42,20 +51,17 @@ def site(wheel: ZipFile, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(site: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Runs a command in a folder that at first is empty, and returns what it says."""
+    """Runs commands, in one process, in a folder that at first is empty, and returns what they say."""
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     environment = os.environ | {"PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"}
 
-    def python(*words: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, *words]
-        return subprocess.run(command, cwd=elsewhere, env=environment, capture_output=True, text=True)
-
-    def run(*words: str, code: int = 0) -> str:
-        done = python("-m", "grpo_pl", *words)
+    def run(*commands: str, code: int = 0) -> str:
+        words = [sys.executable, "-c", COMMANDS, *commands]
+        done = subprocess.run(words, cwd=elsewhere, env=environment, capture_output=True, text=True)
         assert done.returncode == code, done.stderr
-        return done.stderr if code else done.stdout
+        assert done.stdout.splitlines()[0] == str(site / "grpo_pl" / "__main__.py")
+        return done.stderr if code else done.stdout.partition("\n")[2]
 
-    assert python("-c", "import grpo_pl; print(grpo_pl.__path__)").stdout == f"['{site}/grpo_pl']\n"
     return run
 
 
@@ -78,21 +84,21 @@ def test_its_description_is_the_readme_and_its_command_is_grpo_pl(wheel: ZipFile
     assert b"grpo_pl = grpo_pl.__main__:main" in wheel.read(f"{folder}/entry_points.txt")
 
 
-def test_a_config_is_read_by_its_name(installed: Run) -> None:
-    config = yaml.safe_load(installed("fit", "--config", "quickstart", "--print_config"))
-    assert config["trainer"]["default_root_dir"] == "runs/quickstart"
-
-
 def test_a_name_of_no_config_is_answered_with_the_nearest(installed: Run) -> None:
-    answer = installed("fit", "--config", "quikstart", code=2)
+    answer = installed("fit --config quikstart", code=2)
     assert answer == "grpo_pl: error: config: there is no file quikstart. Did you mean quickstart?\n"
 
 
-def test_a_tiny_model_is_made_planned_trained_and_exported(installed: Run) -> None:
-    assert installed("--version").startswith("grpo_pl ")
-    assert installed("tiny-model", "tiny") == "tiny\n"
-    config = ("--config", "tiny", "--config=configs/ablations/cispo.yaml", "--pretrained", "tiny")
-    assert "generates at most 256 tokens" in installed("plan", *config)
-    one = ("--trainer.max_epochs=1", "--trainer.default_root_dir=run", "--data.val=null")
-    assert "iteration   1" in installed("fit", *config, *one)
-    assert installed("export", "run/checkpoints/last.ckpt", "model") == "model\n"
+def test_a_tiny_model_is_made_planned_and_trained_by_configs_of_the_wheel(installed: Run) -> None:
+    config = "--config tiny --config=configs/ablations/cispo.yaml --pretrained tiny"
+    once = "--trainer.max_epochs=1 --trainer.default_root_dir=run --data.val=null"
+    said = installed("--version", "tiny-model tiny", f"plan {config}", f"fit {config} {once}")
+    assert said.startswith(f"grpo_pl {__version__}\ntiny\n")
+    assert "generates at most 256 tokens" in said
+    assert "iteration   1" in said
+    assert installed("export run/checkpoints/last.ckpt model") == "model\n"
+
+
+def test_a_config_is_read_by_its_name(installed: Run) -> None:
+    config = yaml.safe_load(installed("fit --config quickstart --print_config"))
+    assert config["trainer"]["default_root_dir"] == "runs/quickstart"

@@ -20,9 +20,13 @@ NEEDED = {
     "rollout": ["--out", "rollouts", "--config", TINY],
     "ablate": ["study.yaml"],
     "compare": ["runs"],
+    "export": ["last.ckpt", "model"],
+    "reward-data": ["pairs", "data", "--config", TINY],
+    "tiny-model": ["tiny"],
+    "bench": [],
 }
 """What each is given besides the mistake."""
-CONFIGURED = [name for name in COMMANDS if name != "compare"]
+CONFIGURED = [name for name in COMMANDS if name not in ("compare", "export", "tiny-model")]
 """The commands that take the options of `fit`."""
 OWN = {
     "plan": "--out",
@@ -32,6 +36,10 @@ OWN = {
     "rollout": "--out",
     "ablate": "--slurm",
     "compare": "--metric",
+    "export": "--pretrained",
+    "reward-data": "--verifier",
+    "tiny-model": "--seed",
+    "bench": "--out",
 }
 """An option of the command itself that needs a value."""
 
@@ -79,7 +87,7 @@ def test_an_option_of_another_command_is_named(command: str, capsys: pytest.Capt
     assert other.partition("=")[0].strip("-") in answer(capsys, command, other)
 
 
-@pytest.mark.parametrize("command", ["check-invariance", "plan", "rollout"])
+@pytest.mark.parametrize("command", ["bench", "check-invariance", "plan", "reward-data", "rollout"])
 def test_a_config_of_another_job_is_refused(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     answered = answer(capsys, command, "--job", "reward_model")
     assert f"job: {command} knows the job policy alone" in answered

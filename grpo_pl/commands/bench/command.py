@@ -25,7 +25,7 @@ import tempfile
 import time
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.status import Status
@@ -33,8 +33,10 @@ from rich.table import Table
 
 from grpo_pl.commands.options import Options
 from grpo_pl.config.by_name import config_file
-from grpo_pl.system.precision import PRECISIONS, DType, device_here, measured_rates
 from grpo_pl.system.refusal import fail
+
+if TYPE_CHECKING:
+    from grpo_pl.system.precision import DType
 
 TRL = "trl==1.16.0"
 PROMPTS, GROUP_SIZE, MAX_TOKENS = 8, 8, 64
@@ -64,8 +66,10 @@ SCALING_PROMPTS = 2
 Numbers = dict[str, float]
 
 
-def options_of(work: dict[str, Any], said: list[str], dtype: DType | None = None) -> list[str]:
+def options_of(work: dict[str, Any], said: list[str], dtype: "DType | None" = None) -> list[str]:
     """The command line of a part: the config, the work, the type it computes in, and what the user said."""
+    from grpo_pl.system.precision import PRECISIONS, device_here, measured_rates
+
     dtype = dtype or measured_rates(device_here().type).fitting
     work = work | {"trainer.precision": PRECISIONS[dtype], "data.engine.init_args.dtype": dtype}
     options = [f"--{key}={value}" for key, value in work.items()]
