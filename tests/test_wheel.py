@@ -16,7 +16,7 @@ from helpers.repository import ROOT
 from grpo_pl import __version__
 
 Run = Callable[..., str]
-SOURCES = ("grpo_pl", "configs", "pyproject.toml", "setup.py", "README.md", "LICENSE")
+SOURCES = ("grpo_pl", "configs", "pyproject.toml", "README.md", "LICENSE")
 BUILD = "import sys; from setuptools.build_meta import build_wheel; build_wheel(sys.argv[1])"
 COMMANDS = """
 import sys
@@ -33,7 +33,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> ZipFile:
     clone, out = tmp_path_factory.mktemp("clone"), tmp_path_factory.mktemp("dist")
     for source in (ROOT / name for name in SOURCES):
         if source.is_dir():
-            shutil.copytree(source, clone / source.name, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(source, clone / source.name, symlinks=True)
         else:
             shutil.copy(source, clone)
     done = subprocess.run([sys.executable, "-c", BUILD, out], cwd=clone, capture_output=True, text=True)
@@ -68,7 +68,8 @@ def installed(site: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
 def test_it_holds_every_file_of_the_package_and_every_config(wheel: ZipFile) -> None:
     package = [path.relative_to(ROOT) for path in (ROOT / "grpo_pl").rglob("*") if path.is_file()]
     files = {path.as_posix() for path in package if path.suffix not in {".pyc", ".md"}}
-    configs = {f"grpo_pl/{path.relative_to(ROOT)}" for path in (ROOT / "configs").rglob("*.yaml")}
+    names = [path.relative_to(ROOT / "configs") for path in (ROOT / "configs").rglob("*.yaml")]
+    configs = {f"grpo_pl/config/shipped/{name.as_posix()}" for name in names}
     assert {"grpo_pl/commands/compare/report/page.css", "grpo_pl/commands/submit/one_node.sbatch"} <= files
     assert files | configs == {name for name in wheel.namelist() if name.startswith("grpo_pl/")}
     assert {name.split("/")[0].split("-")[0] for name in wheel.namelist()} == {"grpo_pl"}

@@ -7,9 +7,8 @@ from pathlib import Path, PurePath
 
 from grpo_pl.system.refusal import fail, nearest
 
-PACKAGE = Path(__file__).parents[1]
-CONFIGS = inside if (inside := PACKAGE / "configs").is_dir() else PACKAGE.parent / "configs"
-"""A wheel holds them inside the package, a clone beside it."""
+CONFIGS = Path(__file__).with_name("shipped")
+"""The folder `configs/`: in a clone a link to it, in a wheel its files."""
 GLUED = re.compile(r"(--config=|-c=?)(.+)", re.DOTALL)
 
 
