@@ -25,6 +25,13 @@ class Alarm(ABC):
     """Whether the run ends when it begins to hold."""
     advice: ClassVar[str]
     """What it means and what to try."""
+    least: ClassVar[Mapping[str, float]] = {"window": 1}
+    """The smallest value that each of these settings may have."""
+
+    def __post_init__(self) -> None:
+        for key, bound in self.least.items():
+            if not (value := getattr(self, key)) >= bound:
+                raise ValueError(f"alarms.{self.name}.{key}={value}: expected {bound} or more")
 
     @property
     def name(self) -> str:
@@ -42,21 +49,25 @@ def lasting(rows: Sequence[Row], key: str, window: int) -> list[float]:
     return values if len(values) == window and all(map(math.isfinite, values)) else []
 
 
-def require(alarm: Alarm, **least: int) -> None:
-    """Refuse settings below these.
+class Threshold(Alarm):
+    """A metric that was beyond a bound in each of the last iterations."""
 
-    Raises:
-        ValueError: In one sentence, with the key to change.
-    """
-    for key, bound in least.items():
-        value = getattr(alarm, key)
-        if not value >= bound:
-            raise ValueError(f"alarms.{alarm.name}.{key}={value}: expected {bound} or more")
+    metric: ClassVar[str]
+    window: int
+
+    @override
+    def check(self, rows: Sequence[Row]) -> str | None:
+        values = lasting(rows, self.metric, self.window)
+        return self.judge(values) if values else None
+
+    @abstractmethod
+    def judge(self, values: list[float]) -> str | None:
+        """As `check`, of the metric in the last `window` iterations."""
 
 
 @final
 @dataclass(frozen=True)
-class EntropyCollapse(Alarm):
+class EntropyCollapse(Threshold):
     """The policy is certain of nearly every token, so that all responses to a prompt are alike.
 
     DAPO, arXiv:2503.14476, section 3.1, sees it in the first hundreds of steps of GRPO, and widens the upper
@@ -72,26 +83,22 @@ class EntropyCollapse(Alarm):
         "the policy explores no more: try model.loss.clip_high 0.28, model.entropy EntropyBonus, a higher "
         "data.sampling.temperature, a lower model.optimizer.lr"
     )
+    metric: ClassVar = "train/entropy"
+    least: ClassVar = {"below": 0, "window": 1}
     below: float = 0.02
     window: int = 5
     stop: bool = False
 
-    def __post_init__(self) -> None:
-        require(self, below=0, window=1)
-
     @override
-    def check(self, rows: Sequence[Row]) -> str | None:
-        values = lasting(rows, "train/entropy", self.window)
-        if not values or max(values) >= self.below:
+    def judge(self, values: list[float]) -> str | None:
+        if (highest := max(values)) >= self.below:
             return None
-        return (
-            f"train/entropy was at most {max(values):.3g} in {self.window} iterations (below {self.below:g})"
-        )
+        return f"train/entropy was at most {highest:.3g} in {self.window} iterations (below {self.below:g})"
 
 
 @final
 @dataclass(frozen=True)
-class KLExplosion(Alarm):
+class KLExplosion(Threshold):
     """The policy has left the reference.
 
     A nat for each token is far: in arXiv:2210.10760 (Gao et al. 2022, figure 1) the true reward of whole
@@ -108,17 +115,15 @@ class KLExplosion(Alarm):
         "model.kl.coefficient, a lower model.optimizer.lr, trainer.gradient_clip_val 1, or a "
         "model.reference_update"
     )
+    metric: ClassVar = "train/kl"
+    least: ClassVar = {"above": 0, "window": 1}
     above: float = 1.0
     window: int = 5
     stop: bool = False
 
-    def __post_init__(self) -> None:
-        require(self, above=0, window=1)
-
     @override
-    def check(self, rows: Sequence[Row]) -> str | None:
-        values = lasting(rows, "train/kl", self.window)
-        if not values or median(values) <= self.above:
+    def judge(self, values: list[float]) -> str | None:
+        if median(values) <= self.above:
             return None
         return (
             f"train/kl is {values[-1]:.3g} (above {self.above:g} in the median of {self.window} iterations)"
@@ -140,12 +145,10 @@ class NoSignal(Alarm):
         "there is nothing to learn from: look at samples.jsonl whether model.rewards reads the answers; try "
         "easier or harder prompts, a larger data.group_size, data.resample DynamicSampling"
     )
+    least: ClassVar = {"share": 0, "window": 1}
     share: float = 1.0
     window: int = 5
     stop: bool = False
-
-    def __post_init__(self) -> None:
-        require(self, share=0, window=1)
 
     @override
     def check(self, rows: Sequence[Row]) -> str | None:
@@ -164,7 +167,7 @@ class NoSignal(Alarm):
 
 @final
 @dataclass(frozen=True)
-class AllTruncated(Alarm):
+class AllTruncated(Threshold):
     """Nearly every response is cut at the token limit, so that hardly any can be right.
 
     Args:
@@ -177,19 +180,17 @@ class AllTruncated(Alarm):
         "responses do not end: try a higher data.sampling.max_tokens, a reward for ending (LengthPenalty), "
         "and look at samples.jsonl whether they repeat themselves or lack the end-of-sequence token"
     )
+    metric: ClassVar = "rollout/truncated"
+    least: ClassVar = {"share": 0, "window": 1}
     share: float = 0.95
     window: int = 5
     stop: bool = False
 
-    def __post_init__(self) -> None:
-        require(self, share=0, window=1)
-
     @override
-    def check(self, rows: Sequence[Row]) -> str | None:
-        values = lasting(rows, "rollout/truncated", self.window)
-        if not values or min(values) < self.share:
+    def judge(self, values: list[float]) -> str | None:
+        if (lowest := min(values)) < self.share:
             return None
-        return f"rollout/truncated was at least {min(values):.0%} in {self.window} iterations"
+        return f"rollout/truncated was at least {lowest:.0%} in {self.window} iterations"
 
 
 @final
@@ -211,13 +212,11 @@ class MismatchGrowth(Alarm):
         "trainer.precision like the engine's, model.correction ImportanceCorrection, a lower "
         "data.engine.max_staleness"
     )
+    least: ClassVar = {"factor": 1, "floor": 0, "window": 1}
     factor: float = 3.0
     floor: float = 0.05
     window: int = 5
     stop: bool = False
-
-    def __post_init__(self) -> None:
-        require(self, factor=1, floor=0, window=1)
 
     @override
     def check(self, rows: Sequence[Row]) -> str | None:
@@ -253,13 +252,11 @@ class RewardHacking(Alarm):
         "the reward pays for something else than the task: compare samples.jsonl of both iterations; try a "
         "verifier among model.rewards, a higher model.kl.coefficient, and go on from the better checkpoint"
     )
+    least: ClassVar = {"rise": 0, "window": 1, "validations": 1}
     rise: float = 0.2
     window: int = 3
     validations: int = 2
     stop: bool = False
-
-    def __post_init__(self) -> None:
-        require(self, rise=0, window=1, validations=1)
 
     @override
     def check(self, rows: Sequence[Row]) -> str | None:
