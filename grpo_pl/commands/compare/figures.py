@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -28,11 +29,15 @@ class Palette:
     base: str
     others: tuple[str, ...]
 
+    def index(self, i: int) -> int:
+        """Which colour the i-th group has, the base's being 0."""
+        return (i - 1) % len(self.others) + 1 if i else 0
+
     def line(self, i: int) -> dict[str, Any]:
         """How the i-th group is drawn; group 0 is the base. No two of the first 24 look the same."""
-        turn, n = divmod(max(i - 1, 0), len(self.others))
+        turn = max(i - 1, 0) // len(self.others)
         return {
-            "color": self.others[n] if i else self.base,
+            "color": (self.base, *self.others)[self.index(i)],
             "marker": MARKERS[i % len(MARKERS)],
             "linestyle": DASHES[turn % len(DASHES)],
         }
@@ -83,8 +88,10 @@ def draw(picture: Picture, axes: Axes, palette: Palette) -> None:
     picture.draw(axes, palette)
 
 
-def svg(picture: Picture, prefix: str) -> str:
+def svg(picture: Picture, prefix: str) -> Markup:
     """A picture as an inline SVG element without a background, in the page's variables `--s0`, `--s1`, ...
+
+    Its title is there for those who cannot see it, too.
 
     Args:
         picture: What is drawn.
@@ -93,32 +100,32 @@ def svg(picture: Picture, prefix: str) -> str:
     with drawing(PAGE):
         figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
         draw(picture, figure.subplots(), PAGE)
-        return inline(figure, prefix)
+        return inline(figure, prefix, Markup(' aria-label="{}"').format(picture.title))
 
 
-def key_svg(i: int, prefix: str) -> str:
+def key_svg(i: int, prefix: str) -> Markup:
     """How the i-th group's lines look."""
     with drawing(PAGE):
         figure = Figure(figsize=(0.42, 0.16))
         style = PAGE.line(i) | {"linewidth": 2, "markersize": 6, "markevery": [1]}
         figure.add_artist(Line2D([0.02, 0.5, 0.98], [0.5] * 3, **style))
-        return inline(figure, prefix)
+        return inline(figure, prefix, Markup())
 
 
-def inline(figure: Figure, prefix: str) -> str:
-    """A figure as an element of a page."""
+def inline(figure: Figure, prefix: str, attributes: Markup) -> Markup:
+    """A figure as an element of a page, with more attributes."""
     FigureCanvasSVG(figure)
     figure.patch.set_visible(False)
     out = io.StringIO()
     figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
     text = out.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" role="img">', text, count=1)
-    text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
+    opening = re.search(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', text)
+    assert opening is not None, "matplotlib writes one"
+    text = re.sub(r"<metadata>.*?</metadata>\s*", "", text[opening.end() :], flags=re.DOTALL)
     text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}-", text).replace("xlink:href", "href")
     for color, variable in VARIABLES.items():
         text = text.replace(color, variable)
-    return text
+    return Markup('<svg viewBox="{}" role="img"{}>{}').format(opening[1], attributes, Markup(text))
 
 
 def png(pictures: Sequence[Picture], names: Sequence[str], path: Path) -> None:

@@ -9,8 +9,7 @@ from rich.table import Table
 
 from grpo_pl.commands.compare.comparison import Comparison, compare
 from grpo_pl.commands.compare.report import document as content
-from grpo_pl.commands.compare.report.html import html
-from grpo_pl.commands.compare.report.markdown import markdown, write_pictures
+from grpo_pl.commands.compare.report.rendering import html, markdown, write_pictures
 
 HTML_FILE, MARKDOWN_FILE, PICTURES_FOLDER = "report.html", "report.md", "report_pictures"
 

@@ -16,7 +16,7 @@ from grpo_pl.commands.compare.curves import curve
 from grpo_pl.commands.compare.figures import LIGHT
 from grpo_pl.commands.compare.groups import Group, group_runs
 from grpo_pl.commands.compare.report.document import document
-from grpo_pl.commands.compare.report.markdown import markdown, plain
+from grpo_pl.commands.compare.report.rendering import markdown, plain
 from grpo_pl.commands.compare.report.wording import number, p_value
 from grpo_pl.commands.compare.responses import side_by_side
 from grpo_pl.commands.compare.runs import SECONDS, TOKENS, read_runs
@@ -83,6 +83,23 @@ def test_what_runs_say_is_text_and_never_markup(report):
     assert r"no-kl \<b\>says\</b\> \| 42" in text
 
 
+def test_a_hostile_name_prompt_and_response_are_escaped_everywhere(config, tmp_path):
+    script = "<script>alert('1')"
+    for variant in ("base", f"{script} & co"):
+        changes = {} if variant == "base" else {"model.kl": None}
+        folder = write_run(tmp_path / "out" / variant / "seed-1", config, changes=changes)
+        write_samples(folder, {f"{script}?": f"{script}\x07!"})
+    main(["compare", str(tmp_path / "out"), "--base", "base", "--out", str(tmp_path)])
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    page = Balance()
+    page.feed(text)
+    assert page.open == []
+    assert "<script" not in text
+    assert text.count("&lt;script&gt;alert(&#39;1&#39;) &amp; co") > 5
+    assert "&lt;script&gt;alert(&#39;1&#39;)\ufffd!" in text
+    assert "<script" not in (tmp_path / "report.md").read_text(encoding="utf-8").replace("\\<", "")
+
+
 @pytest.mark.parametrize("name", ["report.html", "report.md"])
 def test_both_forms_say_all(name, report):
     text = (report / name).read_text(encoding="utf-8").replace("\\", "")
@@ -101,7 +118,7 @@ def test_both_forms_say_all(name, report):
         "critic ends 0.295 below base",
         "Seconds are those of sync, generate, score and update",
     ):
-        assert part in text or part.replace("'", "&#x27;") in text, part
+        assert part in text or part.replace("'", "&#39;") in text, part
 
 
 def test_the_pictures_of_the_markdown_stand_beside_it(report):

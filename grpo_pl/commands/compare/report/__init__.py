@@ -1,1 +1,1 @@
-"""A comparison as a report: what it says stands in `document`, how it is written in `html` and `markdown`."""
+"""A comparison as a report: its content in `document`, its form in templates that `rendering` fills in."""
