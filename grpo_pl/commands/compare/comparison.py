@@ -1,6 +1,7 @@
 """Groups of runs, compared: final accuracies, and their paired differences from the base."""
 
 from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import Any
 
 from grpo_pl.commands.compare.differences import settings
@@ -11,7 +12,6 @@ from grpo_pl.commands.compare.statistics import (
     PairedTest,
     hedges_g,
     holm,
-    mean,
     mean_interval,
     newcombe,
     paired_test,
@@ -124,8 +124,12 @@ def result_of(group: Group, metric: str) -> Result:
     over_seeds = mean_interval(list(by_seed.values())) if by_seed else None
     if over_seeds is None or not own:
         return Result(group, by_seed, over_seeds, None)
-    over_problems = Interval(*(mean(ends) for ends in zip(*own, strict=True)))
-    return Result(group, by_seed, over_seeds.of_share(), over_problems)
+    return Result(group, by_seed, over_seeds.of_share(), average(own))
+
+
+def average(intervals: list[Interval]) -> Interval:
+    """Means of the estimates and of their ends."""
+    return Interval(*map(fmean, zip(*intervals, strict=True)))
 
 
 def interval_of(run: Run, metric: str) -> Interval | None:
@@ -154,8 +158,7 @@ def effect_of(result: Result, base: Result, metric: str) -> Effect:
     g = hedges_g([result.by_seed[s] for s in pairs], [base.by_seed[s] for s in pairs])
     ours, theirs = ([interval_of(r.group.finished[s], metric) for s in pairs] for r in (result, base))
     each = [newcombe(a, b) for a, b in zip(ours, theirs, strict=True) if a and b]
-    over_problems = Interval(*(mean(ends) for ends in zip(*each, strict=True))) if each else None
-    return Effect(result, pairs, alone, test, None, g, over_problems)
+    return Effect(result, pairs, alone, test, None, g, average(each) if each else None)
 
 
 def with_holm(effects: list[Effect]) -> list[Effect]:

@@ -7,60 +7,39 @@ from typing import NamedTuple
 from grpo_pl.commands.compare.groups import Group
 from grpo_pl.commands.compare.runs import SECONDS, TOKENS, VALIDATION, Run
 
-STAGES = ("sync", "generate", "score", "update")
-
 
 class Cost(NamedTuple):
     """A quantity of a run that one has to pay."""
 
     name: str
     unit: str
-    of: Callable[[Run], float | None]
     digits: int
+    metric: str
+    over: Callable[[list[float]], float]
+    """Iterations: `max`, `sum`, or `median`, for the first one pays for what is made once."""
+    divisor: float = 1
+
+    def of(self, run: Run) -> float | None:
+        """What a run has paid; None where it was not measured."""
+        values = run.measured(self.metric)
+        return self.over(values) / self.divisor if values else None
 
 
-def largest(metric: str, divisor: float = 1) -> Callable[[Run], float | None]:
-    """The greatest value of a metric."""
-
-    def of(run: Run) -> float | None:
-        values = run.measured(metric)
-        return max(values) / divisor if values else None
-
-    return of
-
-
-def typical(metric: str) -> Callable[[Run], float | None]:
-    """The median over iterations: the first one pays for what is made once."""
-
-    def of(run: Run) -> float | None:
-        values = run.measured(metric)
-        return median(values) if values else None
-
-    return of
-
-
-def total(metric: str, divisor: float = 1) -> Callable[[Run], float | None]:
-    """The sum over iterations."""
-
-    def of(run: Run) -> float | None:
-        values = run.measured(metric)
-        return sum(values) / divisor if values else None
-
-    return of
-
-
-MEMORY = Cost("peak memory", "GiB", largest("memory/peak_gib"), 2)
-TIME = Cost("training", "s", total(SECONDS), 0)
+MEMORY = Cost("peak memory", "GiB", 2, "memory/peak_gib", max)
+TIME = Cost("training", "s", 0, SECONDS, sum)
+STAGES = tuple(
+    Cost(stage, "s", 2, f"time/{stage}_s", median) for stage in ("sync", "generate", "score", "update")
+)
 COSTS = (
-    Cost("models held", "", largest("memory/models"), 0),
-    Cost("parameters", "M", largest("memory/parameters", 1e6), 1),
+    Cost("models held", "", 0, "memory/models", max),
+    Cost("parameters", "M", 1, "memory/parameters", max, 1e6),
     MEMORY,
-    *(Cost(stage, "s", typical(f"time/{stage}_s"), 2) for stage in STAGES),
-    Cost("iteration", "s", typical(SECONDS), 2),
-    Cost("tokens", "", total(TOKENS), 0),
-    Cost("tokens a second", "", typical("time/tokens_per_s"), 0),
+    *STAGES,
+    Cost("iteration", "s", 2, SECONDS, median),
+    Cost("tokens", "", 0, TOKENS, sum),
+    Cost("tokens a second", "", 0, "time/tokens_per_s", median),
     TIME,
-    Cost("validation", "s", total(VALIDATION), 0),
+    Cost("validation", "s", 0, VALIDATION, sum),
 )
 """Of the process of rank 0, and of all ranks together for tokens, as `metrics.csv` has them."""
 

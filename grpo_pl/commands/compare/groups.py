@@ -40,21 +40,18 @@ def group_runs(runs: Iterable[Run], base: str | None = None) -> list[Group]:
     found: dict[tuple[str, str], list[Run]] = {}
     unstarted: list[Run] = []
     for run in runs:
-        if run.config:
-            found.setdefault((variant(run), fingerprint(run)), []).append(run)
-        else:
-            unstarted.append(run)
+        where = found.setdefault((variant(run), fingerprint(run)), []) if run.config else unstarted
+        where.append(run)
     groups = [Group(name, tuple(members)) for (name, _), members in found.items()]
     for group in groups:
         refuse_repeated_seeds(group)
-    first = next((g for g in groups if is_base(g, base)), None) if base else groups[0] if groups else None
+    if not groups and base is None:
+        raise ValueError("compare: no run has started: none of the folders has a config.yaml")
+    first = next((group for group in groups if base is None or is_base(group, base)), None)
     if first is None:
-        raise ValueError(f"compare: --base {base}: no such group; {known(groups)}" if base else NOTHING)
-    ordered = [first, *(g for g in groups if g is not first)]
-    return named(with_unstarted([compared(g, first) for g in ordered], unstarted))
-
-
-NOTHING = "compare: no run has started: none of the folders has a config.yaml"
+        raise ValueError(f"compare: --base {base}: no such group; {known(groups)}")
+    ordered = [first, *(group for group in groups if group is not first)]
+    return named(with_unstarted([compared(group, first) for group in ordered], unstarted))
 
 
 def variant(run: Run) -> str:

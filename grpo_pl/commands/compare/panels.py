@@ -1,13 +1,13 @@
 """What the pictures of a comparison show."""
 
-from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from grpo_pl.commands.compare.comparison import Comparison, Result
-from grpo_pl.commands.compare.costs import MEMORY, STAGES, TIME, Cost, cost_of, pareto, typical
+from grpo_pl.commands.compare.comparison import Comparison
+from grpo_pl.commands.compare.costs import MEMORY, STAGES, TIME, Cost, cost_of, pareto
 from grpo_pl.commands.compare.curves import Curve, curve, range_of_runs
 from grpo_pl.commands.compare.figures import Palette, Picture
 from grpo_pl.commands.compare.runs import SECONDS, TOKENS
@@ -100,37 +100,45 @@ def draw_curve(axes: Axes, curve: Curve, i: int, palette: Palette) -> None:
 
 
 def final_values(comparison: Comparison) -> Picture:
-    """Each group's last values: a ring a seed, mean and interval over seeds."""
-    name = readable(comparison.metric)
-
-    def draw(axes: Axes, palette: Palette) -> None:
-        for i, result in enumerate(comparison.results):
-            draw_seeds(axes, list(result.by_seed.values()), i, palette.line(i))
-            if result.over_seeds is not None:
-                draw_interval(axes, result.over_seeds, i, palette.line(i))
-        name_rows(axes, [result.group.name for result in comparison.results])
-
-    return Picture("last value, 95 % over seeds", name, "", draw)
+    """Each group's last values, over seeds."""
+    rows = [(r.group.name, list(r.by_seed.values()), r.over_seeds) for r in comparison.results]
+    return intervals("last value, 95 % over seeds", readable(comparison.metric), rows)
 
 
 def differences(comparison: Comparison) -> Picture:
     """Each group's paired difference from the base, with its interval."""
-    effects = comparison.effects
+    base = comparison.results[0].by_seed
+    rows = [
+        (e.result.group.name, [e.result.by_seed[s] - base[s] for s in e.pairs], e.test.difference)
+        for e in comparison.effects
+    ]
+    title = f"paired difference from {shortened(comparison.base.name)}"
+    return intervals(title, f"difference of {readable(comparison.metric)}", rows, from_base=True)
+
+
+def intervals(
+    title: str, x: str, rows: list[tuple[str, list[float], Interval | None]], *, from_base: bool = False
+) -> Picture:
+    """A row for each group: its name, a ring for each seed, and mean and interval over them.
+
+    Args:
+        title: Of the picture.
+        x: What the axis says.
+        rows: Name, values and interval, from top to bottom.
+        from_base: Whether they are differences from the base, which is no row itself.
+    """
 
     def draw(axes: Axes, palette: Palette) -> None:
-        axes.axvline(0, color=palette.line(0)["color"], linewidth=1.2)
-        for i, effect in enumerate(effects):
-            base = comparison.results[0].by_seed
-            each = [effect.result.by_seed[seed] - base[seed] for seed in effect.pairs]
-            draw_seeds(axes, each, i, palette.line(i + 1))
-            if effect.test.difference is not None:
-                draw_interval(axes, effect.test.difference, i, palette.line(i + 1))
-        name_rows(axes, [effect.result.group.name for effect in effects])
+        if from_base:
+            axes.axvline(0, color=palette.line(0)["color"], linewidth=1.2)
+        for i, (_, values, interval) in enumerate(rows):
+            style = palette.line(i + from_base)
+            draw_seeds(axes, values, i, style)
+            if interval is not None:
+                draw_interval(axes, interval, i, style)
+        name_rows(axes, [name for name, _, _ in rows])
 
-    unit = readable(comparison.metric)
-    return Picture(
-        f"paired difference from {shortened(comparison.base.name)}", f"difference of {unit}", "", draw
-    )
+    return Picture(title, x, "", draw)
 
 
 def draw_seeds(axes: Axes, values: list[float], row: int, style: dict[str, Any]) -> None:
@@ -168,67 +176,41 @@ def trade_offs(comparison: Comparison) -> list[Picture]:
 
 def trade_off(comparison: Comparison, cost: Cost) -> Picture | None:
     """One of them; None where it was not measured."""
-    points = list(measured_points(comparison, lambda result: cost_of(result.group, cost)))
+    points = [
+        (i, paid, result.over_seeds)
+        for i, result in enumerate(comparison.results)
+        if (paid := cost_of(result.group, cost)) is not None and result.over_seeds is not None
+    ]
     if not points:
         return None
     name = readable(comparison.metric)
 
     def draw(axes: Axes, palette: Palette) -> None:
         front = pareto([(paid, gain.mean) for _, paid, gain in points])
-        axes.step(
-            *zip(*front, strict=True),
-            where="post",
-            color=palette.text,
-            linewidth=0.8,
-            alpha=0.5,
-            linestyle="--",
-        )
+        axes.step(*zip(*front, strict=True), "--", where="post", color=palette.text, linewidth=0.8, alpha=0.5)
         for i, paid, gain in points:
-            style = palette.line(i) | {"linestyle": "none", "markersize": 7}
-            if gain.low > float("-inf"):
-                ends = [[gain.mean - gain.low], [gain.high - gain.mean]]
-                axes.errorbar([paid], [gain.mean], yerr=ends, ecolor=style["color"], elinewidth=1.2, **style)
-            else:
-                axes.plot([paid], [gain.mean], **style)
+            style = palette.line(i) | {"linestyle": "none", "markersize": 7, "elinewidth": 1.2}
+            bounded = gain.low > float("-inf")
+            ends = [[gain.mean - gain.low], [gain.high - gain.mean]] if bounded else None
+            axes.errorbar([paid], [gain.mean], yerr=ends, ecolor=style["color"], **style)
         axes.margins(0.12)
 
-    what = f"{cost.name} ({cost.unit})"
-    return Picture(f"{name} against {cost.name}{' time' if cost is TIME else ''}", what, name, draw)
-
-
-def measured_points(
-    comparison: Comparison, paid: Callable[[Result], float | None]
-) -> Iterator[tuple[int, float, Interval]]:
-    """(index, cost, accuracy) of those groups that have both."""
-    for i, result in enumerate(comparison.results):
-        cost = paid(result)
-        if cost is not None and result.over_seeds is not None:
-            yield i, cost, result.over_seeds
+    title = f"{name} against {cost.name}{' time' if cost is TIME else ''}"
+    return Picture(title, f"{cost.name} ({cost.unit})", name, draw)
 
 
 def stages(comparison: Comparison) -> Picture | None:
     """Seconds of an iteration, stage by stage; None where none was measured."""
-    heights = {
-        stage: [cost_of(g, Cost(stage, "s", typical(f"time/{stage}_s"), 2)) or 0.0 for g in comparison.groups]
-        for stage in STAGES
-    }
-    if not any(map(any, heights.values())):
+    seconds = {cost.name: [cost_of(group, cost) or 0.0 for group in comparison.groups] for cost in STAGES}
+    if not any(map(any, seconds.values())):
         return None
 
     def draw(axes: Axes, palette: Palette) -> None:
-        left = [0.0] * len(comparison.groups)
-        rows = list(range(len(left)))
-        for i, (stage, widths) in enumerate(heights.items()):
-            axes.barh(
-                rows,
-                widths,
-                left=left,
-                height=0.62,
-                color=palette.text,
-                alpha=(0.2, 0.45, 0.3, 0.65)[i],
-                label=stage,
-            )
-            left = [a + b for a, b in zip(left, widths, strict=True)]
+        left = np.zeros(len(comparison.groups))
+        for (stage, widths), alpha in zip(seconds.items(), (0.2, 0.45, 0.3, 0.65), strict=True):
+            rows = np.arange(len(left))
+            axes.barh(rows, widths, 0.62, left=left, label=stage, color=palette.text, alpha=alpha)
+            left += widths
         name_rows(axes, [group.name for group in comparison.groups])
         axes.legend(
             loc="lower left", bbox_to_anchor=(-0.02, 1), ncols=4, frameon=False, fontsize=8, handlelength=1

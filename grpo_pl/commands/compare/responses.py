@@ -35,37 +35,33 @@ def side_by_side(groups: list[Group], count: int = COUNT) -> list[Dialogue]:
     Of the first seed for which there are such; empty where no two groups have a record of the same prompt in
     the same iteration.
     """
-    seeds = dict.fromkeys(run.seed for group in groups for run in group.runs)
-    for seed in seeds:
-        records = {group.name: first_records(group, seed) for group in groups}
-        records = {name: found for name, found in records.items() if found}
-        common = [
-            k for k in next(iter(records.values()), {}) if all(k in found for found in records.values())
-        ]
-        if len(records) < 2 or not common:
-            continue
-        last = max(iteration for iteration, _ in common)
-        keys = [key for key in common if key[0] == last][:count]
-        return [
-            Dialogue(
-                prompt,
-                next(iter(records.values()))[iteration, prompt]["answer"],
-                seed,
-                iteration,
-                tuple(response_of(name, found[iteration, prompt]) for name, found in records.items()),
-            )
-            for iteration, prompt in keys
-        ]
+    for seed in dict.fromkeys(run.seed for group in groups for run in group.runs):
+        records = {group.name: first for group in groups if (first := first_records(group, seed))}
+        first, *others = records.values() or [{}]
+        common = [key for key in first if all(key in other for other in others)]
+        if others and common:
+            last = max(iteration for iteration, _ in common)
+            return [
+                Dialogue(
+                    prompt,
+                    first[last, prompt]["answer"],
+                    seed,
+                    last,
+                    tuple(response_of(name, own[last, prompt]) for name, own in records.items()),
+                )
+                for iteration, prompt in common
+                if iteration == last
+            ][:count]
     return []
 
 
 def first_records(group: Group, seed: str) -> dict[tuple[int, str], dict[str, Any]]:
     """(iteration, prompt) -> its first record in the group's run of a seed."""
-    found: dict[tuple[int, str], dict[str, Any]] = {}
+    first: dict[tuple[int, str], dict[str, Any]] = {}
     for run in group.runs:
         for record in run.samples() if run.seed == seed else ():
-            found.setdefault((record["iteration"], record["prompt"]), record)
-    return found
+            first.setdefault((record["iteration"], record["prompt"]), record)
+    return first
 
 
 def response_of(group: str, record: dict[str, Any]) -> GroupResponse:

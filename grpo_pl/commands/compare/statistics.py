@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from statistics import fmean, stdev
 from typing import NamedTuple
 
 from scipy import stats
@@ -37,23 +38,12 @@ class PairedTest(NamedTuple):
     """Of the two-sided Wilcoxon signed-rank test, exact."""
 
 
-def mean(values: Sequence[float]) -> float:
-    """Arithmetic mean."""
-    return math.fsum(values) / len(values)
-
-
-def std(values: Sequence[float]) -> float:
-    """Standard deviation with the divisor n - 1."""
-    centre = mean(values)
-    return math.sqrt(math.fsum((v - centre) ** 2 for v in values) / (len(values) - 1))
-
-
 def mean_interval(values: Sequence[float]) -> Interval:
     """Mean and Student's interval: mean +- t(0.975, n - 1) std / sqrt(n); unbounded for one value."""
-    centre = mean(values)
+    centre = fmean(values)
     if len(values) < 2:
         return Interval(centre, -math.inf, math.inf)
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * std(values) / math.sqrt(len(values))
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
     return Interval(centre, centre - half, centre + half)
 
 
@@ -74,9 +64,9 @@ def paired_test(differences: Sequence[float]) -> PairedTest:
 def t_test(differences: Sequence[float]) -> float | None:
     """The p of Student's two-sided test that their mean is 0; None for one, or if they do not vary."""
     n = len(differences)
-    if n < 2 or (spread := std(differences)) < ROUNDING:
+    if n < 2 or (spread := stdev(differences)) < ROUNDING:
         return None
-    return float(2 * stats.t.sf(abs(mean(differences)) / spread * math.sqrt(n), n - 1))
+    return float(2 * stats.t.sf(abs(fmean(differences)) / spread * math.sqrt(n), n - 1))
 
 
 def signed_ranks(differences: Sequence[float]) -> float:
@@ -106,11 +96,11 @@ def hedges_g(values: Sequence[float], base: Sequence[float]) -> float | None:
     if min(n1, n2) < 2:
         return None
     free = n1 + n2 - 2
-    pooled = math.sqrt(((n1 - 1) * std(values) ** 2 + (n2 - 1) * std(base) ** 2) / free)
+    pooled = math.sqrt(((n1 - 1) * stdev(values) ** 2 + (n2 - 1) * stdev(base) ** 2) / free)
     if pooled < ROUNDING:
         return None
     correction = math.exp(math.lgamma(free / 2) - math.lgamma((free - 1) / 2)) / math.sqrt(free / 2)
-    return correction * (mean(values) - mean(base)) / pooled
+    return correction * (fmean(values) - fmean(base)) / pooled
 
 
 def holm(ps: Sequence[float]) -> list[float]:

@@ -13,12 +13,12 @@ from grpo_pl.__main__ import main
 from grpo_pl.commands.compare import compare
 from grpo_pl.commands.compare.costs import TIME, cost_of, pareto
 from grpo_pl.commands.compare.curves import curve
-from grpo_pl.commands.compare.figures import LIGHT
+from grpo_pl.commands.compare.figures import LIGHT, Picture
 from grpo_pl.commands.compare.groups import Group, group_runs
-from grpo_pl.commands.compare.report.document import document
-from grpo_pl.commands.compare.report.rendering import markdown, plain
+from grpo_pl.commands.compare.report.document import Document, Section, Table, document
+from grpo_pl.commands.compare.report.rendering import html, markdown, plain
 from grpo_pl.commands.compare.report.wording import number, p_value
-from grpo_pl.commands.compare.responses import side_by_side
+from grpo_pl.commands.compare.responses import Dialogue, Response, side_by_side
 from grpo_pl.commands.compare.runs import SECONDS, TOKENS, read_runs
 
 VOID = {"meta", "link", "br", "hr", "img"}
@@ -83,21 +83,21 @@ def test_what_runs_say_is_text_and_never_markup(report):
     assert r"no-kl \<b\>says\</b\> \| 42" in text
 
 
-def test_a_hostile_name_prompt_and_response_are_escaped_everywhere(config, tmp_path):
-    script = "<script>alert('1')"
-    for variant in ("base", f"{script} & co"):
-        changes = {} if variant == "base" else {"model.kl": None}
-        folder = write_run(tmp_path / "out" / variant / "seed-1", config, changes=changes)
-        write_samples(folder, {f"{script}?": f"{script}\x07!"})
-    main(["compare", str(tmp_path / "out"), "--base", "base", "--out", str(tmp_path)])
-    text = (tmp_path / "report.html").read_text(encoding="utf-8")
-    page = Balance()
+def test_a_hostile_name_is_escaped_wherever_it_stands():
+    bad = "<script>alert('1') & co"
+    dialogue = Dialogue(bad, bad, "1", 1, (Response(bad, f"{bad}\x07", 1.0, truncated=True),))
+    picture = Picture(f'{bad}" onload="', bad, bad, lambda axes, _: axes.set_yticks([0], [bad]))
+    table = Table([bad, bad], [[bad, bad]])
+    section = Section("Outcome", [bad], [table], [picture], [dialogue], [bad])
+    report = Document(bad, [bad], [bad], [bad], [section])
+    text, page = html(report), Balance()
     page.feed(text)
     assert page.open == []
     assert "<script" not in text
-    assert text.count("&lt;script&gt;alert(&#39;1&#39;) &amp; co") > 5
-    assert "&lt;script&gt;alert(&#39;1&#39;)\ufffd!" in text
-    assert "<script" not in (tmp_path / "report.md").read_text(encoding="utf-8").replace("\\<", "")
+    assert 'co&#34; onload=&#34;"' in text
+    assert text.count("&lt;script&gt;alert(&#39;1&#39;) &amp; co") >= 15
+    assert "co\ufffd</pre>" in text
+    assert "<script" not in markdown(report, "pictures").replace("\\<", "")
 
 
 @pytest.mark.parametrize("name", ["report.html", "report.md"])

@@ -4,18 +4,11 @@ import math
 from dataclasses import dataclass, field
 
 from grpo_pl.commands.compare import panels
-from grpo_pl.commands.compare.comparison import Comparison, Result, interval_of
-from grpo_pl.commands.compare.costs import COSTS, Cost, cost_of
+from grpo_pl.commands.compare.comparison import Comparison, interval_of
+from grpo_pl.commands.compare.costs import COSTS, cost_of
 from grpo_pl.commands.compare.figures import Picture
 from grpo_pl.commands.compare.report import methods
-from grpo_pl.commands.compare.report.wording import (
-    NONE,
-    ends,
-    finding,
-    number,
-    p_value,
-    verdict,
-)
+from grpo_pl.commands.compare.report.wording import ends, finding, number, of_mean, p_value, verdict
 from grpo_pl.commands.compare.responses import Dialogue, side_by_side
 from grpo_pl.commands.compare.runs import SECONDS, TOKENS
 
@@ -33,6 +26,11 @@ class Table:
         """The same with rows as columns."""
         header, *rows = zip(self.header, *self.rows, strict=True)
         return Table(list(header), [list(row) for row in rows], self.numeric)
+
+
+def table(rows: list[dict[str, str]]) -> Table:
+    """A table of rows that all have the same columns."""
+    return Table(list(rows[0]), [list(row.values()) for row in rows])
 
 
 @dataclass(frozen=True)
@@ -107,21 +105,17 @@ def what_differs(comparison: Comparison) -> Section:
 
 def outcome(comparison: Comparison) -> Section:
     """Final values, and differences from the base."""
-    name = panels.readable(comparison.metric)
-    final = Table(
-        ["", "seeds", f"final {name}", "95 % over seeds", "95 % over problems"],
-        [
-            [
-                result.group.name,
-                str(len(result.by_seed)),
-                number(result.over_seeds.mean if result.over_seeds else None),
-                ends(result.over_seeds),
-                ends(result.over_problems),
-            ]
-            for result in comparison.results
-        ],
-    )
-    tables, pictures = [final], [panels.final_values(comparison)]
+    final = [
+        {
+            "": result.group.name,
+            "seeds": str(len(result.by_seed)),
+            f"final {panels.readable(comparison.metric)}": number(of_mean(result.over_seeds)),
+            "95 % over seeds": ends(result.over_seeds),
+            "95 % over problems": ends(result.over_problems),
+        }
+        for result in comparison.results
+    ]
+    tables, pictures = [table(final)], [panels.final_values(comparison)]
     if comparison.effects:
         tables.append(effects(comparison))
         pictures.append(panels.differences(comparison))
@@ -130,95 +124,75 @@ def outcome(comparison: Comparison) -> Section:
 
 def effects(comparison: Comparison) -> Table:
     """Paired differences, with their tests."""
-    header = [f"minus {comparison.base.name}", "pairs", "difference", "95 % over seeds", "95 % over problems"]
-    header += ["p, t-test", "p, Holm", "p, ranks", "Hedges' g", "verdict"]
-    return Table(
-        header,
+    return table(
         [
-            [
-                e.result.group.name,
-                str(len(e.pairs)),
-                number(e.test.difference.mean if e.test.difference else None, sign=True),
-                ends(e.test.difference, sign=True),
-                ends(e.over_problems, sign=True),
-                p_value(e.test.p),
-                p_value(e.p_holm),
-                p_value(e.test.p_ranks),
-                number(e.g, 2, sign=True),
-                verdict(e),
-            ]
+            {
+                f"minus {comparison.base.name}": e.result.group.name,
+                "pairs": str(len(e.pairs)),
+                "difference": number(of_mean(e.test.difference), sign=True),
+                "95 % over seeds": ends(e.test.difference, sign=True),
+                "95 % over problems": ends(e.over_problems, sign=True),
+                "p, t-test": p_value(e.test.p),
+                "p, Holm": p_value(e.p_holm),
+                "p, ranks": p_value(e.test.p_ranks),
+                "Hedges' g": number(e.g, 2, sign=True),
+                "verdict": verdict(e),
+            }
             for e in comparison.effects
-        ],
+        ]
     )
 
 
 def costs(comparison: Comparison) -> Section:
     """What each group needs, side by side."""
-    measured = [cost for cost in COSTS if any(cost_of(g, cost) is not None for g in comparison.groups)]
-    rows = [
-        [
-            f"{cost.name}, {cost.unit}" if cost.unit else cost.name,
-            *(beside_base(comparison, i, cost) for i in range(len(comparison.groups))),
-        ]
-        for cost in measured
-    ]
-    header = ["", *(group.name for group in comparison.groups)]
-    pictures = panels.trade_offs(comparison)
-    if (bars := panels.stages(comparison)) is not None:
-        pictures.append(bars)
-    return Section(
-        "Cost", tables=[Table(header, rows)] if measured else [], pictures=pictures, notes=methods.COSTS
-    )
+    groups = comparison.groups
+    rows = []
+    for cost in COSTS:
+        base, *others = (cost_of(group, cost) for group in groups)
+        if base is not None or any(other is not None for other in others):
+            name = f"{cost.name}, {cost.unit}" if cost.unit else cost.name
+            beside = [beside_base(other, base, cost.digits) for other in others]
+            rows.append([name, number(base, cost.digits), *beside])
+    tables = [Table(["", *(group.name for group in groups)], rows)] if rows else []
+    bars = panels.stages(comparison)
+    pictures = panels.trade_offs(comparison) + ([bars] if bars else [])
+    return Section("Cost", tables=tables, pictures=pictures, notes=methods.COSTS)
 
 
-def beside_base(comparison: Comparison, i: int, cost: Cost) -> str:
+def beside_base(ours: float | None, base: float | None, digits: int) -> str:
     """A cost, and how many times the base's it is."""
-    ours, theirs = (cost_of(comparison.groups[j], cost) for j in (i, 0))
-    said = number(ours, cost.digits)
-    if not i or ours is None or not theirs or said == number(theirs, cost.digits):
-        return said
-    return f"{said} ({ours / theirs:.2f}x)"
+    text = number(ours, digits)
+    if ours is None or not base or text == number(base, digits):
+        return text
+    return f"{text} ({ours / base:.2f}x)"
 
 
 def responses(comparison: Comparison) -> Section:
     """What the groups answered to the same prompts."""
-    found = side_by_side(comparison.groups)
-    if not found:
-        said = (
-            "No two groups have answered the same prompt in the same iteration (samples.jsonl of one seed)."
-        )
-        return Section("Responses", [said])
-    first = found[0]
-    where = (
-        f"Seed {first.seed}, iteration {first.iteration}: the first response to each of the first prompts."
-    )
-    return Section("Responses", [where], dialogues=found)
+    dialogues = side_by_side(comparison.groups)
+    text = "No two groups have answered the same prompt in the same iteration (samples.jsonl of one seed)."
+    if dialogues:
+        where = f"Seed {dialogues[0].seed}, iteration {dialogues[0].iteration}"
+        text = f"{where}: the first response to each of the first prompts."
+    return Section("Responses", [text], dialogues=dialogues)
 
 
 def runs(comparison: Comparison) -> Section:
     """Every run that was looked at."""
-    header = ["group", "seed", "iterations", panels.readable(comparison.metric), "95 % over problems"]
-    header += ["response tokens", "training, s", "state", "folder"]
+    metric = comparison.metric
     rows = [
-        row_of_run(result, i, comparison.metric)
-        for result in comparison.results
-        for i in range(len(result.group.runs))
+        {
+            "group": group.name,
+            "seed": run.seed,
+            "iterations": number(run.last("iteration"), 0),
+            panels.readable(metric): number(run.last(metric)),
+            "95 % over problems": ends(interval_of(run, metric)),
+            "response tokens": number(math.fsum(run.measured(TOKENS)), 0),
+            "training, s": number(math.fsum(run.measured(SECONDS)), 0),
+            "state": run.problem or "finished",
+            "folder": str(run.folder),
+        }
+        for group in comparison.groups
+        for run in group.runs
     ]
-    return Section("Runs", tables=[Table(header, rows)])
-
-
-def row_of_run(result: Result, i: int, metric: str) -> list[str]:
-    """One run of a group."""
-    run = result.group.runs[i]
-    iterations = run.last("iteration")
-    return [
-        result.group.name,
-        run.seed,
-        NONE if iterations is None else f"{iterations:.0f}",
-        number(run.last(metric)),
-        ends(interval_of(run, metric)),
-        number(math.fsum(run.measured(TOKENS)), 0),
-        number(math.fsum(run.measured(SECONDS)), 0),
-        run.problem or "finished",
-        str(run.folder),
-    ]
+    return Section("Runs", tables=[table(rows)])

@@ -17,6 +17,11 @@ def p_value(p: float | None) -> str:
     return NONE if p is None else "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
+def of_mean(interval: Interval | None) -> float | None:
+    """The estimate, if there is one."""
+    return interval.mean if interval else None
+
+
 def ends(interval: Interval | None, sign: bool = False) -> str:
     """`0.694 to 0.756`; a dash where the interval is unbounded."""
     if interval is None or interval.low == float("-inf"):
