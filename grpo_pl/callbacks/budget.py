@@ -49,12 +49,7 @@ class Budget(pl.Callback):
 
     @override
     def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Decide before the Trainer asks whether this iteration is validated."""
         if batch_idx + 1 < trainer.num_training_batches or not any(self.limits.values()):

@@ -1,6 +1,7 @@
 """Pictures of a run: `curves.png`, and of a reward model `reliability.png`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -87,27 +88,21 @@ def draw_curves(rows: Rows, path: Path) -> None:
 
     figure = Figure(figsize=(12, 6.5), layout="constrained")
     FigureCanvasAgg(figure)
-    (reward, accuracy, kl), (length, entropy, seconds) = figure.subplots(2, 3, sharex=True)
-    for axes, title in (
-        (reward, "training reward"),
-        (accuracy, "validation accuracy"),
-        (kl, "KL to the reference (nats a token)"),
-        (length, "response length (tokens)"),
-        (entropy, "entropy (nats a token)"),
-        (seconds, "seconds an iteration"),
-    ):
+    panels = figure.subplots(2, 3, sharex=True)
+    for axes, (title, draw) in zip(panels.flat, PANELS.items(), strict=True):
         axes.set_title(title, loc="left", fontsize=11, pad=20)
         _quiet(axes)
         axes.xaxis.get_major_locator().set_params(integer=True)
-    for axes in (length, entropy, seconds):
+        draw(axes, rows)
+        if not axes.has_data():
+            axes.text(
+                0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", va="center", color="grey"
+            )
+        if axes.get_legend_handles_labels()[0]:
+            _legend(axes)
+    for axes in panels[-1]:
         axes.set_xlabel("iteration")
-    _line(reward, rows, "rollout/reward", BLUE, band="rollout/reward_std")
-    _accuracy(accuracy, rows)
-    _line(kl, rows, "train/kl", VERMILION)
-    _line(length, rows, "rollout/response_tokens", GREEN)
-    _line(entropy, rows, "train/entropy", PURPLE)
-    _stages(seconds, rows)
-    _onsets((reward, accuracy, kl, length, entropy, seconds), rows)
+    _onsets(panels.flat, rows)
     figure.savefig(path, dpi=110)
 
 
@@ -134,10 +129,6 @@ def _quiet(axes: "Axes") -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _nothing(axes: "Axes") -> None:
-    axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", va="center", color="grey")
-
-
 def _legend(axes: "Axes") -> None:
     """Between the panel and its title, where it hides nothing."""
     axes.legend(
@@ -146,41 +137,42 @@ def _legend(axes: "Axes") -> None:
     )  # fmt: skip
 
 
-def _line(axes: "Axes", rows: Rows, key: str, color: str, band: str | None = None) -> None:
+def _line(axes: "Axes", rows: Rows, *, key: str, color: str, band: str | None = None) -> None:
     x, y = _points(rows, key)
-    if not x:
-        return _nothing(axes)
-    axes.plot(x, y, color=color, marker="o", markersize=3)
-    if band is not None:
+    if x:
+        axes.plot(x, y, color=color, marker="o", markersize=3)
+    if x and band is not None:
         x, y, spread = _points(rows, key, band)
         low, high = ([a + sign * b for a, b in zip(y, spread, strict=True)] for sign in (-1, 1))
         axes.fill_between(x, low, high, color=color, alpha=0.12, linewidth=0, label="one std over responses")
-        _legend(axes)
-    return None
 
 
 def _accuracy(axes: "Axes", rows: Rows) -> None:
     names = sorted({k for row in rows for k in row if f"{k}_low" in row and "@" not in k})
-    if not names:
-        return _nothing(axes)
     for name, color in zip(names, (BLUE, ORANGE, GREEN, VERMILION, PURPLE), strict=False):
         x, y, low, high = _points(rows, name, f"{name}_low", f"{name}_high")
         axes.plot(x, y, color=color, marker="o", markersize=4, label=name.removeprefix("val/"), clip_on=False)
         label = "95 % interval" if name == names[-1] else None
         axes.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0, label=label)
-    axes.set_ylim(0, 1)
-    _legend(axes)
-    return None
+        axes.set_ylim(0, 1)
 
 
 def _stages(axes: "Axes", rows: Rows) -> None:
     stages = ("generate", "score", "update", "sync")
     x, *heights = _points(rows, *(f"time/{stage}_s" for stage in stages))
-    if not x:
-        return _nothing(axes)
     bottom = [0.0] * len(x)
     for stage, color, height in zip(stages, (BLUE, ORANGE, GREEN, VERMILION), heights, strict=True):
-        axes.bar(x, height, bottom=bottom, color=color, label=stage, width=0.8)
+        if x:
+            axes.bar(x, height, bottom=bottom, color=color, label=stage, width=0.8)
         bottom = [a + b for a, b in zip(bottom, height, strict=True)]
-    _legend(axes)
-    return None
+
+
+PANELS: dict[str, Callable[["Axes", Rows], None]] = {
+    "training reward": partial(_line, key="rollout/reward", color=BLUE, band="rollout/reward_std"),
+    "validation accuracy": _accuracy,
+    "KL to the reference (nats a token)": partial(_line, key="train/kl", color=VERMILION),
+    "response length (tokens)": partial(_line, key="rollout/response_tokens", color=GREEN),
+    "entropy (nats a token)": partial(_line, key="train/entropy", color=PURPLE),
+    "seconds an iteration": _stages,
+}
+"""Title -> what draws the panel."""

@@ -47,12 +47,7 @@ class Guard(pl.Callback):
 
     @override
     def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         assert isinstance(pl_module, OptimizedModule), "every job trains one"
         if (batch_idx + 1) % trainer.accumulate_grad_batches and not trainer.is_last_batch:

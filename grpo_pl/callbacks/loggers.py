@@ -5,7 +5,7 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from grpo_pl.runs.layout import StudyPlace, study_place
+from grpo_pl.runs.layout import study_place
 
 
 def label_loggers(loggers: Any, folder: Path) -> None:
@@ -22,31 +22,19 @@ def label_loggers(loggers: Any, folder: Path) -> None:
     for logger in loggers if isinstance(loggers, list) else [loggers]:
         if where is None or not isinstance(logger, Namespace):
             continue
-        name = logger.class_path.rpartition(".")[2]
-        if name == "WandbLogger":
-            say(logger.init_args, name=run_name(where), group=group(where), tags=tags(where))
-        elif name == "MLFlowLogger":
-            labels = where._asdict() | {"group": group(where)}
-            logger.init_args["tags"] = labels | dict(logger.init_args.get("tags") or {})
-            say(logger.init_args, run_name=run_name(where))
+        name, labels = f"{where.variant}/seed-{where.seed}", where._asdict()
+        group = f"{where.study}/{where.variant}"  # what runs that differ by their seed have in common
+        match logger.class_path.rpartition(".")[2]:
+            case "WandbLogger":
+                tags = [f"{key}={value}" for key, value in labels.items()]
+                say(logger.init_args, name=name, group=group, tags=tags)
+            case "MLFlowLogger":
+                given = logger.init_args.get("tags") or {}
+                logger.init_args["tags"] = labels | {"group": group} | dict(given)
+                say(logger.init_args, run_name=name)
 
 
 def say(arguments: Namespace, **values: Any) -> None:
     """Set those arguments that have no value."""
     for name, value in values.items():
         arguments[name] = arguments.get(name) or value
-
-
-def tags(where: StudyPlace) -> list[str]:
-    """Study, variant and seed, in words."""
-    return [f"{key}={value}" for key, value in where._asdict().items()]
-
-
-def group(where: StudyPlace) -> str:
-    """What runs that differ by their seed have in common."""
-    return f"{where.study}/{where.variant}"
-
-
-def run_name(where: StudyPlace) -> str:
-    """The run among those of its study."""
-    return f"{where.variant}/seed-{where.seed}"

@@ -7,7 +7,6 @@ if one thing were wrong; the one that explains most of them is the cause.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -24,23 +23,20 @@ CERTAINTY = 6.0
 
 
 @dataclass(frozen=True)
-class Hypothesis:
-    """What the gaps would be if one thing were wrong."""
+class Cause:
+    """What is wrong, and how to mend it."""
 
     cause: str
     """One word or two; hypotheses with the same cause exclude each other."""
     found: str
     fix: str
-    gaps: Float[Tensor, "M"]
 
 
 @dataclass(frozen=True)
-class Cause:
-    """What is wrong, and how to mend it."""
+class Hypothesis(Cause):
+    """A possible cause, with what the gaps would be if it were the one."""
 
-    cause: str
-    found: str
-    fix: str
+    gaps: Float[Tensor, "M"]
 
 
 @dataclass(frozen=True)
@@ -94,9 +90,10 @@ def attribute(
         rounding: Nats on average that the trainer's own log-probabilities change in the engine's dtype.
     """
     tolerance = max(FLOOR, ROUNDINGS * rounding)
-    causes, rest, open_ = [], gaps, list(hypotheses)
+    causes: list[Cause] = []
+    rest, open_ = gaps, list(hypotheses)
     while float(rest.abs().mean()) > FLOOR and (best := likeliest(rest, open_)) is not None:
-        causes.append(Cause(best.cause, best.found, best.fix))
+        causes.append(best)
         rest = rest - best.gaps
         open_ = [hypothesis for hypothesis in open_ if hypothesis.cause != best.cause]
     left = float(rest.abs().mean())
@@ -165,13 +162,4 @@ def average(values: Float[Tensor, "M"], where: Bool[Tensor, "M"]) -> float:
 def by_position(gaps: Float[Tensor, "M"], positions: Float[Tensor, "M"]) -> tuple[float, float, float]:
     """Mean |gap| of first tokens, of the first half of positions without them, and of the other half."""
     size, half = gaps.abs(), positions >= positions.float().quantile(0.5).clamp(min=1)
-    return (
-        average(size, positions == 0),
-        average(size, ~half & (positions > 0)),
-        average(size, half),
-    )
-
-
-def finite(gaps: Float[Tensor, "M"]) -> bool:
-    """Whether each of them is a number."""
-    return bool(torch.isfinite(gaps).all())
+    return average(size, positions == 0), average(size, ~half & (positions > 0)), average(size, half)

