@@ -64,16 +64,9 @@ class ForkServer:
         if self._process is not None:
             return
         self._connection, theirs = Pipe()
-        words = [
-            sys.executable,
-            "-m",
-            "grpo_pl.commands.ablate.fork_server",
-            str(theirs.fileno()),
-            *IMPORTED,
-            *more,
-        ]
+        program = [sys.executable, "-m", "grpo_pl.commands.ablate.fork_server", str(theirs.fileno())]
         self._process = subprocess.Popen(
-            words,
+            [*program, *IMPORTED, *more],
             stdin=subprocess.DEVNULL,
             env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
             pass_fds=[theirs.fileno()],
