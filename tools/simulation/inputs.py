@@ -58,7 +58,7 @@ class Machine:
     """What a decoding step costs beside the GPU's work, with CUDA graphs (enforce_eager: false). Assumed."""
     tensor_s: float = 1.1e-3
     """Of a parameter's way into the engine, beside its bytes. Measured: at most this on two CPU cores (0.3 s
-    for SmolLM2-135M's 272, README)."""
+    for SmolLM2-135M's 272, findings/README.md)."""
     wake_s: float = 2.5
     """To put a colocated engine to sleep and wake it. Published: waking from level 2 takes 0.8 to 2.6 s (vLLM
     blog, 2025-10-26)."""
