@@ -28,7 +28,8 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SPAN = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 LINK = re.compile(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)")
 FORMS = ("python -m grpo_pl ", "grpo_pl ")
-OWN_OPTION = re.compile(r"^ {2}(--[\w-]+)( \S+)?", re.MULTILINE)
+OWN_OPTIONS = re.compile(r"^ {2}(--\S.*?)(?: {2}|$)", re.MULTILINE)
+"""In what `--help` of a command prints."""
 OF_A_RUN = {"config.yaml", "job.sbatch"}
 """Files that a run writes."""
 
@@ -104,7 +105,7 @@ def printed(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     return captured.out
 
 
-def without_own(words: tuple[str, ...], own: dict[str, str]) -> list[str]:
+def without_own(words: list[str], own: set[str]) -> list[str]:
     """The options of `fit` among a command's: those that its own help does not list."""
     rest: list[str] = []
     option = ""
@@ -132,8 +133,8 @@ def test_a_command_in_a_readme_parses(words: tuple[str, ...], capsys: pytest.Cap
     if command in ("fit", "validate", "plan") and options:
         parse(capsys, *words)
         return
-    own = dict(OWN_OPTION.findall(printed(capsys, *words, "--help")))
-    if for_fit := without_own(tuple(options), own):
+    listed = " ".join(OWN_OPTIONS.findall(printed(capsys, *words, "--help")))
+    if for_fit := without_own(options, set(re.findall(r"--[\w-]+", listed))):
         base = () if "--config" in for_fit else ("--config", "configs/grpo.yaml")
         parse(capsys, "fit", *base, *for_fit)
 
@@ -169,7 +170,8 @@ def test_what_a_readme_imports_exists(path: Path) -> None:
     text = path.read_text()
     for block in blocks(text, "python"):
         for module, names in re.findall(r"^from (grpo_pl[\w.]*) import (.*)$", block, re.MULTILINE):
-            assert all(hasattr(import_module(module), name.strip()) for name in names.split(","))
+            face = import_module(module)
+            assert {name.strip() for name in names.split(",")} <= {*vars(face), *getattr(face, "__all__", ())}
     for name in spans(text):
         if re.fullmatch(r"grpo_pl(\.\w+)+\.[A-Z]\w+", name):
             module, _, attribute = name.rpartition(".")
