@@ -88,6 +88,4 @@ def experience_stream(
         keep(iteration, rollout, experience)
         experience.metrics |= clock.seconds | {"sync/gib": weights.gib}
         on_stage("update")
-        yield from micro_batches(
-            experience, steps, learner.sum_over_ranks
-        )  # -> loss -> update, in the Trainer
+        yield from micro_batches(experience, steps, learner.sum_over_ranks)  # -> loss -> update
