@@ -186,7 +186,7 @@ class RolloutDataModule(AttachedDataModule):
         """Refuse settings that do not go together.
 
         Raises:
-            ValueError: In one sentence, with the key to change.
+            ConfigError: In one sentence, with the key to change.
         """
         if stage == "fit":
             check_trainer(self._trainer, optimizer_steps=self.update_epochs * self.minibatches)

@@ -24,6 +24,7 @@ from grpo_pl.models.reference_update import ReferenceUpdate
 from grpo_pl.rewards.base import RewardFunction, Verifier
 from grpo_pl.rewards.feedback import RewardStage
 from grpo_pl.rewards.transforms import RewardTransform
+from grpo_pl.system.refusal import ConfigError
 from grpo_pl.training.checks.components import (
     check_advantage_sources,
     check_components,
@@ -130,13 +131,13 @@ class PolicyOptimization(OptimizedModule):
         """Build every model where `place` puts it.
 
         Raises:
-            ValueError: If a builder builds what has no place here, with the key to change.
+            ConfigError: If a builder builds what has no place here, with the key to change.
         """
 
         def language_model(key: str, policy: nn.Module | None = None) -> LanguageModel | WithoutAdapter:
             built = self.builders[key].build(policy)  # type: ignore[union-attr]
             if not isinstance(built, LanguageModel | WithoutAdapter):
-                raise ValueError(f"model.{key} builds no language model: set it to CausalLM")
+                raise ConfigError(f"model.{key} builds no language model: set it to CausalLM")
             return built
 
         self.policy = cast(LanguageModel, place(lambda: language_model("policy")))

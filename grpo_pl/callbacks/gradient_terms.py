@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from grpo_pl.losses.objective import HasObjective
+from grpo_pl.system.refusal import ConfigError
 from grpo_pl.training.gradients import Gradient, cosine, length, set_aside, taken
 from grpo_pl.training.ranks import data_ranks
 from grpo_pl.training.strategies import FSDP2Strategy
@@ -48,7 +49,9 @@ class GradientTerms(pl.Callback):
 
     def __init__(self, every: int | None = None) -> None:
         if every is not None and every < 1:
-            raise ValueError(f"gradient_terms.every={every}: expected 1 or more iterations, or null for none")
+            raise ConfigError(
+                f"gradient_terms.every={every}: expected 1 or more iterations, or null for none"
+            )
         self.every = every
         self._batches: list[Experience] = []
 
@@ -56,17 +59,17 @@ class GradientTerms(pl.Callback):
         """Refuse to measure where gradients are not those of parameters, or are scaled.
 
         Raises:
-            ValueError: In one sentence, with the key to change.
+            ConfigError: In one sentence, with the key to change.
         """
         if self.every is None:
             return
         if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy | FSDP2Strategy):
-            raise ValueError(
+            raise ConfigError(
                 f"gradient_terms.every={self.every} cannot be measured with trainer.strategy "
                 f"{type(trainer.strategy).__name__}: set it to fsdp2 or ddp, or gradient_terms.every to null"
             )
         if trainer.precision == "16-mixed":
-            raise ValueError(
+            raise ConfigError(
                 f"gradient_terms.every={self.every} cannot be measured with trainer.precision 16-mixed, "
                 "which scales gradients: set it to bf16-mixed, or gradient_terms.every to null"
             )

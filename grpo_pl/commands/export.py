@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from grpo_pl.commands.options import Options
 from grpo_pl.config.files import read_config
 from grpo_pl.runs.layout import CONFIG_FILE
+from grpo_pl.system.refusal import ConfigError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,10 +23,10 @@ def export(checkpoint: Path, out: Path, pretrained: str = "") -> Path:
     """Write the policy's weights with the base model's configuration, tokenizer and chat template.
 
     Raises:
-        ValueError: If that cannot be done, in one sentence.
+        ConfigError: If that cannot be done, in one sentence.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} exists and is not empty: name a new folder")
+        raise ConfigError(f"{out} exists and is not empty: name a new folder")
     weights = policy_weights(checkpoint)
     pretrained = (
         pretrained or policy_arguments(checkpoint, "say --pretrained FOLDER_OR_HUB_NAME")["pretrained"]
@@ -50,7 +51,7 @@ def policy_weights(checkpoint: Path) -> Weights:
     from grpo_pl.runs.manifest import is_sharded
 
     if not checkpoint.is_file() and not is_sharded(checkpoint):
-        raise ValueError(
+        raise ConfigError(
             f"{checkpoint} is no file: give a checkpoint such as runs/quickstart/checkpoints/last.ckpt"
         )
     try:
@@ -60,11 +61,11 @@ def policy_weights(checkpoint: Path) -> Weights:
             content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"{checkpoint} is not a checkpoint that torch can read ({reason})") from error
+        raise ConfigError(f"{checkpoint} is not a checkpoint that torch can read ({reason})") from error
     state = content.get("state_dict", {}) if isinstance(content, dict) else {}
     weights = {name.removeprefix(PREFIX): tensor for name, tensor in state.items() if name.startswith(PREFIX)}
     if not weights:
-        raise ValueError(f"{checkpoint} holds no policy: give a checkpoint of `grpo_pl fit`")
+        raise ConfigError(f"{checkpoint} holds no policy: give a checkpoint of `grpo_pl fit`")
     return weights
 
 
@@ -72,7 +73,7 @@ def policy_arguments(checkpoint: Path, remedy: str) -> dict[str, Any]:
     """What the run's policy was built with, as the run's config.yaml says."""
     path = checkpoint.resolve().parent.parent / CONFIG_FILE
     if not path.is_file():
-        raise ValueError(f"there is no {path} that describes the policy: {remedy}")
+        raise ConfigError(f"there is no {path} that describes the policy: {remedy}")
     return dict(read_config(str(path))["model"]["policy"]["init_args"])
 
 

@@ -7,6 +7,7 @@ from typing_extensions import override
 
 from grpo_pl.config.files import read_ahead
 from grpo_pl.config.option_names import check_names
+from grpo_pl.system.refusal import ConfigError
 
 
 class Options(argparse.ArgumentParser):
@@ -23,7 +24,7 @@ class Options(argparse.ArgumentParser):
 
     @override
     def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{self.command}: {message}")
+        raise ConfigError(f"{self.command}: {message}")
 
     def split(self, args: list[str], *, policy_alone: bool = False) -> tuple[argparse.Namespace, list[str]]:
         """The command's own options, and those of `fit`, whose names are checked.
@@ -35,5 +36,5 @@ class Options(argparse.ArgumentParser):
         own, for_fit = self.parse_known_args(args)
         check_names("fit", for_fit)
         if policy_alone and read_ahead(for_fit)[0] != "policy":
-            raise ValueError(f"job: {self.command} knows the job policy alone: leave job out")
+            raise ConfigError(f"job: {self.command} knows the job policy alone: leave job out")
         return own, for_fit

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from grpo_pl.commands.options import Options
+from grpo_pl.system.refusal import ConfigError
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -73,5 +74,5 @@ def tiny_model(args: list[str]) -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(args)
     if options.folder.exists() and (not options.folder.is_dir() or any(options.folder.iterdir())):
-        raise ValueError(f"tiny-model: {options.folder} exists and is not empty: name a new folder")
+        raise ConfigError(f"tiny-model: {options.folder} exists and is not empty: name a new folder")
     print(make_tiny_model(options.folder, tied=not options.untied, seed=options.seed))

@@ -24,6 +24,8 @@ from lightning.pytorch.strategies import Strategy
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from grpo_pl.system.refusal import ConfigError
+
 NAMEABLE = (
     *(Optimizer, LRScheduler, Callback, Logger, Profiler, Strategy, Accelerator),
     *(Precision, ClusterEnvironment, CheckpointIO, LayerSync),
@@ -45,7 +47,7 @@ def check_values(config: Any) -> None:
     """Refuse what must not be built, and must not be written into the run's folder.
 
     Raises:
-        ValueError: In one sentence, with the key to change.
+        ConfigError: In one sentence, with the key to change.
     """
     keys = [name for name in os.environ if HOLDS_SECRETS.search(name)]
     secrets = {os.environ[name]: name for name in keys if len(os.environ[name]) >= 8}
@@ -54,18 +56,18 @@ def check_values(config: Any) -> None:
         if name == "class_path":
             check_class(key.removesuffix(".class_path"), value)
         if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"{key}={value}: expected a finite number")
+            raise ConfigError(f"{key}={value}: expected a finite number")
         if not isinstance(value, str):
             continue
         if name == "api_key_variable" and not VARIABLE.fullmatch(value):
-            raise ValueError(
+            raise ConfigError(
                 f"{key} is no name of an environment variable such as VLLM_API_KEY: export the key as one, "
                 "and set it to that (what it is now is not shown: it may be the key)"
             )
         known = next((variable for secret, variable in secrets.items() if secret in value), None)
         if value and (SECRET.search(name) or LOGIN.search(value) or known):
             where = f" (that of the environment variable {known})" if known else ""
-            raise ValueError(
+            raise ConfigError(
                 f"{key} holds a secret{where}, which config.yaml in the run's folder would keep: take it out "
                 "and export it as an environment variable"
             )
@@ -75,32 +77,32 @@ def check_folder(key: str, folder: Any) -> None:
     """Refuse a folder that cannot be written.
 
     Raises:
-        ValueError: In one sentence, with the key to change.
+        ConfigError: In one sentence, with the key to change.
     """
     if not folder or "://" in str(folder):
-        raise ValueError(f"{key}={folder}: expected a folder of this machine")
+        raise ConfigError(f"{key}={folder}: expected a folder of this machine")
     try:
         there = next(place for place in (Path(folder), *Path(folder).absolute().parents) if place.exists())
     except OSError as error:
-        raise ValueError(f"{key}={folder}: is no folder ({error.strerror}); name another one") from error
+        raise ConfigError(f"{key}={folder}: is no folder ({error.strerror}); name another one") from error
     if not there.is_dir():
-        raise ValueError(f"{key}={folder}: {there} is a file; name a folder, or move the file away")
+        raise ConfigError(f"{key}={folder}: {there} is a file; name a folder, or move the file away")
     if not os.access(there, os.W_OK | os.X_OK):
-        raise ValueError(f"{key}={folder}: {there} cannot be written; name another folder")
+        raise ConfigError(f"{key}={folder}: {there} cannot be written; name another folder")
 
 
 def check_class(key: str, path: str) -> None:
     """Refuse to build what is not of a kind that a config is meant to name.
 
     Raises:
-        ValueError: In one sentence, with the key to change.
+        ConfigError: In one sentence, with the key to change.
     """
     named = locate(path)
     if inspect.isclass(named) and (issubclass(named, NAMEABLE) or named.__module__.startswith(SETTINGS_OF)):
         return
     if inspect.isclass(named) and any(base.__module__.startswith("grpo_pl.") for base in named.__mro__):
         return  # a component of the user
-    raise ValueError(
+    raise ConfigError(
         f"{key}={path} is nothing that a config can give settings to: name a component, an optimizer, a "
         "scheduler, a callback, a logger or a strategy; a function by its import path alone"
     )
@@ -117,5 +119,5 @@ def entries(config: Any, key: str = "") -> Iterator[tuple[str, Any]]:
         return
     for name, value in config.items():
         if not isinstance(name, str):
-            raise ValueError(f"{key}: expected a name, got {name!r}: put it in quotes")
+            raise ConfigError(f"{key}: expected a name, got {name!r}: put it in quotes")
         yield from entries(value, key if name == "init_args" else f"{key}.{name}" if key else name)

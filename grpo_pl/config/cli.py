@@ -24,7 +24,7 @@ from grpo_pl.runs import preemption
 from grpo_pl.runs.checkpoints import BY_STEP, Checkpoints
 from grpo_pl.runs.folder import RunFolder
 from grpo_pl.system.output import tame_logs
-from grpo_pl.system.refusal import fail
+from grpo_pl.system.refusal import ConfigError, fail
 
 
 class CLI(LightningCLI):
@@ -146,7 +146,7 @@ class CLI(LightningCLI):
     def _set_seed(self) -> None:
         seed = self._get(self.config, "seed_everything")
         if isinstance(seed, int) and not 0 <= seed < 2**32:
-            raise ValueError(f"seed_everything={seed}: expected 0 to {2**32 - 1}")
+            raise ConfigError(f"seed_everything={seed}: expected 0 to {2**32 - 1}")
         super()._set_seed()
 
     @override

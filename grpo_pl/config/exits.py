@@ -9,7 +9,7 @@ from types import FrameType
 from typing import NoReturn
 
 from grpo_pl.system.atomic_files import DiskFullError
-from grpo_pl.system.refusal import fail
+from grpo_pl.system.refusal import ConfigError, fail
 
 STOPPED = 1
 """Exit code of a run that a guard, an alarm or the loss of its engine has ended."""
@@ -27,10 +27,10 @@ def mistakes_answered() -> Iterator[None]:
             fail(f"ckpt_path: {error}")
         raise
     except (Exception, SystemExit) as error:
-        if not isinstance(error, ValueError | SystemExit):
-            answer_for_a_run(error)
         if cause := own_cause(error):
             refuse(cause)
+        if not isinstance(error, SystemExit):
+            answer_for_a_run(error)
         if path := failed_import(error):
             fail(f"{path}: its module cannot be imported ({type(error).__name__}: {error})")
         raise
@@ -50,16 +50,9 @@ def answer_for_a_run(error: Exception) -> None:
         refuse(error)
 
 
-def own_cause(error: BaseException) -> ValueError | None:
-    """What grpo_pl itself says about the input; jsonargparse wraps it where a component may be null."""
-    causes = (error, error.__cause__)
-    return next((c for c in causes if isinstance(c, ValueError) and raised_by_grpo_pl(c)), None)
-
-
-def raised_by_grpo_pl(error: BaseException) -> bool:
-    """Whether our own code raised it: then it is about the user's input, and a traceback adds nothing."""
-    *_, last = traceback.walk_tb(error.__traceback__)
-    return str(last[0].f_globals.get("__name__", "")).startswith("grpo_pl.")
+def own_cause(error: BaseException) -> ConfigError | None:
+    """The user's mistake behind an error; jsonargparse wraps it where a component may be null."""
+    return next((cause for cause in (error, error.__cause__) if isinstance(cause, ConfigError)), None)
 
 
 def failed_import(error: BaseException) -> str | None:

@@ -9,7 +9,7 @@ import yaml
 from typing_extensions import override
 
 from grpo_pl import __version__
-from grpo_pl.system.refusal import fail, nearest
+from grpo_pl.system.refusal import ConfigError, fail, nearest
 
 EXAMPLE = "settings such as `data: {group_size: 8}`"
 MAX_VALUES = 100_000
@@ -40,20 +40,20 @@ def read_config(path: str) -> dict[str, Any]:
     """The settings in a config file.
 
     Raises:
-        ValueError: In one sentence with the file, and the line where there is one.
+        ConfigError: In one sentence with the file, and the line where there is one.
         FileNotFoundError: If there is none.
     """
     where = f"config {path}"
     settings = parsed(path, where)
     if settings is None:
-        raise ValueError(f"{where}: is empty; write {EXAMPLE} into it")
+        raise ConfigError(f"{where}: is empty; write {EXAMPLE} into it")
     if not isinstance(settings, dict) or not all(isinstance(key, str) for key in settings):
-        raise ValueError(f"{where}: expected {EXAMPLE}, got {shortened(settings)}")
+        raise ConfigError(f"{where}: expected {EXAMPLE}, got {shortened(settings)}")
     for section in ("model", "data", "trainer"):
         if section in settings and not isinstance(settings[section], dict | str):
-            raise ValueError(f"{where}: {section}: expected settings, got {shortened(settings[section])}")
+            raise ConfigError(f"{where}: {section}: expected settings, got {shortened(settings[section])}")
     if (count := num_values(settings, {}, ())) > MAX_VALUES:
-        raise ValueError(f"{where}: its aliases name {count} values, or themselves; write them out")
+        raise ConfigError(f"{where}: its aliases name {count} values, or themselves; write them out")
     return settings
 
 
@@ -61,13 +61,13 @@ def read_job_config(path: str) -> dict[str, Any]:
     """The same, of a config for `fit`: the parser would pass over an empty section, whatever its name.
 
     Raises:
-        ValueError: In one sentence with the file.
+        ConfigError: In one sentence with the file.
         FileNotFoundError: If there is none.
     """
     settings = read_config(path)
     for section, said in settings.items():
         if said == {}:
-            raise ValueError(f"config {path}: {section}: is empty; write settings into it, or leave it out")
+            raise ConfigError(f"config {path}: {section}: is empty; write settings into it, or leave it out")
     return settings
 
 
@@ -78,13 +78,13 @@ def parsed(path: str, where: str) -> Any:
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise ValueError(f"{where}: cannot be read ({error.strerror}); name a YAML file") from error
+        raise ConfigError(f"{where}: cannot be read ({error.strerror}); name a YAML file") from error
     except UnicodeDecodeError as error:
-        raise ValueError(f"{where}: is not UTF-8 at its byte {error.start}; name a YAML file") from error
+        raise ConfigError(f"{where}: is not UTF-8 at its byte {error.start}; name a YAML file") from error
     except yaml.YAMLError as error:
-        raise ValueError(f"{where}: is not YAML ({reason(error)}); mend it there") from error
+        raise ConfigError(f"{where}: is not YAML ({reason(error)}); mend it there") from error
     except (ValueError, RecursionError) as error:  # a date that is none, brackets in brackets in brackets
-        raise ValueError(f"{where}: is not YAML ({error}); mend it") from error
+        raise ConfigError(f"{where}: is not YAML ({error}); mend it") from error
 
 
 def reason(error: yaml.YAMLError) -> str:
@@ -127,7 +127,7 @@ def read_ahead(args: list[str]) -> tuple[str, str]:
     The job decides what else they may say.
 
     Raises:
-        ValueError: If a config file is none, in one sentence.
+        ConfigError: If a config file is none, in one sentence.
     """
     try:
         said = said_ahead(args)

@@ -8,6 +8,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from grpo_pl.losses.base import PRECISION, LossTerm, TokenLoss
+from grpo_pl.system.refusal import ConfigError
 from grpo_pl.types import Experience, TokenScores
 
 
@@ -29,7 +30,7 @@ class EntropyBonus(LossTerm):
 
     def __init__(self, coefficient: float = 0.001) -> None:
         if not math.isfinite(coefficient):
-            raise ValueError(f"model.entropy.coefficient={coefficient}: expected a finite number")
+            raise ConfigError(f"model.entropy.coefficient={coefficient}: expected a finite number")
         self.coefficient = coefficient
 
     def loss(self, entropy: Float[Tensor, "B T"]) -> Float[Tensor, "B T"]:

@@ -8,6 +8,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from grpo_pl.losses.base import LossTerm, TokenLoss
+from grpo_pl.system.refusal import ConfigError
 from grpo_pl.types import Experience, TokenScores
 
 
@@ -26,7 +27,7 @@ class ClippedValueLoss(LossTerm):
 
     def __init__(self, coefficient: float = 0.5, clip: float = 0.2) -> None:
         if coefficient < 0 or clip <= 0:
-            raise ValueError(
+            raise ConfigError(
                 f"model.value_loss: coefficient={coefficient}, clip={clip}: expected >= 0 and > 0"
             )
         self.coefficient, self.clip = coefficient, clip

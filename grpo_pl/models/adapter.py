@@ -12,6 +12,7 @@ from typing_extensions import override
 
 from grpo_pl.models.builder import ModelBuilder
 from grpo_pl.models.language_model import CausalLM, LanguageModel, TokenLogprobs
+from grpo_pl.system.refusal import ConfigError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -45,11 +46,11 @@ class LoRA(ModelBuilder):
         **causal_lm: Any,
     ) -> None:
         if r < 1:
-            raise ValueError(f"model.policy.r={r}: expected a rank of 1 or more")
+            raise ConfigError(f"model.policy.r={r}: expected a rank of 1 or more")
         if alpha <= 0:
-            raise ValueError(f"model.policy.alpha={alpha}: expected more than 0")
+            raise ConfigError(f"model.policy.alpha={alpha}: expected more than 0")
         if dropout != 0:
-            raise ValueError(
+            raise ConfigError(
                 f"model.policy.dropout={dropout} would let no two passes agree and no ratio be 1: set it to 0"
             )
         self.r, self.alpha, self.target_modules = r, alpha, target_modules
@@ -58,7 +59,7 @@ class LoRA(ModelBuilder):
     @override
     def build(self, policy: nn.Module | None = None) -> LanguageModel:
         if find_spec("peft") is None:
-            raise ValueError("model.policy LoRA needs peft: pip install 'grpo_pl[lora]'")
+            raise ConfigError("model.policy LoRA needs peft: pip install 'grpo_pl[lora]'")
         from peft import LoraConfig
 
         built = self.base.build()
@@ -68,7 +69,7 @@ class LoRA(ModelBuilder):
             model.add_adapter(config)
         except ValueError as error:
             reason = str(error).strip().splitlines()[0].split(". ")[0]
-            raise ValueError(
+            raise ConfigError(
                 f"model.policy.target_modules={self.target_modules} cannot get an adapter ({reason}): "
                 "name linear layers of the model, or say all-linear"
             ) from error
@@ -84,7 +85,7 @@ class LoRA(ModelBuilder):
 
         ends = (model.get_input_embeddings(), model.get_output_embeddings())
         if any(isinstance(end, BaseTunerLayer) for end in ends):
-            raise ValueError(
+            raise ConfigError(
                 f"model.policy.target_modules={self.target_modules} takes in the embedding or the LM "
                 "head: name layers between them, or say all-linear"
             )
@@ -127,7 +128,7 @@ class AdapterOff(ModelBuilder):
     @override
     def build(self, policy: nn.Module | None = None) -> WithoutAdapter:
         if not isinstance(policy, LanguageModel) or not policy.language_model._hf_peft_config_loaded:
-            raise ValueError(
+            raise ConfigError(
                 "model.reference AdapterOff needs a policy with adapters: set model.policy to LoRA, or "
                 "model.reference to CausalLM"
             )

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint import state_dict_loader
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
+from grpo_pl.system.refusal import ConfigError
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -70,7 +72,7 @@ def make_buffers_again(model: "PreTrainedModel") -> None:
     """Compute what a checkpoint does not hold, such as the frequencies of rotary embeddings.
 
     Raises:
-        ValueError: If the model does not say how.
+        ConfigError: If the model does not say how.
     """
     for name, module in model.named_modules():
         unsaved: list[Tensor] = [
@@ -83,7 +85,7 @@ def make_buffers_again(model: "PreTrainedModel") -> None:
         if unsaved:
             model._init_weights(module)
         if any(buffer.isnan().any() for buffer in unsaved):
-            raise ValueError(
+            raise ConfigError(
                 f"pretrained: {type(model).__name__} does not say how to compute {name or 'its buffers'}, so "
                 "it cannot be read shard by shard: set trainer.strategy to fsdp or ddp"
             )

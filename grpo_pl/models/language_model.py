@@ -11,6 +11,7 @@ from grpo_pl.models.loading import load_language_model, transformer_blocks
 from grpo_pl.models.logprobs import Entropy, chunked_logprobs
 from grpo_pl.models.packing import check_can_pack, checked_row_tokens, hidden_before_each_token
 from grpo_pl.system.precision import DType
+from grpo_pl.system.refusal import ConfigError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -94,7 +95,7 @@ class CausalLM(ModelBuilder):
         compile: Literal["inductor", "cudagraphs", "aot_eager"] | None = None,
     ) -> None:
         if chunk_tokens < 1:
-            raise ValueError(f"chunk_tokens={chunk_tokens}: expected 1 or more")
+            raise ConfigError(f"chunk_tokens={chunk_tokens}: expected 1 or more")
         self.pretrained, self.dtype, self.attention = pretrained, dtype, attention
         self.gradient_checkpointing, self.compile = gradient_checkpointing, compile
         self.chunk_tokens, self.row_tokens = chunk_tokens, checked_row_tokens(row_tokens)

@@ -16,6 +16,7 @@ from torch import nn
 
 from grpo_pl.models.deferred import deferred, read_head
 from grpo_pl.system.precision import DType
+from grpo_pl.system.refusal import ConfigError
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -49,14 +50,14 @@ def resolve_pretrained(pretrained: str) -> str:
     """The folder or hub name to load: a folder as it is, else grpo_pl's own model cache, else the hub's name.
 
     Raises:
-        ValueError: If it is a folder without `config.json`, or neither a folder nor something that the hub
+        ConfigError: If it is a folder without `config.json`, or neither a folder nor something that the hub
             could know.
     """
     if not pretrained:
-        raise ValueError("no model is named: say --pretrained FOLDER_OR_HUB_NAME")
+        raise ConfigError("no model is named: say --pretrained FOLDER_OR_HUB_NAME")
     if Path(pretrained).is_dir():
         if not (Path(pretrained) / "config.json").is_file():
-            raise ValueError(
+            raise ConfigError(
                 f"pretrained={pretrained} is a folder without config.json: give a Hugging Face model folder"
             )
         return pretrained
@@ -64,7 +65,7 @@ def resolve_pretrained(pretrained: str) -> str:
     if (cached / "config.json").is_file():
         return str(cached)
     if pretrained.count("/") > 1 or pretrained.startswith((".", "/", "~")) or Path(pretrained).exists():
-        raise ValueError(
+        raise ConfigError(
             f"pretrained={pretrained} is no folder: give a Hugging Face model folder or a hub name"
         )
     return pretrained
@@ -87,13 +88,13 @@ def loading(pretrained: str, part: str) -> Iterator[None]:
     ) as error:
         reason = re.sub(r"<class '\S*?(\w+)'>", r"\1", " ".join(str(error).split())) or type(error).__name__
         if "trust_remote_code" in reason:
-            raise ValueError(
+            raise ConfigError(
                 f"pretrained={pretrained} brings code of its own, which grpo_pl never runs: give a model of "
                 "an architecture that transformers knows"
             ) from error
         if "ignore_mismatched_sizes" in reason:
             reason = "they have other shapes than its config.json says"
-        raise ValueError(
+        raise ConfigError(
             f"pretrained={pretrained} could not be loaded ({part}: {reason:.200}): give a complete Hugging "
             "Face model folder, or a hub name while the hub can be reached (tools/fetch_model.py fetches the "
             "demo model)"
@@ -152,7 +153,7 @@ def eos_token_ids(pretrained: str) -> set[int]:
     """The tokens that end a response, by the model's generation settings, else its configuration.
 
     Raises:
-        ValueError: If one of them is no token of the model.
+        ConfigError: If one of them is no token of the model.
     """
     from transformers import GenerationConfig
 
@@ -168,7 +169,7 @@ def eos_token_ids(pretrained: str) -> set[int]:
     known = vocabulary_size(pretrained)
     for token in tokens:
         if not isinstance(token, int) or not 0 <= token < known:
-            raise ValueError(
+            raise ConfigError(
                 f"pretrained={pretrained}: eos_token_id {token!r} of its generation_config.json or "
                 f"config.json is none of the model's {known} tokens: correct it there"
             )
@@ -260,11 +261,11 @@ def check_complete(pretrained: str, report: dict[str, Any], head: str = "") -> N
         head: The module whose weights may be missing; empty for none.
 
     Raises:
-        ValueError: If some are missing.
+        ConfigError: If some are missing.
     """
     missing = sorted(key for key in report["missing_keys"] if not head or not key.startswith(head))
     if missing:
-        raise ValueError(
+        raise ConfigError(
             f"pretrained={pretrained} lacks {len(missing)} of the weights that its config.json speaks of, "
             f"for instance {missing[0]}: give a folder where they belong together"
         )
@@ -296,7 +297,7 @@ def load_reward_model(
     head is new, and random, for the checkpoint of a language model; new is also one of the other kind.
 
     Raises:
-        ValueError: If it cannot be loaded, has more labels than one, or is of an architecture whose head is
+        ConfigError: If it cannot be loaded, has more labels than one, or is of an architecture whose head is
             not a linear layer on the state of each token.
     """
     from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
@@ -304,7 +305,7 @@ def load_reward_model(
     config = _load_config_without_dropout(pretrained)
     architecture = "".join(config.architectures or ())
     if "Classification" in architecture and config.num_labels != 1:
-        raise ValueError(
+        raise ConfigError(
             f"pretrained={pretrained} is a classifier with {config.num_labels} labels: give a reward model "
             "with one"
         )
@@ -315,7 +316,7 @@ def load_reward_model(
     }[kind]
     model, lacks_head = _load(auto, pretrained, config, dtype, attention, head="score")
     if not isinstance(getattr(model, "score", None), nn.Linear):
-        raise ValueError(
+        raise ConfigError(
             f"pretrained={pretrained} loads as a {type(model).__name__}, which has no linear head `score` on "
             "the state of each token: give a model of another architecture, such as Llama or Qwen2"
         )

@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from grpo_pl.system.refusal import ConfigError
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -198,10 +200,10 @@ def checked_row_tokens(row_tokens: int | None) -> int | None:
     """The option as it is, if it is one.
 
     Raises:
-        ValueError: If it is a number below 1.
+        ConfigError: If it is a number below 1.
     """
     if row_tokens is not None and row_tokens < 1:
-        raise ValueError(f"row_tokens={row_tokens}: expected 1 or more, or null")
+        raise ConfigError(f"row_tokens={row_tokens}: expected 1 or more, or null")
     return row_tokens
 
 
@@ -209,21 +211,21 @@ def check_can_pack(language_model: "PreTrainedModel", row_tokens: int | None) ->
     """Refuse models whose layers would not follow the mask of packed rows.
 
     Raises:
-        ValueError: If some layer does not attend to the whole sequence, or by a kernel that takes no mask.
+        ConfigError: If some layer does not attend to the whole sequence, or by a kernel that takes no mask.
     """
     if row_tokens is None:
         return
     config: Any = language_model.config.get_text_config()
     attention = language_model.config._attn_implementation
     if attention not in ("eager", "sdpa"):
-        raise ValueError(
+        raise ConfigError(
             f"row_tokens={row_tokens} needs attention that takes a mask, got {attention}: set attention to "
             "sdpa, or row_tokens to null"
         )
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     windowed = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
     if kinds != {"full_attention"} or windowed:
-        raise ValueError(
+        raise ConfigError(
             f"row_tokens={row_tokens} needs layers that attend to the whole sequence, and this model has "
             "others: set row_tokens to null"
         )

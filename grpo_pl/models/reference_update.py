@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from typing_extensions import override
 
+from grpo_pl.system.refusal import ConfigError
+
 
 class ReferenceUpdate(ABC):
     """Moves the reference's weights after an iteration."""
@@ -34,7 +36,7 @@ class EveryN(ReferenceUpdate):
 
     def __init__(self, iterations: int) -> None:
         if iterations < 1:
-            raise ValueError(f"model.reference_update.iterations={iterations}: expected 1 or more")
+            raise ConfigError(f"model.reference_update.iterations={iterations}: expected 1 or more")
         self.iterations = iterations
 
     @override
@@ -57,7 +59,7 @@ class EMA(ReferenceUpdate):
 
     def __init__(self, decay: float) -> None:
         if not 0 <= decay < 1:
-            raise ValueError(
+            raise ConfigError(
                 f"model.reference_update.decay={decay}: expected a number in [0, 1); for a reference that "
                 "stays, set model.reference_update to null"
             )

@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from grpo_pl.models.loading import RewardKind, context_length, load_reward_model, load_tokenizer
 from grpo_pl.system.precision import DType
+from grpo_pl.system.refusal import ConfigError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -57,11 +58,11 @@ class ResponseEncoder:
         """The encoder of a model folder or hub name.
 
         Raises:
-            ValueError: If there is none, or its tokenizer does not say where tokens stand in a text.
+            ConfigError: If there is none, or its tokenizer does not say where tokens stand in a text.
         """
         tokenizer = load_tokenizer(pretrained)
         if not tokenizer.is_fast:
-            raise ValueError(
+            raise ConfigError(
                 f"pretrained={pretrained} has a tokenizer without offsets: give a model with a tokenizer.json"
             )
         return cls(tokenizer, context_length(pretrained))
@@ -109,7 +110,7 @@ class RewardModel(nn.Module):
         """The reward model of a folder or hub name, on the CPU.
 
         Raises:
-            ValueError: If there is none, or its tokenizer does not say where tokens stand in a text.
+            ConfigError: If there is none, or its tokenizer does not say where tokens stand in a text.
         """
         model, new_head = load_reward_model(pretrained, kind, dtype, attention)
         return cls(model, ResponseEncoder.load(pretrained), new_head)

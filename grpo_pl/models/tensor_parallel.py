@@ -13,6 +13,7 @@ from torch.distributed.tensor.parallel import (
 )
 
 from grpo_pl.models.loading import pretrained_models
+from grpo_pl.system.refusal import ConfigError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -26,7 +27,7 @@ def parallelize(model: nn.Module, mesh: DeviceMesh) -> None:
     Megatron-LM: Shoeybi et al. 2019, arXiv:1909.08053, section 3. Embeddings, norms and heads stay whole.
 
     Raises:
-        ValueError: If the architecture has no such plan, or its heads cannot be shared out among the ranks.
+        ConfigError: If the architecture has no such plan, or its heads cannot be shared out among the ranks.
     """
     for pretrained in pretrained_models(model):
         plan = linear_plan(pretrained)
@@ -42,7 +43,7 @@ def linear_plan(model: "PreTrainedModel") -> dict[str, str]:
     plan = getattr(model.config.get_text_config(), "base_model_tp_plan", None) or {}
     own = {name: style for name, style in plan.items() if name.startswith("layers.")}
     if not own or not set(own.values()) <= STYLES.keys():
-        raise ValueError(
+        raise ConfigError(
             f"trainer.strategy.tensor_parallel_size: transformers has no plan of plain splits for "
             f"{type(model).__name__}: set it to 1"
         )
@@ -54,7 +55,7 @@ def check_heads(model: "PreTrainedModel", ranks: int) -> None:
     config = model.config.get_text_config()
     heads = cast(int, getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
     if heads % ranks or config.num_attention_heads % ranks:
-        raise ValueError(
+        raise ConfigError(
             f"trainer.strategy.tensor_parallel_size={ranks} does not divide the model's {heads} heads of "
             "keys and values: set it to a divisor"
         )

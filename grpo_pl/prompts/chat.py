@@ -6,6 +6,8 @@ from typing import Any, Protocol, runtime_checkable
 
 from jinja2 import TemplateError
 
+from grpo_pl.system.refusal import ConfigError
+
 
 @runtime_checkable
 class Tokenizer(Protocol):
@@ -75,16 +77,16 @@ class ChatFormat:
     def __post_init__(self) -> None:
         """Refuses what would fail, or would be ignored, at the first prompt."""
         if self.question_template is not None and "{question}" not in self.question_template:
-            raise ValueError(
+            raise ConfigError(
                 f"expected {{question}} in the template, got {self.question_template!r}; "
                 "set data.format.question_template"
             )
         if taken := sorted(_OWN_KWARGS & set(self.template_kwargs)):
-            raise ValueError(
+            raise ConfigError(
                 f"expected variables of the chat template, got {taken}; set data.format.template_kwargs"
             )
         if self.template_kwargs and not self.use_chat_template:
-            raise ValueError(
+            raise ConfigError(
                 "data.format.template_kwargs needs a chat template: set data.format.use_chat_template to true"
             )
 
@@ -110,7 +112,7 @@ class ChatFormat:
         """`encode` of each question, faster.
 
         Raises:
-            ValueError: If the format cannot be that of the questions or of the tokenizer.
+            ConfigError: If the format cannot be that of the questions or of the tokenizer.
         """
         if any(not isinstance(question, str) for question in questions):
             self._check_takes_messages()
@@ -118,7 +120,7 @@ class ChatFormat:
             texts = [self.plain_text(question) for question in questions if isinstance(question, str)]
             return _int_lists(tokenizer(texts, verbose=False)["input_ids"])
         if tokenizer.chat_template is None and "chat_template" not in self.template_kwargs:
-            raise ValueError(
+            raise ConfigError(
                 "data.format.use_chat_template is true but the tokenizer has no chat template: "
                 "set it to false, or take an instruction-tuned model"
             )
@@ -128,7 +130,7 @@ class ChatFormat:
                 conversations, add_generation_prompt=True, return_dict=False, **self.template_kwargs
             )
         except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:  # it computes
-            raise ValueError(
+            raise ConfigError(
                 f"the tokenizer's chat template refuses the messages ({error}); set data.format.system, "
                 "data.format.few_shot or data.format.template_kwargs"
             ) from error
@@ -141,11 +143,11 @@ class ChatFormat:
             "question_template": self.question_template,
         }
         if said := [name for name, value in added.items() if value]:
-            raise ValueError(
+            raise ConfigError(
                 f"data.format.{said[0]} is for questions, and the data has whole conversations: leave it out"
             )
         if not self.use_chat_template:
-            raise ValueError("data.format.use_chat_template=false cannot put conversations: set it to true")
+            raise ConfigError("data.format.use_chat_template=false cannot put conversations: set it to true")
 
     def _ask(self, question: str) -> str:
         plain = "{question}" if self.use_chat_template else "Question: {question}\nAnswer:"

@@ -10,6 +10,7 @@ from typing_extensions import override
 
 from grpo_pl.functional import derive_seed
 from grpo_pl.prompts.sources import PromptSource, Question
+from grpo_pl.system.refusal import ConfigError
 
 _MAX_TRAIN_ROWS = 10_000
 
@@ -43,13 +44,13 @@ class Arithmetic(PromptSource):
         template: str = "What is {a} {operator} {b}? Reply with just the number.",
     ) -> None:
         if not 1 <= digits <= 18:
-            raise ValueError(f"Arithmetic: expected 1 to 18 digits, got {digits}; set `digits`")
+            raise ConfigError(f"Arithmetic: expected 1 to 18 digits, got {digits}; set `digits`")
         if not operators or not set(operators) <= set("+-*") or len(set(operators)) < len(operators):
-            raise ValueError(
+            raise ConfigError(
                 f"Arithmetic: expected some of + - * and each once, got {operators!r}; set `operators`"
             )
         if missing := [name for name in ("{a}", "{operator}", "{b}") if name not in template]:
-            raise ValueError(
+            raise ConfigError(
                 f"Arithmetic: expected {{a}}, {{operator}} and {{b}}, got {template!r} without "
                 f"{', '.join(missing)}; set `template`"
             )
@@ -57,13 +58,13 @@ class Arithmetic(PromptSource):
         self._span = 9 * self._lowest
         problems = len(operators) * self._span * (self._span + 1) // 2
         if not 0 < held_out < problems:
-            raise ValueError(
+            raise ConfigError(
                 f"Arithmetic: expected 0 < held_out < {problems} (the number of problems), got {held_out}; "
                 "set `held_out`"
             )
         rows = held_out if split == "val" else problems - held_out
         if size is not None and not 0 < size <= rows:
-            raise ValueError(
+            raise ConfigError(
                 f"Arithmetic: expected 0 < size <= {rows} (all of split {split!r}), got {size}; set `size`"
             )
         if size is None:
@@ -121,20 +122,20 @@ class ReasoningGym(PromptSource):
         where = f"ReasoningGym task={task}"
         if task not in DATASETS:
             close = ", ".join(get_close_matches(task, DATASETS, cutoff=0.4)) or "leg_counting, chain_sum"
-            raise ValueError(
+            raise ConfigError(
                 f"{where}: reasoning-gym has no such task; set `task`, perhaps to one of: {close}"
             )
         if size < 1:
-            raise ValueError(f"{where}: expected size >= 1, got {size}; set `size`")
+            raise ConfigError(f"{where}: expected size >= 1, got {size}; set `size`")
         self._task, self._config = task, dict(config or {})
         if taken := sorted({"size", "seed"} & set(self._config)):
-            raise ValueError(f"{where}: got {taken} in `config`; set `size` and `seed` next to `task`")
+            raise ConfigError(f"{where}: got {taken} in `config`; set `size` and `seed` next to `task`")
         try:
             self._dataset = reasoning_gym.create_dataset(
                 task, size=size, seed=derive_seed(seed, "reasoning_gym", task) % 2**31, **self._config
             )
         except (TypeError, ValueError, AssertionError) as error:
-            raise ValueError(f"{where}: {error}, got {self._config}; set `config`") from error
+            raise ConfigError(f"{where}: {error}, got {self._config}; set `config`") from error
         self._size = size
 
     @override

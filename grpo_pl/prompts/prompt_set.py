@@ -9,6 +9,7 @@ from rich.progress import track
 from grpo_pl.functional import derive_seed, permutation
 from grpo_pl.prompts.chat import ChatFormat, Tokenizer
 from grpo_pl.prompts.sources import PromptSource
+from grpo_pl.system.refusal import ConfigError
 from grpo_pl.types import Prompt
 
 _BATCH = 500
@@ -42,7 +43,7 @@ class PromptSet:
         key: str,
     ) -> None:
         if max_prompt_tokens < 1:
-            raise ValueError(f"expected data.max_prompt_tokens >= 1, got {max_prompt_tokens}")
+            raise ConfigError(f"expected data.max_prompt_tokens >= 1, got {max_prompt_tokens}")
         self._prompts: list[Prompt] = []
         self.num_long = 0
         total = len(source)
@@ -53,14 +54,14 @@ class PromptSet:
             encoded = format.encode_batch([q.messages or q.text for q in questions], tokenizer)
             for row, (question, ids) in enumerate(zip(questions, encoded, strict=True), start=start):
                 if not ids:
-                    raise ValueError(
+                    raise ConfigError(
                         f"{key}: row {row} encodes to no token at all (text {question.text!r:.80}); "
                         f"set {key} or data.format"
                     )
                 is_long = len(ids) > max_prompt_tokens
                 self.num_long += is_long
                 if is_long and long_prompts == "error":
-                    raise ValueError(
+                    raise ConfigError(
                         f"{key}: row {row} has {len(ids)} tokens, more than {max_prompt_tokens}; "
                         "raise data.max_prompt_tokens or set data.long_prompts to drop or truncate"
                     )
@@ -75,7 +76,7 @@ class PromptSet:
                     )
                 )
         if not self._prompts:
-            raise ValueError(
+            raise ConfigError(
                 f"{key}: all {total} rows are longer than {max_prompt_tokens} tokens and were dropped; "
                 "raise data.max_prompt_tokens"
             )
@@ -107,7 +108,7 @@ def iteration_prompts(
     visited repeatedly.
     """
     if prompts_per_iteration < 1 or prompts_per_iteration % world_size:
-        raise ValueError(
+        raise ConfigError(
             f"expected data.prompts_per_iteration to be a positive multiple of {world_size}, the number of "
             f"data-parallel ranks, got {prompts_per_iteration}"
         )

@@ -13,6 +13,8 @@ from typing import Any, final
 
 from typing_extensions import override
 
+from grpo_pl.system.refusal import ConfigError
+
 
 @dataclass(kw_only=True)
 class Question:
@@ -56,16 +58,16 @@ class JSONL(PromptSource):
         try:
             content = Path(os.path.expanduser(path)).read_bytes()
         except FileNotFoundError as error:
-            raise ValueError(f"{where}: there is no such file; set `path` to a JSON Lines file") from error
+            raise ConfigError(f"{where}: there is no such file; set `path` to a JSON Lines file") from error
         except (OSError, ValueError) as error:  # a ValueError says that the name holds a zero byte
             reason = error.strerror if isinstance(error, OSError) else error
-            raise ValueError(
+            raise ConfigError(
                 f"{where}: cannot be read ({reason}); set `path` to a JSON Lines file"
             ) from error
         numbered = enumerate(content.removeprefix(codecs.BOM_UTF8).split(b"\n"), start=1)
         lines = [(number, line) for number, line in numbered if line.strip()]
         if not lines:
-            raise ValueError(f"{where}: expected one JSON object per line, got an empty file; set `path`")
+            raise ConfigError(f"{where}: expected one JSON object per line, got an empty file; set `path`")
         self._questions: list[Question] = []
         for index in _select_rows(rows, len(lines), where):
             number, line = lines[index]
@@ -131,7 +133,7 @@ def _load_table(path: str, split: str, name: str | None, where: str) -> Any:
     local = Path(os.path.expanduser(path))
     if local.is_file() and local.suffix not in _LOCAL_FORMATS:
         endings = ", ".join(_LOCAL_FORMATS)
-        raise ValueError(
+        raise ConfigError(
             f"{where}: expected a file ending in one of {endings}, got {local.suffix!r}; set `path`"
         )
     saved = any((local / marker).is_file() for marker in ("state.json", "dataset_dict.json"))
@@ -144,10 +146,10 @@ def _load_table(path: str, split: str, name: str | None, where: str) -> Any:
             loaded = datasets.load_dataset(path, name, split=split)
     except (OSError, ValueError, StopIteration, datasets.exceptions.DatasetsError) as error:
         reason = _first_line(error if error.__cause__ is None else error.__cause__)
-        raise ValueError(f"{where}: cannot be loaded ({reason}); set `path`, `name` or `split`") from error
+        raise ConfigError(f"{where}: cannot be loaded ({reason}); set `path`, `name` or `split`") from error
     if isinstance(loaded, datasets.DatasetDict):
         if split not in loaded:
-            raise ValueError(f"{where}: there is no such split; set `split` to one of {sorted(loaded)}")
+            raise ConfigError(f"{where}: there is no such split; set `split` to one of {sorted(loaded)}")
         return loaded[split]
     return loaded
 
@@ -161,7 +163,7 @@ def _select_rows(rows: str | None, total: int, where: str) -> range:
     match = re.fullmatch(r"([0-9]{0,18}):([0-9]{0,18})", ":" if rows is None else rows)
     start, stop = (int(match[1] or 0), int(match[2] or total)) if match else (0, 0)
     if not start < stop <= total:
-        raise ValueError(
+        raise ConfigError(
             f'{where}: expected rows="start:stop" with 0 <= start < stop <= {total}, got {rows!r}; '
             "set `rows`, in quotes"
         )
@@ -172,11 +174,11 @@ def _parse_line(line: bytes, where: str) -> dict[str, Any]:
     try:
         row = json.loads(line.decode("utf-8"), object_pairs_hook=_without_repeats)
     except UnicodeDecodeError as error:
-        raise ValueError(f"{where} is not UTF-8 at its byte {error.start}; convert the file") from error
+        raise ConfigError(f"{where} is not UTF-8 at its byte {error.start}; convert the file") from error
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where} is not JSON ({error}); write one JSON object per line") from error
+        raise ConfigError(f"{where} is not JSON ({error}); write one JSON object per line") from error
     if not isinstance(row, dict):
-        raise ValueError(f"{where}: expected a JSON object, got {type(row).__name__}; write one per line")
+        raise ConfigError(f"{where}: expected a JSON object, got {type(row).__name__}; write one per line")
     return row
 
 
@@ -184,7 +186,7 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     row = dict(pairs)
     if len(row) < len(pairs):
         keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} stands there twice")
+        raise ConfigError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} stands there twice")
     return row
 
 
@@ -192,7 +194,7 @@ def _require_columns(columns: Collection[str], question: str, answer: str | None
     for key, column in (("question", question), ("answer", answer)):
         if column is not None and column not in columns:
             has = ", ".join(repr(name) for name in columns) or "none"
-            raise ValueError(f"{where} has no column {column!r}; set `{key}` to one of its columns: {has}")
+            raise ConfigError(f"{where} has no column {column!r}; set `{key}` to one of its columns: {has}")
 
 
 def _to_question(row: Mapping[str, Any], question: str, answer: str | None, where: str) -> Question:
@@ -200,14 +202,14 @@ def _to_question(row: Mapping[str, Any], question: str, answer: str | None, wher
     messages = _messages(text, f"{where}: column {question!r}") if isinstance(text, list) else []
     text = messages[-1]["content"] if messages else text
     if not isinstance(text, str):
-        raise ValueError(
+        raise ConfigError(
             f"{where}: expected a string in column {question!r}, got {_short(text)}; set `question`"
         )
     if not text.strip():
-        raise ValueError(f"{where}: the question in column {question!r} is blank; repair the row")
+        raise ConfigError(f"{where}: the question in column {question!r} is blank; repair the row")
     is_number = isinstance(gold, int | float) and not isinstance(gold, bool)
     if not isinstance(gold, str) and not (is_number and math.isfinite(gold)):
-        raise ValueError(
+        raise ConfigError(
             f"{where}: expected a string or a number in column {answer!r}, got {_short(gold)}; set `answer`"
         )
     gold = str(gold)
@@ -216,7 +218,7 @@ def _to_question(row: Mapping[str, Any], question: str, answer: str | None, wher
         try:
             value.encode("utf-8")
         except UnicodeEncodeError as error:
-            raise ValueError(
+            raise ConfigError(
                 f"{where}: column {column!r} holds half of a surrogate pair; repair the row"
             ) from error
     metadata = {column: value for column, value in row.items() if column not in (question, answer)}
@@ -228,7 +230,7 @@ def _messages(value: list[Any], where: str) -> list[dict[str, str]]:
     found = [(m.get("role"), m.get("content")) for m in value if isinstance(m, Mapping)]
     well_formed = all(isinstance(role, str) and isinstance(content, str) for role, content in found)
     if not value or len(found) < len(value) or not well_formed or found[-1][0] != "user":
-        raise ValueError(
+        raise ConfigError(
             f"{where}: expected a string, or messages with role and content of which the last is the user's, "
             f"got {_short(value)}; set `question`"
         )

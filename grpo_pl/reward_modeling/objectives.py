@@ -16,6 +16,7 @@ from grpo_pl.functional import pad_rows
 from grpo_pl.models.loading import RewardKind
 from grpo_pl.models.reward_model import ResponseEncoder
 from grpo_pl.prompts.sources import Question
+from grpo_pl.system.refusal import ConfigError
 
 
 @dataclass(kw_only=True)
@@ -76,7 +77,7 @@ class RewardObjective(ABC):
         """The responses of one row of data: one example.
 
         Raises:
-            ValueError: In one sentence, if the row has not what is needed.
+            ConfigError: In one sentence, if the row has not what is needed.
         """
 
     @abstractmethod
@@ -103,7 +104,7 @@ class BradleyTerry(RewardObjective):
 
     def __init__(self, chosen: str = "chosen", rejected: str = "rejected", center: float = 0.0) -> None:
         if not 0 <= center < math.inf:
-            raise ValueError(f"model.objective.center={center}: expected 0 or more")
+            raise ConfigError(f"model.objective.center={center}: expected 0 or more")
         self.columns, self.center = (chosen, rejected), center
 
     @override
@@ -112,7 +113,9 @@ class BradleyTerry(RewardObjective):
         for column, label in zip(self.columns, (1.0, 0.0), strict=True):
             response = column_of(row, column)
             if not isinstance(response, str):
-                raise ValueError(f"column {column!r} holds {response!r:.60}, expected the text of a response")
+                raise ConfigError(
+                    f"column {column!r} holds {response!r:.60}, expected the text of a response"
+                )
             token_ids = encode(row.text, response).token_ids
             pair.append(LabeledResponse(token_ids=token_ids, judged=[len(token_ids) - 1], labels=[label]))
         return pair
@@ -153,10 +156,10 @@ class StepLabels(RewardObjective):
     def read(self, row: Question, encode: ResponseEncoder) -> list[LabeledResponse]:
         steps, labels = column_of(row, self.completions), column_of(row, self.labels)
         if not isinstance(steps, list) or not all(isinstance(step, str) and step for step in steps):
-            raise ValueError(f"column {self.completions!r} holds {steps!r:.60}, expected a list of steps")
+            raise ConfigError(f"column {self.completions!r} holds {steps!r:.60}, expected a list of steps")
         known = isinstance(labels, list) and all(isinstance(n, int | float) and 0 <= n <= 1 for n in labels)
         if not known or not steps or len(labels) != len(steps):
-            raise ValueError(
+            raise ConfigError(
                 f"column {self.labels!r} holds {labels!r:.60}, expected a label in [0, 1] for each of the "
                 f"{len(steps)} steps"
             )
@@ -181,9 +184,9 @@ def column_of(row: Question, column: str) -> Any:
     """What a row of data has in a column besides the prompt.
 
     Raises:
-        ValueError: If there is no such column.
+        ConfigError: If there is no such column.
     """
     if column not in row.metadata:
         has = ", ".join(repr(name) for name in row.metadata) or "none"
-        raise ValueError(f"there is no column {column!r}; its columns besides the prompt: {has}")
+        raise ConfigError(f"there is no column {column!r}; its columns besides the prompt: {has}")
     return row.metadata[column]

@@ -18,6 +18,7 @@ from grpo_pl.rewards.patterns import compiled
 from grpo_pl.rewards.steps import step_ends
 from grpo_pl.system.collectives import most_on_any_rank
 from grpo_pl.system.precision import OpenDType, chosen_dtype
+from grpo_pl.system.refusal import ConfigError
 from grpo_pl.types import Sample, StepScore
 
 
@@ -34,12 +35,12 @@ class FrozenRewardModel:
 
     def __init__(self, pretrained: str, kind: RewardKind, dtype: OpenDType, batch_tokens: int) -> None:
         if not pretrained:
-            raise ValueError(
+            raise ConfigError(
                 f"pretrained is empty; it must name an {kind} reward model, which is never the policy's."
             )
         resolve_pretrained(pretrained)  # a folder that is none is found before any model is loaded
         if batch_tokens < 1:
-            raise ValueError(f"batch_tokens is {batch_tokens}; it must be at least 1.")
+            raise ConfigError(f"batch_tokens is {batch_tokens}; it must be at least 1.")
         self.pretrained, self.kind, self.dtype, self.batch_tokens = pretrained, kind, dtype, batch_tokens
         self.model: RewardModel | None = None
 
@@ -47,13 +48,13 @@ class FrozenRewardModel:
         """Load the model and put it where it belongs.
 
         Raises:
-            ValueError: If there are none, or they are not those of a trained reward model of this kind.
+            ConfigError: If there are none, or they are not those of a trained reward model of this kind.
         """
 
         def frozen() -> RewardModel:
             model = RewardModel.load(self.pretrained, self.kind, chosen_dtype(self.dtype))
             if model.new_head:
-                raise ValueError(
+                raise ConfigError(
                     f"pretrained={self.pretrained} holds no {self.kind} reward model, so that its score head "
                     f"would be random: give a checkpoint with a trained one"
                 )
@@ -69,7 +70,7 @@ class FrozenRewardModel:
         encoded = [self.model.encode(sample.prompt.text, sample.response) for sample in samples]
         lengths = [len(sequence.token_ids) for sequence in encoded]
         if max(lengths, default=0) > (context := self.model.encode.context):
-            raise ValueError(
+            raise ConfigError(
                 f"prompt and response are {max(lengths)} tokens to the reward model, which reads {context}: "
                 "lower data.sampling.max_tokens, or set on_error to abstain"
             )

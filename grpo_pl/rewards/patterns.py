@@ -3,15 +3,17 @@
 import re
 import warnings
 
+from grpo_pl.system.refusal import ConfigError
+
 
 def compiled(key: str, pattern: str) -> re.Pattern[str]:
     """The compiled pattern; `.` matches line ends too.
 
     Raises:
-        ValueError: If it is none, naming the option `key`.
+        ConfigError: If it is none, naming the option `key`.
     """
     try:
         with warnings.catch_warnings(action="ignore"):  # of what a set may mean in the future
             return re.compile(pattern, re.DOTALL)
     except re.error as error:
-        raise ValueError(f"{key} {pattern!r} is not a regular expression: {error}.") from error
+        raise ConfigError(f"{key} {pattern!r} is not a regular expression: {error}.") from error

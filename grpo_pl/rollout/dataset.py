@@ -20,6 +20,7 @@ from grpo_pl.models.loading import (
 from grpo_pl.rollout.assembly import Response, assemble_rollout, token_ends
 from grpo_pl.rollout.engine import Demand, EngineMemory, OfflineEngine, SamplingConfig
 from grpo_pl.system.precision import DType
+from grpo_pl.system.refusal import ConfigError
 from grpo_pl.types import Prompt, Rollout
 
 BATCH_TOKENS = 16384
@@ -91,11 +92,11 @@ class DatasetEngine(OfflineEngine):
         where = f"data.train: the column {self.column!r} of {prompt.text[:40]!r}"
         if self.column not in prompt.metadata:
             has = ", ".join(map(repr, prompt.metadata)) or "none"
-            raise ValueError(f"{where} is missing; set data.engine.column to one of the others: {has}")
+            raise ConfigError(f"{where} is missing; set data.engine.column to one of the others: {has}")
         held = prompt.metadata[self.column]
         given = held if isinstance(held, list) else [held]
         if len(given) < group_size:
-            raise ValueError(
+            raise ConfigError(
                 f"{where} has {len(given)} responses, and data.group_size={group_size} asks for more: lower "
                 "it, or leave the row out"
             )
@@ -104,12 +105,12 @@ class DatasetEngine(OfflineEngine):
     def _response(self, given: Any, sampling: SamplingConfig, where: str) -> Response:
         said = {"text": given} if isinstance(given, str) else given
         if not isinstance(said, dict):
-            raise ValueError(
+            raise ConfigError(
                 f"{where} has {given!r:.60}: expected a text, or an object with text or token_ids"
             )
         cut, ids = said.get("truncated"), self._token_ids(said, where)
         if len(ids) > sampling.max_tokens:
-            raise ValueError(
+            raise ConfigError(
                 f"{where} has a response of {len(ids)} tokens, and data.sampling.max_tokens is "
                 f"{sampling.max_tokens}: raise it, or leave the row out"
             )
@@ -128,7 +129,7 @@ class DatasetEngine(OfflineEngine):
             ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
             ids += [] if said.get("truncated") else self._eos[:1]
         if not isinstance(ids, list) or not ids or not all(map(self._knows, ids)):
-            raise ValueError(
+            raise ConfigError(
                 f"{where} has {said!r:.60}: expected a text, or token_ids of the {self._vocabulary} that the "
                 "model knows"
             )
@@ -148,7 +149,7 @@ def given_logprobs(said: dict[str, Any], where: str) -> list[float]:
     if numbers is None:
         return []
     if ids is None or not isinstance(numbers, list) or len(numbers) != len(ids):
-        raise ValueError(f"{where} has logprobs that are not one for each of token_ids: leave them out")
+        raise ConfigError(f"{where} has logprobs that are not one for each of token_ids: leave them out")
     if not all(type(number) in (int, float) and math.isfinite(number) for number in numbers):
-        raise ValueError(f"{where} has logprobs that are no finite numbers: leave them out")
+        raise ConfigError(f"{where} has logprobs that are no finite numbers: leave them out")
     return [float(number) for number in numbers]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from grpo_pl.system.refusal import ConfigError
 from grpo_pl.types import Prompt, Rollout
 
 
@@ -37,9 +38,9 @@ class SamplingConfig:
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
-            raise ValueError(f"data.sampling.max_tokens={self.max_tokens}: expected 1 or more")
+            raise ConfigError(f"data.sampling.max_tokens={self.max_tokens}: expected 1 or more")
         if not 0 <= self.temperature < math.inf:
-            raise ValueError(
+            raise ConfigError(
                 f"data.sampling.temperature={self.temperature}: expected more than 0 (0 is greedy)"
             )
 
@@ -109,7 +110,7 @@ class RolloutEngine(ABC):
         """Acquire memory and load the model; called once, after everything cheap has been checked.
 
         Raises:
-            ValueError: If the machine cannot hold it, naming the key to change.
+            ConfigError: If the machine cannot hold it, naming the key to change.
         """
 
     @abstractmethod
@@ -120,7 +121,7 @@ class RolloutEngine(ABC):
         """Refuse now what `generate` would refuse later, as far as that can be told; called after `start`.
 
         Raises:
-            ValueError: In one sentence, with the key to change.
+            ConfigError: In one sentence, with the key to change.
         """
 
     @abstractmethod

@@ -19,6 +19,7 @@ from typing_extensions import override
 from grpo_pl.rollout.assembly import with_prompts, without_prompts
 from grpo_pl.rollout.engine import EngineLostError, RolloutEngine, SamplingConfig
 from grpo_pl.system.atomic_files import DiskFullError
+from grpo_pl.system.refusal import ConfigError
 from grpo_pl.types import Prompt, Rollout
 
 BUCKET_BYTES = 16 << 20
@@ -51,16 +52,16 @@ class OverlappedEngine(RolloutEngine):
 
     def __init__(self, engine: RolloutEngine, max_staleness: int = 1, threads: int | None = None) -> None:
         if max_staleness < 0:
-            raise ValueError(f"data.engine.max_staleness={max_staleness}: expected 0 or more iterations")
+            raise ConfigError(f"data.engine.max_staleness={max_staleness}: expected 0 or more iterations")
         if threads is not None and threads < 1:
-            raise ValueError(f"data.engine.threads={threads}: expected 1 or more, or null")
+            raise ConfigError(f"data.engine.threads={threads}: expected 1 or more, or null")
         if engine.ranks > 1:
-            raise ValueError(
+            raise ConfigError(
                 f"data.engine.engine.tensor_parallel_size={engine.ranks} needs the trainer's own processes: "
                 "set it to 1, or data.engine to VLLMEngine"
             )
         if engine.offline:
-            raise ValueError(
+            raise ConfigError(
                 f"data.engine.engine {type(engine).__name__} has its responses already: set data.engine to it"
             )
         self.engine, self.max_staleness, self.threads = engine, max_staleness, threads
@@ -162,7 +163,7 @@ class OverlappedEngine(RolloutEngine):
         """What the process says to the oldest command that it has not answered.
 
         Raises:
-            ValueError: What the engine refused, in its own sentence.
+            ConfigError: What the engine refused, in its own sentence.
             EngineLostError: If its process has ended.
             RuntimeError: If the engine failed.
         """
@@ -178,7 +179,7 @@ class OverlappedEngine(RolloutEngine):
         if not isinstance(answer, Failure):
             return answer
         if answer.sentence:
-            raise ValueError(answer.sentence) from RuntimeError(answer.trace)
+            raise ConfigError(answer.sentence) from RuntimeError(answer.trace)
         raise RuntimeError(f"data.engine: {type(self.engine).__name__} failed:\n{answer.trace}")
 
 
@@ -226,7 +227,7 @@ def serve(engine: RolloutEngine, connection: Connection, bucket: Tensor, threads
             try:
                 answer = obey(engine, connection, bucket, *command)
             except BaseException as error:
-                sentence = str(error) if type(error) in (ValueError, DiskFullError) else ""
+                sentence = str(error) if isinstance(error, ConfigError | DiskFullError) else ""
                 send(connection, Failure(traceback.format_exc(), sentence))
                 raise SystemExit(1) from error
             send(connection, answer)

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from grpo_pl.system.atomic_files import replacing
+from grpo_pl.system.refusal import ConfigError
 from grpo_pl.types import Rollout, SampleRecord
 
 RESPONSE = pa.schema(
@@ -104,7 +105,7 @@ def read_columns(path: Path, columns: Sequence[str]) -> pa.Table:
     """Some columns of a file of rollouts.
 
     Raises:
-        ValueError: If it is none, in one sentence that begins with the path.
+        ConfigError: If it is none, in one sentence that begins with the path.
     """
     try:
         has = pq.read_schema(path).names
@@ -113,26 +114,26 @@ def read_columns(path: Path, columns: Sequence[str]) -> pa.Table:
             return pq.read_table(path, columns=list(columns), partitioning=None)
     except (OSError, pa.ArrowException) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"{path} is no file of rollouts ({reason})") from error
-    raise ValueError(f"{path} is no file of rollouts (no {', '.join(missing)})")
+        raise ConfigError(f"{path} is no file of rollouts ({reason})") from error
+    raise ConfigError(f"{path} is no file of rollouts (no {', '.join(missing)})")
 
 
 def read_groups(path: Path) -> dict[Group, list[dict[str, Any]]]:
     """The responses of a file, group by group, without what is only about them.
 
     Raises:
-        ValueError: If it is no file of rollouts, or one that was made up wrongly.
+        ConfigError: If it is no file of rollouts, or one that was made up wrongly.
     """
     groups: dict[Group, list[dict[str, Any]]] = {}
     table = read_columns(path, RESPONSE.names)
     try:
         rows = table.cast(RESPONSE).to_pylist()
     except pa.ArrowException as error:
-        raise ValueError(f"{path} is no file of rollouts ({str(error).splitlines()[0]})") from error
+        raise ConfigError(f"{path} is no file of rollouts ({str(error).splitlines()[0]})") from error
     for row in rows:
         lengths = {len(row[name] or ()) for name in ("token_ids", "logprobs", "token_ends")}
         if None in row.values() or len(lengths) != 1 or 0 in lengths:
-            raise ValueError(f"{path} is no file of rollouts (a response is not whole: {row!r:.200})")
+            raise ConfigError(f"{path} is no file of rollouts (a response is not whole: {row!r:.200})")
         groups.setdefault(group_of(row), []).append(row)
     return groups
 

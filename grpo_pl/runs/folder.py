@@ -28,6 +28,7 @@ from grpo_pl.runs.preemption import checkpointing
 from grpo_pl.system.atomic_files import write_atomically
 from grpo_pl.system.collectives import agreed, first_rank_says
 from grpo_pl.system.precision import AUTO
+from grpo_pl.system.refusal import ConfigError
 
 FREE = ("resume", "trainer.default_root_dir", "trainer.max_epochs", "trainer.max_steps")
 """Settings that may differ where an unfinished run goes on: they do not change what an iteration does."""
@@ -54,7 +55,7 @@ class RunFolder(SaveConfigCallback):
         Gives the checkpoint that the run begins with.
 
         Raises:
-            ValueError: If another process is at work in the folder, or if its run cannot be told.
+            ConfigError: If another process is at work in the folder, or if its run cannot be told.
         """
         self.folder = Path(trainer.default_root_dir)
         self.lock = Lock(self.folder)
@@ -101,7 +102,7 @@ class RunFolder(SaveConfigCallback):
             free: Those that may differ.
 
         Raises:
-            ValueError: If that run's cannot be read.
+            ConfigError: If that run's cannot be read.
         """
         now = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))
         found = different(plain(self._read_settings()), plain(now))
@@ -114,7 +115,7 @@ class RunFolder(SaveConfigCallback):
         except (yaml.YAMLError, UnicodeDecodeError):
             before = None
         if not isinstance(before, dict):
-            raise ValueError(
+            raise ConfigError(
                 f"{path} is torn, so that nobody can tell whether its run goes on: --ckpt_path last "
                 "continues it, --resume never moves it aside"
             )
@@ -126,7 +127,7 @@ class RunFolder(SaveConfigCallback):
         mine = trainer.precision
         first = first_rank_says(mine)
         if wrong := agreed("" if mine == first else f"rank {trainer.global_rank} has {mine}, rank 0 {first}"):
-            raise ValueError(
+            raise ConfigError(
                 f"trainer.precision=auto differs between this run's machines ({wrong}): set it to 32-true "
                 "or bf16-mixed, and data.engine.dtype like it"
             )

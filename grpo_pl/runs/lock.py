@@ -8,6 +8,7 @@ from io import TextIOWrapper
 from pathlib import Path
 
 from grpo_pl.runs.layout import LOCK_FILE
+from grpo_pl.system.refusal import ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ class Lock:
         """Lock the folder that has its name now.
 
         Raises:
-            ValueError: If another process holds it.
+            ConfigError: If another process holds it.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / LOCK_FILE
@@ -49,7 +50,7 @@ class Lock:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
             file.seek(0)
-            raise ValueError(
+            raise ConfigError(
                 f"{self.key}={self.folder} is in use by {file.read().strip()}: name another "
                 "folder, or end that run first"
             ) from None

@@ -15,6 +15,7 @@ import torch
 from grpo_pl.runs.layout import LAST, MANIFEST_FILE
 from grpo_pl.system.atomic_files import write_atomically
 from grpo_pl.system.collectives import agreed, first_rank_says, is_first_rank, rank_and_size
+from grpo_pl.system.refusal import ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -136,11 +137,11 @@ def whole_checkpoint(path: Path) -> Path:
     `last.ckpt` means the newest whole one of its folder; those that are not whole are named and passed over.
 
     Raises:
-        ValueError: If the one that is meant is not whole, or none of the folder's is.
+        ConfigError: If the one that is meant is not whole, or none of the folder's is.
     """
     if path.name != LAST or (path.exists() and not path.is_symlink()):
         if wrong := damage(path, first_rank_says(Manifest.read(path))):
-            raise ValueError(f"ckpt_path: {path} is no whole checkpoint ({wrong}): name another one")
+            raise ConfigError(f"ckpt_path: {path} is no whole checkpoint ({wrong}): name another one")
         return path
     candidates = newest_first(path.parent)
     if path.is_symlink() and not path.exists():
@@ -151,7 +152,7 @@ def whole_checkpoint(path: Path) -> Path:
             return Path(candidate)
         if is_first_rank():
             log.warning("! %s is passed over: %s", candidate, wrong)
-    raise ValueError(
+    raise ConfigError(
         f"ckpt_path: none of the checkpoints in {path.parent} is whole: name another one, or start anew with "
         "--resume never, which keeps what is there"
     )

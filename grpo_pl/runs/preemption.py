@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from grpo_pl.runs import slurm_job
 from grpo_pl.runs.checkpoints import Checkpoints
+from grpo_pl.system.refusal import ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -152,10 +153,10 @@ def check_no_hpc_checkpoint(folder: Path) -> None:
     """Refuse a folder with a checkpoint that Lightning would resume in any SLURM job, unasked.
 
     Raises:
-        ValueError: In one sentence, with the file.
+        ConfigError: In one sentence, with the file.
     """
     for path in sorted(folder.glob("hpc_ckpt_*")):
-        raise ValueError(
+        raise ConfigError(
             f"trainer.default_root_dir={folder} holds {path.name}, which Lightning resumes unasked in SLURM "
             "jobs: name it in --ckpt_path, or move it away"
         )

@@ -16,6 +16,7 @@ from torch.distributed.checkpoint.planner import ReadItem
 from typing_extensions import override
 
 from grpo_pl.runs.manifest import SHARDED, is_sharded
+from grpo_pl.system.refusal import ConfigError
 
 INDEX = ".metadata"
 """Where torch says which file of a sharded checkpoint holds what: a pickle."""
@@ -61,7 +62,7 @@ def read_index(folder: Path) -> Metadata:
     """What a sharded checkpoint holds; once this has read it, torch may.
 
     Raises:
-        ValueError: If it is damaged, or holds more than data.
+        ConfigError: If it is damaged, or holds more than data.
     """
     try:
         with (folder / INDEX).open("rb") as file:
@@ -77,7 +78,7 @@ def check_shards(folder: Path) -> None:
     """Read the index and all that is no tensor, so that torch and Lightning may read them in their ways.
 
     Raises:
-        ValueError: If something is damaged, or holds more than data.
+        ConfigError: If something is damaged, or holds more than data.
     """
     kinds = read_index(folder).state_dict_metadata.items()
     plain: dict[str, Any] = {key: None for key, kind in kinds if isinstance(kind, BytesStorageMetadata)}
@@ -99,7 +100,7 @@ def read_file(path: Path, mapped: bool = False) -> dict[str, Any]:
         mapped: Leave tensors on the disk until they are used.
 
     Raises:
-        ValueError: If it is no checkpoint of a run, damaged, or holds more than data.
+        ConfigError: If it is no checkpoint of a run, damaged, or holds more than data.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
@@ -116,19 +117,19 @@ def check_checkpoint(path: Path) -> None:
     """Read what is quickly read of a checkpoint, before anything is loaded.
 
     Raises:
-        ValueError: If it is not there, damaged, of no run, or holds more than data.
+        ConfigError: If it is not there, damaged, of no run, or holds more than data.
     """
     if is_sharded(path):
         check_shards(path)
     elif path.is_dir():
         raise unreadable(path, f"it is a folder without {SHARDED}")
     elif not path.exists():
-        raise ValueError(f"ckpt_path={path}: there is no such file; name a checkpoint, or last")
+        raise ConfigError(f"ckpt_path={path}: there is no such file; name a checkpoint, or last")
     else:
         read_file(path, mapped=True)
 
 
-def unreadable(path: Path, reason: object) -> ValueError:
+def unreadable(path: Path, reason: object) -> ConfigError:
     """Says of a checkpoint why it is not read."""
     words = " ".join(str(reason).split()) or type(reason).__name__
     if "mmap can only be used" in words:
@@ -136,6 +137,6 @@ def unreadable(path: Path, reason: object) -> ValueError:
     elif "Weights only load failed" in words:
         named = re.search(r"unsupported GLOBAL (\S+)", words)
         words = f"it holds more than data: {named[1] if named else 'no torch.save wrote it'}"
-    return ValueError(
+    return ConfigError(
         f"ckpt_path={path} is no readable checkpoint of a run ({words:.160}): name another one, or last"
     )

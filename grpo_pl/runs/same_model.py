@@ -7,6 +7,8 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
+from grpo_pl.system.refusal import ConfigError
+
 log = logging.getLogger(__name__)
 
 
@@ -19,7 +21,7 @@ def check_fits(checkpoint: Mapping[str, Any], own: Mapping[str, Tensor], configu
         configured: What `configure_optimizers` gives; None where nothing is trained.
 
     Raises:
-        ValueError: In one sentence.
+        ConfigError: In one sentence.
     """
     check_weights_fit(checkpoint["state_dict"], own)
     if configured is not None:
@@ -31,18 +33,18 @@ def check_weights_fit(stored: Mapping[str, Tensor], own: Mapping[str, Tensor]) -
     """Refuse the weights of another model, or of a config with other models.
 
     Raises:
-        ValueError: In one sentence, with the first weight that does not fit.
+        ConfigError: In one sentence, with the first weight that does not fit.
     """
     for name in (name for name in own if name in stored):
         there, here = list(stored[name].shape), list(own[name].shape)
         if there != here:
-            raise ValueError(
+            raise ConfigError(
                 f"ckpt_path: the checkpoint is of another model: its {name} has the shape {there} instead of "
                 f"{here}: name a checkpoint of this one, or the model that it is of"
             )
     for only_in, names in (("lacks", own.keys() - stored.keys()), ("also has", stored.keys() - own.keys())):
         if names:
-            raise ValueError(
+            raise ConfigError(
                 f"ckpt_path: the checkpoint is of another config: it {only_in} {min(names)}, one of "
                 f"{len(names)}: set model.policy, model.critic, model.kl, model.reference_update as they were"
             )
@@ -52,16 +54,16 @@ def check_optimizer_fits(checkpoint: Mapping[str, Any], optimizer: Optimizer, sc
     """Refuse the state of another optimizer; say so if a schedule begins or ends here.
 
     Raises:
-        ValueError: In one sentence.
+        ConfigError: In one sentence.
     """
     states = checkpoint.get("optimizer_states")
     if not states:
-        raise ValueError(
+        raise ConfigError(
             "ckpt_path: the checkpoint holds no state of the optimizer, so nothing goes on from it: name "
             "one that was saved without checkpoint.save_weights_only"
         )
     if layout(states[0]) != layout(optimizer.state_dict()):
-        raise ValueError(
+        raise ConfigError(
             f"ckpt_path: the checkpoint's optimizer is no {type(optimizer).__name__} over these parameters: "
             "set model.optimizer and what is trained as they were"
         )

@@ -6,6 +6,14 @@ from collections.abc import Iterable
 from typing import NoReturn
 
 
+class ConfigError(ValueError):
+    """A mistake in what the user gave: a setting, a data file, a model folder, a checkpoint.
+
+    The message is one sentence: what is wrong, what is expected, what to change. A command ends with it and with
+    exit code 2; a plain ValueError is a bug and shows its traceback.
+    """
+
+
 def no_such_option(wrong: str, options: Iterable[str]) -> str:
     """Names the nearest option in the same group, else anywhere, else all of the group."""
     group, _, leaf = wrong.rpartition(".")

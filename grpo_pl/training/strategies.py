@@ -28,6 +28,7 @@ from grpo_pl.runs.safe_loading import check_checkpoint
 from grpo_pl.system.atomic_files import PARTIAL, room_for, sync_folder
 from grpo_pl.system.collectives import each_rank_says
 from grpo_pl.system.precision import DType
+from grpo_pl.system.refusal import ConfigError
 
 
 class FSDP2Strategy(ModelParallelStrategy):
@@ -72,17 +73,17 @@ class FSDP2Strategy(ModelParallelStrategy):
         """Ranks that get different data.
 
         Raises:
-            ValueError: If the ranks cannot be shared out as the arguments say.
+            ConfigError: If the ranks cannot be shared out as the arguments say.
         """
         if self.num_replicas < 1 or self.tensor_parallel_size < 1:
-            raise ValueError(
+            raise ConfigError(
                 f"trainer.strategy: replicas={self.replicas} and tensor_parallel_size="
                 f"{self.tensor_parallel_size} must be 1 or more"
             )
         ranks = self.num_nodes * self.num_processes
         shares = self.tensor_parallel_size * self.num_replicas
         if ranks % shares:
-            raise ValueError(
+            raise ConfigError(
                 f"trainer.strategy: {ranks} ranks (trainer.num_nodes x trainer.devices) are no multiple of "
                 f"replicas x tensor_parallel_size = {self.num_replicas} x {self.tensor_parallel_size}: "
                 "change one of them"
@@ -203,18 +204,18 @@ def place(strategy: Strategy, build: Build) -> nn.Module:
     """Build a model where its strategy wants it: divided, or whole on this rank's device.
 
     Raises:
-        ValueError: If the strategy divides models in a way that is not known here.
+        ConfigError: If the strategy divides models in a way that is not known here.
     """
     if isinstance(strategy, FSDP2Strategy):
         return strategy.place(build)
     if isinstance(strategy, ModelParallelStrategy):
-        raise ValueError(
+        raise ConfigError(
             "trainer.strategy ModelParallelStrategy divides nothing by itself: set it to FSDP2Strategy"
         )
     if not isinstance(strategy, FSDPStrategy):
         return build().to(strategy.root_device)
     if strategy.sharding_strategy not in (ShardingStrategy.FULL_SHARD, ShardingStrategy.SHARD_GRAD_OP):
-        raise ValueError(
+        raise ConfigError(
             f"trainer.strategy.sharding_strategy={strategy.sharding_strategy.name} keeps copies, whose "
             "gradients would count twice in their norm: set it to FULL_SHARD, or trainer.strategy to hsdp"
         )

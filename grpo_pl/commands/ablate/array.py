@@ -12,6 +12,7 @@ from grpo_pl.commands.submit import command as submission
 from grpo_pl.commands.submit.command import SCRIPT_FILE, check_free, check_sbatch, hand_in, write
 from grpo_pl.runs import slurm_job
 from grpo_pl.runs.layout import CONFIG_FILE
+from grpo_pl.system.refusal import ConfigError
 
 REPORT_SCRIPT = "report.sbatch"
 
@@ -34,7 +35,7 @@ def submit_array(runs: Sequence[PlannedRun], out: Path, job: ArrayJob, *, base: 
         base: The variant that others are compared with.
 
     Raises:
-        ValueError: If a run's folder is a job's that has not ended, or if SLURM refuses the job.
+        ConfigError: If a run's folder is a job's that has not ended, or if SLURM refuses the job.
     """
     check_sbatch()
     for run in runs:
@@ -55,11 +56,11 @@ def read_options(text: str) -> argparse.Namespace:
     """The options of `submit` in one string.
 
     Raises:
-        ValueError: If an array cannot have them.
+        ConfigError: If an array cannot have them.
     """
     said = submission.options().parse_args(shlex.split(text))
     if said.server_nodes:
-        raise ValueError("ablate: --slurm: jobs with --server-nodes are no array: submit each by itself")
+        raise ConfigError("ablate: --slurm: jobs with --server-nodes are no array: submit each by itself")
     return said
 
 

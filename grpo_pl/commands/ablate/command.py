@@ -6,6 +6,7 @@ from grpo_pl.commands.ablate.forked import ForkServer
 from grpo_pl.commands.ablate.study import read_study
 from grpo_pl.commands.options import Options
 from grpo_pl.config.by_name import config_file
+from grpo_pl.system.refusal import ConfigError
 
 DESCRIPTION = """Run a study: every variant with every seed, each in OUT/<variant>/seed-<n>, and compare.
 Runs that have ended are skipped, those that were cut off go on, and where one fails the others are run.
@@ -19,7 +20,7 @@ def ablate(args: list[str]) -> int:
         args: The options of `ablate`, and those of `fit`.
 
     Raises:
-        ValueError: If something is wrong with the study, before any run begins.
+        ConfigError: If something is wrong with the study, before any run begins.
     """
     parser = Options("ablate", DESCRIPTION)
     say = parser.add_argument
@@ -30,7 +31,7 @@ def ablate(args: list[str]) -> int:
     say("--dry-run", action="store_true", help="check and list the runs, and run nothing")
     options, for_fit = parser.split(args)
     if options.jobs < 1:
-        raise ValueError(f"ablate: --jobs {options.jobs}: expected 1 or more")
+        raise ConfigError(f"ablate: --jobs {options.jobs}: expected 1 or more")
     study = read_study(Path(config_file(str(options.study), "ablate: there is no study")))
     out: Path = options.out or Path("runs") / options.study.stem
     with ForkServer() as server:

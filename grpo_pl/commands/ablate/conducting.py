@@ -41,7 +41,7 @@ def conduct(
         server: What runs are forked from.
 
     Raises:
-        ValueError: If something is wrong with the study, before any run begins.
+        ConfigError: If something is wrong with the study, before any run begins.
     """
     shares_of_machine(options.jobs)
     on_slurm = None if options.slurm is None else read_options(options.slurm)

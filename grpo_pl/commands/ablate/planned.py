@@ -10,6 +10,7 @@ from grpo_pl.callbacks.budget import SPENT
 from grpo_pl.commands.ablate.study import RunBudget, Study
 from grpo_pl.commands.checked import Checked, check
 from grpo_pl.runs.layout import ENDED_FILE, METRICS_FILE, read_metrics
+from grpo_pl.system.refusal import ConfigError
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def plan_runs(
         more: Options of `fit` for all runs.
 
     Raises:
-        ValueError: If something is wrong with one.
+        ConfigError: If something is wrong with one.
     """
     for seed in study.seeds:
         for variant in study.variants:
@@ -91,7 +92,7 @@ def plan_runs(
 def iterations_of(settings: Any, study: Study) -> RunBudget:
     """The budget of a config."""
     if (settings.trainer.max_epochs or 0) < 1:
-        raise ValueError(f"study {study.path}: budget: name one, for trainer.max_epochs is no limit")
+        raise ConfigError(f"study {study.path}: budget: name one, for trainer.max_epochs is no limit")
     return RunBudget("iterations", settings.trainer.max_epochs)
 
 
@@ -99,7 +100,7 @@ def check_last_validation(settings: Any, budget: RunBudget, variant: str, study:
     """Refuse a study whose last iteration would not be validated."""
     every = settings.trainer.check_val_every_n_epoch or 1
     if budget.unit == "iterations" and budget.amount % every:
-        raise ValueError(
+        raise ConfigError(
             f"study {study.path}: variants.{variant} ends after {budget.amount} iterations and validates "
             f"every {every}, so that its end would not be measured: set trainer.check_val_every_n_epoch to a "
             f"divisor of {budget.amount}"

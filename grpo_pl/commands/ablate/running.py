@@ -10,6 +10,7 @@ import torch
 from grpo_pl.commands.ablate.forked import ForkedRun, ForkServer
 from grpo_pl.commands.ablate.planned import PlannedRun
 from grpo_pl.runs.layout import ENDED_FILE
+from grpo_pl.system.refusal import ConfigError
 
 POLL_S = 0.5
 LAST_WORDS = 300
@@ -57,13 +58,13 @@ def shares_of_machine(jobs: int) -> list[dict[str, str]]:
     """For each of the runs at once, the environment that gives it its GPUs, or its cores.
 
     Raises:
-        ValueError: If there are more runs than GPUs.
+        ConfigError: If there are more runs than GPUs.
     """
     if jobs == 1:
         return [{}]
     if gpus := torch.cuda.device_count():
         if jobs > gpus:
-            raise ValueError(f"ablate: --jobs {jobs}: this machine has {gpus} GPUs, and each run needs one")
+            raise ConfigError(f"ablate: --jobs {jobs}: this machine has {gpus} GPUs, and each run needs one")
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
         each = gpus // jobs
         return [{"CUDA_VISIBLE_DEVICES": ",".join(visible[i * each : (i + 1) * each])} for i in range(jobs)]

@@ -11,7 +11,7 @@ import yaml
 from grpo_pl.commands.compare.runs import ACCURACY
 from grpo_pl.config.by_name import own_config
 from grpo_pl.config.files import read_config, shortened
-from grpo_pl.system.refusal import nearest
+from grpo_pl.system.refusal import ConfigError, nearest
 
 Part = Path | dict[str, Any]
 """A config file, or settings that stand in the study itself."""
@@ -55,7 +55,7 @@ class Study:
         """Write what stands in the study itself into files that `fit` reads; variant -> its options.
 
         Raises:
-            ValueError: If a file that the study names is no config.
+            ConfigError: If a file that the study names is no config.
         """
         return {name: list(self._options(name, parts, folder)) for name, parts in self.variants.items()}
 
@@ -85,25 +85,25 @@ def read_study(path: Path) -> Study:
     """Read a study's file; paths in it are relative to it, or names of configs that come with grpo_pl.
 
     Raises:
-        ValueError: In one sentence with the file and the key.
+        ConfigError: In one sentence with the file and the key.
     """
     try:
         said = read_config(str(path))
     except FileNotFoundError:
-        raise ValueError(f"ablate: there is no study {path}") from None
+        raise ConfigError(f"ablate: there is no study {path}") from None
     where = f"study {path}"
     for key in said:
         if key not in KEYS:
-            raise ValueError(f"{where}: there is no {key}{nearest(key, KEYS)} It has {', '.join(KEYS)}")
+            raise ConfigError(f"{where}: there is no {key}{nearest(key, KEYS)} It has {', '.join(KEYS)}")
     base = parts_of(said.get("base"), f"{where}: base", path.parent)
     if not base:
-        raise ValueError(f"{where}: base: expected a config file, which all variants begin with")
+        raise ConfigError(f"{where}: base: expected a config file, which all variants begin with")
     variants = said.get("variants")
     if not isinstance(variants, dict) or not variants:
-        raise ValueError(f"{where}: variants: expected a name and its settings for each, {EXAMPLE}")
+        raise ConfigError(f"{where}: variants: expected a name and its settings for each, {EXAMPLE}")
     for name in variants:
         if not re.fullmatch(r"\w[\w.+-]*", name):
-            raise ValueError(f"{where}: variants: {name!r} is to name a folder: use letters, digits, _ - +")
+            raise ConfigError(f"{where}: variants: {name!r} is to name a folder: use letters, digits, _ - +")
     return Study(
         path,
         {name: base + parts_of(v, f"{where}: variants.{name}", path.parent) for name, v in variants.items()},
@@ -122,14 +122,14 @@ def parts_of(said: Any, where: str, folder: Path) -> list[Part]:
     if isinstance(said, dict):
         return [said]
     if not isinstance(said, str):
-        raise ValueError(
+        raise ConfigError(
             f"{where}: expected a config file, settings, or a list of both, got {shortened(said)}"
         )
     path = folder / said
     if not path.is_file():
         path = own_config(said) or path
     if not path.is_file():
-        raise ValueError(f"{where}: there is no file {path}")
+        raise ConfigError(f"{where}: there is no file {path}")
     return [path]
 
 
@@ -140,7 +140,7 @@ def seeds_of(said: Any, where: str) -> list[int]:
     seeds = said if isinstance(said, list) else []
     whole = all(isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed < 2**32 for seed in seeds)
     if not seeds or not whole or len(set(seeds)) < len(seeds):
-        raise ValueError(
+        raise ConfigError(
             f"{where}: seeds: expected different whole numbers such as [1, 2, 3], or how many, "
             f"got {shortened(said)}"
         )
@@ -152,9 +152,9 @@ def budget_of(said: Any, where: str) -> RunBudget | None:
     if said is None:
         return None
     if not isinstance(said, Mapping) or len(said) != 1 or (unit := next(iter(said))) not in UNITS:
-        raise ValueError(f"{where}: budget: expected one of {', '.join(UNITS)}, as in {{iterations: 10}}")
+        raise ConfigError(f"{where}: budget: expected one of {', '.join(UNITS)}, as in {{iterations: 10}}")
     amount = said[unit]
     kinds = (int, float) if UNITS[unit] is float else int
     if isinstance(amount, bool) or not isinstance(amount, kinds) or not amount > 0:
-        raise ValueError(f"{where}: budget.{unit}: expected a number above 0, got {shortened(amount)}")
+        raise ConfigError(f"{where}: budget.{unit}: expected a number above 0, got {shortened(amount)}")
     return RunBudget(unit, amount)

@@ -12,7 +12,7 @@ def check_invariance(args: list[str]) -> int:
     """Compare the gradient of one rollout over strategies, ranks and micro-batches; 1 if they differ.
 
     Raises:
-        ValueError: If the config is one that `fit` refuses, or its rollout has no gradient.
+        ConfigError: If the config is one that `fit` refuses, or its rollout has no gradient.
     """
     parser = Options("check-invariance", DESCRIPTION)
     parser.add_argument("--out", type=Path, help="a JSON file to write the table to, too")

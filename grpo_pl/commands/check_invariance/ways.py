@@ -18,6 +18,7 @@ from safetensors import safe_open
 from grpo_pl.commands.engine import ONE_PROCESS, of_policy, started
 from grpo_pl.config.cli import CLI, configure
 from grpo_pl.rollout.parquet import save_rollout
+from grpo_pl.system.refusal import ConfigError
 
 TOLERANCE = 1e-4
 """A relative error above it is no rounding in float32."""
@@ -73,7 +74,7 @@ def check(options: list[str], out: Path | None) -> int:
         out: A JSON file to write the table to, too.
 
     Raises:
-        ValueError: If the config is one that `fit` refuses, or its rollout has no gradient.
+        ConfigError: If the config is one that `fit` refuses, or its rollout has no gradient.
     """
     cli = configure([*options, *ONE_PROCESS, "--data.resample", "null"])
     with tempfile.TemporaryDirectory() as folder:
@@ -177,7 +178,7 @@ def compare(file: Path, reference: Path) -> tuple[float, float]:
             base += float(there.square().sum())
             distance += float((here - there).square().sum())
     if base == 0:
-        raise ValueError(
+        raise ConfigError(
             "data.seed: the rollout has no gradient, since no group has responses of different reward: "
             "choose another seed, or more prompts"
         )

@@ -13,7 +13,7 @@ def compare(args: list[str]) -> None:
     """Compare the runs that a command line names, print the tables and write the report.
 
     Raises:
-        ValueError: If they cannot be compared.
+        ConfigError: If they cannot be compared.
     """
     parser = Options("compare", DESCRIPTION)
     say = parser.add_argument

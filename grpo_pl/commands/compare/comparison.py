@@ -17,6 +17,7 @@ from grpo_pl.commands.compare.statistics import (
     paired_test,
     problems,
 )
+from grpo_pl.system.refusal import ConfigError
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def compare(paths: Paths, base: str | None = None, metric: str = ACCURACY) -> Co
         metric: A column of `metrics.csv`.
 
     Raises:
-        ValueError: If a folder is no run, if two runs are the same, if runs cannot be compared, or if
+        ConfigError: If a folder is no run, if two runs are the same, if runs cannot be compared, or if
             none has measured the metric.
     """
     groups = group_runs(read_runs(paths), base)
@@ -99,14 +100,14 @@ def check_comparable(groups: list[Group], metric: str) -> None:
     for key in ("job", "data.val"):
         for run in started[1:]:
             if setting(run, key) != setting(started[0], key):
-                raise ValueError(
+                raise ConfigError(
                     f"compare: {started[0].folder} and {run.folder} have different {key}, so that their "
                     "results mean different things: compare runs of one"
                 )
     measured = {key for group in groups for run in group.runs for row in run.rows for key in row}
     if metric not in measured:
         has = ", ".join(sorted(k.removesuffix("_low") for k in measured if k.endswith("_low"))) or "none"
-        raise ValueError(f"compare: --metric {metric}: no run has measured it; they have {has}")
+        raise ConfigError(f"compare: --metric {metric}: no run has measured it; they have {has}")
 
 
 def setting(run: Run, key: str) -> Any:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from grpo_pl.commands.compare.differences import Difference, differences, fingerprint, settings
 from grpo_pl.commands.compare.runs import Run
+from grpo_pl.system.refusal import ConfigError
 
 MAX_IN_NAME = 2
 
@@ -35,7 +36,7 @@ def group_runs(runs: Iterable[Run], base: str | None = None) -> list[Group]:
         base: The name of the base, or the folder of one of its runs; the first group where it is None.
 
     Raises:
-        ValueError: If there is no such base, or if two runs of a group have the same seed.
+        ConfigError: If there is no such base, or if two runs of a group have the same seed.
     """
     found: dict[tuple[str, str], list[Run]] = {}
     unstarted: list[Run] = []
@@ -46,10 +47,10 @@ def group_runs(runs: Iterable[Run], base: str | None = None) -> list[Group]:
     for group in groups:
         refuse_repeated_seeds(group)
     if not groups and base is None:
-        raise ValueError("compare: no run has started: none of the folders has a config.yaml")
+        raise ConfigError("compare: no run has started: none of the folders has a config.yaml")
     first = next((group for group in groups if base is None or is_base(group, base)), None)
     if first is None:
-        raise ValueError(f"compare: --base {base}: no such group; {known(groups)}")
+        raise ConfigError(f"compare: --base {base}: no such group; {known(groups)}")
     ordered = [first, *(group for group in groups if group is not first)]
     return named(with_unstarted([compared(group, first) for group in ordered], unstarted))
 
@@ -81,7 +82,7 @@ def refuse_repeated_seeds(group: Group) -> None:
     first: dict[str, Run] = {}
     for run in group.runs:
         if run.seed in first:
-            raise ValueError(
+            raise ConfigError(
                 f"compare: {first[run.seed].folder} and {run.folder} have the same settings and the same "
                 f"seed ({run.seed}): name one of them"
             )

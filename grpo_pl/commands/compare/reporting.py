@@ -18,7 +18,7 @@ def report(runs: list[Path], out: Path, *, base: str | None, metric: str) -> Non
     """Compare runs, print the tables and write the report into a folder.
 
     Raises:
-        ValueError: If they cannot be compared.
+        ConfigError: If they cannot be compared.
     """
     comparison = compare(runs, base, metric)
     console = Console()

@@ -18,6 +18,7 @@ from grpo_pl.runs.layout import (
     read_metrics,
     study_place,
 )
+from grpo_pl.system.refusal import ConfigError
 
 Paths = Iterable[str | Path] | str | Path
 """Run folders, folders that hold `seed-<n>`, or folders of studies."""
@@ -92,7 +93,7 @@ def read_run(folder: Path) -> Run:
     """Read a run's folder.
 
     Raises:
-        ValueError: If a file in it cannot be read.
+        ConfigError: If a file in it cannot be read.
     """
     config, metrics = folder / CONFIG_FILE, folder / METRICS_FILE
     try:
@@ -100,13 +101,13 @@ def read_run(folder: Path) -> Run:
     except (UnicodeDecodeError, yaml.YAMLError):
         settings = None
     if not isinstance(settings, dict) or (settings and not isinstance(settings.get("trainer"), dict)):
-        raise ValueError(f"compare: {config} is no config of `fit`")
+        raise ConfigError(f"compare: {config} is no config of `fit`")
     try:
         rows = read_metrics(metrics) if metrics.exists() else []
     except (UnicodeDecodeError, ValueError):
         rows = [{}]
     if any("iteration" not in row for row in rows):
-        raise ValueError(f"compare: {metrics} is no table that `fit` wrote")
+        raise ConfigError(f"compare: {metrics} is no table that `fit` wrote")
     return Run(folder, settings, rows, study_place(folder))
 
 
@@ -114,15 +115,15 @@ def find_folders(path: Path) -> list[Path]:
     """The run folders that a path means: itself, or those of the variant or of the study that it holds.
 
     Raises:
-        ValueError: If there is none.
+        ConfigError: If there is none.
     """
     if not path.is_dir():
-        raise ValueError(f"compare: there is no folder {path}")
+        raise ConfigError(f"compare: there is no folder {path}")
     if any((path / file).exists() for file in (CONFIG_FILE, METRICS_FILE)) or study_place(path):
         return [path]
     found = [(where, f) for f in (*path.glob("seed-*"), *path.glob("*/seed-*")) if (where := study_place(f))]
     if not found:
-        raise ValueError(
+        raise ConfigError(
             f"compare: {path} holds no run: expected {CONFIG_FILE} and {METRICS_FILE}, as `fit` writes them, "
             "or folders <variant>/seed-<n> with them"
         )
@@ -133,12 +134,12 @@ def read_runs(paths: Paths) -> list[Run]:
     """Read all runs that the paths mean, each once.
 
     Raises:
-        ValueError: If a path holds no run, or a file cannot be read.
+        ConfigError: If a path holds no run, or a file cannot be read.
     """
     each = [paths] if isinstance(paths, str | Path) else paths
     folders = {folder.resolve(): folder for path in each for folder in find_folders(Path(path))}
     runs = [read_run(folder) for folder in folders.values()]
     for run in runs:
         if not run.config and (run.rows or not run.place):
-            raise ValueError(f"compare: {run.folder} has no {CONFIG_FILE}, so that nothing says what it is")
+            raise ConfigError(f"compare: {run.folder} has no {CONFIG_FILE}, so that nothing says what it is")
     return runs

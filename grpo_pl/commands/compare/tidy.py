@@ -17,7 +17,7 @@ def table(paths: Paths, base: str | None = None) -> pd.DataFrame:
         base: Name of the base group, or the folder of one of its runs; the first group where it is None.
 
     Raises:
-        ValueError: As `compare` does.
+        ConfigError: As `compare` does.
     """
     groups = group_runs(read_runs(paths), base)
     keys = {d.key: d.base for group in groups for d in group.differences}
@@ -39,7 +39,7 @@ def history(paths: Paths, base: str | None = None) -> pd.DataFrame:
         base: As in `table`.
 
     Raises:
-        ValueError: As `compare` does.
+        ConfigError: As `compare` does.
     """
     rows = []
     for group in group_runs(read_runs(paths), base):

@@ -22,7 +22,7 @@ def check_configured(report: Report, options: list[str], *, with_engine: bool) -
         with_engine: Whether to start the engine.
 
     Raises:
-        ValueError: If `fit` would refuse the config.
+        ConfigError: If `fit` would refuse the config.
     """
     cli = CLI(options)
     said = cli.settings.as_dict()

@@ -39,6 +39,7 @@ from grpo_pl.module import PolicyOptimization
 from grpo_pl.prompts.prompt_set import iteration_prompts
 from grpo_pl.rollout.engine import SamplingConfig
 from grpo_pl.rollout.vllm import VLLMEngine
+from grpo_pl.system.refusal import ConfigError
 from grpo_pl.training.strategies import FSDP2Strategy
 from grpo_pl.types import Prompt, Rollout
 
@@ -156,7 +157,7 @@ class Examination:
         rollout = self.data.engine.generate(self.prompts, RESPONSES, self.sampling)
         self.data.engine.rest()
         if int(rollout.token_ids.max()) >= load_config(self.data.pretrained).get_text_config().vocab_size:
-            raise ValueError(
+            raise ConfigError(
                 "the engine's tokens are not in the trainer's vocabulary: name one model for both"
             )
         return rollout

@@ -17,6 +17,7 @@ from grpo_pl.models.loading import (
     sampling_defaults,
 )
 from grpo_pl.prompts.chat import ChatFormat
+from grpo_pl.system.refusal import ConfigError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -38,7 +39,7 @@ def check_model(pretrained: str, format: ChatFormat) -> list[Finding]:
         tokenizer = load_tokenizer(pretrained)
         eos = eos_token_ids(pretrained)
         embeddings = int(load_config(pretrained).get_text_config().vocab_size)
-    except ValueError as error:
+    except ConfigError as error:
         fix = "--pretrained FOLDER_OR_HUB_NAME; tools/fetch_model.py fetches the demo model"
         return [Finding("model", "problem", str(error), fix)]
     findings.append(vocabulary(len(tokenizer), embeddings))
@@ -100,7 +101,7 @@ def prompt(tokenizer: "PreTrainedTokenizerBase", format: ChatFormat) -> Finding:
     """How a question becomes tokens: by which template, with how many BOS, and whether text would do."""
     try:
         ids = format.encode(QUESTION, tokenizer)
-    except ValueError as error:
+    except ConfigError as error:
         fix = (
             "--data.format.use_chat_template false for a base model, or --pretrained with an "
             "instruction-tuned one"

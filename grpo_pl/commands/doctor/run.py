@@ -27,7 +27,7 @@ def check_run(
     """Memory and disk.
 
     Raises:
-        ValueError: If the configuration is one that `fit` refuses, with the key to change.
+        ConfigError: If the configuration is one that `fit` refuses, with the key to change.
     """
     run = read_requirements(trainer, module, data)
     folder = existing(Path(trainer.default_root_dir))

@@ -124,7 +124,7 @@ def read_requirements(
     """Everything that the plan is made of.
 
     Raises:
-        ValueError: If the configuration is one that `fit` would refuse, with the key to change.
+        ConfigError: If the configuration is one that `fit` would refuse, with the key to change.
     """
     connect(trainer, module, data)
     data.check("fit")

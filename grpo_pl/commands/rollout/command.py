@@ -13,7 +13,7 @@ def rollout(args: list[str]) -> None:
     """Make the files that are not there yet, and say what the folder holds.
 
     Raises:
-        ValueError: If `fit` would refuse the config, or if the folder has rollouts of another one.
+        ConfigError: If `fit` would refuse the config, or if the folder has rollouts of another one.
     """
     parser = Options("rollout", DESCRIPTION)
     parser.add_argument("--out", type=Path, required=True, help="folder of the files, one an iteration")

@@ -13,6 +13,7 @@ from grpo_pl.rollout.parquet import file_name, files_of, read_columns, save_roll
 from grpo_pl.runs.folder import RunFolder, write_config
 from grpo_pl.runs.layout import CONFIG_FILE, sweep
 from grpo_pl.runs.lock import Lock
+from grpo_pl.system.refusal import ConfigError
 from grpo_pl.training.metrics import sample_records
 from grpo_pl.training.strategies import place
 
@@ -28,7 +29,7 @@ def make(out: Path, options: list[str]) -> None:
         options: Of `fit`.
 
     Raises:
-        ValueError: If `fit` would refuse the config, or if the folder has rollouts of another one.
+        ConfigError: If `fit` would refuse the config, or if the folder has rollouts of another one.
     """
     check_folder("--out", out)
     cli = configure([*options, *ONE_PROCESS])
@@ -48,11 +49,11 @@ def check_same_settings(run: RunFolder, out: Path) -> None:
     """Refuse a folder whose files were made with other settings.
 
     Raises:
-        ValueError: In one sentence, with the keys that differ.
+        ConfigError: In one sentence, with the keys that differ.
     """
     run.folder = out
     if (out / CONFIG_FILE).exists() and (keys := [k for k in run.changed() if k.startswith(DECIDES)]):
-        raise ValueError(
+        raise ConfigError(
             f"--out={out} has rollouts with other settings of {', '.join(keys)}: name another folder"
         )
 
@@ -61,7 +62,7 @@ def make_files(cli: CLI, out: Path) -> None:
     """Sample, score and write every iteration that has no file."""
     trainer, module, data = of_policy(cli)
     if (trainer.max_epochs or -1) < 1:
-        raise ValueError("trainer.max_epochs: rollout needs a number of iterations: set it to 1 or more")
+        raise ConfigError("trainer.max_epochs: rollout needs a number of iterations: set it to 1 or more")
     missing = [i for i in range(data.end) if not (out / file_name(i + 1)).exists()]
     if not missing:
         return

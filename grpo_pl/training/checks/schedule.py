@@ -2,6 +2,8 @@
 
 from typing import Protocol, runtime_checkable
 
+from grpo_pl.system.refusal import ConfigError
+
 
 @runtime_checkable
 class TrainerSettings(Protocol):
@@ -43,43 +45,43 @@ def check_counts(**counts: int) -> None:
     """Refuse arguments of the DataModule that must be 1 or more.
 
     Raises:
-        ValueError: In one sentence, with the key to change.
+        ConfigError: In one sentence, with the key to change.
     """
     for key, count in counts.items():
         if count < 1:
-            raise ValueError(f"data.{key}={count}: expected 1 or more")
+            raise ConfigError(f"data.{key}={count}: expected 1 or more")
 
 
 def check_trainer(trainer: TrainerSettings, optimizer_steps: int) -> None:
     """Refuse settings of the Trainer that would cut an iteration in two or spoil its numbers.
 
     Raises:
-        ValueError: In one sentence, with the key to change.
+        ConfigError: In one sentence, with the key to change.
     """
     if trainer.precision in ("bf16-true", "16-true"):
-        raise ValueError(
+        raise ConfigError(
             f"trainer.precision={trainer.precision} rounds small updates and old log-probabilities away: set "
             "it to bf16-mixed"
         )
     if trainer.precision == "64-true":
-        raise ValueError(
+        raise ConfigError(
             "trainer.precision=64-true: log-probabilities and their gradients are computed in float32; "
             "set it to 32-true"
         )
     check_trainer_numbers(trainer)
     if trainer.limit_train_batches != 1.0:
-        raise ValueError(
+        raise ConfigError(
             f"trainer.limit_train_batches={trainer.limit_train_batches} would use half a rollout: an epoch "
             "is one iteration; set trainer.max_epochs instead"
         )
     if trainer.val_check_interval not in (1.0, None):
-        raise ValueError(
+        raise ConfigError(
             f"trainer.val_check_interval={trainer.val_check_interval} would validate inside an iteration: "
             "set trainer.check_val_every_n_epoch, which counts iterations"
         )
     if trainer.max_steps > 0 and trainer.max_steps % optimizer_steps:
         right = -(-trainer.max_steps // optimizer_steps) * optimizer_steps
-        raise ValueError(
+        raise ConfigError(
             f"trainer.max_steps={trainer.max_steps} ends inside an iteration of {optimizer_steps} optimizer "
             f"steps: set it to {right}, or trainer.max_epochs to {right // optimizer_steps} iterations"
         )
@@ -89,46 +91,46 @@ def check_trainer_numbers(trainer: TrainerSettings) -> None:
     """Refuse numbers of the Trainer that train nothing, or fail in the middle of a run.
 
     Raises:
-        ValueError: In one sentence, with the key to change.
+        ConfigError: In one sentence, with the key to change.
     """
     for key in ("max_epochs", "max_steps"):
         if (value := getattr(trainer, key)) is not None and (value == 0 or value < -1):
-            raise ValueError(
+            raise ConfigError(
                 f"trainer.{key}={value} trains nothing: set it to 1 or more, or to -1 for no end"
             )
     for key in ("accumulate_grad_batches", "check_val_every_n_epoch"):
         value = getattr(trainer, key)
         if value is None or value < 1:
-            raise ValueError(f"trainer.{key}={'null' if value is None else value}: expected 1 or more")
+            raise ConfigError(f"trainer.{key}={'null' if value is None else value}: expected 1 or more")
     if (clip := trainer.gradient_clip_val) is not None and clip < 0:
-        raise ValueError(f"trainer.gradient_clip_val={clip}: expected more than 0, or null for no clipping")
+        raise ConfigError(f"trainer.gradient_clip_val={clip}: expected more than 0, or null for no clipping")
 
 
 def check_schedule(data: RolloutSettings, micro_batches: int, ranks: int, min_group_size: int) -> None:
     """Refuse a rollout that cannot be shared out evenly among ranks, minibatches and micro-batches.
 
     Raises:
-        ValueError: In one sentence, with the key to change.
+        ConfigError: In one sentence, with the key to change.
     """
     if data.group_size < min_group_size:
-        raise ValueError(
+        raise ConfigError(
             f"data.group_size={data.group_size}: model.advantage compares the responses to one prompt; set "
             f"data.group_size to {min_group_size} or more, or choose another model.advantage"
         )
     if data.prompts_per_iteration % ranks:
-        raise ValueError(
+        raise ConfigError(
             f"data.prompts_per_iteration={data.prompts_per_iteration} cannot be shared out among {ranks} "
             f"ranks: set it to a multiple of {ranks}"
         )
     prompts = data.prompts_per_iteration // ranks
     units, what = (prompts, "groups") if data.keep_groups else (prompts * data.group_size, "responses")
     if units % data.minibatches:
-        raise ValueError(
+        raise ConfigError(
             f"data.minibatches={data.minibatches} does not divide the {units} {what} that a rank has: set it "
             "to a divisor"
         )
     if (share := units // data.minibatches) < micro_batches:
-        raise ValueError(
+        raise ConfigError(
             f"trainer.accumulate_grad_batches={micro_batches} is more than the {share} {what} of a "
             "minibatch: set it to at most that, or data.minibatches lower"
         )
