@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from grpo_pl.functional import group_is_constant
-from grpo_pl.system.refusal import ConfigError
+from grpo_pl.system.refusal import ArgumentError
 from grpo_pl.types import Feedback
 
 
@@ -64,11 +64,11 @@ def check_ddof(ddof: int) -> None:
     """Refuse degrees of freedom that are neither of the two conventions.
 
     Raises:
-        ConfigError: In one sentence, with the key to change.
+        ArgumentError: In one sentence.
     """
     if ddof not in (0, 1):
-        raise ConfigError(
-            f"model.advantage.ddof={ddof}: expected 0 (divide by the count) or 1 (divide by the count less 1)"
+        raise ArgumentError(
+            f"ddof={ddof}: expected 0 (divide by the count) or 1 (divide by the count less 1)"
         )
 
 
@@ -76,29 +76,29 @@ def check_not_negative(**options: float) -> None:
     """Refuse a negative value of an option.
 
     Raises:
-        ConfigError: In one sentence, with the key to change.
+        ArgumentError: In one sentence.
     """
     for name, value in options.items():
         if value < 0:
-            raise ConfigError(f"model.advantage.{name}={value}: expected 0 or more")
+            raise ArgumentError(f"{name}={value}: expected 0 or more")
 
 
 def check_fraction(**options: float) -> None:
     """Refuse a value of an option outside of [0, 1].
 
     Raises:
-        ConfigError: In one sentence, with the key to change.
+        ArgumentError: In one sentence.
     """
     for name, value in options.items():
         if not 0 <= value <= 1:
-            raise ConfigError(f"model.advantage.{name}={value}: expected a number in [0, 1]")
+            raise ArgumentError(f"{name}={value}: expected a number in [0, 1]")
 
 
 def check_choice(name: str, value: str, *choices: str) -> None:
     """Refuse a word that is not one of the choices.
 
     Raises:
-        ConfigError: In one sentence, with the key to change.
+        ArgumentError: In one sentence.
     """
     if value not in choices:
-        raise ConfigError(f"model.advantage.{name}={value}: expected one of {', '.join(choices)}")
+        raise ArgumentError(f"{name}={value}: expected one of {', '.join(choices)}")

@@ -26,7 +26,7 @@ from grpo_pl.functional import (
     others_mean,
     others_std,
 )
-from grpo_pl.system.refusal import ConfigError
+from grpo_pl.system.refusal import ArgumentError
 from grpo_pl.types import Feedback
 
 
@@ -146,10 +146,7 @@ class PassAtK(AdvantageEstimator):
 
     def __init__(self, k: int) -> None:
         if k < 2:
-            raise ConfigError(
-                f"model.advantage.k={k}: expected 2 or more; for one attempt set model.advantage to "
-                "LeaveOneOut"
-            )
+            raise ArgumentError(f"k={k}: expected 2 or more; for one attempt take LeaveOneOut")
         self.k = self.min_group_size = k
 
     @override

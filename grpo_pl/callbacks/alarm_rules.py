@@ -10,7 +10,7 @@ from typing import ClassVar, final
 
 from typing_extensions import override
 
-from grpo_pl.system.refusal import ConfigError
+from grpo_pl.system.refusal import ArgumentError
 
 Row = Mapping[str, float]
 """The metrics of one iteration; what was not measured is missing, and a number may be NaN."""
@@ -33,7 +33,7 @@ class Alarm(ABC):
     def __post_init__(self) -> None:
         for key, bound in self.least.items():
             if not (value := getattr(self, key)) >= bound:
-                raise ConfigError(f"alarms.{self.name}.{key}={value}: expected {bound} or more")
+                raise ArgumentError(f"{key}={value}: expected {bound} or more")
 
     @property
     def name(self) -> str:

@@ -7,7 +7,7 @@ import lightning.pytorch as pl
 from typing_extensions import override
 
 from grpo_pl.callbacks.metrics_table import metrics_table
-from grpo_pl.system.refusal import ConfigError
+from grpo_pl.system.refusal import ArgumentError
 from grpo_pl.types import Experience
 
 SPENT = {"response_tokens": "rollout/tokens", "seconds": "time/iteration_s"}
@@ -29,7 +29,7 @@ class Budget(pl.Callback):
     def __init__(self, response_tokens: int | None = None, seconds: float | None = None) -> None:
         for key, amount in (("response_tokens", response_tokens), ("seconds", seconds)):
             if amount is not None and not amount > 0:
-                raise ConfigError(f"budget.{key}={amount}: expected more than 0, or null")
+                raise ArgumentError(f"{key}={amount}: expected more than 0, or null")
         self.limits = {"response_tokens": response_tokens, "seconds": seconds}
         self._tokens = self._seconds = self._first_batch = 0.0
 

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from grpo_pl.losses.objective import HasObjective
-from grpo_pl.system.refusal import ConfigError
+from grpo_pl.system.refusal import ArgumentError, ConfigError
 from grpo_pl.training.gradients import Gradient, cosine, length, set_aside, taken
 from grpo_pl.training.ranks import data_ranks
 from grpo_pl.training.strategies import FSDP2Strategy
@@ -49,9 +49,7 @@ class GradientTerms(pl.Callback):
 
     def __init__(self, every: int | None = None) -> None:
         if every is not None and every < 1:
-            raise ConfigError(
-                f"gradient_terms.every={every}: expected 1 or more iterations, or null for none"
-            )
+            raise ArgumentError(f"every={every}: expected 1 or more iterations, or null for none")
         self.every = every
         self._batches: list[Experience] = []
 

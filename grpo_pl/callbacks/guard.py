@@ -10,7 +10,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from typing_extensions import override
 
 from grpo_pl.callbacks.metrics_table import newest_row
-from grpo_pl.system.refusal import ConfigError
+from grpo_pl.system.refusal import ArgumentError
 from grpo_pl.training.optimization import OptimizedModule
 from grpo_pl.training.skipped_steps import SkippedStep
 
@@ -39,7 +39,7 @@ class Guard(pl.Callback):
 
     def __init__(self, max_skipped_steps: int = 3) -> None:
         if max_skipped_steps < 1:
-            raise ConfigError(f"guard.max_skipped_steps={max_skipped_steps}: expected 1 or more")
+            raise ArgumentError(f"max_skipped_steps={max_skipped_steps}: expected 1 or more")
         self.max_skipped_steps = max_skipped_steps
         self._forget()
 

@@ -14,7 +14,7 @@ from typing_extensions import override
 from grpo_pl.callbacks.progress import Progress
 from grpo_pl.runs.layout import SAMPLES_FILE
 from grpo_pl.system.atomic_files import append, replacing
-from grpo_pl.system.refusal import ConfigError
+from grpo_pl.system.refusal import ArgumentError
 from grpo_pl.types import Experience, SampleRecord
 
 log = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ class Samples(pl.Callback):
     def __init__(self, keep: int = 64, every: int = 5, rows: int = 4) -> None:
         for key, value in (("keep", keep), ("every", every), ("rows", rows)):
             if value < 0:
-                raise ConfigError(f"samples.{key}={value}: expected 0 or more")
+                raise ArgumentError(f"{key}={value}: expected 0 or more")
         self.keep, self.every, self.rows = keep, every, rows
 
     @override

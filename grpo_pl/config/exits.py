@@ -52,7 +52,10 @@ def answer_for_a_run(error: Exception) -> None:
 
 def own_cause(error: BaseException) -> ConfigError | None:
     """The user's mistake behind an error; jsonargparse wraps it where a component may be null."""
-    return next((cause for cause in (error, error.__cause__) if isinstance(cause, ConfigError)), None)
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, ConfigError):
+        cause = cause.__cause__
+    return cause
 
 
 def failed_import(error: BaseException) -> str | None:

@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from grpo_pl.advantages import AdvantageEstimator
 from grpo_pl.callbacks.alarm_rules import Alarm
+from grpo_pl.config.places import Places
 from grpo_pl.losses import Aggregation, PolicyLoss
 from grpo_pl.losses.kl import KLPenalty
 from grpo_pl.losses.masks import TokenMask
@@ -63,6 +64,12 @@ class Parser(LightningArgumentParser):
         if not self.exit_on_error:  # the parser of a component inside: the outer one will name the whole key
             super().error(message, ex)
         fail(explain(message, known_options(self)) + self.written_by)
+
+    @override
+    def instantiate_classes(self, cfg: Any, **kwargs: Any) -> Any:
+        """Build what a config names; a component's own messages name the key in full."""
+        places = Places(cfg[cfg.subcommand] if cfg.get("subcommand") else cfg)
+        return super().instantiate_classes(cfg, instantiators=[(places.build, object, True)], **kwargs)
 
 
 def defaults(class_path: str | None) -> dict[str, Any]:

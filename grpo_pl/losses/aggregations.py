@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from typing_extensions import override
 
-from grpo_pl.system.refusal import ConfigError
+from grpo_pl.system.refusal import ArgumentError
 from grpo_pl.types import Experience
 
 
@@ -61,7 +61,7 @@ class ConstantLength(Aggregation):
 
     def __init__(self, length: int) -> None:
         if length < 1:
-            raise ConfigError(f"model.aggregation.length={length}: expected 1 or more")
+            raise ArgumentError(f"length={length}: expected 1 or more")
         self.length = length
 
     @override

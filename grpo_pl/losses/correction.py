@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from grpo_pl.functional import bounded_exp
-from grpo_pl.system.refusal import ConfigError
+from grpo_pl.system.refusal import ArgumentError
 from grpo_pl.types import only_here
 
 
@@ -53,11 +53,11 @@ class ImportanceCorrection:
         high: float = 2.0,
     ) -> None:
         if level not in ("token", "sequence"):
-            raise ConfigError(f"model.correction.level={level}: expected token or sequence")
+            raise ArgumentError(f"level={level}: expected token or sequence")
         if mode not in ("truncate", "mask"):
-            raise ConfigError(f"model.correction.mode={mode}: expected truncate or mask")
+            raise ArgumentError(f"mode={mode}: expected truncate or mask")
         if not 0 <= low <= 1 <= high:
-            raise ConfigError(f"model.correction: low={low}, high={high}: expected 0 <= low <= 1 <= high")
+            raise ArgumentError(f"low={low}, high={high}: expected 0 <= low <= 1 <= high")
         self.level, self.mode, self.low, self.high = level, mode, low, high
 
     def __call__(

@@ -8,7 +8,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from grpo_pl.losses.base import PRECISION, LossTerm, TokenLoss
-from grpo_pl.system.refusal import ConfigError
+from grpo_pl.system.refusal import ArgumentError
 from grpo_pl.types import Experience, TokenScores
 
 
@@ -30,7 +30,7 @@ class EntropyBonus(LossTerm):
 
     def __init__(self, coefficient: float = 0.001) -> None:
         if not math.isfinite(coefficient):
-            raise ConfigError(f"model.entropy.coefficient={coefficient}: expected a finite number")
+            raise ArgumentError(f"coefficient={coefficient}: expected a finite number")
         self.coefficient = coefficient
 
     def loss(self, entropy: Float[Tensor, "B T"]) -> Float[Tensor, "B T"]:

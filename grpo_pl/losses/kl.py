@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from grpo_pl.functional import importance_ratio, kl_k1, kl_k2, kl_k3
 from grpo_pl.losses.base import LossTerm, TokenLoss
-from grpo_pl.system.refusal import ConfigError
+from grpo_pl.system.refusal import ArgumentError
 from grpo_pl.types import Experience, TokenScores
 
 Estimator = Literal["k1", "k2", "k3"]
@@ -39,7 +39,7 @@ class AdaptiveCoefficient(nn.Module):
         super().__init__()
         for name, value in (("target", target), ("horizon", horizon)):
             if not 0 < value < math.inf:
-                raise ConfigError(f"model.kl.controller.{name}={value}: expected a number above 0")
+                raise ArgumentError(f"{name}={value}: expected a number above 0")
         self.target, self.horizon = target, horizon
         self.register_buffer("scale", torch.ones(()))
 
@@ -69,16 +69,16 @@ class KLPenalty(nn.Module, LossTerm):
     ) -> None:
         super().__init__()
         if not 0 <= coefficient < math.inf:
-            raise ConfigError(f"model.kl.coefficient={coefficient}: expected 0 or more")
+            raise ArgumentError(f"coefficient={coefficient}: expected 0 or more")
         if controller is not None and coefficient == 0:
-            raise ConfigError(
-                "model.kl.coefficient=0.0: expected more than 0, for model.kl.controller multiplies it; set "
+            raise ArgumentError(
+                "coefficient=0.0: expected more than 0, for the controller multiplies it; set "
                 "it to 0.01, or the controller to null"
             )
         if estimator not in ESTIMATORS:
-            raise ConfigError(f"model.kl.estimator={estimator}: expected k1, k2 or k3")
+            raise ArgumentError(f"estimator={estimator}: expected k1, k2 or k3")
         if bound is not None and not bound > 0:
-            raise ConfigError(f"model.kl.bound={bound}: expected a number above 0, or null for no bound")
+            raise ArgumentError(f"bound={bound}: expected a number above 0, or null for no bound")
         self.initial_coefficient, self.controller = coefficient, controller
         self.estimator, self.bound = ESTIMATORS[estimator], bound
 
@@ -160,7 +160,7 @@ class KLInLoss(KLPenalty):
     ) -> None:
         super().__init__(coefficient, estimator, controller, bound)
         if gradient not in ("plain", "unbiased"):
-            raise ConfigError(f"model.kl.gradient={gradient}: expected plain or unbiased")
+            raise ArgumentError(f"gradient={gradient}: expected plain or unbiased")
         self.gradient = gradient
 
     @override

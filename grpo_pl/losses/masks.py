@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from typing_extensions import override
 
-from grpo_pl.system.refusal import ConfigError
+from grpo_pl.system.refusal import ArgumentError
 from grpo_pl.types import Feedback
 
 
@@ -58,7 +58,7 @@ class TopEntropy(TokenMask):
 
     def __init__(self, share: float = 0.2) -> None:
         if not 0 < share <= 1:
-            raise ConfigError(f"model.masks.share={share}: expected a number above 0 and at most 1")
+            raise ArgumentError(f"share={share}: expected a number above 0 and at most 1")
         self.share = share
 
     @override

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from grpo_pl.losses.aggregations import Aggregation
 from grpo_pl.losses.base import LossTerm
 from grpo_pl.losses.value import ClippedValueLoss
-from grpo_pl.system.refusal import ConfigError
+from grpo_pl.system.refusal import ArgumentError
 from grpo_pl.types import Experience, TokenScores
 
 
@@ -70,13 +70,11 @@ def all_terms(own: Mapping[str, LossTerm], **with_keys: LossTerm | None) -> dict
     """The terms that have config keys of their own, as far as there are such, and the further ones.
 
     Raises:
-        ConfigError: If a further term has the name of one with a key of its own.
+        ArgumentError: If a further term has the name of one with a key of its own.
     """
     for name in own:
         if name in with_keys or not name.isidentifier():
-            raise ConfigError(
-                f"model.terms: {name!r} cannot be the name of a further term: choose another word"
-            )
+            raise ArgumentError(f"terms: {name!r} cannot be the name of a further term: choose another word")
     return {name: term for name, term in (with_keys | dict(own)).items() if term is not None}
 
 

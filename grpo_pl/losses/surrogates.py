@@ -9,7 +9,7 @@ from typing_extensions import override
 
 from grpo_pl.functional import bounded_exp, importance_ratio
 from grpo_pl.losses.base import PolicyLoss, TokenLoss
-from grpo_pl.system.refusal import ConfigError
+from grpo_pl.system.refusal import ArgumentError
 from grpo_pl.types import Experience
 
 
@@ -35,9 +35,7 @@ class ClippedSurrogate(PolicyLoss):
     def __init__(self, clip_low: float = 0.2, clip_high: float = 0.2, dual_clip: float | None = None) -> None:
         _check_clip(clip_low, clip_high)
         if dual_clip is not None and not dual_clip > 1:
-            raise ConfigError(
-                f"model.loss.dual_clip={dual_clip}: expected a number above 1, or null for no dual clip"
-            )
+            raise ArgumentError(f"dual_clip={dual_clip}: expected a number above 1, or null for no dual clip")
         self.clip_low, self.clip_high, self.dual_clip = clip_low, clip_high, dual_clip
 
     @override
@@ -94,9 +92,8 @@ class CISPO(PolicyLoss):
 
     def __init__(self, low: float = 0.0, high: float = 5.0) -> None:
         if not 0 <= low <= 1 <= high:
-            raise ConfigError(
-                f"model.loss: low={low}, high={high}: expected 0 <= low <= 1 <= high, for they "
-                "bound the ratio itself"
+            raise ArgumentError(
+                f"low={low}, high={high}: expected 0 <= low <= 1 <= high, for they bound the ratio itself"
             )
         self.low, self.high = low, high
 
@@ -123,7 +120,7 @@ class SAPO(PolicyLoss):
     def __init__(self, tau_positive: float = 1.0, tau_negative: float = 1.05) -> None:
         for name, value in (("tau_positive", tau_positive), ("tau_negative", tau_negative)):
             if not value > 0:
-                raise ConfigError(f"model.loss.{name}={value}: expected a number above 0")
+                raise ArgumentError(f"{name}={value}: expected a number above 0")
         self.tau_positive, self.tau_negative = tau_positive, tau_negative
 
     @override
@@ -153,7 +150,7 @@ class GMPO(PolicyLoss):
     def __init__(self, clip_low: float = 0.4, clip_high: float = 0.4) -> None:
         for name, value in (("clip_low", clip_low), ("clip_high", clip_high)):
             if not value >= 0:
-                raise ConfigError(f"model.loss.{name}={value}: expected 0 or more, in nats")
+                raise ArgumentError(f"{name}={value}: expected 0 or more, in nats")
         self.clip_low, self.clip_high = clip_low, clip_high
 
     @override
@@ -184,9 +181,9 @@ class Reinforce(PolicyLoss):
 
 def _check_clip(clip_low: float, clip_high: float) -> None:
     if not 0 <= clip_low <= 1:
-        raise ConfigError(f"model.loss.clip_low={clip_low}: expected a number in [0, 1]")
+        raise ArgumentError(f"clip_low={clip_low}: expected a number in [0, 1]")
     if not clip_high >= 0:
-        raise ConfigError(f"model.loss.clip_high={clip_high}: expected 0 or more")
+        raise ArgumentError(f"clip_high={clip_high}: expected 0 or more")
 
 
 def _metrics(logprobs: Float[Tensor, "B T"], batch: Experience) -> dict[str, Float[Tensor, "B T"]]:

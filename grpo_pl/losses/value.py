@@ -8,7 +8,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from grpo_pl.losses.base import LossTerm, TokenLoss
-from grpo_pl.system.refusal import ConfigError
+from grpo_pl.system.refusal import ArgumentError
 from grpo_pl.types import Experience, TokenScores
 
 
@@ -27,9 +27,7 @@ class ClippedValueLoss(LossTerm):
 
     def __init__(self, coefficient: float = 0.5, clip: float = 0.2) -> None:
         if coefficient < 0 or clip <= 0:
-            raise ConfigError(
-                f"model.value_loss: coefficient={coefficient}, clip={clip}: expected >= 0 and > 0"
-            )
+            raise ArgumentError(f"coefficient={coefficient}, clip={clip}: expected >= 0 and > 0")
         self.coefficient, self.clip = coefficient, clip
 
     def __call__(self, values: Float[Tensor, "B T"], batch: Experience) -> TokenLoss:

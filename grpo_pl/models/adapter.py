@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from grpo_pl.models.builder import ModelBuilder
 from grpo_pl.models.language_model import CausalLM, LanguageModel, TokenLogprobs
-from grpo_pl.system.refusal import ConfigError
+from grpo_pl.system.refusal import ArgumentError, ConfigError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -46,12 +46,12 @@ class LoRA(ModelBuilder):
         **causal_lm: Any,
     ) -> None:
         if r < 1:
-            raise ConfigError(f"model.policy.r={r}: expected a rank of 1 or more")
+            raise ArgumentError(f"r={r}: expected a rank of 1 or more")
         if alpha <= 0:
-            raise ConfigError(f"model.policy.alpha={alpha}: expected more than 0")
+            raise ArgumentError(f"alpha={alpha}: expected more than 0")
         if dropout != 0:
-            raise ConfigError(
-                f"model.policy.dropout={dropout} would let no two passes agree and no ratio be 1: set it to 0"
+            raise ArgumentError(
+                f"dropout={dropout} would let no two passes agree and no ratio be 1: set it to 0"
             )
         self.r, self.alpha, self.target_modules = r, alpha, target_modules
         self.base = CausalLM(pretrained=pretrained, **causal_lm)
@@ -59,7 +59,7 @@ class LoRA(ModelBuilder):
     @override
     def build(self, policy: nn.Module | None = None) -> LanguageModel:
         if find_spec("peft") is None:
-            raise ConfigError("model.policy LoRA needs peft: pip install 'grpo_pl[lora]'")
+            raise ConfigError("LoRA needs peft: pip install 'grpo_pl[lora]'", self)
         from peft import LoraConfig
 
         built = self.base.build()
@@ -69,9 +69,10 @@ class LoRA(ModelBuilder):
             model.add_adapter(config)
         except ValueError as error:
             reason = str(error).strip().splitlines()[0].split(". ")[0]
-            raise ConfigError(
-                f"model.policy.target_modules={self.target_modules} cannot get an adapter ({reason}): "
-                "name linear layers of the model, or say all-linear"
+            raise ArgumentError(
+                f"target_modules={self.target_modules} cannot get an adapter ({reason}): "
+                "name linear layers of the model, or say all-linear",
+                self,
             ) from error
         self._check_ends(model)
         for parameter in model.parameters():
@@ -85,9 +86,10 @@ class LoRA(ModelBuilder):
 
         ends = (model.get_input_embeddings(), model.get_output_embeddings())
         if any(isinstance(end, BaseTunerLayer) for end in ends):
-            raise ConfigError(
-                f"model.policy.target_modules={self.target_modules} takes in the embedding or the LM "
-                "head: name layers between them, or say all-linear"
+            raise ArgumentError(
+                f"target_modules={self.target_modules} takes in the embedding or the LM "
+                "head: name layers between them, or say all-linear",
+                self,
             )
 
 
@@ -129,7 +131,6 @@ class AdapterOff(ModelBuilder):
     def build(self, policy: nn.Module | None = None) -> WithoutAdapter:
         if not isinstance(policy, LanguageModel) or not policy.language_model._hf_peft_config_loaded:
             raise ConfigError(
-                "model.reference AdapterOff needs a policy with adapters: set model.policy to LoRA, or "
-                "model.reference to CausalLM"
+                "AdapterOff needs a policy with adapters: set model.policy to LoRA, or this to CausalLM", self
             )
         return WithoutAdapter(policy)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint import state_dict_loader
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
-from grpo_pl.system.refusal import ConfigError
+from grpo_pl.system.refusal import ArgumentError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -85,7 +85,7 @@ def make_buffers_again(model: "PreTrainedModel") -> None:
         if unsaved:
             model._init_weights(module)
         if any(buffer.isnan().any() for buffer in unsaved):
-            raise ConfigError(
+            raise ArgumentError(
                 f"pretrained: {type(model).__name__} does not say how to compute {name or 'its buffers'}, so "
                 "it cannot be read shard by shard: set trainer.strategy to fsdp or ddp"
             )

@@ -11,7 +11,7 @@ from grpo_pl.models.loading import load_language_model, transformer_blocks
 from grpo_pl.models.logprobs import Entropy, chunked_logprobs
 from grpo_pl.models.packing import check_can_pack, checked_row_tokens, hidden_before_each_token
 from grpo_pl.system.precision import DType
-from grpo_pl.system.refusal import ConfigError
+from grpo_pl.system.refusal import ArgumentError, about
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -95,15 +95,16 @@ class CausalLM(ModelBuilder):
         compile: Literal["inductor", "cudagraphs", "aot_eager"] | None = None,
     ) -> None:
         if chunk_tokens < 1:
-            raise ConfigError(f"chunk_tokens={chunk_tokens}: expected 1 or more")
+            raise ArgumentError(f"chunk_tokens={chunk_tokens}: expected 1 or more")
         self.pretrained, self.dtype, self.attention = pretrained, dtype, attention
         self.gradient_checkpointing, self.compile = gradient_checkpointing, compile
         self.chunk_tokens, self.row_tokens = chunk_tokens, checked_row_tokens(row_tokens)
 
     @override
     def build(self, policy: nn.Module | None = None) -> LanguageModel:
-        model = load_language_model(self.pretrained, self.dtype, self.attention)
-        check_can_pack(model, self.row_tokens)
+        with about(self):
+            model = load_language_model(self.pretrained, self.dtype, self.attention)
+            check_can_pack(model, self.row_tokens)
         if self.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if self.compile is not None:

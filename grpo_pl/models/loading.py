@@ -16,7 +16,7 @@ from torch import nn
 
 from grpo_pl.models.deferred import deferred, read_head
 from grpo_pl.system.precision import DType
-from grpo_pl.system.refusal import ConfigError
+from grpo_pl.system.refusal import ArgumentError, ConfigError
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -57,7 +57,7 @@ def resolve_pretrained(pretrained: str) -> str:
         raise ConfigError("no model is named: say --pretrained FOLDER_OR_HUB_NAME")
     if Path(pretrained).is_dir():
         if not (Path(pretrained) / "config.json").is_file():
-            raise ConfigError(
+            raise ArgumentError(
                 f"pretrained={pretrained} is a folder without config.json: give a Hugging Face model folder"
             )
         return pretrained
@@ -65,7 +65,7 @@ def resolve_pretrained(pretrained: str) -> str:
     if (cached / "config.json").is_file():
         return str(cached)
     if pretrained.count("/") > 1 or pretrained.startswith((".", "/", "~")) or Path(pretrained).exists():
-        raise ConfigError(
+        raise ArgumentError(
             f"pretrained={pretrained} is no folder: give a Hugging Face model folder or a hub name"
         )
     return pretrained
@@ -88,13 +88,13 @@ def loading(pretrained: str, part: str) -> Iterator[None]:
     ) as error:
         reason = re.sub(r"<class '\S*?(\w+)'>", r"\1", " ".join(str(error).split())) or type(error).__name__
         if "trust_remote_code" in reason:
-            raise ConfigError(
+            raise ArgumentError(
                 f"pretrained={pretrained} brings code of its own, which grpo_pl never runs: give a model of "
                 "an architecture that transformers knows"
             ) from error
         if "ignore_mismatched_sizes" in reason:
             reason = "they have other shapes than its config.json says"
-        raise ConfigError(
+        raise ArgumentError(
             f"pretrained={pretrained} could not be loaded ({part}: {reason:.200}): give a complete Hugging "
             "Face model folder, or a hub name while the hub can be reached (tools/fetch_model.py fetches the "
             "demo model)"
@@ -169,7 +169,7 @@ def eos_token_ids(pretrained: str) -> set[int]:
     known = vocabulary_size(pretrained)
     for token in tokens:
         if not isinstance(token, int) or not 0 <= token < known:
-            raise ConfigError(
+            raise ArgumentError(
                 f"pretrained={pretrained}: eos_token_id {token!r} of its generation_config.json or "
                 f"config.json is none of the model's {known} tokens: correct it there"
             )
@@ -265,7 +265,7 @@ def check_complete(pretrained: str, report: dict[str, Any], head: str = "") -> N
     """
     missing = sorted(key for key in report["missing_keys"] if not head or not key.startswith(head))
     if missing:
-        raise ConfigError(
+        raise ArgumentError(
             f"pretrained={pretrained} lacks {len(missing)} of the weights that its config.json speaks of, "
             f"for instance {missing[0]}: give a folder where they belong together"
         )
@@ -305,7 +305,7 @@ def load_reward_model(
     config = _load_config_without_dropout(pretrained)
     architecture = "".join(config.architectures or ())
     if "Classification" in architecture and config.num_labels != 1:
-        raise ConfigError(
+        raise ArgumentError(
             f"pretrained={pretrained} is a classifier with {config.num_labels} labels: give a reward model "
             "with one"
         )
@@ -316,7 +316,7 @@ def load_reward_model(
     }[kind]
     model, lacks_head = _load(auto, pretrained, config, dtype, attention, head="score")
     if not isinstance(getattr(model, "score", None), nn.Linear):
-        raise ConfigError(
+        raise ArgumentError(
             f"pretrained={pretrained} loads as a {type(model).__name__}, which has no linear head `score` on "
             "the state of each token: give a model of another architecture, such as Llama or Qwen2"
         )

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from grpo_pl.system.refusal import ConfigError
+from grpo_pl.system.refusal import ArgumentError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -203,7 +203,7 @@ def checked_row_tokens(row_tokens: int | None) -> int | None:
         ConfigError: If it is a number below 1.
     """
     if row_tokens is not None and row_tokens < 1:
-        raise ConfigError(f"row_tokens={row_tokens}: expected 1 or more, or null")
+        raise ArgumentError(f"row_tokens={row_tokens}: expected 1 or more, or null")
     return row_tokens
 
 
@@ -218,14 +218,14 @@ def check_can_pack(language_model: "PreTrainedModel", row_tokens: int | None) ->
     config: Any = language_model.config.get_text_config()
     attention = language_model.config._attn_implementation
     if attention not in ("eager", "sdpa"):
-        raise ConfigError(
+        raise ArgumentError(
             f"row_tokens={row_tokens} needs attention that takes a mask, got {attention}: set attention to "
             "sdpa, or row_tokens to null"
         )
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     windowed = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
     if kinds != {"full_attention"} or windowed:
-        raise ConfigError(
+        raise ArgumentError(
             f"row_tokens={row_tokens} needs layers that attend to the whole sequence, and this model has "
             "others: set row_tokens to null"
         )

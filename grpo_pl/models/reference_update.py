@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from typing_extensions import override
 
-from grpo_pl.system.refusal import ConfigError
+from grpo_pl.system.refusal import ArgumentError
 
 
 class ReferenceUpdate(ABC):
@@ -36,7 +36,7 @@ class EveryN(ReferenceUpdate):
 
     def __init__(self, iterations: int) -> None:
         if iterations < 1:
-            raise ConfigError(f"model.reference_update.iterations={iterations}: expected 1 or more")
+            raise ArgumentError(f"iterations={iterations}: expected 1 or more")
         self.iterations = iterations
 
     @override
@@ -59,9 +59,9 @@ class EMA(ReferenceUpdate):
 
     def __init__(self, decay: float) -> None:
         if not 0 <= decay < 1:
-            raise ConfigError(
-                f"model.reference_update.decay={decay}: expected a number in [0, 1); for a reference that "
-                "stays, set model.reference_update to null"
+            raise ArgumentError(
+                f"decay={decay}: expected a number in [0, 1); for a reference that "
+                "stays, leave the update out (null)"
             )
         self.decay = decay
 

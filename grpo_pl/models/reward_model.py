@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from grpo_pl.models.loading import RewardKind, context_length, load_reward_model, load_tokenizer
 from grpo_pl.system.precision import DType
-from grpo_pl.system.refusal import ConfigError
+from grpo_pl.system.refusal import ArgumentError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -62,7 +62,7 @@ class ResponseEncoder:
         """
         tokenizer = load_tokenizer(pretrained)
         if not tokenizer.is_fast:
-            raise ConfigError(
+            raise ArgumentError(
                 f"pretrained={pretrained} has a tokenizer without offsets: give a model with a tokenizer.json"
             )
         return cls(tokenizer, context_length(pretrained))

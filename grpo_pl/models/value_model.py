@@ -12,7 +12,7 @@ from grpo_pl.models.language_model import LanguageModel, at_each_token
 from grpo_pl.models.loading import load_config, load_language_model, load_reward_model
 from grpo_pl.models.packing import check_can_pack, checked_row_tokens, hidden_before_each_token
 from grpo_pl.system.precision import DType
-from grpo_pl.system.refusal import ConfigError
+from grpo_pl.system.refusal import ArgumentError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -109,8 +109,8 @@ def check_same_tokens(pretrained: str, critic: "PreTrainedModel", policy: "PreTr
     """
     own, others = (model.config.get_text_config().vocab_size for model in (critic, policy))
     if own != others:
-        raise ConfigError(
-            f"model.critic.pretrained={pretrained} has a vocabulary of {own} tokens and the policy one of "
+        raise ArgumentError(
+            f"pretrained={pretrained} has a vocabulary of {own} tokens and the policy one of "
             f"{others}: give a model of the policy's family, or leave it empty"
         )
 

@@ -6,7 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from jinja2 import TemplateError
 
-from grpo_pl.system.refusal import ConfigError
+from grpo_pl.system.refusal import ArgumentError, ConfigError
 
 
 @runtime_checkable
@@ -77,18 +77,11 @@ class ChatFormat:
     def __post_init__(self) -> None:
         """Refuses what would fail, or would be ignored, at the first prompt."""
         if self.question_template is not None and "{question}" not in self.question_template:
-            raise ConfigError(
-                f"expected {{question}} in the template, got {self.question_template!r}; "
-                "set data.format.question_template"
-            )
+            raise ArgumentError(f"question_template={self.question_template!r}: expected {{question}} in it")
         if taken := sorted(_OWN_KWARGS & set(self.template_kwargs)):
-            raise ConfigError(
-                f"expected variables of the chat template, got {taken}; set data.format.template_kwargs"
-            )
+            raise ArgumentError(f"template_kwargs: expected variables of the chat template, got {taken}")
         if self.template_kwargs and not self.use_chat_template:
-            raise ConfigError(
-                "data.format.template_kwargs needs a chat template: set data.format.use_chat_template to true"
-            )
+            raise ArgumentError("template_kwargs needs a chat template: set use_chat_template to true")
 
     def messages(self, question: str) -> list[dict[str, str]]:
         """The conversation that ends with the question, each message with `role` and `content`."""
@@ -120,9 +113,10 @@ class ChatFormat:
             texts = [self.plain_text(question) for question in questions if isinstance(question, str)]
             return _int_lists(tokenizer(texts, verbose=False)["input_ids"])
         if tokenizer.chat_template is None and "chat_template" not in self.template_kwargs:
-            raise ConfigError(
-                "data.format.use_chat_template is true but the tokenizer has no chat template: "
-                "set it to false, or take an instruction-tuned model"
+            raise ArgumentError(
+                "use_chat_template is true but the tokenizer has no chat template: set it to false, or take "
+                "an instruction-tuned model",
+                self,
             )
         conversations = [self.messages(q) if isinstance(q, str) else q for q in questions]
         try:
@@ -131,8 +125,9 @@ class ChatFormat:
             )
         except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:  # it computes
             raise ConfigError(
-                f"the tokenizer's chat template refuses the messages ({error}); set data.format.system, "
-                "data.format.few_shot or data.format.template_kwargs"
+                f"the tokenizer's chat template refuses the messages ({error}); set system, few_shot or "
+                "template_kwargs",
+                self,
             ) from error
         return _int_lists(ids)
 
@@ -143,11 +138,11 @@ class ChatFormat:
             "question_template": self.question_template,
         }
         if said := [name for name, value in added.items() if value]:
-            raise ConfigError(
-                f"data.format.{said[0]} is for questions, and the data has whole conversations: leave it out"
+            raise ArgumentError(
+                f"{said[0]} is for questions, and the data has whole conversations: leave it out", self
             )
         if not self.use_chat_template:
-            raise ConfigError("data.format.use_chat_template=false cannot put conversations: set it to true")
+            raise ArgumentError("use_chat_template=false cannot put conversations: set it to true", self)
 
     def _ask(self, question: str) -> str:
         plain = "{question}" if self.use_chat_template else "Question: {question}\nAnswer:"

@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from grpo_pl.functional import derive_seed
 from grpo_pl.prompts.sources import PromptSource, Question
-from grpo_pl.system.refusal import ConfigError
+from grpo_pl.system.refusal import ArgumentError
 
 _MAX_TRAIN_ROWS = 10_000
 
@@ -44,29 +44,24 @@ class Arithmetic(PromptSource):
         template: str = "What is {a} {operator} {b}? Reply with just the number.",
     ) -> None:
         if not 1 <= digits <= 18:
-            raise ConfigError(f"Arithmetic: expected 1 to 18 digits, got {digits}; set `digits`")
+            raise ArgumentError(f"digits={digits}: expected 1 to 18")
         if not operators or not set(operators) <= set("+-*") or len(set(operators)) < len(operators):
-            raise ConfigError(
-                f"Arithmetic: expected some of + - * and each once, got {operators!r}; set `operators`"
-            )
+            raise ArgumentError(f"operators={operators!r}: expected some of + - *, each once")
         if missing := [name for name in ("{a}", "{operator}", "{b}") if name not in template]:
-            raise ConfigError(
-                f"Arithmetic: expected {{a}}, {{operator}} and {{b}}, got {template!r} without "
-                f"{', '.join(missing)}; set `template`"
+            raise ArgumentError(
+                f"template={template!r}: expected {{a}}, {{operator}} and {{b}} in it, got none of "
+                f"{', '.join(missing)}"
             )
         self._lowest, self._operators, self._template = 10 ** (digits - 1), operators, template
         self._span = 9 * self._lowest
         problems = len(operators) * self._span * (self._span + 1) // 2
         if not 0 < held_out < problems:
-            raise ConfigError(
-                f"Arithmetic: expected 0 < held_out < {problems} (the number of problems), got {held_out}; "
-                "set `held_out`"
+            raise ArgumentError(
+                f"held_out={held_out}: expected 1 or more and less than {problems}, the number of problems"
             )
         rows = held_out if split == "val" else problems - held_out
         if size is not None and not 0 < size <= rows:
-            raise ConfigError(
-                f"Arithmetic: expected 0 < size <= {rows} (all of split {split!r}), got {size}; set `size`"
-            )
+            raise ArgumentError(f"size={size}: expected 1 or more and at most {rows}, all of split {split!r}")
         if size is None:
             size = rows if split == "val" else min(rows, _MAX_TRAIN_ROWS)
         first = 0 if split == "val" else held_out
@@ -119,23 +114,20 @@ class ReasoningGym(PromptSource):
             raise ImportError(
                 "ReasoningGym needs the package `reasoning-gym`: pip install 'grpo_pl[tasks]'"
             ) from error
-        where = f"ReasoningGym task={task}"
         if task not in DATASETS:
             close = ", ".join(get_close_matches(task, DATASETS, cutoff=0.4)) or "leg_counting, chain_sum"
-            raise ConfigError(
-                f"{where}: reasoning-gym has no such task; set `task`, perhaps to one of: {close}"
-            )
+            raise ArgumentError(f"task={task}: reasoning-gym has no such task; it has, for instance, {close}")
         if size < 1:
-            raise ConfigError(f"{where}: expected size >= 1, got {size}; set `size`")
+            raise ArgumentError(f"size={size}: expected 1 or more")
         self._task, self._config = task, dict(config or {})
         if taken := sorted({"size", "seed"} & set(self._config)):
-            raise ConfigError(f"{where}: got {taken} in `config`; set `size` and `seed` next to `task`")
+            raise ArgumentError(f"config={config}: set {' and '.join(taken)} beside task instead")
         try:
             self._dataset = reasoning_gym.create_dataset(
                 task, size=size, seed=derive_seed(seed, "reasoning_gym", task) % 2**31, **self._config
             )
         except (TypeError, ValueError, AssertionError) as error:
-            raise ConfigError(f"{where}: {error}, got {self._config}; set `config`") from error
+            raise ArgumentError(f"config={self._config}: {error}") from error
         self._size = size
 
     @override

@@ -43,7 +43,7 @@ class PromptSet:
         key: str,
     ) -> None:
         if max_prompt_tokens < 1:
-            raise ConfigError(f"expected data.max_prompt_tokens >= 1, got {max_prompt_tokens}")
+            raise ConfigError(f"data.max_prompt_tokens={max_prompt_tokens}: expected 1 or more")
         self._prompts: list[Prompt] = []
         self.num_long = 0
         total = len(source)
@@ -109,8 +109,8 @@ def iteration_prompts(
     """
     if prompts_per_iteration < 1 or prompts_per_iteration % world_size:
         raise ConfigError(
-            f"expected data.prompts_per_iteration to be a positive multiple of {world_size}, the number of "
-            f"data-parallel ranks, got {prompts_per_iteration}"
+            f"data.prompts_per_iteration={prompts_per_iteration}: expected a positive multiple of "
+            f"{world_size}, the number of data-parallel ranks"
         )
     assert iteration >= 0
     assert 0 <= rank < world_size

@@ -13,7 +13,7 @@ from typing import Any, final
 
 from typing_extensions import override
 
-from grpo_pl.system.refusal import ConfigError
+from grpo_pl.system.refusal import ArgumentError, ConfigError, about
 
 
 @dataclass(kw_only=True)
@@ -54,20 +54,18 @@ class JSONL(PromptSource):
     def __init__(
         self, path: str, question: str = "question", answer: str | None = "answer", rows: str | None = None
     ) -> None:
-        where = f"JSONL path={path}"
+        where = f"path={path}"
         try:
             content = Path(os.path.expanduser(path)).read_bytes()
         except FileNotFoundError as error:
-            raise ConfigError(f"{where}: there is no such file; set `path` to a JSON Lines file") from error
+            raise ArgumentError(f"{where}: there is no such file; name a JSON Lines file") from error
         except (OSError, ValueError) as error:  # a ValueError says that the name holds a zero byte
             reason = error.strerror if isinstance(error, OSError) else error
-            raise ConfigError(
-                f"{where}: cannot be read ({reason}); set `path` to a JSON Lines file"
-            ) from error
+            raise ArgumentError(f"{where}: cannot be read ({reason}); name a JSON Lines file") from error
         numbered = enumerate(content.removeprefix(codecs.BOM_UTF8).split(b"\n"), start=1)
         lines = [(number, line) for number, line in numbered if line.strip()]
         if not lines:
-            raise ConfigError(f"{where}: expected one JSON object per line, got an empty file; set `path`")
+            raise ArgumentError(f"{where}: expected one JSON object per line, got an empty file")
         self._questions: list[Question] = []
         for index in _select_rows(rows, len(lines), where):
             number, line = lines[index]
@@ -107,7 +105,7 @@ class HuggingFaceDataset(PromptSource):
         answer: str | None = "answer",
         rows: str | None = None,
     ) -> None:
-        self._where = f"HuggingFaceDataset path={path} split={split}"
+        self._where = f"path={path} split={split}"
         self._question, self._answer = question, answer
         self._table = _load_table(path, split, name, self._where)
         _require_columns(self._table.column_names, question, answer, self._where)
@@ -120,7 +118,8 @@ class HuggingFaceDataset(PromptSource):
     @override
     def __getitem__(self, index: int) -> Question:
         row = self._rows[index]
-        return _to_question(self._table[row], self._question, self._answer, f"{self._where}: row {row}")
+        with about(self):
+            return _to_question(self._table[row], self._question, self._answer, f"{self._where}: row {row}")
 
 
 _LOCAL_FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv", ".arrow": "arrow"}
@@ -133,9 +132,7 @@ def _load_table(path: str, split: str, name: str | None, where: str) -> Any:
     local = Path(os.path.expanduser(path))
     if local.is_file() and local.suffix not in _LOCAL_FORMATS:
         endings = ", ".join(_LOCAL_FORMATS)
-        raise ConfigError(
-            f"{where}: expected a file ending in one of {endings}, got {local.suffix!r}; set `path`"
-        )
+        raise ArgumentError(f"{where}: expected a file ending in one of {endings}, got {local.suffix!r}")
     saved = any((local / marker).is_file() for marker in ("state.json", "dataset_dict.json"))
     try:
         if saved:
@@ -146,10 +143,10 @@ def _load_table(path: str, split: str, name: str | None, where: str) -> Any:
             loaded = datasets.load_dataset(path, name, split=split)
     except (OSError, ValueError, StopIteration, datasets.exceptions.DatasetsError) as error:
         reason = _first_line(error if error.__cause__ is None else error.__cause__)
-        raise ConfigError(f"{where}: cannot be loaded ({reason}); set `path`, `name` or `split`") from error
+        raise ArgumentError(f"{where}: cannot be loaded ({reason}); set `path`, `name` or `split`") from error
     if isinstance(loaded, datasets.DatasetDict):
         if split not in loaded:
-            raise ConfigError(f"{where}: there is no such split; set `split` to one of {sorted(loaded)}")
+            raise ArgumentError(f"{where}: there is no such split; set `split` to one of {sorted(loaded)}")
         return loaded[split]
     return loaded
 
@@ -163,7 +160,7 @@ def _select_rows(rows: str | None, total: int, where: str) -> range:
     match = re.fullmatch(r"([0-9]{0,18}):([0-9]{0,18})", ":" if rows is None else rows)
     start, stop = (int(match[1] or 0), int(match[2] or total)) if match else (0, 0)
     if not start < stop <= total:
-        raise ConfigError(
+        raise ArgumentError(
             f'{where}: expected rows="start:stop" with 0 <= start < stop <= {total}, got {rows!r}; '
             "set `rows`, in quotes"
         )
@@ -174,11 +171,11 @@ def _parse_line(line: bytes, where: str) -> dict[str, Any]:
     try:
         row = json.loads(line.decode("utf-8"), object_pairs_hook=_without_repeats)
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{where} is not UTF-8 at its byte {error.start}; convert the file") from error
+        raise ArgumentError(f"{where} is not UTF-8 at its byte {error.start}; convert the file") from error
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{where} is not JSON ({error}); write one JSON object per line") from error
+        raise ArgumentError(f"{where} is not JSON ({error}); write one JSON object per line") from error
     if not isinstance(row, dict):
-        raise ConfigError(f"{where}: expected a JSON object, got {type(row).__name__}; write one per line")
+        raise ArgumentError(f"{where}: expected a JSON object, got {type(row).__name__}; write one per line")
     return row
 
 
@@ -194,7 +191,7 @@ def _require_columns(columns: Collection[str], question: str, answer: str | None
     for key, column in (("question", question), ("answer", answer)):
         if column is not None and column not in columns:
             has = ", ".join(repr(name) for name in columns) or "none"
-            raise ConfigError(f"{where} has no column {column!r}; set `{key}` to one of its columns: {has}")
+            raise ArgumentError(f"{where} has no column {column!r}; set `{key}` to one of its columns: {has}")
 
 
 def _to_question(row: Mapping[str, Any], question: str, answer: str | None, where: str) -> Question:
@@ -202,14 +199,14 @@ def _to_question(row: Mapping[str, Any], question: str, answer: str | None, wher
     messages = _messages(text, f"{where}: column {question!r}") if isinstance(text, list) else []
     text = messages[-1]["content"] if messages else text
     if not isinstance(text, str):
-        raise ConfigError(
+        raise ArgumentError(
             f"{where}: expected a string in column {question!r}, got {_short(text)}; set `question`"
         )
     if not text.strip():
-        raise ConfigError(f"{where}: the question in column {question!r} is blank; repair the row")
+        raise ArgumentError(f"{where}: the question in column {question!r} is blank; repair the row")
     is_number = isinstance(gold, int | float) and not isinstance(gold, bool)
     if not isinstance(gold, str) and not (is_number and math.isfinite(gold)):
-        raise ConfigError(
+        raise ArgumentError(
             f"{where}: expected a string or a number in column {answer!r}, got {_short(gold)}; set `answer`"
         )
     gold = str(gold)
@@ -218,7 +215,7 @@ def _to_question(row: Mapping[str, Any], question: str, answer: str | None, wher
         try:
             value.encode("utf-8")
         except UnicodeEncodeError as error:
-            raise ConfigError(
+            raise ArgumentError(
                 f"{where}: column {column!r} holds half of a surrogate pair; repair the row"
             ) from error
     metadata = {column: value for column, value in row.items() if column not in (question, answer)}
@@ -230,7 +227,7 @@ def _messages(value: list[Any], where: str) -> list[dict[str, str]]:
     found = [(m.get("role"), m.get("content")) for m in value if isinstance(m, Mapping)]
     well_formed = all(isinstance(role, str) and isinstance(content, str) for role, content in found)
     if not value or len(found) < len(value) or not well_formed or found[-1][0] != "user":
-        raise ConfigError(
+        raise ArgumentError(
             f"{where}: expected a string, or messages with role and content of which the last is the user's, "
             f"got {_short(value)}; set `question`"
         )

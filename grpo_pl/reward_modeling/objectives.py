@@ -16,7 +16,7 @@ from grpo_pl.functional import pad_rows
 from grpo_pl.models.loading import RewardKind
 from grpo_pl.models.reward_model import ResponseEncoder
 from grpo_pl.prompts.sources import Question
-from grpo_pl.system.refusal import ConfigError
+from grpo_pl.system.refusal import ArgumentError, ConfigError
 
 
 @dataclass(kw_only=True)
@@ -104,7 +104,7 @@ class BradleyTerry(RewardObjective):
 
     def __init__(self, chosen: str = "chosen", rejected: str = "rejected", center: float = 0.0) -> None:
         if not 0 <= center < math.inf:
-            raise ConfigError(f"model.objective.center={center}: expected 0 or more")
+            raise ArgumentError(f"center={center}: expected 0 or more")
         self.columns, self.center = (chosen, rejected), center
 
     @override

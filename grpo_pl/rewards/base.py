@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from grpo_pl.functional import outcome_rewards
 from grpo_pl.models.builder import Place
-from grpo_pl.system.refusal import ConfigError
+from grpo_pl.system.refusal import ArgumentError
 from grpo_pl.types import Prompt, Sample, ScoredSamples, StepScore
 
 _logger = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ class RewardFunction(ABC):
 
     def __init__(self, *, weight: float = 1.0, on_error: Literal["raise", "abstain"] = "raise") -> None:
         if not math.isfinite(weight):
-            raise ConfigError(f"weight is {weight}; it must be finite, 0 to only log the reward.")
+            raise ArgumentError(f"weight={weight}: expected a finite number, 0 to only log the reward")
         self.weight = weight
         self.on_error = on_error
 

@@ -11,7 +11,7 @@ from grpo_pl.rewards.pool import Workers
 from grpo_pl.rewards.sandbox import testing
 from grpo_pl.rewards.sandbox.box import Box, Isolation, refusal
 from grpo_pl.rewards.workers import WorkerReward
-from grpo_pl.system.refusal import ConfigError
+from grpo_pl.system.refusal import ArgumentError
 from grpo_pl.types import Prompt, Sample
 
 _DISK_BYTES = 2**26
@@ -59,16 +59,16 @@ class CodeTests(WorkerReward, Verifier):
     ) -> None:
         super().__init__(workers=workers, **kwargs)
         if not 0 < test_timeout_s <= workers.timeout_s:
-            raise ConfigError(
-                f"test_timeout_s is {test_timeout_s}; it must be above 0 and at most workers.timeout_s, "
-                f"{workers.timeout_s}."
+            raise ArgumentError(
+                f"test_timeout_s={test_timeout_s}: expected more than 0 and at most workers.timeout_s="
+                f"{workers.timeout_s}"
             )
         reason = refusal(isolation)
         if reason is not None:
             other = "landlock" if isolation == "namespaces" else "namespaces"
-            raise ConfigError(
-                f"isolation: {isolation} is not granted by this machine ({reason}): set it to {other}, which "
-                f"{'allows less' if other == 'landlock' else 'needs other rights'}, or run elsewhere."
+            raise ArgumentError(
+                f"isolation={isolation} is not granted by this machine ({reason}): set it to {other}, which "
+                f"{'allows less' if other == 'landlock' else 'needs other rights'}, or run elsewhere"
             )
         self.tests, self.partial_credit, self.test_timeout_s = tests, partial_credit, test_timeout_s
         self.box = Box(isolation, int(workers.memory_gib * 2**30), _DISK_BYTES)

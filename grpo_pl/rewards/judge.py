@@ -18,7 +18,7 @@ from grpo_pl.models.builder import Place
 from grpo_pl.rewards.base import RewardError, RewardFunction, describe
 from grpo_pl.rewards.patterns import compiled
 from grpo_pl.system.addresses import is_address
-from grpo_pl.system.refusal import ConfigError
+from grpo_pl.system.refusal import ArgumentError, ConfigError
 from grpo_pl.types import Prompt, Sample
 
 _logger = logging.getLogger(__name__)
@@ -78,20 +78,18 @@ class Judge(RewardFunction):
     ) -> None:
         super().__init__(**kwargs)
         if not is_address(url):
-            raise ConfigError(f"url is {url!r}; it must be one such as http://localhost:8000/v1, without ?.")
+            raise ArgumentError(f"url={url}: expected one such as http://localhost:8000/v1, without ?")
         if "{response}" not in template:
-            raise ConfigError(f"template is {template!r}; it must contain {{response}}.")
+            raise ArgumentError(f"template={template!r}: expected {{response}} in it")
         for name, value, lowest in (("retries", retries, 0), ("concurrency", concurrency, 1)):
             if value < lowest:
-                raise ConfigError(f"{name} is {value}; it must be at least {lowest}.")
+                raise ArgumentError(f"{name}={value}: expected {lowest} or more")
         if not timeout_s > 0:
-            raise ConfigError(f"timeout_s is {timeout_s}; it must be above 0.")
+            raise ArgumentError(f"timeout_s={timeout_s}: expected more than 0 seconds")
         self.url, self.model, self.template = f"{url.rstrip('/')}/chat/completions", model, template
         self._number = compiled("pattern", pattern)
         if self._number.groups > 1:
-            raise ConfigError(
-                f"pattern {pattern!r} has {self._number.groups} groups; it must have one or none."
-            )
+            raise ArgumentError(f"pattern={pattern!r} has {self._number.groups} groups: expected one or none")
         self.api_key_variable, self.timeout_s = api_key_variable, timeout_s
         self.retries, self.concurrency = retries, concurrency
 
@@ -103,16 +101,16 @@ class Judge(RewardFunction):
             ConfigError: If no reply comes, or the variable of the API key is not set.
         """
         if self.api_key_variable and not os.environ.get(self.api_key_variable):
-            raise ConfigError(
-                f"api_key_variable is {self.api_key_variable}, which is not set: export it, or set "
-                "api_key_variable to null"
+            raise ArgumentError(
+                f"api_key_variable={self.api_key_variable} is not set: export it, or set it to null",
+                self,
             )
         prompt = Prompt(token_ids=[], text="What is 1 + 1?", answer="2")
         try:
             self._ask(Sample(prompt=prompt, response="2", response_tokens=1, truncated=False))
         except JudgeError as error:
             raise ConfigError(
-                f"{error}: start the server, or check url, model and api_key_variable"
+                f"{error}: start the server, or check url, model and api_key_variable", self
             ) from error
 
     @override

@@ -7,7 +7,7 @@ from typing_extensions import override
 
 from grpo_pl.rewards.base import Verifier
 from grpo_pl.rewards.workers import WorkerReward
-from grpo_pl.system.refusal import ConfigError
+from grpo_pl.system.refusal import ArgumentError
 from grpo_pl.types import Prompt, Sample
 
 
@@ -31,7 +31,7 @@ class MathAnswer(WorkerReward, Verifier):
     ) -> None:
         super().__init__(on_error=on_error, **kwargs)
         if max_chars < 1:
-            raise ConfigError(f"max_chars is {max_chars}; it must be at least 1.")
+            raise ArgumentError(f"max_chars={max_chars}: expected 1 or more")
         self.max_chars = max_chars
         try:
             from grpo_pl.rewards import mathematics

@@ -18,7 +18,7 @@ from grpo_pl.rewards.patterns import compiled
 from grpo_pl.rewards.steps import step_ends
 from grpo_pl.system.collectives import most_on_any_rank
 from grpo_pl.system.precision import OpenDType, chosen_dtype
-from grpo_pl.system.refusal import ConfigError
+from grpo_pl.system.refusal import ArgumentError, ConfigError
 from grpo_pl.types import Sample, StepScore
 
 
@@ -35,12 +35,12 @@ class FrozenRewardModel:
 
     def __init__(self, pretrained: str, kind: RewardKind, dtype: OpenDType, batch_tokens: int) -> None:
         if not pretrained:
-            raise ConfigError(
-                f"pretrained is empty; it must name an {kind} reward model, which is never the policy's."
+            raise ArgumentError(
+                f"pretrained=: expected the name of an {kind} reward model, which is never the policy's"
             )
         resolve_pretrained(pretrained)  # a folder that is none is found before any model is loaded
         if batch_tokens < 1:
-            raise ConfigError(f"batch_tokens is {batch_tokens}; it must be at least 1.")
+            raise ArgumentError(f"batch_tokens={batch_tokens}: expected 1 or more")
         self.pretrained, self.kind, self.dtype, self.batch_tokens = pretrained, kind, dtype, batch_tokens
         self.model: RewardModel | None = None
 
@@ -54,7 +54,7 @@ class FrozenRewardModel:
         def frozen() -> RewardModel:
             model = RewardModel.load(self.pretrained, self.kind, chosen_dtype(self.dtype))
             if model.new_head:
-                raise ConfigError(
+                raise ArgumentError(
                     f"pretrained={self.pretrained} holds no {self.kind} reward model, so that its score head "
                     f"would be random: give a checkpoint with a trained one"
                 )

@@ -3,7 +3,7 @@
 import re
 import warnings
 
-from grpo_pl.system.refusal import ConfigError
+from grpo_pl.system.refusal import ArgumentError
 
 
 def compiled(key: str, pattern: str) -> re.Pattern[str]:
@@ -16,4 +16,4 @@ def compiled(key: str, pattern: str) -> re.Pattern[str]:
         with warnings.catch_warnings(action="ignore"):  # of what a set may mean in the future
             return re.compile(pattern, re.DOTALL)
     except re.error as error:
-        raise ConfigError(f"{key} {pattern!r} is not a regular expression: {error}.") from error
+        raise ArgumentError(f"{key}={pattern!r}: expected a regular expression ({error})") from error

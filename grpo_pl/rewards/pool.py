@@ -20,7 +20,7 @@ from threading import Lock
 from typing import Any, Literal
 
 from grpo_pl.rewards.base import RewardError
-from grpo_pl.system.refusal import ConfigError
+from grpo_pl.system.refusal import ArgumentError
 
 _START_S = 120.0
 """Longest time that a worker may import, in seconds; that of a sample begins when its worker is ready."""
@@ -55,13 +55,13 @@ class Workers:
     def __post_init__(self) -> None:
         for key, value, lowest in (("processes", self.processes, 1), ("retries", self.retries, 0)):
             if value < lowest:
-                raise ConfigError(f"workers.{key} is {value}; it must be at least {lowest}.")
+                raise ArgumentError(f"{key}={value}: expected {lowest} or more")
         for key, limit in (("timeout_s", self.timeout_s), ("memory_gib", self.memory_gib)):
             if not 0 < limit < math.inf:
-                raise ConfigError(f"workers.{key} is {limit}; it must be above 0 and finite.")
+                raise ArgumentError(f"{key}={limit}: expected a finite number above 0")
         for key, score in (("on_timeout", self.on_timeout), ("on_crash", self.on_crash)):
             if score != "abstain" and not math.isfinite(score):
-                raise ConfigError(f"workers.{key} is {score}; it must be a finite number or abstain.")
+                raise ArgumentError(f"{key}={score}: expected a finite number or abstain")
 
 
 Call = Callable[[], Any]

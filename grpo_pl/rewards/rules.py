@@ -13,7 +13,7 @@ from grpo_pl.rewards.base import RewardFunction, Verifier
 from grpo_pl.rewards.numerals import last_number
 from grpo_pl.rewards.patterns import compiled
 from grpo_pl.rewards.workers import WorkerReward
-from grpo_pl.system.refusal import ConfigError
+from grpo_pl.system.refusal import ArgumentError
 from grpo_pl.types import Prompt, Sample
 
 _ANSWER_TAGS = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
@@ -116,7 +116,7 @@ class LengthPenalty(RewardFunction):
     def __init__(self, max_tokens: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if max_tokens < 1:
-            raise ConfigError(f"max_tokens is {max_tokens}; it must be at least 1.")
+            raise ArgumentError(f"max_tokens={max_tokens}: expected 1 or more")
         self.max_tokens = max_tokens
 
     @override
@@ -139,8 +139,8 @@ class SoftOverlong(RewardFunction):
     def __init__(self, max_tokens: int, buffer_tokens: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if not 1 <= buffer_tokens <= max_tokens:
-            raise ConfigError(
-                f"buffer_tokens is {buffer_tokens}; it must be in 1 ... {max_tokens} (max_tokens)."
+            raise ArgumentError(
+                f"buffer_tokens={buffer_tokens}: expected 1 or more and at most max_tokens={max_tokens}"
             )
         self.max_tokens = max_tokens
         self.buffer_tokens = buffer_tokens
@@ -197,11 +197,13 @@ class WorkerFunction(WorkerReward):
         try:
             pickle.dumps(function)
         except (pickle.PicklingError, AttributeError) as error:
-            raise ConfigError(
+            raise ArgumentError(
                 f"function cannot be sent to a worker ({error}): define it in a module"
             ) from error
         if function.__module__ == "__main__":
-            raise ConfigError("function is defined in the script that runs: define it in a module of its own")
+            raise ArgumentError(
+                "function is defined in the script that runs: define it in a module of its own"
+            )
         self.function = function
 
     @override

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from typing_extensions import override
 
-from grpo_pl.system.refusal import ConfigError
+from grpo_pl.system.refusal import ArgumentError
 
 
 class RewardTransform(nn.Module, ABC):
@@ -43,7 +43,7 @@ class Clip(RewardTransform):
     def __init__(self, low: float = -10.0, high: float = 10.0) -> None:
         super().__init__()
         if low >= high:
-            raise ConfigError(f"model.reward_transforms Clip: low={low}, high={high}: expected low < high")
+            raise ArgumentError(f"low={low}, high={high}: expected low < high")
         self.low, self.high = low, high
 
     @override

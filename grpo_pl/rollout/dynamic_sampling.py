@@ -7,7 +7,7 @@ from typing import Any, final
 import torch
 
 from grpo_pl.functional import group_is_constant, group_size, groups_with, pad_rows
-from grpo_pl.system.refusal import ConfigError
+from grpo_pl.system.refusal import ArgumentError
 from grpo_pl.types import Prompt, Rollout, ScoredSamples
 
 
@@ -26,9 +26,8 @@ class DynamicSampling:
 
     def __init__(self, rounds: int = 3) -> None:
         if rounds < 2:
-            raise ConfigError(
-                f"data.resample.rounds={rounds} never samples again: set it to 2 or more, or data.resample "
-                "to null"
+            raise ArgumentError(
+                f"rounds={rounds} never samples again: set it to 2 or more, or leave resampling out (null)"
             )
         self.rounds = rounds
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from grpo_pl.system.refusal import ConfigError
+from grpo_pl.system.refusal import ArgumentError
 from grpo_pl.types import Prompt, Rollout
 
 
@@ -38,11 +38,9 @@ class SamplingConfig:
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
-            raise ConfigError(f"data.sampling.max_tokens={self.max_tokens}: expected 1 or more")
+            raise ArgumentError(f"max_tokens={self.max_tokens}: expected 1 or more")
         if not 0 <= self.temperature < math.inf:
-            raise ConfigError(
-                f"data.sampling.temperature={self.temperature}: expected more than 0 (0 is greedy)"
-            )
+            raise ArgumentError(f"temperature={self.temperature}: expected more than 0 (0 is greedy)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +119,7 @@ class RolloutEngine(ABC):
         """Refuse now what `generate` would refuse later, as far as that can be told; called after `start`.
 
         Raises:
-            ConfigError: In one sentence, with the key to change.
+            ArgumentError: In one sentence.
         """
 
     @abstractmethod

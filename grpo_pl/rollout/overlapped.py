@@ -19,7 +19,7 @@ from typing_extensions import override
 from grpo_pl.rollout.assembly import with_prompts, without_prompts
 from grpo_pl.rollout.engine import EngineLostError, RolloutEngine, SamplingConfig
 from grpo_pl.system.atomic_files import DiskFullError
-from grpo_pl.system.refusal import ConfigError
+from grpo_pl.system.refusal import ArgumentError, ConfigError
 from grpo_pl.types import Prompt, Rollout
 
 BUCKET_BYTES = 16 << 20
@@ -52,18 +52,16 @@ class OverlappedEngine(RolloutEngine):
 
     def __init__(self, engine: RolloutEngine, max_staleness: int = 1, threads: int | None = None) -> None:
         if max_staleness < 0:
-            raise ConfigError(f"data.engine.max_staleness={max_staleness}: expected 0 or more iterations")
+            raise ArgumentError(f"max_staleness={max_staleness}: expected 0 or more iterations")
         if threads is not None and threads < 1:
-            raise ConfigError(f"data.engine.threads={threads}: expected 1 or more, or null")
+            raise ArgumentError(f"threads={threads}: expected 1 or more, or null")
         if engine.ranks > 1:
-            raise ConfigError(
-                f"data.engine.engine.tensor_parallel_size={engine.ranks} needs the trainer's own processes: "
-                "set it to 1, or data.engine to VLLMEngine"
+            raise ArgumentError(
+                f"engine.tensor_parallel_size={engine.ranks} needs the trainer's own processes: "
+                "set it to 1, or take VLLMEngine alone"
             )
         if engine.offline:
-            raise ConfigError(
-                f"data.engine.engine {type(engine).__name__} has its responses already: set data.engine to it"
-            )
+            raise ArgumentError(f"engine={type(engine).__name__} has its responses already: take it alone")
         self.engine, self.max_staleness, self.threads = engine, max_staleness, threads
         self.pretrained = engine.pretrained
         self._process: SpawnProcess | None = None

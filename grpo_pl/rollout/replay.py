@@ -11,7 +11,7 @@ from typing_extensions import override
 from grpo_pl.rollout.assembly import Response, assemble_rollout
 from grpo_pl.rollout.engine import OfflineEngine, SamplingConfig
 from grpo_pl.rollout.parquet import Group, files_of, read_columns, read_groups
-from grpo_pl.system.refusal import ConfigError
+from grpo_pl.system.refusal import ArgumentError, ConfigError
 from grpo_pl.types import Prompt, Rollout
 
 
@@ -37,12 +37,12 @@ class ReplayEngine(OfflineEngine):
     def start(self, *, max_sequence_tokens: int, max_sequences: int, device: torch.device) -> None:
         files = files_of(Path(self.path))
         if not files:
-            raise ConfigError(f"data.engine.path={self.path} has no .parquet file in it: name another folder")
+            raise ArgumentError(f"path={self.path} has no .parquet file in it: name another folder", self)
         for file in files:
             try:
                 table = read_columns(file, ["temperature", "prompt_seed"])
             except ConfigError as error:
-                raise ConfigError(f"data.engine.path: {error}") from error
+                raise ArgumentError(f"path: {error}", self) from error
             groups = list(zip(*(column.to_pylist() for column in table.columns), strict=True))
             self._files |= dict.fromkeys(groups, file)
             self._sizes.update(groups)
@@ -69,18 +69,20 @@ class ReplayEngine(OfflineEngine):
         self._refuse_unless(len(same), prompt, group_size, sampling)
         longest = max(len(row["token_ids"]) for row in same[:group_size])
         if longest > sampling.max_tokens:
-            raise ConfigError(
-                f"data.sampling.max_tokens={sampling.max_tokens}, and data.engine.path={self.path} has a "
-                f"response of {longest} tokens: set it to that, or to what it was sampled with"
+            raise ArgumentError(
+                f"path={self.path} has a response of {longest} tokens, and data.sampling.max_tokens is "
+                f"{sampling.max_tokens}: set that to {longest}, or to what it was sampled with",
+                self,
             )
         return same[:group_size]
 
     def _refuse_unless(self, found: int, prompt: Prompt, group_size: int, sampling: SamplingConfig) -> None:
         if found < group_size:
-            raise ConfigError(
-                f"data.engine.path={self.path} has {found} responses at temperature {sampling.temperature} "
+            raise ArgumentError(
+                f"path={self.path} has {found} responses at temperature {sampling.temperature} "
                 f"to the prompt {prompt.text[:40]!r} and {group_size} are asked for: train with the data "
-                "settings and the data.seed that it was sampled with, and for no more iterations"
+                "settings and the data.seed that it was sampled with, and for no more iterations",
+                self,
             )
 
     @override

@@ -7,7 +7,7 @@ from torch import distributed
 from typing_extensions import override
 
 from grpo_pl.rollout.engine import EngineWrapper, RolloutEngine, SamplingConfig
-from grpo_pl.system.refusal import ConfigError
+from grpo_pl.system.refusal import ArgumentError
 from grpo_pl.types import Prompt, Rollout
 
 
@@ -71,9 +71,10 @@ def shared(engine: RolloutEngine, copies: int, rank: int, world_size: int) -> Ro
     if size == 1 or copies == engine.ranks:
         return engine
     if (copies > 1 and engine.ranks > 1) or world_size % size:
-        raise ConfigError(
-            f"data.engine.tensor_parallel_size={engine.ranks} does not go with {world_size} ranks of which "
-            f"{copies} compute each layer together: set it to 1"
+        raise ArgumentError(
+            f"tensor_parallel_size={engine.ranks} does not go with {world_size} ranks of which "
+            f"{copies} compute each layer together: set it to 1",
+            engine,
         )
     groups = [
         distributed.new_group(list(range(first, first + size)), backend="gloo")

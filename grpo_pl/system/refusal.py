@@ -2,16 +2,59 @@
 
 import difflib
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import NoReturn
 
 
 class ConfigError(ValueError):
     """A mistake in what the user gave: a setting, a data file, a model folder, a checkpoint.
 
-    The message is one sentence: what is wrong, what is expected, what to change. A command ends with it and with
+    Its message is one sentence: what is wrong, what is expected, what to change. A command ends with it and
     exit code 2; a plain ValueError is a bug and shows its traceback.
+
+    Args:
+        sentence: About a whole component if `of` is given; otherwise it names the keys in full.
+        of: The component that the sentence is about.
     """
+
+    joint = ": "
+    """Stands between the key of a component and the sentence."""
+
+    def __init__(self, sentence: str, of: object = None) -> None:
+        super().__init__(sentence)
+        self._placed = False
+        self.put(getattr(of, KEY, ""))
+
+    def put(self, key: str) -> None:
+        """Put the key of the component before the sentence, unless one stands there."""
+        if key and not self._placed:
+            self.args = (f"{key}{self.joint}{self}",)
+            self._placed = True
+
+
+class ArgumentError(ConfigError):
+    """A mistake in an argument of a component: the sentence begins with the argument's name.
+
+    A component does not know where it stands in a config. The config layer (`config/places.py`) does: it puts
+    the key before what a constructor raises, and marks what it builds for errors that are raised later.
+    """
+
+    joint = "."
+
+
+@contextmanager
+def about(component: object) -> Iterator[None]:
+    """In the body, an ArgumentError is about an argument of this component."""
+    try:
+        yield
+    except ArgumentError as error:
+        error.put(getattr(component, KEY, ""))
+        raise
+
+
+KEY = "_config_key"
+"""The attribute in which a component that a config has built carries its key."""
 
 
 def no_such_option(wrong: str, options: Iterable[str]) -> str:

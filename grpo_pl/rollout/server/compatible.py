@@ -47,14 +47,14 @@ async def check_address(server: Server, expected: Expected) -> None:
         model = (await server.get("/v1/models"))["data"][0]
     except ServerError as error:
         if error.status is None:
-            hint = f"does not answer ({error}): start it with {START}, or correct data.engine.urls"
+            hint = f"does not answer ({error}): start it with {START}, or correct urls"
         elif error.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
             hint = (
                 f"has another API key than {expected.key_variable}: export the one it was started with, or "
-                "name its variable in data.engine.api_key_variable"
+                "name its variable in api_key_variable"
             )
         else:
-            hint = f"is no vLLM server ({error}): correct data.engine.urls"
+            hint = f"is no vLLM server ({error}): correct urls"
         raise ServerError(f"the server at {server.url} {hint}") from None
     needed = expected.max_sequence_tokens
     if model["max_model_len"] < needed:
@@ -77,7 +77,7 @@ async def check_tokenizer(server: Server, expected: Expected) -> None:
     if (await server.post("/tokenize", asked))["tokens"] != expected.encode(PROBE):
         raise ServerError(
             f"the server at {server.url} has a model with another vocabulary: start it with the trainer's "
-            "--pretrained, or correct data.engine.urls"
+            "--pretrained, or correct urls"
         )
 
 

@@ -24,7 +24,7 @@ from grpo_pl.rollout.server.transfer import MIB, NCCL, SharedFiles, WeightTransf
 from grpo_pl.system.addresses import is_address
 from grpo_pl.system.collectives import first_rank_says, in_group, is_first_rank, launched_ranks
 from grpo_pl.system.precision import DType
-from grpo_pl.system.refusal import ConfigError
+from grpo_pl.system.refusal import ArgumentError, ConfigError
 from grpo_pl.types import Prompt, Rollout
 
 log = logging.getLogger(__name__)
@@ -78,14 +78,13 @@ class ServerEngine(RolloutEngine):
         max_sequences: int = 256,
     ) -> None:
         if not urls or not all(map(is_address, urls)) or len({url.rstrip("/") for url in urls}) < len(urls):
-            raise ConfigError(
-                f"data.engine.urls={urls}: expected one or more different addresses such as "
-                "http://127.0.0.1:8000"
+            raise ArgumentError(
+                f"urls={urls}: expected one or more different addresses such as http://127.0.0.1:8000"
             )
         if not timeout_s > 0:
-            raise ConfigError(f"data.engine.timeout_s={timeout_s}: expected more than 0 seconds")
+            raise ArgumentError(f"timeout_s={timeout_s}: expected more than 0 seconds")
         if max_sequences < 1:
-            raise ConfigError(f"data.engine.max_sequences={max_sequences}: expected 1 or more")
+            raise ArgumentError(f"max_sequences={max_sequences}: expected 1 or more")
         self.urls, self.pretrained = [url.rstrip("/") for url in urls], pretrained
         self.api_key_variable, self.transfer = api_key_variable, transfer
         self.dtype, self.timeout_s, self.max_sequences = dtype, timeout_s, max_sequences
@@ -103,14 +102,16 @@ class ServerEngine(RolloutEngine):
     @override
     def start(self, *, max_sequence_tokens: int, max_sequences: int, device: torch.device) -> None:
         if not os.environ.get(self.api_key_variable):
-            raise ConfigError(
-                f"data.engine.api_key_variable={self.api_key_variable} is not set: export the servers' API "
-                "key under this name"
+            raise ArgumentError(
+                f"api_key_variable={self.api_key_variable} is not set: export the servers' API "
+                "key under this name",
+                self,
             )
         if parent_process() is not None and launched_ranks() > 1 and not in_group():
             raise ConfigError(
-                "data.engine OverlappedEngine cannot share servers among ranks: set data.engine to "
-                "ServerEngine, or trainer.devices and trainer.num_nodes to 1"
+                "OverlappedEngine cannot share servers among ranks: take ServerEngine alone, or set "
+                "trainer.devices and trainer.num_nodes to 1",
+                self,
             )
         self._tokenizer = load_tokenizer(self.pretrained)
         self._expected = Expected(
@@ -121,7 +122,7 @@ class ServerEngine(RolloutEngine):
         try:
             asyncio.run(self._check(self._transfer))
         except ServerError as error:
-            raise ConfigError(f"data.engine: {error}") from None
+            raise ConfigError(str(error), self) from None
 
     def _encode(self, text: str) -> list[int]:
         return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -135,7 +136,7 @@ class ServerEngine(RolloutEngine):
                 name = type(transfer).__name__
                 raise ServerError(
                     f"the server at {url} cannot take weights by {name} ({error}): start it with "
-                    f"--transfer {name}, or set data.engine.transfer to what it has"
+                    f"--transfer {name}, or set transfer to what it has"
                 )
 
     @asynccontextmanager

@@ -17,7 +17,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from grpo_pl.rollout.server.connection import Fleet, Server, ServerError
-from grpo_pl.system.refusal import ConfigError
+from grpo_pl.system.refusal import ArgumentError
 
 MIB = 1 << 20
 Bucket = dict[str, Tensor]
@@ -68,7 +68,7 @@ def check_bucket(bucket_mib: int) -> int:
         ConfigError: If it is not.
     """
     if bucket_mib < 1:
-        raise ConfigError(f"data.engine.transfer.bucket_mib={bucket_mib}: expected 1 or more")
+        raise ArgumentError(f"bucket_mib={bucket_mib}: expected 1 or more")
     return bucket_mib
 
 
@@ -88,7 +88,7 @@ class SharedFiles(WeightTransfer):
 
     def __init__(self, folder: str | None = None, bucket_mib: int = 256) -> None:
         if folder is not None and not Path(folder).is_dir():
-            raise ConfigError(f"data.engine.transfer.folder={folder} is no folder: name one that exists")
+            raise ArgumentError(f"folder={folder} is no folder: name one that exists")
         self.folder, self.bucket_mib = folder, check_bucket(bucket_mib)
         self._own: tempfile.TemporaryDirectory[str] | None = None
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from grpo_pl.rollout.engine import RolloutEngine, SamplingConfig
 from grpo_pl.rollout.replay import ReplayEngine
-from grpo_pl.system.refusal import ConfigError
+from grpo_pl.system.refusal import ArgumentError, ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -14,14 +14,14 @@ def check_sampling(sampling: SamplingConfig, val_max_tokens: int | None, val_sam
     """Refuse to sample responses that are all alike, and sizes of a validation that cannot be.
 
     Raises:
-        ConfigError: In one sentence, with the key to change.
+        ArgumentError: In one sentence, with the argument to change.
     """
     if val_samples < 0:
-        raise ConfigError(f"data.val_samples={val_samples}: expected 0 or more")
+        raise ArgumentError(f"val_samples={val_samples}: expected 0 or more")
     if val_max_tokens is not None and val_max_tokens < 1:
-        raise ConfigError(f"data.val_max_tokens={val_max_tokens}: expected 1 or more, or null")
+        raise ArgumentError(f"val_max_tokens={val_max_tokens}: expected 1 or more, or null")
     if sampling.temperature == 0:
-        raise ConfigError("data.sampling.temperature=0 gives every response of a group alike: set it above 0")
+        raise ArgumentError("sampling.temperature=0 gives every response of a group alike: set it above 0")
 
 
 def check_engines(engine: RolloutEngine, val_engine: RolloutEngine | None, validates: bool) -> None:

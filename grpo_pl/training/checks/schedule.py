@@ -2,7 +2,7 @@
 
 from typing import Protocol, runtime_checkable
 
-from grpo_pl.system.refusal import ConfigError
+from grpo_pl.system.refusal import ArgumentError, ConfigError
 
 
 @runtime_checkable
@@ -45,11 +45,11 @@ def check_counts(**counts: int) -> None:
     """Refuse arguments of the DataModule that must be 1 or more.
 
     Raises:
-        ConfigError: In one sentence, with the key to change.
+        ArgumentError: In one sentence, with the argument to change.
     """
     for key, count in counts.items():
         if count < 1:
-            raise ConfigError(f"data.{key}={count}: expected 1 or more")
+            raise ArgumentError(f"{key}={count}: expected 1 or more")
 
 
 def check_trainer(trainer: TrainerSettings, optimizer_steps: int) -> None:
