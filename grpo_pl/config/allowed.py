@@ -13,7 +13,7 @@ from pathlib import Path
 from pydoc import locate
 from typing import Any
 
-from jsonargparse import Namespace, set_parsing_settings
+from jsonargparse import Namespace
 from lightning.fabric.plugins import CheckpointIO, ClusterEnvironment, Precision
 from lightning.pytorch import Callback
 from lightning.pytorch.accelerators import Accelerator
@@ -37,10 +37,6 @@ SECRET = re.compile(r"(?:^|_)(?:api_?key|(?:access|auth|api|hf)_token|password|s
 HOLDS_SECRETS = re.compile(r"_(?:KEY|TOKEN|SECRET|PASSWORD)$")
 LOGIN = re.compile(r"\w://[^/\s@]*:[^/\s@]*@")
 VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
-
-set_parsing_settings(
-    import_path_denylist=[], instantiate_subclass_spec_in_any=False
-)  # or it warns and runs them
 
 
 def check_values(config: Any) -> None:

@@ -19,7 +19,8 @@ from grpo_pl.config.files import read_ahead
 from grpo_pl.config.jobs import JOBS
 from grpo_pl.config.open_types import Trainer, left_open, settle
 from grpo_pl.config.option_names import Names, keep
-from grpo_pl.config.parser import Parser, groups, known_options
+from grpo_pl.config.parser import Parser
+from grpo_pl.config.sentences import failed_imports_answered, groups, known_options
 from grpo_pl.runs import preemption
 from grpo_pl.runs.checkpoints import BY_STEP, Checkpoints
 from grpo_pl.runs.folder import RunFolder
@@ -37,6 +38,7 @@ class CLI(LightningCLI):
         command: Whose options they are.
     """
 
+    @failed_imports_answered()
     def __init__(self, options: list[str], command: str = "fit") -> None:
         tame_logs()  # Lightning, imported since it was done, sets levels of its own
         self.job, self.written_by = read_ahead(options)
@@ -153,6 +155,7 @@ class CLI(LightningCLI):
     def instantiate_classes(self) -> None:
         """Leave it to `build`: a command may look at the settings first."""
 
+    @failed_imports_answered()
     def build(self) -> None:
         """Build what the config names; what a library refuses there is about the config as well."""
         try:

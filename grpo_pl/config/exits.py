@@ -2,10 +2,8 @@
 
 import os
 import sys
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType
 from typing import NoReturn
 
 from grpo_pl.system.atomic_files import DiskFullError
@@ -27,12 +25,10 @@ def mistakes_answered() -> Iterator[None]:
             fail(f"ckpt_path: {error}")
         raise
     except (Exception, SystemExit) as error:
+        if not isinstance(error, ConfigError | SystemExit):
+            answer_for_a_run(error)
         if cause := own_cause(error):
             refuse(cause)
-        if not isinstance(error, SystemExit):
-            answer_for_a_run(error)
-        if path := failed_import(error):
-            fail(f"{path}: its module cannot be imported ({type(error).__name__}: {error})")
         raise
 
 
@@ -56,17 +52,6 @@ def own_cause(error: BaseException) -> ConfigError | None:
     while cause is not None and not isinstance(cause, ConfigError):
         cause = cause.__cause__
     return cause
-
-
-def failed_import(error: BaseException) -> str | None:
-    """The import path whose module raised the error when it was imported, if a config named one that did."""
-    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    return next((frame.f_locals["name"] for frame in frames if is_import(frame)), None)
-
-
-def is_import(frame: FrameType) -> bool:
-    """Whether jsonargparse imports there what a config names."""
-    return frame.f_code.co_name == "import_object" and frame.f_globals["__name__"] == "jsonargparse._util"
 
 
 def stop(error: Exception) -> NoReturn:

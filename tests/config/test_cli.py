@@ -12,7 +12,7 @@ from helpers.repository import ROOT
 from helpers.run_results import column, rows, said, untimed
 
 from grpo_pl.__main__ import main
-from grpo_pl.config.parser import explain
+from grpo_pl.config.sentences import explain
 
 TINY = ROOT / "configs" / "tiny.yaml"
 
