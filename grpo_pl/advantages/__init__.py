@@ -3,7 +3,7 @@
 from grpo_pl.advantages.base import AdvantageEstimator, Credit
 from grpo_pl.advantages.baselines import OPO, ReinforcePlusPlus, ReinforcePlusPlusBaseline, ReMax
 from grpo_pl.advantages.critic import GAE
-from grpo_pl.advantages.group import GDPO, GroupRelative, LeaveOneOut, PassAtK
+from grpo_pl.advantages.group import GDPO, GroupRelative, LeaveOneOut, PassAtK, WinRate
 from grpo_pl.advantages.process import ProcessGroupRelative
 
 __all__ = [
@@ -19,4 +19,5 @@ __all__ = [
     "ReMax",
     "ReinforcePlusPlus",
     "ReinforcePlusPlusBaseline",
+    "WinRate",
 ]

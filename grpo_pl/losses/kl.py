@@ -59,6 +59,8 @@ class KLPenalty(nn.Module, LossTerm):
     advice = "model.kl.bound: 10, a lower model.optimizer.lr"
     needs_old_logprobs: ClassVar[bool] = False
     """Whether `cost` looks at the old policy, so that it must be asked before the update."""
+    in_reward: ClassVar[bool] = False
+    """Whether the penalty is taken off the rewards, rather than added to the loss."""
 
     def __init__(
         self,
@@ -192,6 +194,7 @@ class KLInReward(KLPenalty):
     """
 
     needs_old_logprobs = True
+    in_reward = True
 
     def __init__(
         self,

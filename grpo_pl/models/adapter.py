@@ -127,6 +127,8 @@ class WithoutAdapter(nn.Module):
 class AdapterOff(ModelBuilder):
     """The policy without its adapters as the reference: no second copy in memory. For a `LoRA` policy."""
 
+    has_own_weights = False
+
     @override
     def build(self, policy: nn.Module | None = None) -> WithoutAdapter:
         if not isinstance(policy, LanguageModel) or not policy.language_model._hf_peft_config_loaded:

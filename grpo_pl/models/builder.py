@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import ClassVar
 
 from torch import nn
 
@@ -12,6 +13,9 @@ Place = Callable[[Build], nn.Module]
 
 class ModelBuilder(ABC):
     """Says how a model is made; made it is inside `configure_model`, where sharding can take hold of it."""
+
+    has_own_weights: ClassVar[bool] = True
+    """Whether the model has weights beside the policy's; a reference without any cannot be moved."""
 
     @abstractmethod
     def build(self, policy: nn.Module | None = None) -> nn.Module:

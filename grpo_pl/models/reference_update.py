@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,9 @@ from grpo_pl.system.refusal import ArgumentError
 
 class ReferenceUpdate(ABC):
     """Moves the reference's weights after an iteration."""
+
+    small_steps: ClassVar[bool] = False
+    """Whether it moves by less than 16 bits can hold."""
 
     @abstractmethod
     def __call__(self, reference: nn.Module, weights: Iterable[tuple[str, Tensor]], iteration: int) -> None:
@@ -56,6 +59,8 @@ class EMA(ReferenceUpdate):
     Args:
         decay: Share of the reference that stays each iteration, in [0, 1).
     """
+
+    small_steps = True
 
     def __init__(self, decay: float) -> None:
         if not 0 <= decay < 1:

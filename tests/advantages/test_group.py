@@ -10,8 +10,7 @@ from helpers.feedbacks import IDS, REWARDS, assign, feedback, outcomes, rewards_
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grpo_pl.advantages import GDPO, GroupRelative, LeaveOneOut, PassAtK
-from grpo_pl.advantages.group import WinRate
+from grpo_pl.advantages import GDPO, GroupRelative, LeaveOneOut, PassAtK, WinRate
 from grpo_pl.types import Feedback
 
 # group 9: 2, 4, 6, mean 4, squared deviations 4 + 0 + 4 = 8

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from grpo_pl.__main__ import main
 from grpo_pl.config.allowed import check_values
+from grpo_pl.config.components import implementations
 from grpo_pl.config.files import read_config
 from grpo_pl.prompts.sources import JSONL
 from grpo_pl.rewards.base import RewardError, RewardFunction, score_samples
@@ -164,6 +165,14 @@ REWARDS: dict[str, Callable[[], RewardFunction]] = {
     "TaskScore": TaskScore,
     "Function": lambda: Function(length),
 }
+TESTED_APART = {
+    *("CodeTests", "Judge", "MathAnswer", "OutcomeRewardModel", "ProcessRewardModel", "WorkerFunction")
+}
+"""They need a worker, a server or a model."""
+
+
+def test_every_reward_is_in_the_table_or_has_tests_of_its_own() -> None:
+    assert {cls.__name__ for cls in implementations(RewardFunction)} == TESTED_APART | REWARDS.keys()
 
 
 @given(text=ANSWER | LONG)

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from grpo_pl.config.components import implementations
 from grpo_pl.functional import balanced_partition, permutation, prompt_weights
 from grpo_pl.losses import (
     CISPO,
@@ -96,6 +97,12 @@ ALL = [
     GMPO(),
     Reinforce(),
 ]
+
+
+def test_every_policy_loss_is_in_the_table() -> None:
+    assert implementations(PolicyLoss) == {*map(type, ALL)}
+
+
 by_name = pytest.mark.parametrize("policy_loss", ALL, ids=lambda loss: type(loss).__name__)
 
 

@@ -11,9 +11,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from grpo_pl.advantages import AdvantageEstimator
-from grpo_pl.losses import KLPenalty
-from grpo_pl.models import AdapterOff, CausalLM, ModelBuilder
-from grpo_pl.models.reference_update import EMA, ReferenceUpdate
+from grpo_pl.losses.kl import KLPenalty
+from grpo_pl.models import CausalLM, ModelBuilder
+from grpo_pl.models.reference_update import ReferenceUpdate
 from grpo_pl.rewards.base import ProcessReward, RewardFunction
 from grpo_pl.rewards.transforms import RewardTransform
 from grpo_pl.system.refusal import ConfigError
@@ -120,15 +120,15 @@ def check_reference_update(
             "model.reference_update moves a reference that nothing compares with: set model.kl, for "
             "instance to KLInLoss, or model.reference_update to null"
         )
-    if isinstance(reference, AdapterOff):
+    if reference is not None and not reference.has_own_weights:
         raise ConfigError(
-            "model.reference_update cannot move model.reference AdapterOff, which is the policy itself: set "
-            "model.reference to CausalLM, or model.reference_update to null"
+            f"model.reference_update cannot move model.reference {type(reference).__name__}, "
+            "which is the policy itself: set model.reference to CausalLM, or model.reference_update to null"
         )
-    if isinstance(reference_update, EMA) and isinstance(reference, CausalLM) and reference.dtype != "float32":
+    if reference_update.small_steps and isinstance(reference, CausalLM) and reference.dtype != "float32":
         raise ConfigError(
-            f"model.reference.dtype={reference.dtype} rounds the small steps of model.reference_update EMA "
-            "away: set it to float32"
+            f"model.reference.dtype={reference.dtype} rounds the small steps of model.reference_update "
+            f"{type(reference_update).__name__} away: set it to float32"
         )
 
 
@@ -156,7 +156,7 @@ def check_advantage_sources(
             f"model.reward_transforms change the sum of the rewards, and model.advantage {name} reads each "
             "reward on its own: set model.reward_transforms to null"
         )
-    if advantage.reads_named_rewards and kl is not None and type(kl).cost is not KLPenalty.cost:
+    if advantage.reads_named_rewards and kl is not None and kl.in_reward:
         raise ConfigError(
             f"model.kl {type(kl).__name__} changes the sum of the rewards, and model.advantage {name} reads "
             "each reward on its own: set model.kl to KLInLoss"
