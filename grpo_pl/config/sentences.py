@@ -5,6 +5,7 @@
 
 import inspect
 import re
+import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -72,7 +73,8 @@ def groups(parser: ArgumentParser) -> list[str]:
 def explain(message: str, options: dict[str, Any]) -> str:
     """The parser's message as one sentence: the key, what was expected, what was got, the nearest name."""
     key = ".".join(re.findall(r'Parser key "([^"]+)"', message))
-    sentence = about_a_name(key, message, options) or about_code(key, message)
+    sentence = about_a_moved_class(key, message, options) or about_a_name(key, message, options)
+    sentence = sentence or about_code(key, message)
     if sentence is not None:
         return sentence
     message = re.sub(r"Namespace\(class_path='([\w.]+)'.*\)", r"\1", message)
@@ -83,6 +85,24 @@ def explain(message: str, options: dict[str, Any]) -> str:
     lines = [line.strip(" -") for line in text.splitlines()]
     reason = " ".join(line for line in lines if line and not re.match(noise, line))
     return f"{key}: {reason}" if key else reason
+
+
+def about_a_moved_class(key: str, message: str, options: dict[str, Any]) -> str | None:
+    """An import path that leads nowhere, as in configs of older versions, and where its class is now."""
+    paths = re.findall(r"\bgrpo_pl(?:\.\w+)*\.[A-Z]\w*", message)
+    path = next((path for path in paths if locate(path) is None), None)
+    if path is None:
+        return None
+    name = path.rpartition(".")[2]
+    ours = (module for module in sys.modules if module.startswith("grpo_pl."))
+    now = next((f"{module}.{name}" for module in ours if is_defined_in(name, module)), None)
+    known = (cls.__name__ for cls in implementations(options.get(key)))
+    return f"{key}: there is no {path}" + (f"; write {now}" if now else nearest(name, known))
+
+
+def is_defined_in(name: str, module: str) -> bool:
+    """Whether a class of this name comes from an imported module."""
+    return getattr(vars(sys.modules[module]).get(name), "__module__", "") == module
 
 
 def about_a_name(key: str, message: str, options: dict[str, Any]) -> str | None:

@@ -49,7 +49,7 @@ def test_a_reward_in_a_new_file_goes_by_its_short_name(tmp_path: Path) -> None:
 
 
 def test_the_search_imports_no_library_that_is_optional_or_slow() -> None:
-    heavy = {"vllm", "math_verify", "sympy", "peft", "datasets", "reasoning_gym", "matplotlib", "pandas"}
+    heavy = {"vllm", "math_verify", "peft", "datasets", "reasoning_gym", "matplotlib", "pandas"}
     done = python(f"import sys, grpo_pl.config.components; print(sorted({heavy} & sys.modules.keys()))")
     assert done.stdout.strip() == "[]", done.stderr
 
