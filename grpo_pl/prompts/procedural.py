@@ -48,10 +48,7 @@ class Arithmetic(PromptSource):
         if not operators or not set(operators) <= set("+-*") or len(set(operators)) < len(operators):
             raise ArgumentError(f"operators={operators!r}: expected some of + - *, each once")
         if missing := [name for name in ("{a}", "{operator}", "{b}") if name not in template]:
-            raise ArgumentError(
-                f"template={template!r}: expected {{a}}, {{operator}} and {{b}} in it, got none of "
-                f"{', '.join(missing)}"
-            )
+            raise ArgumentError(f"template={template!r}: expected {', '.join(missing)} in it")
         self._lowest, self._operators, self._template = 10 ** (digits - 1), operators, template
         self._span = 9 * self._lowest
         problems = len(operators) * self._span * (self._span + 1) // 2

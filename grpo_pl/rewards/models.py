@@ -36,7 +36,7 @@ class FrozenRewardModel:
     def __init__(self, pretrained: str, kind: RewardKind, dtype: OpenDType, batch_tokens: int) -> None:
         if not pretrained:
             raise ArgumentError(
-                f"pretrained=: expected the name of an {kind} reward model, which is never the policy's"
+                f"pretrained={pretrained!r}: expected the name of an {kind} reward model, never the policy's"
             )
         resolve_pretrained(pretrained)  # a folder that is none is found before any model is loaded
         if batch_tokens < 1:

@@ -140,10 +140,13 @@ ARGUMENTS = {
         "--model.rewards '{a: {class_path: Function, init_args: {function: exiting_module.f}}}'",
         r"exiting_module.f: its module cannot be imported \(SystemExit: 7\)",
     ),
-    "a pattern": ("--model.rewards.digit.pattern '[['", "pattern '.*' is not a regular expression"),
+    "a pattern": (
+        "--model.rewards.digit.pattern '[['",
+        "model.rewards.digit.pattern='.*': expected a regular expression",
+    ),
     "a judge's address": (
         "--model.rewards '{a: {class_path: Judge, init_args: {url: \"http://[::1\", model: m}}}'",
-        "url is 'http://.*'; it must be one such as",
+        "model.rewards.*url=http://.*: expected one such as",
     ),
     "a server's port": (
         "--data.engine ServerEngine --data.engine.urls '[\"http://127.0.0.1:99999\"]'",

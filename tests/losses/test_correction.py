@@ -146,7 +146,5 @@ def test_the_weights_reach_the_loss(fit: Callable[..., Path]) -> None:
     "bounds", [{"low": -0.1}, {"low": 1.1, "high": 2.0}, {"high": 0.9}, {"high": math.nan}]
 )
 def test_bounds_that_leave_out_1_are_refused(bounds: dict[str, float]) -> None:
-    with pytest.raises(
-        ValueError, match=r"model\.correction: low=.*, high=.*: expected 0 <= low <= 1 <= high"
-    ):
+    with pytest.raises(ValueError, match=r"^low=.*, high=.*: expected 0 <= low <= 1 <= high"):
         ImportanceCorrection(**bounds)

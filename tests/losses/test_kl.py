@@ -130,7 +130,7 @@ def test_the_bound_is_that_of_what_is_differentiated() -> None:
 
 @pytest.mark.parametrize("build", [KLInLoss, KLInReward])
 def test_a_bound_of_0_is_refused(build: Callable[..., object]) -> None:
-    with pytest.raises(ValueError, match=r"model\.kl\.bound=0\.0: expected a number above 0, or null"):
+    with pytest.raises(ValueError, match=r"^bound=0\.0: expected a number above 0, or null"):
         build(bound=0.0)
 
 
@@ -212,21 +212,21 @@ def test_a_kl_in_the_reward_changes_what_is_learned_and_is_measured(fit: Fit) ->
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: KLInLoss(coefficient=-0.1), r"model\.kl\.coefficient=-0\.1: expected 0 or more"),
-        (lambda: KLInReward(coefficient=math.nan), r"model\.kl\.coefficient=nan: expected 0 or more"),
+        (lambda: KLInLoss(coefficient=-0.1), r"^coefficient=-0\.1: expected 0 or more"),
+        (lambda: KLInReward(coefficient=math.nan), r"^coefficient=nan: expected 0 or more"),
         (
             lambda: AdaptiveCoefficient(target=0.0),
-            r"model\.kl\.controller\.target=0\.0: expected a number above 0",
+            r"^target=0\.0: expected a number above 0",
         ),
         (
             lambda: AdaptiveCoefficient(horizon=-1.0),
-            r"model\.kl\.controller\.horizon=-1\.0: expected a number",
+            r"^horizon=-1\.0: expected a number",
         ),
         (
             lambda: KLInLoss(coefficient=0.0, controller=AdaptiveCoefficient()),
-            r"model\.kl\.coefficient=0\.0: expected more than 0, for model\.kl\.controller multiplies it",
+            r"^coefficient=0\.0: expected more than 0, for the controller multiplies it",
         ),
-        (lambda: EntropyBonus(coefficient=math.inf), r"model\.entropy\.coefficient=inf: expected a finite"),
+        (lambda: EntropyBonus(coefficient=math.inf), r"^coefficient=inf: expected a finite"),
     ],
 )
 def test_a_bad_argument_is_refused_with_its_key_and_what_is_expected(

@@ -83,7 +83,7 @@ def test_masks_are_intersected(fit: Fit) -> None:
 
 @pytest.mark.parametrize("share", [0.0, 1.01, -0.2, math.nan])
 def test_a_share_outside_0_and_1_is_refused(share: float) -> None:
-    with pytest.raises(ValueError, match=r"model\.masks\.share=.*: expected a number above 0 and at most 1"):
+    with pytest.raises(ValueError, match=r"^share=.*: expected a number above 0 and at most 1"):
         TopEntropy(share)
 
 

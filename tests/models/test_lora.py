@@ -138,9 +138,9 @@ def test_only_a_policy_with_adapters_can_do_without_them(tiny_model: Path) -> No
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ({"r": 0}, "model.policy.r=0: expected a rank of 1 or more"),
-        ({"alpha": 0}, "model.policy.alpha=0: expected more than 0"),
-        ({"dropout": 0.1}, "model.policy.dropout=0.1 .*set it to 0"),
+        ({"r": 0}, "r=0: expected a rank of 1 or more"),
+        ({"alpha": 0}, "alpha=0: expected more than 0"),
+        ({"dropout": 0.1}, "dropout=0.1 .*set it to 0"),
         ({"target_modules": ["nothing"]}, "not found in the base model.*or say all-linear"),
         ({"target_modules": ["norm"]}, "not supported.*or say all-linear"),
         ({"target_modules": ["lm_head"]}, "takes in the embedding or the LM head"),

@@ -118,9 +118,7 @@ def test_a_critic_of_another_vocabulary_is_refused(
     other = AutoModelForCausalLM.from_pretrained(tiny_model)
     other.resize_token_embeddings(other.config.vocab_size + 8)
     other.save_pretrained(tmp_path)
-    with pytest.raises(
-        ValueError, match=r"model\.critic\.pretrained=.* has a vocabulary of \d+ tokens and the"
-    ):
+    with pytest.raises(ValueError, match=r"^pretrained=.* has a vocabulary of \d+ tokens and the"):
         ValueHead(str(tmp_path)).build(policy)
 
 

@@ -92,7 +92,10 @@ ARGUMENTS = {
         "encodes to no token at all",
     ),
     "an example without an answer": ("--data.format.few_shot '[{question: a}]'", "few_shot"),
-    "a problem set without problems": ("--data.train.size 0", "Arithmetic: expected 0 < size"),
+    "a problem set without problems": (
+        "--data.train.size 0",
+        "data.train.size=0: expected 1 or more and at most",
+    ),
 }
 
 

@@ -67,20 +67,20 @@ def test_many_digits_are_sampled_without_listing_all_pairs() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"digits": 0}, "1 to 18 digits, got 0; set `digits`"),
-        ({"operators": "/"}, "got '/'; set `operators`"),
-        ({"operators": ""}, "got ''; set `operators`"),
-        ({"operators": "++"}, r"each once, got '\+\+'; set `operators`"),
-        ({"held_out": 0}, "0 < held_out < 4095 .*, got 0; set `held_out`"),
-        ({"digits": 1, "held_out": 45}, "0 < held_out < 45 .*, got 45; set `held_out`"),
-        ({"size": 3896}, r"0 < size <= 3895 \(all of split 'train'\), got 3896; set `size`"),
-        ({"size": 201, "split": "val"}, r"0 < size <= 200 \(all of split 'val'\), got 201; set `size`"),
-        ({"size": 0}, "got 0; set `size`"),
-        ({"template": "{a} + {b}"}, r"got '\{a\} \+ \{b\}' without \{operator\}; set `template`"),
+        ({"digits": 0}, "digits=0: expected 1 to 18"),
+        ({"operators": "/"}, "operators='/': expected some"),
+        ({"operators": ""}, "operators='': expected some"),
+        ({"operators": "++"}, r"operators='\+\+': .* each once"),
+        ({"held_out": 0}, "held_out=0: expected 1 or more and less than 4095"),
+        ({"digits": 1, "held_out": 45}, "held_out=45: expected 1 or more and less than 45,"),
+        ({"size": 3896}, "size=3896: expected 1 or more and at most 3895, all of split 'train'"),
+        ({"size": 201, "split": "val"}, "size=201: expected 1 or more and at most 200, all of split 'val'"),
+        ({"size": 0}, "size=0: expected 1 or more"),
+        ({"template": "{a} + {b}"}, r"template='\{a\} \+ \{b\}': expected \{operator\} in it"),
     ],
 )
 def test_arithmetic_refuses_what_it_cannot_do(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=f"^Arithmetic: expected .*{message}"):
+    with pytest.raises(ValueError, match=f"^{message}"):
         Arithmetic(**options)
 
 
@@ -110,16 +110,16 @@ def test_a_reasoning_gym_task_without_a_gold_answer_has_an_empty_one() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"task": "leg_countin"}, "no such task; set `task`, perhaps to one of: leg_counting"),
-        ({"task": "leg_counting", "size": 0}, "size >= 1, got 0; set `size`"),
-        ({"task": "leg_counting", "config": {"legs": 2}}, "'legs', got {'legs': 2}; set `config`"),
-        ({"task": "leg_counting", "config": {"min_animals": 0}}, "got {'min_animals': 0}; set `config`"),
+        ({"task": "leg_countin"}, "task=leg_countin: .* no such task; it has, for instance, leg_counting"),
+        ({"task": "leg_counting", "size": 0}, "size=0: expected 1 or more"),
+        ({"task": "leg_counting", "config": {"legs": 2}}, "config={'legs': 2}: .*'legs'"),
+        ({"task": "leg_counting", "config": {"min_animals": 0}}, "config={'min_animals': 0}: "),
         (
             {"task": "leg_counting", "config": {"size": 3}},
-            r"got \['size'\] in `config`; set `size` and `seed` next",
+            "config=.*: set size beside task instead",
         ),
     ],
 )
 def test_reasoning_gym_refuses_what_it_cannot_do(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=f"^ReasoningGym task=leg_count.*: .*{message}"):
+    with pytest.raises(ValueError, match=f"^{message}"):
         ReasoningGym(**options)

@@ -99,7 +99,7 @@ def test_a_conversation_is_put_to_the_model_as_it_is(
     assert prompt.text == "2+3"
     few_shot = ChatFormat(few_shot=SHOTS).encode("2+3", tokenizer)
     assert prompt.token_ids == few_shot
-    with pytest.raises(ValueError, match=r"data.format.system is for questions, .* conversations: leave it"):
+    with pytest.raises(ValueError, match=r"^system is for questions, .* conversations: leave it"):
         PromptSet(JSONL(path, question="prompt"), ChatFormat(system="s"), tokenizer, **options)
     with pytest.raises(ValueError, match=r"use_chat_template=false cannot put conversations: set it to true"):
         PromptSet(JSONL(path, question="prompt"), ChatFormat(use_chat_template=False), tokenizer, **options)
@@ -137,19 +137,15 @@ def test_a_batch_encodes_as_its_rows_do(
 def test_a_format_that_cannot_work_names_the_key_to_change(
     tokenizer: PreTrainedTokenizerFast, base_tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    with pytest.raises(
-        ValueError, match=r"data.format.use_chat_template is true but .* no chat template: set it to"
-    ):
+    with pytest.raises(ValueError, match=r"^use_chat_template is true but .* no chat template: set it to"):
         ChatFormat().encode("a", base_tokenizer)
-    with pytest.raises(ValueError, match=r"refuses the messages \(no system role\); set data.format.system"):
+    with pytest.raises(ValueError, match=r"refuses the messages \(no system role\); set system"):
         ChatFormat(system="s", template_kwargs={"no_system": True}).encode("a", tokenizer)
-    with pytest.raises(
-        ValueError, match=r"expected \{question\} .*, got 'x'; set data.format.question_template"
-    ):
+    with pytest.raises(ValueError, match=r"^question_template='x': expected \{question\} in it"):
         ChatFormat(question_template="x")
-    with pytest.raises(ValueError, match=r"got \['padding', 'tokenize'\]; set data.format.template_kwargs"):
+    with pytest.raises(ValueError, match=r"^template_kwargs: .*, got \['padding', 'tokenize'\]"):
         ChatFormat(template_kwargs={"tokenize": False, "padding": True})
-    with pytest.raises(ValueError, match=r"needs a chat template: set data.format.use_chat_template to true"):
+    with pytest.raises(ValueError, match=r"needs a chat template: set use_chat_template to true"):
         ChatFormat(use_chat_template=False, template_kwargs={"think": True})
 
 
@@ -288,7 +284,7 @@ def test_prompts_that_do_not_divide_among_ranks_are_refused(
 ) -> None:
     with pytest.raises(
         ValueError,
-        match=rf"data.prompts_per_iteration .* multiple of {world_size}, .* got {per_iteration}",
+        match=rf"^data.prompts_per_iteration={per_iteration}: expected a positive multiple of {world_size},",
     ):
         iteration_prompts(
             seven, iteration=0, prompts_per_iteration=per_iteration, seed=0, rank=0, world_size=world_size

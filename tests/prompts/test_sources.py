@@ -77,8 +77,8 @@ GOOD = b'{"question": "q", "answer": "a"}\n'
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "one JSON object per line, got an empty file; set `path`"),
-        (b"\n \n", "one JSON object per line, got an empty file; set `path`"),
+        (b"", "one JSON object per line, got an empty file"),
+        (b"\n \n", "one JSON object per line, got an empty file"),
         (
             GOOD + b"\n{oops\n",
             r"line 3 is not JSON \(Expecting property name.*; write one JSON object per line",
@@ -113,14 +113,14 @@ GOOD = b'{"question": "q", "answer": "a"}\n'
 def test_jsonl_says_what_is_wrong_and_where(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=rf"^JSONL path=.*a\.jsonl: .*{message}"):
+    with pytest.raises(ValueError, match=rf"^path=.*a\.jsonl: .*{message}"):
         JSONL(str(path))
 
 
 def test_jsonl_names_a_path_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"JSONL path=nowhere.jsonl: there is no such file; set `path`"):
+    with pytest.raises(ValueError, match=r"^path=nowhere.jsonl: there is no such file; name a JSON"):
         JSONL("nowhere.jsonl")
-    with pytest.raises(ValueError, match=r"cannot be read \(Is a directory\); set `path`"):
+    with pytest.raises(ValueError, match=r"cannot be read \(Is a directory\); name a JSON"):
         JSONL(str(tmp_path))
 
 
@@ -195,7 +195,7 @@ def test_hugging_face_data_sets_say_what_is_wrong(tmp_path: Path, hub_table: Any
     (tmp_path / "a.txt").write_text("q")
     (tmp_path / "broken.jsonl").write_text("{oops")
     (tmp_path / "empty.csv").write_text("question,answer\n")
-    head = r"^HuggingFaceDataset path=.* split=\w+: .*"
+    head = r"^path=.* split=\w+: .*"
     with pytest.raises(ValueError, match=head + r"no such split; set `split` to one of \['train'\]"):
         HuggingFaceDataset(saved, split="test")
     with pytest.raises(ValueError, match=head + r"cannot be loaded .*test.*; set `path`, `name` or `split`"):
@@ -210,7 +210,7 @@ def test_hugging_face_data_sets_say_what_is_wrong(tmp_path: Path, hub_table: Any
         HuggingFaceDataset(saved, question="level", rows="2:")[0]
     with pytest.raises(ValueError, match=head + r"0 <= start < stop <= 5, got '0:6'"):
         HuggingFaceDataset(saved, rows="0:6")
-    with pytest.raises(ValueError, match=head + r"ending in one of .jsonl, .*, got '\.txt'; set `path`"):
+    with pytest.raises(ValueError, match=head + r"ending in one of .jsonl, .*, got '\.txt'"):
         HuggingFaceDataset(str(tmp_path / "a.txt"))
     with pytest.raises(ValueError, match=head + r"cannot be loaded"):
         HuggingFaceDataset(str(tmp_path / "broken.jsonl"))

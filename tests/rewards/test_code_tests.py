@@ -101,7 +101,7 @@ def test_tests_may_be_json_text_and_stand_in_the_answer():
 
 def test_a_test_may_not_take_longer_than_all_of_them():
     with pytest.raises(
-        ValueError, match=r"test_timeout_s is 90.0; it must be above 0 and at most workers\.time"
+        ValueError, match=r"^test_timeout_s=90.0: expected more than 0 and at most workers\.time"
     ):
         CodeTests(test_timeout_s=90.0)
 
@@ -117,8 +117,8 @@ def test_what_the_machine_does_not_grant_is_refused_with_the_key_to_change():
     )
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert ended.stdout == (
-        "isolation: namespaces is not granted by this machine ([Errno 1] unshare: Operation not permitted): "
-        "set it to landlock, which allows less, or run elsewhere.\n"
+        "isolation=namespaces is not granted by this machine ([Errno 1] unshare: Operation not permitted): "
+        "set it to landlock, which allows less, or run elsewhere\n"
     )
 
 

@@ -209,7 +209,7 @@ def test_a_reply_that_takes_too_long_is_not_waited_for(server: Server) -> None:
 def test_the_key_comes_from_the_environment(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     ours = judge(server, api_key_variable="JUDGE_KEY")
     monkeypatch.delenv("JUDGE_KEY", raising=False)
-    with pytest.raises(ValueError, match="api_key_variable is JUDGE_KEY, which is not set: export it"):
+    with pytest.raises(ValueError, match="^api_key_variable=JUDGE_KEY is not set: export it"):
         ours.build(whole)
     monkeypatch.setenv("JUDGE_KEY", "secret")
     ours.build(whole)
@@ -223,14 +223,14 @@ def test_the_key_comes_from_the_environment(server: Server, monkeypatch: pytest.
     [
         (
             {"url": "localhost:8000"},
-            "url is 'localhost:8000'; it must be one such as http://localhost:8000/v1",
+            "url=localhost:8000: expected one such as http://localhost:8000/v1",
         ),
-        ({"template": "{answer}"}, "template is '{answer}'; it must contain {response}"),
-        ({"pattern": "("}, "pattern '(' is not a regular expression"),
-        ({"pattern": "(a)(b)"}, "pattern '(a)(b)' has 2 groups; it must have one or none"),
-        ({"timeout_s": 0.0}, "timeout_s is 0.0; it must be above 0"),
-        ({"retries": -1}, "retries is -1; it must be at least 0"),
-        ({"concurrency": 0}, "concurrency is 0; it must be at least 1"),
+        ({"template": "{answer}"}, "template='{answer}': expected {response} in it"),
+        ({"pattern": "("}, "pattern='(': expected a regular expression"),
+        ({"pattern": "(a)(b)"}, "pattern='(a)(b)' has 2 groups: expected one or none"),
+        ({"timeout_s": 0.0}, "timeout_s=0.0: expected more than 0 seconds"),
+        ({"retries": -1}, "retries=-1: expected 0 or more"),
+        ({"concurrency": 0}, "concurrency=0: expected 1 or more"),
     ],
 )
 def test_settings_that_cannot_be_meant_are_refused(settings: dict[str, Any], sentence: str) -> None:

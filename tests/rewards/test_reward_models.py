@@ -109,7 +109,7 @@ def test_more_tokens_than_the_model_reads_are_refused(outcome_model: Path) -> No
 
 
 def test_a_budget_of_no_tokens_is_refused(outcome_model: Path) -> None:
-    with pytest.raises(ValueError, match="batch_tokens is 0; it must be at least 1"):
+    with pytest.raises(ValueError, match="^batch_tokens=0: expected 1 or more"):
         OutcomeRewardModel(str(outcome_model), batch_tokens=0)
 
 
@@ -144,7 +144,7 @@ def test_a_reward_model_beside_a_rule_is_logged_on_its_own_and_in_no_checkpoint(
 @pytest.mark.parametrize(
     ("model", "cls", "sentence"),
     [
-        ("", "OutcomeRewardModel", "pretrained is empty; it must name an outcome reward model"),
+        ("", "OutcomeRewardModel", "pretrained='': expected the name of an outcome reward model"),
         ("tiny_model", "OutcomeRewardModel", "holds no outcome reward model"),
         ("tiny_model", "ProcessRewardModel", "holds no process reward model"),
         ("process_model", "OutcomeRewardModel", "holds no outcome reward model"),

@@ -71,7 +71,7 @@ def test_step_pattern_counts_the_steps_that_match() -> None:
 
 @pytest.mark.parametrize("key", ["pattern", "steps"])
 def test_what_is_no_regular_expression_is_refused(key: str) -> None:
-    with pytest.raises(ValueError, match=rf"{key} '\(' is not a regular expression"):
+    with pytest.raises(ValueError, match=rf"^{key}='\(': expected a regular expression"):
         StepPattern(**({"pattern": "a"} | {key: "("}))
 
 
