@@ -20,7 +20,7 @@ from grpo_pl.models.loading import (
 from grpo_pl.rollout.assembly import Response, assemble_rollout, token_ends
 from grpo_pl.rollout.engine import Demand, EngineMemory, OfflineEngine, SamplingConfig
 from grpo_pl.system.precision import DType
-from grpo_pl.system.refusal import ArgumentError, ConfigError
+from grpo_pl.system.refusal import ConfigError
 from grpo_pl.types import Prompt, Rollout
 
 BATCH_TOKENS = 16384
@@ -92,11 +92,7 @@ class DatasetEngine(OfflineEngine):
         where = f"data.train: the column {self.column!r} of {prompt.text[:40]!r}"
         if self.column not in prompt.metadata:
             has = ", ".join(map(repr, prompt.metadata)) or "none"
-            raise ArgumentError(
-                f"column={self.column}: {prompt.text[:40]!r} of data.train has no such column; set it to one "
-                f"of the others: {has}",
-                self,
-            )
+            raise ConfigError(f"{where} is missing; set the engine's column to one of the others: {has}")
         held = prompt.metadata[self.column]
         given = held if isinstance(held, list) else [held]
         if len(given) < group_size:

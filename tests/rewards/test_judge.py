@@ -265,7 +265,7 @@ def test_a_run_is_judged(server: Server, fit: Fit) -> None:
 def test_a_server_that_is_not_there_is_refused_before_training(server: Server, refused: Refused) -> None:
     nobody = server.url.replace(str(server.server_port), "9")
     assert re.fullmatch(
-        rf"grpo_pl: error: the judge at {nobody}/chat/completions does not answer \(.*refused.*\): "
+        rf"grpo_pl: error: model\.rewards\.opinion: the judge at {nobody}/chat/completions does not answer \(.*refused.*\): "
         "start the server, or check url, model and api_key_variable",
         refused(*arguments(nobody)),
     )

@@ -93,7 +93,7 @@ def test_the_first_responses_of_a_group_are_a_smaller_group(tmp_path: Path) -> N
 def test_a_longer_response_than_is_asked_for_is_refused(tmp_path: Path) -> None:
     save_rollout(rollout(), tmp_path / "rollouts.parquet")
     engine = started(tmp_path / "rollouts.parquet")
-    with pytest.raises(ValueError, match=r"^path=.* has a response of 4 tokens, and .*max_tokens is 3: set that to 4"):
+    with pytest.raises(ValueError, match=r"^path=.* has a response of 4 tokens, .*max_tokens is 3: set that"):
         engine.generate(PROMPTS, 2, SamplingConfig(3, 0.5))
 
 
