@@ -38,6 +38,12 @@ def test_a_needed_package_must_be_there_and_an_optional_one_only_in_its_range() 
     assert "not installed" in found[0].found
 
 
+def test_what_only_another_python_needs_is_not_missed() -> None:
+    required = ["torch>=2.11", 'tomli>=2; python_version < "3.11"']
+    (finding,) = installation.versions(required, version_in(torch="2.13.0"))
+    assert (finding.verdict, finding.found[:10]) == ("ok", "1 packages")
+
+
 def test_grpo_pl_on_the_path_alone_says_that_no_range_is_known() -> None:
     (finding,) = installation.versions([], version_in())
     assert finding.verdict == "warning"
