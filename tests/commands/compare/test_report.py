@@ -18,7 +18,7 @@ from grpo_pl.commands.compare.groups import Group, group_runs
 from grpo_pl.commands.compare.report.document import Document, Section, Table, document
 from grpo_pl.commands.compare.report.rendering import html, markdown, plain
 from grpo_pl.commands.compare.report.wording import number, p_value
-from grpo_pl.commands.compare.responses import Dialogue, Response, side_by_side
+from grpo_pl.commands.compare.responses import Dialogue, GroupResponse, side_by_side
 from grpo_pl.commands.compare.runs import SECONDS, TOKENS, read_runs
 
 VOID = {"meta", "link", "br", "hr", "img"}
@@ -85,7 +85,7 @@ def test_what_runs_say_is_text_and_never_markup(report):
 
 def test_a_hostile_name_is_escaped_wherever_it_stands():
     bad = "<script>alert('1') & co"
-    dialogue = Dialogue(bad, bad, "1", 1, (Response(bad, f"{bad}\x07", 1.0, truncated=True),))
+    dialogue = Dialogue(bad, bad, "1", 1, (GroupResponse(bad, f"{bad}\x07", 1.0, truncated=True),))
     picture = Picture(f'{bad}" onload="', bad, bad, lambda axes, _: axes.set_yticks([0], [bad]))
     table = Table([bad, bad], [[bad, bad]])
     section = Section("Outcome", [bad], [table], [picture], [dialogue], [bad])
