@@ -1,4 +1,4 @@
-"""Low-rank adapters: a policy that trains few parameters, and the reference that it is without them."""
+"""Low-rank adapters: a policy that trains few parameters, and its reference without them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @final
 class LoRA(ModelBuilder):
-    """A policy of which only low-rank adapters learn: W x + alpha / r * B A x.
+    """A policy that trains low-rank adapters alone: W x + alpha / r * B A x.
 
     Hu et al. 2021, arXiv:2106.09685, eq. 3. B starts at zero, so training starts from the pretrained model.
     Adapters are float32, whatever the dtype of the frozen weights, and want about ten times the learning rate
@@ -95,7 +95,7 @@ class LoRA(ModelBuilder):
 
 @contextmanager
 def adapters_off(model: "PreTrainedModel") -> Iterator[None]:
-    """Inside it, the model says what it would without its adapters."""
+    """Inside it, the model computes without its adapters."""
     model.disable_adapters()
     try:
         yield
@@ -104,7 +104,7 @@ def adapters_off(model: "PreTrainedModel") -> Iterator[None]:
 
 
 class WithoutAdapter(nn.Module):
-    """The policy before it learned anything, in the policy's own memory."""
+    """The policy without its adapters, in the policy's own memory."""
 
     policy: LanguageModel
 
@@ -117,10 +117,10 @@ class WithoutAdapter(nn.Module):
     def forward(
         self, token_ids: Int[Tensor, "B T"], loss_mask: Bool[Tensor, "B T"], temperature: float
     ) -> TokenLogprobs:
-        """What the policy says without its adapters; no gradient."""
+        """The policy's scores without its adapters; no gradient."""
         with adapters_off(self.policy.language_model):
-            said: TokenLogprobs = self.policy(token_ids, loss_mask, temperature)
-        return said
+            scores: TokenLogprobs = self.policy(token_ids, loss_mask, temperature)
+        return scores
 
 
 @final

@@ -8,11 +8,11 @@ from torch import nn
 
 Build = Callable[[], nn.Module]
 Place = Callable[[Build], nn.Module]
-"""Builds a model and puts it where it belongs: on a device, or divided among ranks."""
+"""Builds a model and puts it where it belongs: on a device, or sharded among ranks."""
 
 
 class ModelBuilder(ABC):
-    """Says how a model is made; made it is inside `configure_model`, where sharding can take hold of it."""
+    """Builds a model inside `configure_model`, so that the strategy can shard it."""
 
     has_own_weights: ClassVar[bool] = True
     """Whether the model has weights beside the policy's; a reference without any cannot be moved."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def zero_head(hidden_size: int) -> nn.Linear:
-    """A scalar head that says 0 of everything."""
+    """A scalar head that starts at zero."""
     head = nn.Linear(hidden_size, 1)
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)

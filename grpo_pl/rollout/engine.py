@@ -15,7 +15,7 @@ from grpo_pl.types import Prompt, Rollout
 
 
 class EngineLostError(RuntimeError):
-    """An engine's processes are gone; what the run has saved is not, and the same command continues it."""
+    """An engine's processes are gone; the same command resumes the run from its last checkpoint."""
 
     def __init__(self, what: str) -> None:
         super().__init__(f"data.engine: {what}; the same command continues the run from its last checkpoint")
@@ -45,7 +45,7 @@ class SamplingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Demand:
-    """What the largest rollout asks of an engine, at most."""
+    """The largest rollout that an engine is asked for."""
 
     sequences: int
     group_size: int
@@ -58,7 +58,7 @@ class EngineMemory:
     """Bytes that an engine holds on its device."""
 
     libraries: int = 0
-    """What it adds to the process by itself."""
+    """What its libraries add to the process."""
     weights: int = 0
     cache: int = 0
     cache_needed: int = 0
@@ -85,22 +85,22 @@ class RolloutEngine(ABC):
 
     @property
     def weights_dtype(self) -> torch.dtype | None:
-        """What it holds weights in, which sharded ones are cast to before they are gathered; null for any."""
+        """The type of its weights, to which sharded weights are cast before gathering; None for any."""
         return None
 
     @property
     def ranks(self) -> int:
-        """Neighbouring ranks whose engine is one: they call it at once, with the same prompts."""
+        """Neighbouring ranks that share one engine: they call it at once, with the same prompts."""
         return 1
 
     @property
     def lookahead(self) -> int:
-        """How many iterations ahead it wants to know the prompts; 0 for an engine that samples when asked."""
+        """How many iterations ahead it wants to know the prompts; 0 if it samples when asked."""
         return 0
 
     @property
     def offline(self) -> bool:
-        """Whether its responses are there already: those of another policy, to training prompts alone."""
+        """Whether its responses exist already: another policy's, for training prompts alone."""
         return False
 
     @abstractmethod
@@ -116,7 +116,7 @@ class RolloutEngine(ABC):
         """Replace all weights, and forget everything computed with the old ones. Exhausts the iterable."""
 
     def check(self, prompts: Sequence[Prompt], group_size: int, sampling: SamplingConfig) -> None:  # noqa: B027
-        """Refuse now what `generate` would refuse later, as far as that can be told; called after `start`.
+        """Refuse early what `generate` would refuse, as far as possible; called after `start`.
 
         Raises:
             ArgumentError: In one sentence.
@@ -127,32 +127,32 @@ class RolloutEngine(ABC):
         """`group_size` responses to each prompt, response g drawn with `derive_seed(prompt.seed, g)`."""
 
     def prefetch(self, prompts: Sequence[Prompt], group_size: int, sampling: SamplingConfig) -> None:  # noqa: B027
-        """`generate` will be asked for just these; saying it again changes nothing."""
+        """Announce a later `generate` with these arguments; idempotent."""
 
     def rest(self) -> None:  # noqa: B027
-        """Give back what only generation needs: no `generate` comes before the next `load_weights`."""
+        """Free what only generation needs: no `generate` comes before the next `load_weights`."""
 
     def wait(self) -> None:  # noqa: B027
         """Return when no rollout is under way."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs of it beside the weights, of types that a checkpoint may have."""
+        """State for a resumed run beside the weights, in types that a checkpoint may hold."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027
-        """Go on from what `state_dict` gave, perhaps that of another engine; called after `start`."""
+        """Resume from a `state_dict`, perhaps another engine's; called after `start`."""
 
     @abstractmethod
     def shutdown(self) -> None:
-        """Give everything back; the engine may be started again."""
+        """Free everything; the engine may be started again."""
 
     def memory(self, demand: Demand, device: torch.device) -> EngineMemory:  # noqa: ARG002 - for those that have some
-        """What it will hold, for `plan`; nothing for an engine outside of the process."""
+        """The memory it will hold, for `plan`; nothing for an engine outside of the process."""
         return EngineMemory()
 
 
 class OfflineEngine(RolloutEngine):
-    """An engine that samples nothing: its responses are there already, whatever the weights.
+    """An engine with given responses, whatever the weights.
 
     Their rollouts are marked `offline`.
     """
@@ -175,14 +175,14 @@ class OfflineEngine(RolloutEngine):
 
     @abstractmethod
     def look_up(self, prompts: Sequence[Prompt], group_size: int, sampling: SamplingConfig) -> Rollout:
-        """The first `group_size` responses that there are to each prompt."""
+        """The first `group_size` responses to each prompt."""
 
 
 class EngineWrapper(RolloutEngine):
-    """An engine around another one, which does everything but what a subclass says otherwise.
+    """An engine around another one, which does everything that a subclass does not override.
 
     Args:
-        engine: The other one.
+        engine: The wrapped engine.
     """
 
     def __init__(self, engine: RolloutEngine) -> None:
@@ -259,5 +259,5 @@ SAMPLING_LOGITS_COPIES = 3
 
 
 def sampling_bytes(vocabulary: int, sequences: int) -> int:
-    """What drawing one token of each sequence needs."""
+    """The memory for drawing one token of each sequence."""
     return SAMPLING_LOGITS_COPIES * 4 * vocabulary * sequences

@@ -27,7 +27,7 @@ BUCKET_BYTES = 16 << 20
 SHUTDOWN_S = 30.0
 
 Request = tuple[tuple[tuple[int, ...], ...], int, int, float]
-"""All that responses depend on beside the weights: seed and tokens of each prompt, group size, sampling."""
+"""What responses depend on beside the weights: seed and tokens of each prompt, group size, sampling."""
 
 
 @final
@@ -158,7 +158,7 @@ class OverlappedEngine(RolloutEngine):
             send(self._connection, message)
 
     def _answer(self) -> Any:
-        """What the process says to the oldest command that it has not answered.
+        """The process's answer to the oldest open command.
 
         Raises:
             ConfigError: What the engine refused, in its own sentence.
@@ -187,13 +187,13 @@ class Failure:
 
     trace: str
     sentence: str = ""
-    """What was said to the user; empty for errors that are not theirs."""
+    """The message for the user; empty for errors that are not theirs."""
 
 
 def as_request(prompts: Sequence[Prompt], group_size: int, sampling: SamplingConfig) -> Request:
-    """What tells these responses from all others."""
-    asked = tuple((prompt.seed, *prompt.token_ids) for prompt in prompts)
-    return asked, group_size, sampling.max_tokens, sampling.temperature
+    """The key of these responses."""
+    keys = tuple((prompt.seed, *prompt.token_ids) for prompt in prompts)
+    return keys, group_size, sampling.max_tokens, sampling.temperature
 
 
 def as_bytes(tensor: Tensor) -> Tensor:
@@ -215,7 +215,7 @@ def receive(connection: Connection) -> Any:
 
 
 def serve(engine: RolloutEngine, connection: Connection, bucket: Tensor, threads: int | None) -> None:
-    """Do what comes over the connection, one after the other, until it is closed or the engine fails."""
+    """Execute commands from the connection until it is closed or the engine fails."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches both; the trainer decides
     if threads is not None:
         torch.set_num_threads(threads)
@@ -233,7 +233,7 @@ def serve(engine: RolloutEngine, connection: Connection, bucket: Tensor, threads
 
 
 def obey(engine: RolloutEngine, connection: Connection, bucket: Tensor, command: str, *arguments: Any) -> Any:
-    """Do one thing and give its answer."""
+    """Execute one command and return its answer."""
     match command, *arguments:
         case "start", max_sequence_tokens, max_sequences, device:
             engine.start(max_sequence_tokens=max_sequence_tokens, max_sequences=max_sequences, device=device)

@@ -25,9 +25,9 @@ RESPONSE = pa.schema(
         "token_ends": pa.list_(pa.int32()),
     }
 )
-"""What an engine said, and to what. A row is a response; those to one prompt stand together, in order."""
+"""One row per response; those to one prompt stand together, in order."""
 ABOUT_IT = {"iteration": pa.int64(), "prompt": pa.string(), "reward": pa.float64()}
-"""What else stands in a row, beside `rewards/<name>` for each reward, as in `metrics.csv`."""
+"""Further columns, beside `rewards/<name>` for each reward, as in `metrics.csv`."""
 Group = tuple[float, int]
 """Temperature and seed: no two groups of a run have both in common."""
 
@@ -119,7 +119,7 @@ def read_columns(path: Path, columns: Sequence[str]) -> pa.Table:
 
 
 def read_groups(path: Path) -> dict[Group, list[dict[str, Any]]]:
-    """The responses of a file, group by group, without what is only about them.
+    """The responses of a file by group, without the further columns.
 
     Raises:
         ConfigError: If it is no file of rollouts, or one that was made up wrongly.
@@ -139,7 +139,7 @@ def read_groups(path: Path) -> dict[Group, list[dict[str, Any]]]:
 
 
 def forget_iterations(folder: Path, after: int) -> None:
-    """Remove the files of iterations after one: those that a run that goes on will have again."""
+    """Remove the files of later iterations, which a resumed run will write again."""
     for path in folder.glob("iteration-*.parquet"):
         found = re.match(r"iteration-(\d+)", path.name)
         if found and int(found[1]) > after:

@@ -17,7 +17,7 @@ from grpo_pl.types import Prompt, Rollout
 
 @final
 class ReplayEngine(OfflineEngine):
-    """Answers from the files that `data.keep_rollouts` or `rollout` wrote, whatever the weights.
+    """Answers from files of `data.keep_rollouts` or `rollout`, whatever the weights.
 
     The data settings and `data.seed` must be those that the rollouts were sampled with, for these name the
     prompts; groups may be smaller (the first responses of each are taken), the schedule of updates another.

@@ -1,4 +1,4 @@
-"""One rollout for ranks that need the same, or whose engine is one."""
+"""One rollout for ranks that need the same one, or that share one engine."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,7 +12,7 @@ from grpo_pl.types import Prompt, Rollout
 
 
 class SharedEngine(EngineWrapper):
-    """An engine of neighbouring ranks, which all call it at once.
+    """An engine that neighbouring ranks share and call at once.
 
     Ranks that compute each layer together (tensor parallelism of the trainer) ask for the same prompts: all
     get what the first of them sampled, for no engine on a GPU says the same twice to the last bit. Ranks
@@ -22,7 +22,7 @@ class SharedEngine(EngineWrapper):
     Args:
         engine: The engine of this rank.
         group: The ranks that share.
-        together: Whether their engine is one.
+        together: Whether they share one engine.
     """
 
     def __init__(self, engine: RolloutEngine, group: distributed.ProcessGroup, together: bool) -> None:
@@ -38,10 +38,10 @@ class SharedEngine(EngineWrapper):
             distributed.broadcast_object_list(box, src=first, group=self.group)
             assert box[0] is not None
             return box[0]
-        asked: list[Sequence[Prompt]] = [[]] * distributed.get_world_size(self.group)
-        distributed.all_gather_object(asked, list(prompts), group=self.group)
-        everything = [prompt for of_rank in asked for prompt in of_rank]
-        before = sum(len(of_rank) for of_rank in asked[: distributed.get_rank(self.group)])
+        every: list[Sequence[Prompt]] = [[]] * distributed.get_world_size(self.group)
+        distributed.all_gather_object(every, list(prompts), group=self.group)
+        everything = [prompt for of_rank in every for prompt in of_rank]
+        before = sum(len(of_rank) for of_rank in every[: distributed.get_rank(self.group)])
         return part(self.engine.generate(everything, group_size, sampling), before, len(prompts))
 
     @property

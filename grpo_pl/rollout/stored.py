@@ -1,4 +1,4 @@
-"""Rollouts that outlive a kill: a run that goes on learns from what it had sampled, not from other draws."""
+"""A cache of rollouts on disk: a resumed run learns from the rollouts that it had sampled."""
 
 import hashlib
 import io
@@ -27,7 +27,7 @@ INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 @final
 class StoredRollouts(EngineWrapper):
-    """Keeps each rollout in a file, and gives it again to the same request under the very same weights.
+    """Keeps each rollout in a file, and returns it for the same request under the same weights.
 
     So a run that goes on from a checkpoint does not depend on whether its engine says the same twice: few do
     to the last bit, for what a sequence is batched with changes its rounding. Weights are told apart by the
@@ -47,13 +47,13 @@ class StoredRollouts(EngineWrapper):
     def load_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         sums: list[tuple[str, Tensor]] = []
         super().load_weights(with_sums(weights, sums), version)
-        told = repr([(name, int(bits)) for name, bits in sums])
-        self._version, self._weights = version, hashlib.blake2b(told.encode()).hexdigest()
+        named = repr([(name, int(bits)) for name, bits in sums])
+        self._version, self._weights = version, hashlib.blake2b(named.encode()).hexdigest()
 
     @override
     def generate(self, prompts: Sequence[Prompt], group_size: int, sampling: SamplingConfig) -> Rollout:
-        asked = type(self.engine).__name__, self._weights, as_request(prompts, group_size, sampling)
-        digest = hashlib.blake2b(repr(asked).encode(), digest_size=8).hexdigest()
+        request = type(self.engine).__name__, self._weights, as_request(prompts, group_size, sampling)
+        digest = hashlib.blake2b(repr(request).encode(), digest_size=8).hexdigest()
         path = self.folder / f"{self._version:08d}-{digest}.rollout"
         kept = read(path) if path.exists() else None
         if kept is not None:
@@ -64,7 +64,7 @@ class StoredRollouts(EngineWrapper):
 
 
 def write(rollout: Rollout, path: Path) -> None:
-    """Put a rollout into a file, its prompts apart, behind its checksum.
+    """Write a rollout without its prompts into a file, after its checksum.
 
     Raises:
         DiskFullError: If it does not fit on the disk.
@@ -78,7 +78,7 @@ def write(rollout: Rollout, path: Path) -> None:
 
 
 def read(path: Path) -> dict[str, Any] | None:
-    """What a file holds; None where it is torn."""
+    """The content of a file; None if it is torn."""
     content = path.read_bytes()
     checksum, content = content[:CHECKSUM_BYTES], content[CHECKSUM_BYTES:]
     if hashlib.sha256(content).digest() != checksum:
@@ -91,7 +91,7 @@ def read(path: Path) -> dict[str, Any] | None:
 def with_sums(
     weights: Iterable[tuple[str, Tensor]], sums: list[tuple[str, Tensor]]
 ) -> Iterator[tuple[str, Tensor]]:
-    """Weights on their way; the sum of the bits of each is added to `sums`."""
+    """Passes weights on, and adds the sum of each one's bits to `sums`."""
     for name, tensor in weights:
         bits = tensor.detach().contiguous().view(INTEGERS[tensor.itemsize])
         sums.append((name, bits.sum(dtype=torch.int64)))
@@ -99,7 +99,7 @@ def with_sums(
 
 
 def stored(engine: RolloutEngine, folder: Path) -> RolloutEngine:
-    """The engine with its rollouts kept in a folder; one that samples ahead keeps them in its own process."""
+    """The engine with its rollouts cached; one that samples ahead caches in its own process."""
     if isinstance(engine, OverlappedEngine):
         engine.engine = stored(engine.engine, folder)
         return engine
@@ -107,14 +107,14 @@ def stored(engine: RolloutEngine, folder: Path) -> RolloutEngine:
 
 
 def forget(folder: Path, before: int) -> None:
-    """Remove the rollouts that were sampled with weights of fewer optimizer steps."""
+    """Remove rollouts sampled after fewer optimizer steps than `before`."""
     for path in folder.glob("*-*.rollout"):
         if int(path.name.partition("-")[0]) < before:
             path.unlink(missing_ok=True)
 
 
 def forget_all(folder: Path) -> None:
-    """Remove them all, and the folder if nothing else is in it."""
+    """Remove all rollouts, and the folder if it is then empty."""
     forget(folder, before=sys.maxsize)
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()

@@ -1,4 +1,4 @@
-"""How checkpoints reach the disk, and come back from it whatever strategy wrote them."""
+"""Writes checkpoints so that a kill leaves the old one, and reads those of any strategy."""
 
 import hashlib
 import os
@@ -53,7 +53,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     @override
     def remove_checkpoint(self, path: str | Path) -> None:
-        """Remove it under another name first: what a kill leaves of it is taken for no checkpoint."""
+        """Rename the checkpoint before removing it, so that a kill leaves nothing that looks like a checkpoint."""
         place = Path(path)
         manifest, rubbish = manifest_path(place), partial_of(place)
         if place.exists():
@@ -63,14 +63,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class HashingFile:
-    """A file that is written from beginning to end, and its checksum while that happens."""
+    """A file written from beginning to end, which computes its checksum meanwhile."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.sha256, self.bytes = file, hashlib.sha256(), 0
         self.failure: OSError | None = None
 
     def write(self, content: memoryview) -> int:
-        """Add to it."""
+        """Append bytes."""
         try:
             self.file.write(content)
         except OSError as error:
@@ -81,7 +81,7 @@ class HashingFile:
         return len(content)
 
     def flush(self) -> None:
-        """Hand over to the system what has been written."""
+        """Hand all bytes to the operating system."""
         self.file.flush()
 
 
@@ -90,15 +90,15 @@ def read_shards(folder: Path, prefix: str = "") -> dict[str, Any]:
 
     Args:
         folder: The checkpoint.
-        prefix: Of the entries to read, as in `state_dict.policy.`.
+        prefix: Read only entries that begin with this, such as `state_dict.policy.`.
     """
     metadata = read_index(folder)
-    found = {key: entry for key, entry in metadata.state_dict_metadata.items() if key.startswith(prefix)}
+    wanted = {key: entry for key, entry in metadata.state_dict_metadata.items() if key.startswith(prefix)}
     flat: dict[str, Any] = {
         key: torch.empty(entry.size, dtype=entry.properties.dtype)
         if isinstance(entry, TensorStorageMetadata)
         else None
-        for key, entry in found.items()
+        for key, entry in wanted.items()
     }
     planner = SafePlanner(flatten_state_dict=False)
     state_dict_loader.load(flat, storage_reader=FileSystemReader(folder), planner=planner, no_dist=True)
@@ -113,7 +113,7 @@ def read_shards(folder: Path, prefix: str = "") -> dict[str, Any]:
 
 
 def numbered(optimizer: dict[str, Any]) -> dict[str, Any]:
-    """An optimizer's state by the number of each parameter, as one that holds them whole has it."""
+    """An optimizer's state with parameters by number instead of by name, as unsharded optimizers keep it."""
     groups = [optimizer["param_groups"][i] for i in sorted(optimizer["param_groups"])]
     numbers = {name: i for i, name in enumerate(name for group in groups for name in group["params"])}
     return {

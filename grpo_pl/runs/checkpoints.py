@@ -1,4 +1,4 @@
-"""When a run is saved, and which checkpoints stay."""
+"""When checkpoints are saved, and which are kept."""
 
 import os
 import shutil
@@ -14,26 +14,26 @@ from grpo_pl.runs.manifest import Manifest, checkpoints, manifest_path
 from grpo_pl.system.atomic_files import partial_of, sync_folder
 
 PREEMPTED = "preempted-"
-"""How the names of checkpoints begin that are written between those that are due."""
+"""Prefix of checkpoints that are written out of schedule."""
 BY_STEP = {"monitor": "step", "mode": "max"}
-"""What makes `save_top_k` mean the last ones."""
+"""Makes `save_top_k` keep the newest checkpoints."""
 
 
 class Checkpoints(ModelCheckpoint):
-    """Lightning's ModelCheckpoint, of which a kill at any moment leaves `last.ckpt` and what it names.
+    """Lightning's ModelCheckpoint, safe against kills: `last.ckpt` always names a whole checkpoint.
 
     Where nothing else is monitored, the last `save_top_k` checkpoints stay. The end of a run is saved too.
     """
 
     @property
     def folder(self) -> Path:
-        """Where the checkpoints are."""
+        """The folder of the checkpoints."""
         assert self.dirpath is not None, "setup or the command line says it"
         return Path(self.dirpath)
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Rename what is newer than the checkpoint from which the run goes on: it was of another past."""
+        """Rename checkpoints newer than the one this run resumes from: the run will write other ones."""
         super().on_train_start(trainer, pl_module)
         for path in checkpoints(self.folder) if trainer.is_global_zero else ():
             manifest = Manifest.read(path)
@@ -42,12 +42,12 @@ class Checkpoints(ModelCheckpoint):
 
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save the end of the run, be it due or not."""
+        """Save the end of the run, even out of schedule."""
         if self.save_last and not self._should_skip_saving_checkpoint(trainer):
             self._save_checkpoint(trainer, self.format_checkpoint_name(self._monitor_candidates(trainer)))
 
     def save_now(self, trainer: pl.Trainer) -> None:
-        """Have `last.ckpt` name a checkpoint of the iteration that ends, which stays until one is due."""
+        """Save this iteration and link `last.ckpt` to it; the next scheduled checkpoint replaces it."""
         path = self._last_checkpoint_saved
         if self._last_global_step_saved != trainer.global_step:
             path = str(self.folder / f"{PREEMPTED}{trainer.current_epoch + 1:04d}.ckpt")
@@ -56,7 +56,7 @@ class Checkpoints(ModelCheckpoint):
 
     @override
     def _save_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
-        """Have `last.ckpt` name it before older ones are removed."""
+        """Link `last.ckpt` to the new checkpoint before older ones are removed."""
         super()._save_checkpoint(trainer, filepath)
         if self.save_last == "link":
             self._link_checkpoint(trainer, filepath, str(self.folder / LAST))
@@ -67,7 +67,7 @@ class Checkpoints(ModelCheckpoint):
     @staticmethod
     @override
     def _link_checkpoint(trainer: pl.Trainer, filepath: str, linkpath: str) -> None:
-        """Move the link in one step: Lightning's own leaves a moment without one."""
+        """Replace the link atomically: Lightning leaves a moment without one."""
         link = Path(linkpath)
         if trainer.is_global_zero and Path(filepath).absolute() != link.absolute():
             if link.is_dir() and not link.is_symlink():
@@ -80,19 +80,19 @@ class Checkpoints(ModelCheckpoint):
         trainer.strategy.barrier()
 
     def _superseded(self, saved: Path) -> Iterator[Path]:
-        """What the one just saved makes superfluous: saved out of turn, or kept from removal by a kill."""
-        found = {path: Manifest.read(path) for path in checkpoints(self.folder)}
-        due = sorted(m.step for path, m in found.items() if m and not path.name.startswith(PREEMPTED))
+        """Checkpoints that the new one replaces: out of schedule, or left behind by a kill."""
+        manifests = {path: Manifest.read(path) for path in checkpoints(self.folder)}
+        due = sorted(m.step for path, m in manifests.items() if m and not path.name.startswith(PREEMPTED))
         keeps_last = self.monitor == BY_STEP["monitor"] and self.save_top_k > 0
         oldest = due[-self.save_top_k :][0] if keeps_last and due else 0
-        for path, manifest in found.items():
+        for path, manifest in manifests.items():
             too_old = manifest is not None and manifest.step < oldest
             if path != saved.absolute() and (too_old or path.name.startswith(PREEMPTED)):
                 yield path
 
 
 def supersede(checkpoint: Path) -> None:
-    """Rename a checkpoint so that nothing continues from it."""
+    """Rename a checkpoint so that no run resumes from it."""
     for path in [checkpoint] if checkpoint.is_dir() else [manifest_path(checkpoint), checkpoint]:
         aside = path.with_name(f"{path.name}.superseded")
         shutil.rmtree(aside, ignore_errors=True)

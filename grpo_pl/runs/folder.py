@@ -1,4 +1,4 @@
-"""Whose a run's folder is: one run's until that has ended, and one process's while it goes on."""
+"""Run folders: one run per folder, one process at a time."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -31,15 +31,15 @@ from grpo_pl.system.precision import AUTO
 from grpo_pl.system.refusal import ConfigError
 
 FREE = ("resume", "trainer.default_root_dir", "trainer.max_epochs", "trainer.max_steps")
-"""Settings that may differ where an unfinished run goes on: they do not change what an iteration does."""
+"""Settings that may differ when an unfinished run resumes: they do not change what an iteration does."""
 
 
 TYPES = ".precision", ".dtype"
-"""Where `auto` means the type that the run has begun with; of other settings it is a value like any."""
+"""Settings whose `auto` means the type that the run began with."""
 
 
 class RunFolder(SaveConfigCallback):
-    """Prepares the run's folder when all is checked: one that has ended moves aside, `config.yaml` comes in.
+    """Prepares the run's folder after all checks: moves an ended run aside, writes `config.yaml`.
 
     An unfinished run goes on by itself under the same settings. That is decided before anything changes in
     the folder, so that all ranks decide alike. A Trainer that is started by other code than the command `fit`
@@ -77,26 +77,26 @@ class RunFolder(SaveConfigCallback):
         return None if named == "last" else named
 
     def may_go_on(self) -> bool:
-        """Whether the folder's run is before its end, or in a job that SLURM starts again."""
+        """Whether the folder's run is unfinished, or in a job that SLURM has requeued."""
         ended, anew = (self.folder / ENDED_FILE).exists(), self.config.get("resume") == "never"
         open_ended = not (ended or anew) or slurm_job.was_requeued(self.folder)
         return open_ended and (self.folder / CONFIG_FILE).exists()
 
     def has_ended(self, folder: Path) -> bool:
-        """Whether a folder holds this very run, at its end."""
+        """Whether a folder holds a finished run of exactly these settings."""
         self.folder = folder
         place = "resume", "trainer.default_root_dir"
         return (folder / ENDED_FILE).exists() and (folder / CONFIG_FILE).exists() and not self.changed(place)
 
     def settings_to_keep(self, folder: Path) -> dict[str, Any]:
-        """The settings of a folder's run, if this one goes on with it: what is `auto` stays as it was."""
+        """The settings of the folder's run, if this run resumes it: its `auto` values are kept."""
         self.folder = folder
         if self.config.get("ckpt_path") == "last":
             return self._read_settings() if (folder / CONFIG_FILE).exists() else {}
         return self._read_settings() if self.may_go_on() and not self.changed() else {}
 
     def changed(self, free: Sequence[str] = FREE) -> list[str]:
-        """The settings that are not those of the run in the folder.
+        """The keys whose values differ from those of the run in the folder.
 
         Args:
             free: Those that may differ.
@@ -123,7 +123,7 @@ class RunFolder(SaveConfigCallback):
 
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Refuse ranks that would not compute alike; touch nothing yet: models are still to be loaded."""
+        """Refuse ranks with different precisions; the folder is not touched before models are loaded."""
         mine = trainer.precision
         first = first_rank_says(mine)
         if wrong := agreed("" if mine == first else f"rank {trainer.global_rank} has {mine}, rank 0 {first}"):
@@ -141,7 +141,7 @@ class RunFolder(SaveConfigCallback):
             job.write(self.folder)
 
     def prepare(self, trainer: pl.Trainer) -> None:
-        """Make the folder this run's: what does not go on moves aside, what a kill left half is removed."""
+        """Move an ended run aside, remove half-written files, write `config.yaml`."""
         saved = checkpointing(trainer).folder
         if self.continues:
             self._say_where_it_goes_on(saved)
@@ -153,7 +153,7 @@ class RunFolder(SaveConfigCallback):
         write_config(self.parser, self.config, self.folder)
 
     def end(self, trainer: pl.Trainer) -> None:
-        """Note that the run has reached its end: the same command is a new run from now on."""
+        """Mark the run as finished: the same command starts a new run from now on."""
         if trainer.is_global_zero:
             write_atomically(self.folder / ENDED_FILE, "{}\n")
 
@@ -177,14 +177,14 @@ class RunFolder(SaveConfigCallback):
 
 
 def write_config(parser: ArgumentParser, config: Namespace, folder: Path) -> None:
-    """Write `config.yaml` into a run's folder: started from it, the run goes on where it was."""
+    """Write `config.yaml` into a run's folder; `fit --config` on it resumes the run."""
     config = config.clone()
     config["resume"] = "auto"
     write_atomically(folder / CONFIG_FILE, parser.dump(config, skip_unset=False))
 
 
 def plain(config: dict[str, Any]) -> dict[str, Any]:
-    """A config without what its folder's own checkpoints are called by."""
+    """A config without the paths of its own checkpoints."""
     root, saving = config.get("trainer", {}).get("default_root_dir"), config.get("checkpoint", {})
     own = root is not None and saving.get("dirpath") == str(Path(root) / "checkpoints")
     last = config.get("ckpt_path") == "last"
@@ -193,7 +193,7 @@ def plain(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def different(a: Any, b: Any, key: str = "") -> Iterator[str]:
-    """The keys with different values, but for the addresses of servers: a job finds them at each start.
+    """The keys with different values, server addresses apart: a job finds those at each start.
 
     A type that `b` leaves open (`auto`) is as in `a`.
 

@@ -9,13 +9,13 @@ from grpo_pl.system.atomic_files import PARTIAL, remove, write_atomically
 
 CONFIG_FILE, METRICS_FILE, SAMPLES_FILE = "config.yaml", "metrics.csv", "samples.jsonl"
 ENDED_FILE = "ended.json"
-"""In the folder of a run that has reached its end; the same command continues any other."""
+"""Exists once the run has ended; without it the same command resumes the run."""
 LOCK_FILE = ".lock"
 ROLLOUTS_FOLDER = "rollouts"
 LAST = "last.ckpt"
-"""The link in a folder of checkpoints that means the newest whole one."""
+"""A link to the newest whole checkpoint of its folder."""
 MANIFEST_FILE = "manifest.json"
-"""In a checkpoint of shards; beside a checkpoint of one file, the ending of its name."""
+"""Inside a sharded checkpoint; beside a single-file one, appended to its name."""
 
 
 class StudyPlace(NamedTuple):
@@ -27,14 +27,14 @@ class StudyPlace(NamedTuple):
 
 
 def study_place(folder: Path) -> StudyPlace | None:
-    """Where a folder stands in a study, if it does."""
+    """The place of a folder in a study; None outside of studies."""
     folder = folder.absolute()
     seed = re.fullmatch(r"seed-(\d+)", folder.name)
     return StudyPlace(folder.parent.parent.name, folder.parent.name, seed[1]) if seed else None
 
 
 def sweep(folder: Path) -> None:
-    """Remove what a kill has left half written."""
+    """Remove half-written files that a kill has left."""
     for partial in folder.glob(f".*{PARTIAL}"):
         remove(partial)
     for manifest in folder.glob(f"*.ckpt.{MANIFEST_FILE}"):

@@ -1,4 +1,4 @@
-"""A folder for one process at a time."""
+"""Locks a run's folder for one process."""
 
 import fcntl
 import logging
@@ -14,14 +14,14 @@ log = logging.getLogger(__name__)
 
 
 class Lock:
-    """The right to write to a run's folder; the system takes it back when the process ends, however it ends.
+    """A lock on a run's folder, which the system releases when the process ends, however it ends.
 
-    A POSIX record lock, which no child inherits. On NFS it is the server that takes it back, some time after
+    A POSIX record lock, which no child inherits. On NFS the server releases it, some time after
     the client's machine has died (90 seconds by default, of NFSv4).
 
     Args:
         folder: The folder, which need not exist.
-        key: What names it.
+        key: The config key that names the folder.
     """
 
     def __init__(self, folder: Path, key: str = "trainer.default_root_dir") -> None:
@@ -29,7 +29,7 @@ class Lock:
         self._file: TextIOWrapper | None = None
 
     def take(self) -> None:
-        """Lock the folder that has its name now.
+        """Lock the folder.
 
         Raises:
             ConfigError: If another process holds it.
@@ -59,7 +59,7 @@ class Lock:
             log.warning(warning, self.folder, error.strerror)
 
     def leave(self) -> None:
-        """Give it back, and remove the folder if nothing has come into it."""
+        """Release the lock, and remove the folder if it is empty."""
         if self._file is None:
             return
         path = self.folder / LOCK_FILE

@@ -1,4 +1,4 @@
-"""What belongs to a checkpoint, to the byte: which one is whole, and which is the newest whole one."""
+"""Checksums of checkpoints: which are whole, and which is the newest whole one."""
 
 import hashlib
 import json
@@ -20,9 +20,9 @@ from grpo_pl.system.refusal import ConfigError
 log = logging.getLogger(__name__)
 
 SHARDED = "meta.pt"
-"""What a checkpoint of shards holds beside tensors, in Lightning's name for it."""
+"""Lightning's name for the file of a sharded checkpoint that holds everything but tensors."""
 TORN = RuntimeError, EOFError, ValueError, LookupError, TypeError, struct.error, pickle.UnpicklingError
-"""What torch raises where a file is no longer what it was."""
+"""What torch raises on a damaged file."""
 
 
 @dataclass(frozen=True)
@@ -35,20 +35,20 @@ class Part:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The files of a checkpoint, and where in the run it was written."""
+    """The files of a checkpoint, with size and checksum, and its step."""
 
     step: int
-    """Optimizer steps taken until then: of two checkpoints, the one with more is the newer."""
+    """Optimizer steps so far; the checkpoint with more is the newer one."""
     files: dict[str, Part]
-    """By their path in a checkpoint of shards; a checkpoint of one file has the empty path."""
+    """By path inside a sharded checkpoint; a single-file checkpoint has the empty path."""
 
     def write(self, checkpoint: Path) -> None:
-        """Put it beside a checkpoint of one file, or into one of shards."""
+        """Write the manifest beside a single-file checkpoint, or into a sharded one."""
         write_atomically(manifest_path(checkpoint), json.dumps(asdict(self), indent=1) + "\n")
 
     @classmethod
     def read(cls, checkpoint: Path) -> "Manifest | None":
-        """That of a checkpoint; None where there is none that can be read."""
+        """The manifest of a checkpoint; None if it is missing or unreadable."""
         try:
             content = json.loads(manifest_path(checkpoint).read_text(encoding="utf-8"))
             files = {name: Part(**part) for name, part in content["files"].items()}
@@ -58,21 +58,21 @@ class Manifest:
 
 
 def manifest_path(checkpoint: Path) -> Path:
-    """Where the manifest of a checkpoint is."""
+    """The path of a checkpoint's manifest."""
     if checkpoint.is_dir():
         return checkpoint / MANIFEST_FILE
     return checkpoint.with_name(f"{checkpoint.name}.{MANIFEST_FILE}")
 
 
 def measured(path: Path) -> Part:
-    """A file as it is on the disk."""
+    """Size and checksum of a file on the disk."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return Part(path.stat().st_size, digest)
 
 
 def is_sharded(path: Path) -> bool:
-    """Whether a checkpoint is a folder with the shards of many ranks."""
+    """Whether a checkpoint is a folder of shards."""
     return (path / SHARDED).is_file()
 
 
@@ -80,10 +80,9 @@ def is_sharded(path: Path) -> bool:
 
 
 def damage(checkpoint: Path, manifest: Manifest | None) -> str:
-    """What is wrong with a checkpoint, in few words; empty for one that is whole. Collective.
+    """What is wrong with a checkpoint, in few words; empty if it is whole. Collective.
 
-    Each rank reads some of the files. Without a manifest nothing but the frame is known: torch must be able
-    to open it.
+    Each rank reads some of the files. Without a manifest it is whole if torch can open it.
     """
     if not checkpoint.exists():
         return agreed("it is missing")
@@ -95,7 +94,7 @@ def damage(checkpoint: Path, manifest: Manifest | None) -> str:
 
 
 def part_damage(checkpoint: Path, manifest: Manifest, name: str) -> str:
-    """What is wrong with one file of a checkpoint; empty where nothing is."""
+    """What is wrong with one file of a checkpoint; empty if nothing is."""
     path, expected = checkpoint / name if name else checkpoint, manifest.files[name]
     called = name or "it"
     if not path.is_file():
@@ -106,7 +105,7 @@ def part_damage(checkpoint: Path, manifest: Manifest, name: str) -> str:
 
 
 def stored_step(checkpoint: Path) -> int | None:
-    """The optimizer steps that a checkpoint itself tells, its tensors unread; None for one that is torn."""
+    """The optimizer steps stored in a checkpoint, without reading its tensors; None if it is torn."""
     path = checkpoint / SHARDED if is_sharded(checkpoint) else checkpoint
     if not zipfile.is_zipfile(path):
         return None
@@ -116,12 +115,12 @@ def stored_step(checkpoint: Path) -> int | None:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in a folder, the link to the last one apart."""
+    """The checkpoints in a folder, without the link `last.ckpt`."""
     return sorted(path for path in folder.glob("*.ckpt") if path.name != LAST)
 
 
 def newest_first(folder: Path) -> list[tuple[Path, Manifest | None]]:
-    """The checkpoints in a folder by optimizer steps, whatever the clock says; unreadable ones come first."""
+    """The checkpoints in a folder, most optimizer steps first; unreadable ones lead."""
 
     def step(found: tuple[Path, Manifest | None]) -> float:
         path, manifest = found
@@ -132,7 +131,7 @@ def newest_first(folder: Path) -> list[tuple[Path, Manifest | None]]:
 
 
 def whole_checkpoint(path: Path) -> Path:
-    """The checkpoint that a path means, once its checksums are right. Collective.
+    """The checkpoint that a path means, after its checksums are verified. Collective.
 
     `last.ckpt` means the newest whole one of its folder; those that are not whole are named and passed over.
 

@@ -1,4 +1,4 @@
-"""A signal ends the run, saved, at the end of the iteration, or at once before the first one."""
+"""Signals end a run: saved at the end of its iteration, or at once before the first one."""
 
 import logging
 import signal
@@ -17,12 +17,12 @@ log = logging.getLogger(__name__)
 
 REQUEUE, STOP, CTRL_C = signal.SIGUSR1, signal.SIGTERM, signal.SIGINT
 EXIT_CODE = 75
-"""Of a run that a signal stopped and that can go on; sysexits.h calls it EX_TEMPFAIL."""
+"""Exit code of a run that a signal stopped and that can resume: EX_TEMPFAIL of sysexits.h."""
 CTRL_C_EXIT_CODE = 128 + CTRL_C
 
 
 class Interrupted(SystemExit):
-    """A signal ends the process at once: nothing has happened in it that is not saved."""
+    """A signal ends the process at once, when there is nothing to save."""
 
     def __init__(self, number: signal.Signals) -> None:
         super().__init__(CTRL_C_EXIT_CODE if number == CTRL_C else EXIT_CODE)
@@ -52,7 +52,7 @@ class Preemption(Checkpoint):
         self._before: dict[signal.Signals, signal._HANDLER] = {}
 
     def listen(self) -> None:
-        """Take the signals from now on; best before the engine starts processes.
+        """Handle the signals from now on; best before the engine starts processes.
 
         SLURM signals every process of a job: those that are started later inherit that SIGUSR1 is blocked
         and survive it. This one lets it in at the end of the iteration.
@@ -64,7 +64,7 @@ class Preemption(Checkpoint):
         signal.pthread_sigmask(signal.SIG_BLOCK, {REQUEUE})
 
     def leave(self) -> None:
-        """Treat the signals as before `listen`."""
+        """Restore the handlers from before `listen`."""
         if self._before:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {REQUEUE})
         for number, handler in self._before.items():
@@ -93,7 +93,7 @@ class Preemption(Checkpoint):
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Wait for the iteration's end from now on; the first validation is over."""
+        """From now on a signal waits for the iteration's end."""
         self.listen()
         self._nothing_to_lose = False
 
@@ -145,7 +145,7 @@ class Preemption(Checkpoint):
 
 
 def checkpointing(trainer: pl.Trainer) -> Checkpoints:
-    """What saves regularly."""
+    """The callback that saves checkpoints."""
     return next(c for c in trainer.checkpoint_callbacks if isinstance(c, Checkpoints))
 
 

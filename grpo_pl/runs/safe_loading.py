@@ -1,4 +1,4 @@
-"""Checkpoints as files from anywhere: data and tensors alone are read, and nothing in them ever runs."""
+"""Reads checkpoints from anywhere without running any code in them: data and tensors alone."""
 
 import io
 import pickle
@@ -19,7 +19,7 @@ from grpo_pl.runs.manifest import SHARDED, is_sharded
 from grpo_pl.system.refusal import ConfigError
 
 INDEX = ".metadata"
-"""Where torch says which file of a sharded checkpoint holds what: a pickle."""
+"""Torch's index of a sharded checkpoint, a pickle: which file holds what."""
 OF_AN_INDEX = {
     "torch": {"Size"},
     "torch.serialization": {"_get_layout"},
@@ -31,15 +31,15 @@ OF_AN_INDEX = {
     "pathlib": {"PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath"},
     "collections": {"OrderedDict"},
 }
-"""All that an index is made of, by module."""
+"""The classes of an index, by module."""
 OF_A_RUN = {"loops", "pytorch-lightning_version", "state_dict"}
-"""What a checkpoint in one file has at least."""
+"""Keys that every single-file checkpoint has."""
 NO_DATA = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError)
-"""What unpickling raises on a file that is torn, none of its kind, or more than data."""
+"""What unpickling raises on a file that is damaged, of another format, or holds more than data."""
 
 
 class IndexUnpickler(pickle.Unpickler):
-    """Builds what an index is made of, and calls nothing else."""
+    """Unpickles the classes of an index and nothing else."""
 
     @override
     def find_class(self, module: str, name: str) -> Any:
@@ -51,7 +51,7 @@ class IndexUnpickler(pickle.Unpickler):
 
 
 class SafePlanner(DefaultLoadPlanner):
-    """Reads what is no tensor as plain data: torch's own would run any code that it holds."""
+    """Reads everything but tensors as plain data; torch's own planner would run any code in it."""
 
     @override
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
@@ -59,7 +59,7 @@ class SafePlanner(DefaultLoadPlanner):
 
 
 def read_index(folder: Path) -> Metadata:
-    """What a sharded checkpoint holds; once this has read it, torch may.
+    """The index of a sharded checkpoint; safe for torch to read afterwards.
 
     Raises:
         ConfigError: If it is damaged, or holds more than data.
@@ -75,7 +75,7 @@ def read_index(folder: Path) -> Metadata:
 
 
 def check_shards(folder: Path) -> None:
-    """Read the index and all that is no tensor, so that torch and Lightning may read them in their ways.
+    """Read the index and everything but tensors, so that torch and Lightning may read them too.
 
     Raises:
         ConfigError: If something is damaged, or holds more than data.
@@ -93,7 +93,7 @@ def check_shards(folder: Path) -> None:
 
 
 def read_file(path: Path, mapped: bool = False) -> dict[str, Any]:
-    """What a checkpoint in one file holds.
+    """The content of a single-file checkpoint.
 
     Args:
         path: The file.
@@ -114,7 +114,7 @@ def read_file(path: Path, mapped: bool = False) -> dict[str, Any]:
 
 
 def check_checkpoint(path: Path) -> None:
-    """Read what is quickly read of a checkpoint, before anything is loaded.
+    """Check what is quick to read of a checkpoint, before anything is loaded.
 
     Raises:
         ConfigError: If it is not there, damaged, of no run, or holds more than data.
@@ -130,7 +130,7 @@ def check_checkpoint(path: Path) -> None:
 
 
 def unreadable(path: Path, reason: object) -> ConfigError:
-    """Says of a checkpoint why it is not read."""
+    """The error that says why a checkpoint is not read."""
     words = " ".join(str(reason).split()) or type(reason).__name__
     if "mmap can only be used" in words:
         words = "it is no file of torch.save"

@@ -1,4 +1,4 @@
-"""Whether a checkpoint is one of this run's models and optimizer, before any of them takes it."""
+"""Checks that a checkpoint matches this run's models and optimizer before it is loaded."""
 
 import logging
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 
 
 def check_fits(checkpoint: Mapping[str, Any], own: Mapping[str, Tensor], configured: Any) -> None:
-    """Refuse the checkpoint of another run.
+    """Refuse a checkpoint of other models or of another optimizer.
 
     Args:
         checkpoint: What Lightning has read.
@@ -51,7 +51,7 @@ def check_weights_fit(stored: Mapping[str, Tensor], own: Mapping[str, Tensor]) -
 
 
 def check_optimizer_fits(checkpoint: Mapping[str, Any], optimizer: Optimizer, scheduled: bool) -> None:
-    """Refuse the state of another optimizer; say so if a schedule begins or ends here.
+    """Refuse the state of another optimizer; log if a schedule begins or ends here.
 
     Raises:
         ConfigError: In one sentence.
@@ -74,6 +74,6 @@ def check_optimizer_fits(checkpoint: Mapping[str, Any], optimizer: Optimizer, sc
 
 
 def layout(state: Mapping[str, Any]) -> list[tuple[int, set[str]]]:
-    """Of each group of parameters how many they are, and the settings that they have."""
+    """The number of parameters and the settings of each parameter group."""
     groups = state["param_groups"]
     return [(len(group["params"]), group.keys() - {"params", "initial_lr"}) for group in groups]

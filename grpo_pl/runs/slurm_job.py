@@ -1,4 +1,4 @@
-"""What a process knows of its SLURM job: whose run folder it writes to, and how to be started again."""
+"""The SLURM job of this process: which run folder it owns, and how it is requeued."""
 
 import json
 import logging
@@ -16,19 +16,19 @@ OWNER_FILE = "slurm_job.json"
 
 @dataclass(frozen=True)
 class Owner:
-    """The job that a run folder belongs to, as its `slurm_job.json` says."""
+    """The job that owns a run folder, as its `slurm_job.json` says."""
 
     job: str
     starts: int
     """How often the job has been started in this folder."""
 
     def write(self, folder: Path) -> None:
-        """Put it into the folder, in one step."""
+        """Write it into the folder atomically."""
         write_atomically(folder / OWNER_FILE, json.dumps(asdict(self)) + "\n")
 
 
 def owner(folder: Path) -> Owner | None:
-    """The job that a run folder belongs to; None for a folder of no job."""
+    """The job that owns a run folder; None if no job does."""
     path = folder / OWNER_FILE
     if not path.exists():
         return None
@@ -41,13 +41,13 @@ def owner(folder: Path) -> Owner | None:
 
 
 def current() -> Owner | None:
-    """The job that this process runs in, with this start of it; None outside of SLURM."""
+    """The job of this process, with its number of starts; None outside of SLURM."""
     job = os.environ.get("SLURM_JOB_ID")
     return Owner(job, int(os.environ.get("SLURM_RESTART_COUNT", "0")) + 1) if job else None
 
 
 def was_requeued(folder: Path) -> bool:
-    """Whether an earlier start of this very job has written to the folder.
+    """Whether an earlier start of this job has written to the folder.
 
     A second command inside the same start is a run of its own.
     """
@@ -58,7 +58,7 @@ def was_requeued(folder: Path) -> bool:
 
 
 def requeue(job: str) -> str:
-    """Put the running job back into the queue; what is said against it, else nothing."""
+    """Requeue the running job; SLURM's reason if it refuses, else nothing."""
     try:
         done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
     except FileNotFoundError:  # in a container

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 Gradient = Sequence[Tensor | None]
-"""Of each of some parameters, or None where a parameter has none."""
+"""The gradient of each parameter; None where a parameter has none."""
 
 
 def by_mesh(parameters: Iterable[nn.Parameter]) -> list[list[nn.Parameter]]:
-    """Those with a gradient, by the ranks that it is divided among: torch mixes no two kinds."""
+    """The parameters with a gradient, grouped by device mesh, since torch cannot mix meshes."""
     kinds: dict[Any, list[nn.Parameter]] = {}
     for parameter in parameters:
         if parameter.grad is not None:
@@ -50,7 +50,7 @@ def clip(kinds: Iterable[list[nn.Parameter]], bound: float, norm: Tensor | None)
 
 @contextmanager
 def set_aside(parameters: Sequence[nn.Parameter]) -> Iterator[Gradient]:
-    """Takes the gradients that stand with parameters away for a while, and puts the very same back."""
+    """Takes the gradients of parameters away inside the body, and puts them back after it."""
     kept = taken(parameters)
     try:
         yield kept
@@ -60,11 +60,11 @@ def set_aside(parameters: Sequence[nn.Parameter]) -> Iterator[Gradient]:
 
 
 def taken(parameters: Sequence[nn.Parameter]) -> Gradient:
-    """The gradients that stand with parameters, which have none from then on."""
-    found = [parameter.grad for parameter in parameters]
+    """Take the gradients of parameters away."""
+    gradients = [parameter.grad for parameter in parameters]
     for parameter in parameters:
         parameter.grad = None
-    return found
+    return gradients
 
 
 def inner_product(one: Gradient, other: Gradient) -> float:
@@ -84,6 +84,6 @@ def length(gradient: Gradient) -> float:
 
 
 def cosine(one: Gradient, other: Gradient) -> float:
-    """Of the angle between two gradients; 0 where one of them is 0."""
+    """The cosine of the angle between two gradients; 0 if one of them is 0."""
     lengths = length(one) * length(other)
     return inner_product(one, other) / lengths if lengths else 0.0

@@ -123,7 +123,7 @@ class OptimizedModule(pl.LightningModule):
                 clip(kinds, gradient_clip_val, None if gradient_clip_algorithm == "value" else norms[name])
 
     def guarded(self, loss: Tensor, *others: Tensor, made_of: Mapping[str, Tensor | None]) -> Tensor:
-        """The loss of a micro-batch, with no finite gradient unless it and some other numbers are finite.
+        """The loss of a micro-batch; its gradient is NaN unless it and some other numbers are finite.
 
         Args:
             loss: The loss.

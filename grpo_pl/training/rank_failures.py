@@ -1,4 +1,4 @@
-"""The failure of one rank is the end of all: none is left waiting for it."""
+"""One rank's failure ends all ranks: none is left waiting."""
 
 import os
 import sys
@@ -16,7 +16,7 @@ from grpo_pl.runs.preemption import Interrupted
 
 POLL_S = 0.2
 GRACE_S = 10.0
-"""How long a rank that has lost its connection to another waits to hear how that one ended."""
+"""How long a rank that lost its connection to another one waits for that one's exit code."""
 
 
 @contextmanager
@@ -47,7 +47,7 @@ def ending_together(trainer: pl.Trainer) -> Iterator[None]:
 
 
 def follow(launcher: subprocess_script._SubprocessScriptLauncher) -> None:
-    """End this process and all others as soon as one that it has started fails."""
+    """End this process and all ranks that it has started as soon as one of them fails."""
     while True:
         failed = [code for process in launcher.procs if (code := process.poll())]
         if failed:

@@ -118,7 +118,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         return init_device_mesh(self.root_device.type, sizes, mesh_dim_names=names)["replicate", "shard"]
 
     def place(self, build: Build) -> nn.Module:
-        """Build a model and divide it; its weights are read last, by each rank its own."""
+        """Build a model and shard it; then each rank reads its own part of the weights."""
         with deferred_weights() as weights:
             model = build()
         if self.tensor_parallel_size > 1:
@@ -126,7 +126,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         dtype = None if self.dtype is None else getattr(torch, self.dtype)
         arguments: dict[str, Any] = {
             "mesh": self._shard_mesh,
-            "reshard_after_forward": True,  # the root too, or the next to read it finds it whole, or stale
+            "reshard_after_forward": True,  # the root too: kept whole, it would go stale
             "mp_policy": MixedPrecisionPolicy(dtype, reduce_dtype=torch.float32 if dtype else None),
             "offload_policy": OffloadPolicy(),
         }
@@ -142,7 +142,7 @@ class FSDP2Strategy(ModelParallelStrategy):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any | None = None
     ) -> None:
-        """Write shards beside the checkpoint's place and rename their folder: a kill leaves a whole one."""
+        """Write shards into a partial folder and rename it: a kill leaves a whole checkpoint."""
         if not self._save_distributed_checkpoint:
             super().save_checkpoint(checkpoint, filepath, storage_options)
             return
@@ -170,7 +170,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         self.barrier()
 
     def _measured_by_all(self, folder: Path) -> dict[str, Part]:
-        """The checksums of a folder's files, each rank reading some of them. Collective."""
+        """The checksums of a folder's files; each rank reads some of them. Collective."""
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         mine = {
             str(path.relative_to(folder)): measured(path)
@@ -182,14 +182,14 @@ class FSDP2Strategy(ModelParallelStrategy):
     def load_checkpoint(
         self, checkpoint_path: str | Path, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Read the checkpoint that the path means, once it is known to be whole, and data."""
+        """Read the checkpoint that the path means, after checking that it is whole and holds data alone."""
         whole = whole_checkpoint(Path(checkpoint_path))
         check_checkpoint(whole)
         return super().load_checkpoint(whole, weights_only=True)
 
     @override
     def model_to_device(self) -> None:
-        """Move what is not divided; `place` has put the models where they belong."""
+        """Move modules that are not sharded; `place` has put the models where they belong."""
         assert self.lightning_module is not None
         for child in self.lightning_module.children():
             if not self.offload or not any(p.numel() for p in child.parameters()):
@@ -201,7 +201,7 @@ StrategyRegistry.register("hsdp", FSDP2Strategy, "every model divided in each no
 
 
 def place(strategy: Strategy, build: Build) -> nn.Module:
-    """Build a model where its strategy wants it: divided, or whole on this rank's device.
+    """Build a model where its strategy wants it: sharded, or whole on this rank's device.
 
     Raises:
         ConfigError: If the strategy divides models in a way that is not known here.

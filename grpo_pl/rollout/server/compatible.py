@@ -1,4 +1,4 @@
-"""What a server must be before it is used: each mistake is said in one sentence."""
+"""Checks a server before it is used; each mistake is one sentence."""
 
 import asyncio
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from grpo_pl.rollout.server.connection import Server, ServerError
 
 START = "python -m grpo_pl.rollout.server"
 PROBE = "Ünïcode, 12345 + 6789 = 19134; def f(x): return [x ** 2]"
-"""A text that two tokenizers hardly cut alike."""
+"""A text that different tokenizers hardly split alike."""
 SHOWN = 5
 """How many of the likeliest tokens are compared to find out what a server's log-probabilities are."""
 
@@ -37,12 +37,12 @@ async def check(server: Server, expected: Expected) -> None:
 
 
 async def is_paused(server: Server) -> bool:
-    """Whether it answers nothing, as after a weight update that was broken off."""
+    """Whether it answers nothing, as after an interrupted weight update."""
     return bool((await server.get("/is_paused"))["is_paused"])
 
 
 async def check_address(server: Server, expected: Expected) -> None:
-    """Whether it is there, knows the key, takes weights and reads long enough sequences."""
+    """Refuse a server that is absent, has another key, takes no weights or reads too short sequences."""
     try:
         model = (await server.get("/v1/models"))["data"][0]
     except ServerError as error:
@@ -72,7 +72,7 @@ async def check_address(server: Server, expected: Expected) -> None:
 
 
 async def check_tokenizer(server: Server, expected: Expected) -> None:
-    """Whether token ids mean the same to both."""
+    """Refuse a server with another tokenizer."""
     asked = {"prompt": PROBE, "add_special_tokens": False}
     if (await server.post("/tokenize", asked))["tokens"] != expected.encode(PROBE):
         raise ServerError(
@@ -82,7 +82,7 @@ async def check_tokenizer(server: Server, expected: Expected) -> None:
 
 
 async def check_logprobs(server: Server, expected: Expected) -> None:
-    """Whether its log-probabilities are those it samples with.
+    """Refuse a server whose log-probabilities are not those it samples with.
 
     At temperature 1/2 the likeliest token is further from the fifth by a factor of 2, if they are.
     """

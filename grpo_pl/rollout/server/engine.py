@@ -34,13 +34,13 @@ class Synced(NamedTuple):
     """Which servers have the current weights."""
 
     weights: str
-    """What a server calls them; no others have ever been called so."""
+    """Their unique name on the servers."""
     urls: list[str]
     lost: dict[str, str]
-    """The other servers, and why."""
+    """Lost server -> reason."""
 
     def without(self, lost: dict[str, ServerError]) -> "Synced":
-        """The same after these servers are lost, which the log says."""
+        """The state without lost servers, which are logged."""
         for url, error in lost.items():
             log.warning("data.engine: the server at %s is lost: %s", url, error)
         reasons = {url: str(error) for url, error in lost.items()}
@@ -167,7 +167,7 @@ class ServerEngine(RolloutEngine):
             raise no_server_left(self._synced)
 
     async def _push(self, weights: Iterable[tuple[str, Tensor]], name: str) -> Synced:
-        """Give the whole of the weights to every server that can be reached."""
+        """Send all weights to every server that can be reached."""
         transfer, before = self._transfer, self._synced
         assert transfer is not None, "start() comes first"
         async with self._fleet(self.urls) as fleet:
@@ -264,7 +264,7 @@ def completion_request(prompt: Prompt, g: int, sampling: SamplingConfig) -> dict
 
 
 async def begin(server: Server) -> None:
-    """Have a server forget all requests and all that it has read, and wait for weights."""
+    """Have a server drop all requests and caches, and wait for weights."""
     await server.post("/pause?mode=abort")
     try:
         await server.post("/start_weight_update")
@@ -276,6 +276,6 @@ async def begin(server: Server) -> None:
 
 
 def no_server_left(synced: Synced) -> EngineLostError:
-    """Says why, of each."""
+    """The error that names each server's reason."""
     reasons = "; ".join(f"{url}: {reason}" for url, reason in synced.lost.items())
     return EngineLostError(f"no server is left ({reasons})")
