@@ -1,4 +1,4 @@
-"""The models: how they are made, and what they say of given sequences."""
+"""The models: builders, and scores of given sequences."""
 
 from grpo_pl.models.adapter import AdapterOff, LoRA, WithoutAdapter
 from grpo_pl.models.builder import ModelBuilder

@@ -1,4 +1,4 @@
-"""Weights that are read when their model has been divided among ranks: no rank ever holds a whole copy."""
+"""Reads weights after their model has been sharded: no rank ever holds a whole copy."""
 
 import json
 import logging
@@ -35,15 +35,14 @@ class Owed:
 
 @dataclass
 class DeferredWeights:
-    """What models that were built without weights are owed."""
+    """The models that were built without weights."""
 
     owed: list[Owed] = field(default_factory=list)
 
     def defer(self, model: "PreTrainedModel", folder: Path) -> bool:
-        """Take note of a model on the `meta` device; False if the folder has not all of its parameters."""
+        """Register a model on the `meta` device; False if the folder lacks some of its parameters."""
         names = {name for name, parameter in model.named_parameters() if parameter.is_meta}
-        there = stored_names(folder)
-        if not names <= there:
+        if not names <= stored_names(folder):
             log.info("%s names its weights otherwise than the model: each rank reads it whole", folder)
             return False
         places = {}
@@ -55,7 +54,7 @@ class DeferredWeights:
 
     @torch.no_grad()
     def load(self, model: nn.Module, device: torch.device) -> None:
-        """Put the whole of `model` on the device, and read of what it is owed this rank's part."""
+        """Move `model` to the device, and read this rank's part of its weights."""
         model._apply(lambda t: torch.empty_like(t, device=device) if t.is_meta else t.to(device))
         for owed in self.owed:
             tensors = {name: getattr(module, leaf).detach() for name, (module, leaf) in owed.places.items()}
@@ -69,7 +68,7 @@ class DeferredWeights:
 
 
 def make_buffers_again(model: "PreTrainedModel") -> None:
-    """Compute what a checkpoint does not hold, such as the frequencies of rotary embeddings.
+    """Recompute buffers that no checkpoint holds, such as the frequencies of rotary embeddings.
 
     Raises:
         ConfigError: If the model does not say how.
@@ -93,7 +92,7 @@ def make_buffers_again(model: "PreTrainedModel") -> None:
 
 @torch.no_grad()
 def read_head(head: nn.Module, folder: Path) -> set[str]:
-    """Give the head `score` its stored weights, and zeros where none are stored: their names."""
+    """Give the head `score` its stored weights, else zeros; returns the names of those not stored."""
     head.to_empty(device="cpu")
     missing = {f"score.{leaf}" for leaf, _ in head.named_parameters()} - stored_names(folder)
     for leaf, parameter in head.named_parameters():
@@ -106,7 +105,7 @@ def read_head(head: nn.Module, folder: Path) -> set[str]:
 
 
 def stored_names(folder: Path) -> set[str]:
-    """The names of the tensors in a folder of safetensors files; none where there is no such file."""
+    """The names of the tensors in a folder's safetensors files."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         return set(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
@@ -122,7 +121,7 @@ _deferred: ContextVar[DeferredWeights | None] = ContextVar("deferred", default=N
 
 @contextmanager
 def deferred_weights() -> Iterator[DeferredWeights]:
-    """Inside it, pretrained models are built without their weights, wherever these can be read in parts."""
+    """Inside it, pretrained models are built without weights if those can be read in parts."""
     token = _deferred.set(weights := DeferredWeights())
     try:
         yield weights
@@ -131,5 +130,5 @@ def deferred_weights() -> Iterator[DeferredWeights]:
 
 
 def deferred() -> DeferredWeights | None:
-    """What takes note of models without weights; None where models are to be read whole."""
+    """The register of models without weights; None if models are read whole."""
     return _deferred.get()

@@ -1,4 +1,4 @@
-"""The trainer's parameters on their way to the engine."""
+"""Gathers the trainer's parameters whole for the engine."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
@@ -68,7 +68,7 @@ def whole(
 
 @torch.no_grad()
 def merged_weight(layer: Any, weight: Tensor) -> Tensor:
-    """What a layer of peft computes with, adapters and all, as a new tensor of the weight's dtype."""
+    """The merged weight of a peft layer, as a new tensor of the weight's dtype."""
     for adapter in layer.active_adapters:
         weight = (weight + layer.get_delta_weight(adapter)).to(weight.dtype)
     return weight

@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 
 class TokenLogprobs(NamedTuple):
-    """What a language model says of given sequences; zero where the mask is False."""
+    """A language model's scores of given sequences; zero where the mask is False."""
 
     logprobs: Float[Tensor, "B T"]
     entropy: Float[Tensor, "B T"] | None
-    """None where it was not asked for."""
+    """None if not requested."""
     hidden: Float[Tensor, "M H"]
     """The state from which each masked token was chosen, for heads on the policy's trunk."""
 

@@ -72,12 +72,12 @@ def resolve_pretrained(pretrained: str) -> str:
 
 
 NO_CODE: Any = {"trust_remote_code": False}
-"""For everything that is loaded: not even asked is whether code that comes with a model shall run."""
+"""For everything that is loaded: code that comes with a model never runs."""
 
 
 @contextmanager
 def loading(pretrained: str, part: str) -> Iterator[None]:
-    """Whatever transformers refuses in the body, in its many ways, becomes one sentence on the model."""
+    """Turn whatever transformers raises in the body into one sentence on the model."""
     from huggingface_hub.errors import StrictDataclassError
 
     try:
@@ -122,7 +122,7 @@ def weights_folder(pretrained: str) -> Path:
 
 
 SIZES = "num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size"
-"""What no model has none of; transformers builds one with less than nothing, and fails when it is used."""
+"""Sizes that must be positive; transformers would build such a model and fail when it is used."""
 
 
 def load_config(pretrained: str) -> "PretrainedConfig":
@@ -177,15 +177,15 @@ def eos_token_ids(pretrained: str) -> set[int]:
 
 
 def sampling_defaults(pretrained: str) -> dict[str, float]:
-    """How the model's generation settings have tokens drawn, as far as they say: `{"top_p": 0.8}`."""
+    """The sampling parameters in the model's generation settings, such as `{"top_p": 0.8}`."""
     from transformers import GenerationConfig
 
     keys = "temperature", "top_p", "top_k", "min_p", "repetition_penalty"
     try:
-        said = GenerationConfig.from_pretrained(resolve_pretrained(pretrained)).to_diff_dict()
+        defaults = GenerationConfig.from_pretrained(resolve_pretrained(pretrained)).to_diff_dict()
     except OSError:
         return {}
-    return {key: float(said[key]) for key in keys if said.get(key) is not None}
+    return {key: float(defaults[key]) for key in keys if defaults.get(key) is not None}
 
 
 def _load_config_without_dropout(pretrained: str) -> "PretrainedConfig":
@@ -253,11 +253,11 @@ def untrained_language_model(pretrained: str) -> "PreTrainedModel":
 
 
 def check_complete(pretrained: str, report: dict[str, Any], head: str = "") -> None:
-    """Refuse a checkpoint that lacks weights, which would be random, and name those that it has for nothing.
+    """Refuse a checkpoint that lacks weights, which would be random, and log unused ones.
 
     Args:
         pretrained: The model folder or hub name.
-        report: What transformers says of the loading.
+        report: The loading info of transformers.
         head: The module whose weights may be missing; empty for none.
 
     Raises:
@@ -274,17 +274,17 @@ def check_complete(pretrained: str, report: dict[str, Any], head: str = "") -> N
 
 
 def pretrained_models(model: nn.Module) -> list["PreTrainedModel"]:
-    """The models of transformers that a model is made of, without those inside of others."""
+    """The outermost models of transformers inside a model."""
     from transformers import PreTrainedModel
 
     if isinstance(model, PreTrainedModel):
         return [model]
-    return [found for child in model.children() for found in pretrained_models(child)]
+    return [inner for child in model.children() for inner in pretrained_models(child)]
 
 
 def transformer_blocks(model: nn.Module) -> list[nn.Module]:
     """The layers that repeat, in their order: the unit in which a model is compiled and divided."""
-    kinds = {kind for found in pretrained_models(model) for kind in found._no_split_modules or ()}
+    kinds = {kind for inner in pretrained_models(model) for kind in inner._no_split_modules or ()}
     return [module for module in model.modules() if type(module).__name__ in kinds]
 
 

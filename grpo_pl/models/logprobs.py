@@ -54,11 +54,11 @@ def chunked_logprobs(
 
     pairs = [(hidden[rows], targets[rows]) for rows in chunks(len(hidden), chunk_tokens)]
     if torch.is_grad_enabled():
-        said = [checkpoint(chosen, h, target, use_reentrant=False) for h, target in pairs]
+        parts = [checkpoint(chosen, h, target, use_reentrant=False) for h, target in pairs]
     else:
-        said = [chosen(h, target) for h, target in pairs]
-    found, *entropies = (torch.cat(parts) for parts in zip(*said, strict=True))
-    return found, entropies[0] if entropies else None
+        parts = [chosen(h, target) for h, target in pairs]
+    logprobs, *entropies = (torch.cat(chunks) for chunks in zip(*parts, strict=True))
+    return logprobs, entropies[0] if entropies else None
 
 
 def lm_head(language_model: "PreTrainedModel") -> tuple[nn.Module, float, float | None]:

@@ -1,4 +1,4 @@
-"""How sequences lie in the rows that a model reads: padded, or packed with their prompts shared."""
+"""Lays out sequences in the rows that a model reads: padded, or packed with shared prompts."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -85,7 +85,7 @@ def pack(token_ids: Int[Tensor, "B T"], loss_mask: Bool[Tensor, "B T"], row_toke
     """
     ids, device = token_ids.cpu(), token_ids.device
     ends = [_ends(mask) for mask in loss_mask.tolist()]
-    begins_with = [tuple(said[:start]) for said, (start, _) in zip(ids.tolist(), ends, strict=True)]
+    begins_with = [tuple(row[:start]) for row, (start, _) in zip(ids.tolist(), ends, strict=True)]
     known = {prompt: i for i, prompt in enumerate(sorted(set(begins_with)))}
     spans = [Span(known[it], start, end - start) for it, (start, end) in zip(begins_with, ends, strict=True)]
     placement = narrowest(spans, row_tokens)
@@ -197,7 +197,7 @@ def hidden_before_each_token(
 
 
 def checked_row_tokens(row_tokens: int | None) -> int | None:
-    """The option as it is, if it is one.
+    """The option, after a check.
 
     Raises:
         ConfigError: If it is a number below 1.

@@ -1,7 +1,5 @@
-"""Reward models: what a trained model thinks of a response, or of each of its steps."""
+"""Reward models: a trained model's score of a response, or of each of its steps."""
 
-import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -12,6 +10,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from grpo_pl.models.loading import RewardKind, context_length, load_reward_model, load_tokenizer
+from grpo_pl.system.atomic_files import partial_of, remove
 from grpo_pl.system.precision import DType
 from grpo_pl.system.refusal import ArgumentError
 
@@ -117,7 +116,7 @@ class RewardModel(nn.Module):
 
     @property
     def head(self) -> nn.Linear:
-        """What makes a state a score."""
+        """The layer that turns a state into a score."""
         return cast(nn.Linear, self.model.score)
 
     def save(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
@@ -127,11 +126,10 @@ class RewardModel(nn.Module):
             folder: Where to; what was there is replaced.
             weights: Those to write, whole, under the names of `model`.
         """
-        partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+        partial = partial_of(folder)
         self.model.save_pretrained(partial, state_dict=dict(weights))
         self.encode.tokenizer.save_pretrained(partial)
-        if folder.exists():
-            shutil.rmtree(folder)
+        remove(folder)
         partial.replace(folder)
 
     @override

@@ -102,7 +102,7 @@ class ValueHead(ModelBuilder):
 
 
 def check_same_tokens(pretrained: str, critic: "PreTrainedModel", policy: "PreTrainedModel") -> None:
-    """Refuse a critic that would read the policy's tokens as other ones.
+    """Refuse a critic with another vocabulary than the policy.
 
     Raises:
         ConfigError: If the vocabularies differ in size.

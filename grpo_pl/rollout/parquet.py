@@ -141,6 +141,6 @@ def read_groups(path: Path) -> dict[Group, list[dict[str, Any]]]:
 def forget_iterations(folder: Path, after: int) -> None:
     """Remove the files of later iterations, which a resumed run will write again."""
     for path in folder.glob("iteration-*.parquet"):
-        found = re.match(r"iteration-(\d+)", path.name)
-        if found and int(found[1]) > after:
+        match = re.match(r"iteration-(\d+)", path.name)
+        if match and int(match[1]) > after:
             path.unlink()

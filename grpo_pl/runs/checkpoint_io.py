@@ -53,7 +53,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     @override
     def remove_checkpoint(self, path: str | Path) -> None:
-        """Rename the checkpoint before removing it, so that a kill leaves nothing that looks like a checkpoint."""
+        """Rename the checkpoint before removing it: a kill then leaves nothing that looks like one."""
         place = Path(path)
         manifest, rubbish = manifest_path(place), partial_of(place)
         if place.exists():

@@ -105,8 +105,8 @@ class RunFolder(SaveConfigCallback):
             ConfigError: If that run's cannot be read.
         """
         now = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))
-        found = different(plain(self._read_settings()), plain(now))
-        return sorted(key for key in found if key not in free)
+        keys = different(plain(self._read_settings()), plain(now))
+        return sorted(key for key in keys if key not in free)
 
     def _read_settings(self) -> dict[str, Any]:
         path = self.folder / CONFIG_FILE
@@ -159,8 +159,8 @@ class RunFolder(SaveConfigCallback):
 
     def _say_where_it_goes_on(self, saved: Path) -> None:
         anew = "; --resume never starts anew" if self.config.get("ckpt_path") != "last" else ""
-        if found := newest_first(saved):
-            print(f"The run of {self.folder} goes on from {found[0][0].name}{anew}.")
+        if kept := newest_first(saved):
+            print(f"The run of {self.folder} goes on from {kept[0][0].name}{anew}.")
         elif (self.folder / METRICS_FILE).exists():
             print(f"The run of {self.folder} was stopped before its first checkpoint and begins again{anew}.")
 
@@ -186,9 +186,9 @@ def write_config(parser: ArgumentParser, config: Namespace, folder: Path) -> Non
 def plain(config: dict[str, Any]) -> dict[str, Any]:
     """A config without the paths of its own checkpoints."""
     root, saving = config.get("trainer", {}).get("default_root_dir"), config.get("checkpoint", {})
-    own = root is not None and saving.get("dirpath") == str(Path(root) / "checkpoints")
+    default = root is not None and saving.get("dirpath") == str(Path(root) / "checkpoints")
     last = config.get("ckpt_path") == "last"
-    changes = {"checkpoint": saving | {"dirpath": None}} if own else {}
+    changes = {"checkpoint": saving | {"dirpath": None}} if default else {}
     return config | changes | ({"ckpt_path": None} if last else {})
 
 

@@ -122,8 +122,8 @@ def checkpoints(folder: Path) -> list[Path]:
 def newest_first(folder: Path) -> list[tuple[Path, Manifest | None]]:
     """The checkpoints in a folder, most optimizer steps first; unreadable ones lead."""
 
-    def step(found: tuple[Path, Manifest | None]) -> float:
-        path, manifest = found
+    def step(pair: tuple[Path, Manifest | None]) -> float:
+        path, manifest = pair
         known = stored_step(path) if manifest is None else manifest.step
         return float("inf") if known is None else float(known)
 

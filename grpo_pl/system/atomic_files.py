@@ -1,4 +1,4 @@
-"""Files that a kill, a power cut or a full disk leaves whole."""
+"""Atomic file writes: a kill, a power cut or a full disk leaves the old file or the new one."""
 
 import errno
 import os
@@ -10,16 +10,16 @@ from typing import BinaryIO
 
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 PARTIAL = ".partial"
-"""How the names of files end that are being written; what is left of them after a kill is rubbish."""
+"""Suffix of files being written; after a kill they are rubbish."""
 
 
 class DiskFullError(RuntimeError):
-    """There is no room for a file of a run; nothing that the run had written before is touched."""
+    """The disk has no room for a file of a run; earlier files are untouched."""
 
 
 @contextmanager
 def room_for(path: Path) -> Iterator[None]:
-    """Say in one sentence which file found no room.
+    """Turn a full disk into one sentence that names the file.
 
     Raises:
         DiskFullError: If something in the body did not fit on the disk.
@@ -74,7 +74,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def append(path: Path, text: str) -> None:
-    """Add text to a file; it lies on the disk when this returns.
+    """Append text to a file and flush it to the disk.
 
     Raises:
         DiskFullError: If it does not fit on the disk; part of it may be there.
@@ -96,7 +96,7 @@ def remove(path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Put the names in a folder on the disk, as fsync does it for the content of a file."""
+    """Flush the names in a folder to the disk, as fsync does for a file's content."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""A line that shows that something long goes on."""
+"""A progress line for something long."""
 
 import os
 import threading
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TextIO
 
 TERMINAL_S, LOG_S = 1.0, 30.0
-"""From one line to the next."""
+"""Seconds between lines."""
 CLEAR = "\r\033[K"
 
 

@@ -11,7 +11,7 @@ _PEAK = re.compile(r"VmHWM:\s+(\d+) kB")
 
 
 def keep_freed_memory() -> None:
-    """Have the process use again what it frees, until `release_free_memory`.
+    """Have the process keep freed memory for reuse, until `release_free_memory`.
 
     By itself glibc hands each large tensor back at once, and the system clears the pages of the next one: a
     tenth of the time of a small model's forward and backward on a CPU.
@@ -23,16 +23,16 @@ def keep_freed_memory() -> None:
 
 
 def release_free_memory() -> None:
-    """Hand freed memory back to the system: between phases of other shapes glibc keeps ever more."""
+    """Return freed memory to the system: across phases of different shapes glibc keeps ever more."""
     with suppress(OSError, AttributeError):  # not glibc
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def peak_gib() -> float:
-    """The greatest resident memory of this process since `forget_peak`, in GiB; 0 where Linux is not."""
+    """The greatest resident memory of this process since `forget_peak`, in GiB; 0 outside Linux."""
     with suppress(OSError):
-        found = _PEAK.search(Path("/proc/self/status").read_text())
-        return int(found[1]) / 2**20 if found else 0.0
+        match = _PEAK.search(Path("/proc/self/status").read_text())
+        return int(match[1]) / 2**20 if match else 0.0
     return 0.0
 
 

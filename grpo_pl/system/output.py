@@ -1,4 +1,4 @@
-"""The noise of the libraries underneath, turned down to what a user can act on."""
+"""Reduces the libraries' output to what a user can act on."""
 
 import logging
 import os
@@ -18,7 +18,7 @@ ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
 }
 VERBOSE = "GRPO_PL_VERBOSE"
-"""Set this environment variable to see everything that the libraries say."""
+"""Environment variable that shows all messages of the libraries."""
 
 
 def tame_logs() -> None:

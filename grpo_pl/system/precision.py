@@ -1,4 +1,4 @@
-"""The type of matrix products: which one a device computes well, as measured on it."""
+"""Measures which type of matrix products is fast on a device."""
 
 import time
 from collections.abc import Callable
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 AUTO = "auto"
-"""What a config says where it leaves the type open."""
+"""The config value that leaves the type open."""
 DType = Literal["float32", "bfloat16", "float16"]
 OpenDType = Literal["auto", "float32", "bfloat16", "float16"]
 PRECISIONS: dict[DType, Literal["32-true", "bf16-mixed", "16-mixed"]] = {
@@ -20,11 +20,11 @@ PRECISIONS: dict[DType, Literal["32-true", "bf16-mixed", "16-mixed"]] = {
 }
 """The `trainer.precision` that multiplies in a type and keeps float32 weights."""
 WORTH = 1.2
-"""A type of 16 bits has to be so many times as fast as float32 to be chosen."""
+"""How many times as fast as float32 a type of 16 bits must be to be chosen."""
 CPU_SHAPE, GPU_SHAPE = (128, 256, 512), (4096, 4096, 4096)
 """A product `[m, k] x [k, n]`: on a CPU without bfloat16 as slow as 0.4 GFLOP/s, 0.1 s."""
 REPEATS, AT_LEAST, SLOW_S = 30, 3, 0.01
-"""So many products are timed; of slow ones, in seconds, fewer."""
+"""Number of timed products; fewer of slow ones (in seconds)."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ Multiply = Callable[[Tensor, Tensor], Callable[[], object]]
 
 
 def with_torch(states: Tensor, weights: Tensor) -> Callable[[], object]:
-    """As the trainer multiplies."""
+    """Prepares a product as the trainer computes it."""
     return lambda: torch.nn.functional.linear(states, weights)
 
 
@@ -108,10 +108,10 @@ def _rate(device: str, dtype: DType, multiply: Multiply) -> float:
 
 
 def device_here() -> torch.device:
-    """Where this machine computes: its accelerator if it has one."""
+    """This machine's accelerator, else its CPU."""
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
 def chosen_dtype(dtype: OpenDType, device: torch.device | None = None) -> DType:
-    """A type as it is set; where it is left open, the one that the device (this machine's) computes well."""
+    """The given type; for `auto` the one that is fast on the device, by default this machine's."""
     return measured_rates((device or device_here()).type).fitting if dtype == "auto" else dtype

@@ -1,4 +1,4 @@
-"""A door for vLLM's server: every request needs the API key."""
+"""Middleware of vLLM's server: every request needs the API key."""
 
 import hmac
 import os
@@ -11,7 +11,7 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 
 class RequireKey:
-    """ASGI middleware: whoever asks for anything but `/health` must have the key of `VLLM_API_KEY`.
+    """ASGI middleware: every request but `/health` needs the key of `VLLM_API_KEY`.
 
     vLLM 0.32 asks for its key under /v1 and a few more, and leaves open what replaces weights, calls any
     method of a worker and shows the configuration (vllm/entrypoints/serve/middleware/authenticate.py).
@@ -21,7 +21,7 @@ class RequireKey:
         self._app, self._expected = app, f"Bearer {os.environ['VLLM_API_KEY']}".encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Hand on what may come in."""
+        """Pass authorized requests on."""
         if scope["type"] == "http" and scope["path"] != "/health" and not self._has_key(scope):
             await send({"type": "http.response.start", "status": 401, "headers": []})
             await send({"type": "http.response.body", "body": b'{"error": "Unauthorized"}'})
@@ -29,5 +29,5 @@ class RequireKey:
             await self._app(scope, receive, send)
 
     def _has_key(self, scope: Scope) -> bool:
-        said = dict(scope["headers"]).get(b"authorization", b"")
-        return hmac.compare_digest(said, self._expected)
+        given = dict(scope["headers"]).get(b"authorization", b"")
+        return hmac.compare_digest(given, self._expected)

@@ -73,8 +73,8 @@ async def check_address(server: Server, expected: Expected) -> None:
 
 async def check_tokenizer(server: Server, expected: Expected) -> None:
     """Refuse a server with another tokenizer."""
-    asked = {"prompt": PROBE, "add_special_tokens": False}
-    if (await server.post("/tokenize", asked))["tokens"] != expected.encode(PROBE):
+    request = {"prompt": PROBE, "add_special_tokens": False}
+    if (await server.post("/tokenize", request))["tokens"] != expected.encode(PROBE):
         raise ServerError(
             f"the server at {server.url} has a model with another vocabulary: start it with the trainer's "
             "--pretrained, or correct urls"

@@ -14,16 +14,16 @@ log = logging.getLogger(__name__)
 
 
 class ServerError(Exception):
-    """What a server did not do, in words."""
+    """A server's failure, in words."""
 
     def __init__(self, reason: str, status: int | None = None) -> None:
         super().__init__(reason)
         self.status = status
-        """Of the HTTP answer; None where there was none."""
+        """The HTTP status; None if there was no answer."""
 
 
 class Server:
-    """One server, while a session with it lasts."""
+    """One server, within a session."""
 
     def __init__(self, url: str, session: aiohttp.ClientSession, timeout_s: float) -> None:
         self.url, self._session, self.timeout_s = url, session, timeout_s
@@ -46,9 +46,9 @@ class Server:
         Raises:
             ServerError: If it gives none, or has others, as after it was started again.
         """
-        said = (await self.get("/weight_info"))["weight_version"]
-        if said != version:
-            raise ServerError(f"it has the weights {said!r} instead of {version!r}")
+        held = (await self.get("/weight_info"))["weight_version"]
+        if held != version:
+            raise ServerError(f"it has the weights {held!r} instead of {version!r}")
 
     async def _ask(self, method: str, path: str, body: Any, timeout_s: float | None) -> Any:
         timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=self.timeout_s)
@@ -67,7 +67,7 @@ class Server:
 
 
 def explanation(text: str) -> str:
-    """What vLLM's answer to a failed request says."""
+    """The message in vLLM's answer to a failed request."""
     try:
         error = json.loads(text)["error"]
         return str(error["message"] if isinstance(error, dict) else error)
@@ -92,7 +92,7 @@ class Fleet:
         self.servers, self.lost = servers, dict[str, ServerError]()
 
     async def each(self, ask: Callable[[Server], Awaitable[object]]) -> None:
-        """Have all of them do it."""
+        """Run it on all servers."""
         outcomes = await asyncio.gather(*map(ask, self.servers), return_exceptions=True)
         for server, outcome in zip(list(self.servers), outcomes, strict=True):
             if isinstance(outcome, ServerError):
@@ -102,10 +102,10 @@ class Fleet:
                 raise outcome
 
     def lose_all(self, error: ServerError) -> None:
-        """None of them can go on."""
+        """Drop all servers."""
         self.lost |= {server.url: error for server in self.servers}
         self.servers.clear()
 
     async def post(self, path: str, body: Any = None) -> None:
-        """Post the same to all of them."""
+        """Post the same to all servers."""
         await self.each(lambda server: server.post(path, body))

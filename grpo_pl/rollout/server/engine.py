@@ -174,8 +174,8 @@ class ServerEngine(RolloutEngine):
             stale: set[Server] = set()
 
             async def look(server: Server) -> None:
-                said = (await server.get("/weight_info"))["weight_version"]
-                if before.weights not in ("", said) or await is_paused(server):
+                held = (await server.get("/weight_info"))["weight_version"]
+                if before.weights not in ("", held) or await is_paused(server):
                     stale.add(server)
 
             await fleet.each(look)

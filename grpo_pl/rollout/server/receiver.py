@@ -17,7 +17,7 @@ from grpo_pl.rollout.vllm import repack_tied_head
 
 @dataclass
 class Folder(WeightTransferInitInfo):  # type: ignore[misc]
-    """Where files will stand."""
+    """Where the files will be."""
 
     folder: str
 

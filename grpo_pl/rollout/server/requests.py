@@ -1,4 +1,4 @@
-"""Requests answered by several servers, each exactly once, whatever becomes of a server."""
+"""Requests spread over several servers, each answered exactly once even if servers die."""
 
 import asyncio
 from collections import deque
@@ -14,7 +14,7 @@ CHECKS_PER_TIMEOUT = 4
 
 @dataclass
 class Work:
-    """What a server has to do and has done."""
+    """A server's open and finished requests."""
 
     under_way: dict[int, asyncio.Task[None]] = field(default_factory=dict)
     unconfirmed: set[int] = field(default_factory=set)
@@ -22,7 +22,7 @@ class Work:
     watch: asyncio.Task[None] | None = None
 
     def cancel(self) -> None:
-        """Break off all of it."""
+        """Cancel everything."""
         for task in filter(None, (*self.under_way.values(), self.watch)):
             task.cancel()
 
@@ -126,7 +126,7 @@ class Answering:
             work.unconfirmed -= answered
 
     async def _confirm(self) -> bool:
-        """Whether the last answers, too, come from the right weights."""
+        """Check that the last answers, too, come from the right weights."""
         unsure = [server for server, work in self._work.items() if work.unconfirmed]
         checks = [server.check_weights(self._weights) for server in unsure]
         outcomes = await asyncio.gather(*checks, return_exceptions=True)

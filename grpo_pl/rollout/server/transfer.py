@@ -1,4 +1,4 @@
-"""How weights get from the trainer into the servers, bucket by bucket."""
+"""Sends weights from the trainer to the servers, bucket by bucket."""
 
 import asyncio
 import socket
@@ -24,7 +24,7 @@ Bucket = dict[str, Tensor]
 
 
 def buckets(weights: Iterable[tuple[str, Tensor]], max_bytes: int) -> Iterator[Bucket]:
-    """Weights that follow each other, of at most so many bytes together, or one that alone has more."""
+    """Consecutive weights of at most so many bytes together; a larger one alone."""
     bucket: Bucket = {}
     size = 0
     for name, tensor in weights:
@@ -50,7 +50,7 @@ class WeightTransfer(ABC):
 
     @abstractmethod
     async def connect(self, fleet: Fleet, *, anew: bool) -> None:
-        """Make the servers ready to receive; `anew` if not all of them have been since the last time."""
+        """Prepare the servers to receive; `anew` if some of them are new since the last time."""
 
     @abstractmethod
     async def send(self, bucket: Bucket, fleet: Fleet) -> None:
@@ -58,7 +58,7 @@ class WeightTransfer(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Give back what it holds; it can be connected again."""
+        """Free its resources; it can be connected again."""
 
 
 def check_bucket(bucket_mib: int) -> int:
@@ -205,7 +205,7 @@ def own_address(urls: Iterable[str]) -> str:
 
 
 def free_port() -> int:
-    """A port that nobody listens at."""
+    """A free port."""
     with socket.socket() as one:
         one.bind(("", 0))
         return int(one.getsockname()[1])
