@@ -165,7 +165,7 @@ def test_a_keyboard_interrupt_is_not_a_reward_error():
 
 @pytest.mark.parametrize("weight", [math.nan, math.inf])
 def test_a_weight_that_is_not_finite_is_refused(weight):
-    with pytest.raises(ValueError, match="^weight=.*: expected a finite number"):
+    with pytest.raises(ValueError, match=r"^weight=.*: expected a finite number"):
         Scripted({}, weight=weight)
 
 

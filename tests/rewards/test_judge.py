@@ -209,7 +209,7 @@ def test_a_reply_that_takes_too_long_is_not_waited_for(server: Server) -> None:
 def test_the_key_comes_from_the_environment(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     ours = judge(server, api_key_variable="JUDGE_KEY")
     monkeypatch.delenv("JUDGE_KEY", raising=False)
-    with pytest.raises(ValueError, match="^api_key_variable=JUDGE_KEY is not set: export it"):
+    with pytest.raises(ValueError, match=r"^api_key_variable=JUDGE_KEY is not set: export it"):
         ours.build(whole)
     monkeypatch.setenv("JUDGE_KEY", "secret")
     ours.build(whole)
@@ -265,7 +265,8 @@ def test_a_run_is_judged(server: Server, fit: Fit) -> None:
 def test_a_server_that_is_not_there_is_refused_before_training(server: Server, refused: Refused) -> None:
     nobody = server.url.replace(str(server.server_port), "9")
     assert re.fullmatch(
-        rf"grpo_pl: error: model\.rewards\.opinion: the judge at {nobody}/chat/completions does not answer \(.*refused.*\): "
+        rf"grpo_pl: error: model\.rewards\.opinion: the judge at {nobody}/chat/completions does not answer "
+        r"\(.*refused.*\): "
         "start the server, or check url, model and api_key_variable",
         refused(*arguments(nobody)),
     )

@@ -185,7 +185,7 @@ def test_without_math_verify_the_message_says_what_to_install(monkeypatch):
 
 
 def test_a_limit_below_one_is_refused():
-    with pytest.raises(ValueError, match="^max_chars=0: expected 1 or more"):
+    with pytest.raises(ValueError, match=r"^max_chars=0: expected 1 or more"):
         MathAnswer(max_chars=0)
 
 

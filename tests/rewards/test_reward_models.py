@@ -109,7 +109,7 @@ def test_more_tokens_than_the_model_reads_are_refused(outcome_model: Path) -> No
 
 
 def test_a_budget_of_no_tokens_is_refused(outcome_model: Path) -> None:
-    with pytest.raises(ValueError, match="^batch_tokens=0: expected 1 or more"):
+    with pytest.raises(ValueError, match=r"^batch_tokens=0: expected 1 or more"):
         OutcomeRewardModel(str(outcome_model), batch_tokens=0)
 
 

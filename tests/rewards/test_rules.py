@@ -190,12 +190,12 @@ def test_soft_overlong_is_equation_13_of_dapo():
 
 @pytest.mark.parametrize("buffer_tokens", [0, -1, 101])
 def test_a_buffer_outside_the_limit_is_refused(buffer_tokens):
-    with pytest.raises(ValueError, match="^buffer_tokens=.*: expected 1 or more and at most max_tokens="):
+    with pytest.raises(ValueError, match=r"^buffer_tokens=.*: expected 1 or more and at most max_tokens="):
         SoftOverlong(100, buffer_tokens)
 
 
 def test_a_length_limit_below_one_token_is_refused():
-    with pytest.raises(ValueError, match="^max_tokens=0: expected 1 or more"):
+    with pytest.raises(ValueError, match=r"^max_tokens=0: expected 1 or more"):
         LengthPenalty(0)
 
 
