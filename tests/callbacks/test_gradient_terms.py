@@ -131,7 +131,7 @@ def test_what_cannot_be_measured_is_refused_before_there_is_a_folder(
     refused: Refused, tmp_path: Path
 ) -> None:
     root = ("--trainer.default_root_dir", tmp_path / "run")
-    flat = ("--trainer.strategy.class_path", "cpu_fsdp.CPUFSDPStrategy")
+    flat = ("--trainer.strategy.class_path", "helpers.cpu_fsdp.CPUFSDPStrategy")
     sentence = refused(*root, *flat, *EVERY_SECOND)
     assert "gradient_terms.every=2 cannot be measured with trainer.strategy CPUFSDPStrategy" in sentence
     assert "gradient_terms.every=0: expected 1 or more" in refused(*root, "--gradient_terms.every", 0)

@@ -28,7 +28,7 @@ FIVE = (*SEVERAL_UPDATES, "--trainer.max_epochs", "5")
 VLLM = (
     *("--data.engine", "VLLMEngine", "--data.engine.dtype", "float32", "--data.engine.kv_cache_gib", "0.1"),
 )
-FSDP1_ON_A_CPU = ("--trainer.strategy.class_path", "cpu_fsdp.CPUFSDPStrategy")
+FSDP1_ON_A_CPU = ("--trainer.strategy.class_path", "helpers.cpu_fsdp.CPUFSDPStrategy")
 UNSAVED = ("--checkpoint.every_n_epochs", "100", "--checkpoint.save_last", "false")
 
 
