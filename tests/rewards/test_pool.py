@@ -31,7 +31,7 @@ def run(pools):
     """Runs calls in a pool of its own with the given limits."""
 
     def run(*pending: partial, **limits: object) -> list[Outcome]:
-        pools.append(Pool("worker_calls", Workers(**limits)))
+        pools.append(Pool("helpers.worker_calls", Workers(**limits)))
         return pools[-1].run(pending)
 
     return run
@@ -117,7 +117,7 @@ def test_a_retry_is_as_often_as_it_is_allowed(run, tmp_path):
 
 def test_workers_import_no_torch_and_have_a_session_of_their_own(run):
     [modules], [session] = run(partial(calls.modules)), run(partial(calls.session))
-    assert "worker_calls" in modules.value
+    assert "helpers.worker_calls" in modules.value
     assert not {"torch", "vllm", "lightning", "transformers"} & set(modules.value)
     assert session.value != os.getsid(0)  # the terminal's Ctrl-C goes to the sessions's foreground
 
@@ -143,9 +143,9 @@ def test_workers_die_with_a_trainer_that_is_killed(tmp_path):
     note = tmp_path / "worker"
     script = (
         f"import sys; sys.path[:] = {sys.path!r}\n"
-        "import threading, worker_calls\nfrom functools import partial\n"
+        "import threading\nfrom helpers import worker_calls\nfrom functools import partial\n"
         "from grpo_pl.rewards.pool import Pool, Workers\n"
-        f"run = partial(Pool('worker_calls', Workers(timeout_s=300.0)).run, "
+        f"run = partial(Pool('helpers.worker_calls', Workers(timeout_s=300.0)).run, "
         f"[partial(worker_calls.write_pid_and_hang, {str(note)!r})])\n"
         "threading.Thread(target=run).start()"
     )
