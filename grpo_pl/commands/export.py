@@ -96,9 +96,9 @@ def merge_adapters(weights: Weights, pretrained: str, checkpoint: Path) -> Weigh
     return plain.state_dict()
 
 
-def misfit(reason: str, pretrained: str, checkpoint: Path) -> ValueError:
+def misfit(reason: str, pretrained: str, checkpoint: Path) -> ConfigError:
     """The refusal of a base model that the checkpoint was not trained from."""
-    return ValueError(f"{checkpoint} does not fit the base model {pretrained} ({reason}): say --pretrained")
+    return ConfigError(f"{checkpoint} does not fit the base model {pretrained} ({reason}): say --pretrained")
 
 
 def check_fit(weights: Weights, own: Weights, pretrained: str, checkpoint: Path) -> None:

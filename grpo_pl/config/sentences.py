@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from pydoc import locate
 from types import FrameType
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from jsonargparse import ArgumentParser, _typehints, set_parsing_settings
 from jsonargparse._actions import _ActionConfigLoad
@@ -145,7 +145,10 @@ def about_a_value(key: str, message: str, options: dict[str, Any]) -> str | None
     types = re.findall(
         r"Expected a (?:<class '(.+?)'>|typing\.Literal\[(.+?)\])", message[: got and got.start()]
     )
-    if got and (inside := re.match(r"NestedArg\(key='(.+?)'", got[1])):
+    if got and (inside := re.match(r"NestedArg\(key='(.+?)'(?:, val='(.+)')?", got[1])):
+        if inside[2] and any(get_origin(kind) is dict for kind in (options[key], *get_args(options[key]))):
+            near = nearest(inside[2], components)
+            return f"{key}.{inside[1]}: expected one of {', '.join(components)}, got {inside[2]}{near}"
         return f"{key}.{inside[1]}: {key} has settings only where it names a class, and does not: name one"
     if got and types:
         expected = " or ".join(dict.fromkeys(plain or f"one of {choices}" for plain, choices in types))
