@@ -25,10 +25,8 @@ from grpo_pl.rewards.rules import (
     ExactMatch,
     Format,
     Function,
-    LastNumber,
     LengthPenalty,
     SoftOverlong,
-    TaskScore,
 )
 from grpo_pl.rewards.steps import StepPattern
 from grpo_pl.types import Prompt, Sample
@@ -155,24 +153,25 @@ def length(**texts: Any) -> float:
     return float(len(texts["response"]))
 
 
+TESTED_APART = {
+    *("CodeTests", "Judge", "MathAnswer", "OutcomeRewardModel", "ProcessRewardModel", "WorkerFunction")
+}
+"""They need a worker, a server or a model."""
+FOUND = {cls.__name__: cls for cls in implementations(RewardFunction)}
 REWARDS: dict[str, Callable[[], RewardFunction]] = {
-    "LastNumber": LastNumber,
+    **{name: FOUND[name] for name in sorted(FOUND.keys() - TESTED_APART)},
     "ExactMatch": lambda: ExactMatch(fold_case=True, fold_whitespace=True),
     "Format": lambda: Format(r"<answer>.*?</answer>", full_match=False),
     "LengthPenalty": lambda: LengthPenalty(max_tokens=7),
     "SoftOverlong": lambda: SoftOverlong(max_tokens=9, buffer_tokens=4),
     "StepPattern": lambda: StepPattern(r"=", steps=r"(?=Step [0-9])|\n+"),
-    "TaskScore": TaskScore,
     "Function": lambda: Function(length),
 }
-TESTED_APART = {
-    *("CodeTests", "Judge", "MathAnswer", "OutcomeRewardModel", "ProcessRewardModel", "WorkerFunction")
-}
-"""They need a worker, a server or a model."""
+"""Every reward in a file of rewards/, those with arguments that make it likely to fail."""
 
 
-def test_every_reward_is_in_the_table_or_has_tests_of_its_own() -> None:
-    assert {cls.__name__ for cls in implementations(RewardFunction)} == TESTED_APART | REWARDS.keys()
+def test_the_rewards_are_found_in_their_folder() -> None:
+    assert FOUND.keys() >= TESTED_APART | {"LastNumber", "TaskScore", "Function"}
 
 
 @given(text=ANSWER | LONG)
