@@ -7,7 +7,7 @@ from pathlib import Path, PurePath
 
 from grpo_pl.system.refusal import fail, nearest
 
-CONFIGS = Path(__file__).with_name("shipped")
+CONFIGS = Path(__file__).with_name("shipped").resolve()
 """The folder `configs/`: in a clone a link to it, in a wheel its files."""
 GLUED = re.compile(r"(--config=|-c=?)(.+)", re.DOTALL)
 

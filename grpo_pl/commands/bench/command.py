@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,6 +65,8 @@ SCALING = {"data.group_size": (4, 8, 16, 32), "data.sampling.max_tokens": (32, 6
 SCALING_PROMPTS = 2
 """Fewer than in the work itself: 8 groups of 32 would take an hour."""
 Numbers = dict[str, float]
+Measure = Callable[..., list[Numbers]]
+"""Runs a part: a `Bench`."""
 
 
 def options_of(work: dict[str, Any], said: list[str], dtype: "DType | None" = None) -> list[str]:
@@ -164,7 +167,7 @@ def precision_of(options: list[str]) -> str:
     return str(parser.parse_known_args(options)[0].precision)
 
 
-def fastest_peer(bench: Bench, said: list[str], iterations: int) -> dict[str, Any]:
+def fastest_peer(bench: Measure, said: list[str], iterations: int) -> dict[str, Any]:
     """TRL in the precision that is best for it here: float32's, or the one that fits the machine."""
     tried: dict[str, dict[str, Any]] = {}
     for options in (options_of(WORK, said), options_of(WORK, said, "float32")):
@@ -175,7 +178,7 @@ def fastest_peer(bench: Bench, said: list[str], iterations: int) -> dict[str, An
     return min(tried.values(), key=lambda peer: float(peer["iteration_s"]))
 
 
-def scaling(bench: Bench, said: list[str], iterations: int) -> dict[str, list[Numbers]]:
+def scaling(bench: Measure, said: list[str], iterations: int) -> dict[str, list[Numbers]]:
     """How the cost grows with the group and with the length of responses."""
     grown: dict[str, list[Numbers]] = {}
     for key, values in SCALING.items():
