@@ -64,7 +64,7 @@ LONG = "What is {a} {operator} {b}? Explain every step in great detail, as to a 
 SCALING = {"data.group_size": (4, 8, 16, 32), "data.sampling.max_tokens": (32, 64, 128, 256)}
 SCALING_PROMPTS = 2
 """Fewer than in the work itself: 8 groups of 32 would take an hour."""
-Numbers = dict[str, float]
+Numbers = dict[str, int | float]
 Measure = Callable[..., list[Numbers]]
 """Runs a part: a `Bench`."""
 
