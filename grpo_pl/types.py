@@ -22,7 +22,7 @@ Example, one prompt `[5, 6]` with the two responses `[7, 2]` and `[8]`:
 
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -266,6 +266,14 @@ class Feedback:
         return self.rewards.sum(-1)
 
 
+class Credit(NamedTuple):
+    """What an advantage estimator returns: zero where the loss mask is False."""
+
+    advantages: Float[Tensor, "N T"]
+    returns: Float[Tensor, "N T"] | None
+    """The critic's regression target; None where there is no critic."""
+
+
 @dataclass(kw_only=True)
 class SampleRecord:
     """One response with its rewards, for tables and files that people read."""
@@ -330,3 +338,10 @@ class Experience(Sequences):
         """Every tensor of floating-point numbers by its name."""
         named = ((field.name, getattr(self, field.name)) for field in fields(self))
         return {name: v for name, v in named if isinstance(v, Tensor) and v.is_floating_point()}
+
+
+class TokenLoss(NamedTuple):
+    """A loss for every token, unmasked and unreduced, and what to log of it (as token mean)."""
+
+    loss: Float[Tensor, "B T"]
+    metrics: dict[str, Float[Tensor, "B T"]]

@@ -1,10 +1,11 @@
 """Credit assignment: rewards of responses -> advantages of tokens."""
 
-from grpo_pl.advantages.base import AdvantageEstimator, Credit
+from grpo_pl.advantages.base import AdvantageEstimator
 from grpo_pl.advantages.baselines import OPO, ReinforcePlusPlus, ReinforcePlusPlusBaseline, ReMax
 from grpo_pl.advantages.critic import GAE
 from grpo_pl.advantages.group import GDPO, GroupRelative, LeaveOneOut, PassAtK, WinRate
 from grpo_pl.advantages.process import ProcessGroupRelative
+from grpo_pl.types import Credit
 
 __all__ = [
     "GAE",

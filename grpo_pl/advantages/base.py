@@ -1,7 +1,7 @@
 """The contract of an advantage estimator, and what several of them share."""
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -9,15 +9,7 @@ from torch import Tensor
 
 from grpo_pl.functional import group_is_constant
 from grpo_pl.system.refusal import ArgumentError
-from grpo_pl.types import Feedback
-
-
-class Credit(NamedTuple):
-    """What an estimator returns: zero where the loss mask is False."""
-
-    advantages: Float[Tensor, "N T"]
-    returns: Float[Tensor, "N T"] | None
-    """The critic's regression target; None where there is no critic."""
+from grpo_pl.types import Credit, Feedback
 
 
 class AdvantageEstimator(ABC):

@@ -7,7 +7,6 @@ from typing_extensions import override
 
 from grpo_pl.advantages.base import (
     AdvantageEstimator,
-    Credit,
     check_choice,
     check_ddof,
     check_fraction,
@@ -16,7 +15,7 @@ from grpo_pl.advantages.base import (
     spread,
 )
 from grpo_pl.functional import generalized_advantages, group_mean, whiten
-from grpo_pl.types import Feedback
+from grpo_pl.types import Credit, Feedback
 
 
 @final

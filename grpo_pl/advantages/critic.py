@@ -5,9 +5,9 @@ from typing import final
 import torch
 from typing_extensions import override
 
-from grpo_pl.advantages.base import AdvantageEstimator, Credit, check_ddof, check_fraction
+from grpo_pl.advantages.base import AdvantageEstimator, check_ddof, check_fraction
 from grpo_pl.functional import generalized_advantages, whiten
-from grpo_pl.types import Feedback
+from grpo_pl.types import Credit, Feedback
 
 
 @final

@@ -7,7 +7,6 @@ from typing_extensions import override
 
 from grpo_pl.advantages.base import (
     AdvantageEstimator,
-    Credit,
     check_choice,
     check_ddof,
     check_not_negative,
@@ -27,7 +26,7 @@ from grpo_pl.functional import (
     others_std,
 )
 from grpo_pl.system.refusal import ArgumentError
-from grpo_pl.types import Feedback
+from grpo_pl.types import Credit, Feedback
 
 
 @final

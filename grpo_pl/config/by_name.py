@@ -39,7 +39,8 @@ def config_file(name: str, refusal: str = "config: there is no file") -> str:
         if ":" not in name:
             names = [path.relative_to(CONFIGS).with_suffix("").as_posix() for path in CONFIGS.rglob("*.yaml")]
             files = [*map(str, Path(name).parent.glob("*")), *(f"configs/{one}.yaml" for one in names)]
-            fail(f"{refusal} {name}{nearest(name, files + names)}")
+            same = [f". Did you mean {one}?" for one in names if PurePath(one).name == PurePath(name).stem]
+            fail(f"{refusal} {name}{same[0] if same else nearest(name, files + names)}")
     except (OSError, ValueError):
         pass  # its reader says why it cannot be read
     return name

@@ -1,25 +1,18 @@
 """The contracts of a term of the objective and of the policy loss, which is the first of them."""
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import override
 
-from grpo_pl.types import Experience, TokenScores
+from grpo_pl.types import Experience, TokenLoss, TokenScores
 
 SLOWER = "a lower model.optimizer.lr, trainer.gradient_clip_val: 1, model.kl.bound: 10"
 """What helps where numbers grow beyond all bounds."""
 PRECISION = "trainer.precision: bf16-mixed or 32-true"
 """What helps where numbers are too coarse."""
-
-
-class TokenLoss(NamedTuple):
-    """A loss for every token, unmasked and unreduced, and what to log of it (as token mean)."""
-
-    loss: Float[Tensor, "B T"]
-    metrics: dict[str, Float[Tensor, "B T"]]
 
 
 class LossTerm(ABC):

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from grpo_pl.functional import importance_ratio, kl_k1, kl_k2, kl_k3
-from grpo_pl.losses.base import LossTerm, TokenLoss
+from grpo_pl.losses.base import LossTerm
 from grpo_pl.system.refusal import ArgumentError
-from grpo_pl.types import Experience, TokenScores
+from grpo_pl.types import Experience, TokenLoss, TokenScores
 
 Estimator = Literal["k1", "k2", "k3"]
 ESTIMATORS = {"k1": kl_k1, "k2": kl_k2, "k3": kl_k3}

@@ -8,9 +8,9 @@ from torch import Tensor
 from typing_extensions import override
 
 from grpo_pl.functional import bounded_exp, importance_ratio
-from grpo_pl.losses.base import PolicyLoss, TokenLoss
+from grpo_pl.losses.base import PolicyLoss
 from grpo_pl.system.refusal import ArgumentError
-from grpo_pl.types import Experience
+from grpo_pl.types import Experience, TokenLoss
 
 
 @final

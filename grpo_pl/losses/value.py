@@ -7,9 +7,9 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import override
 
-from grpo_pl.losses.base import LossTerm, TokenLoss
+from grpo_pl.losses.base import LossTerm
 from grpo_pl.system.refusal import ArgumentError
-from grpo_pl.types import Experience, TokenScores
+from grpo_pl.types import Experience, TokenLoss, TokenScores
 
 
 @final
