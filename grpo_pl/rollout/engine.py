@@ -81,7 +81,7 @@ class RolloutEngine(ABC):
         pretrained: Model folder or hub name; where empty, the one of `--pretrained`.
     """
 
-    pretrained: str
+    pretrained: str = ""
 
     @property
     def weights_dtype(self) -> torch.dtype | None:
