@@ -195,12 +195,14 @@ def plain(config: dict[str, Any]) -> dict[str, Any]:
 def different(a: Any, b: Any, key: str = "") -> Iterator[str]:
     """The keys with different values, server addresses apart: a job finds those at each start.
 
-    A type that `b` leaves open (`auto`) is as in `a`.
-
-    A value is also equal to what one writes for it: `--trainer.devices 1` is read as "1", from a file as 1.
+    A type that `b` leaves open (`auto`) is as in `a`. A class of grpo_pl is the same wherever an older version
+    kept it. A value is also equal to what one writes for it: `--trainer.devices 1` is read as "1", from a file as 1.
     """
     if isinstance(a, dict) and isinstance(b, dict):
         for name in a.keys() | b.keys():
             yield from different(a.get(name), b.get(name), f"{key}.{name}" if key else name)
+    elif key.endswith("class_path") and str(a).startswith("grpo_pl.") and str(b).startswith("grpo_pl."):
+        if a.rpartition(".")[2] != b.rpartition(".")[2]:
+            yield key
     elif a != b and str(a) != str(b) and not key.endswith((*TYPES, ".urls") if b == AUTO else ".urls"):
         yield key

@@ -388,3 +388,12 @@ def test_rows_of_a_checkpoint_are_plain(whole: Path) -> None:
     state = saved(whole)["callbacks"]["MetricsTable"]["rows"]
     assert json.loads(json.dumps(state)) == state
     assert [row["iteration"] for row in state] == [row["iteration"] for row in rows(whole)]
+
+
+def test_a_class_that_another_version_kept_elsewhere_is_no_change_of_settings() -> None:
+    before = {"model": {"kl": {"class_path": "grpo_pl.regularizers.KLInLoss"}}}
+    now = {"model": {"kl": {"class_path": "grpo_pl.losses.KLInLoss"}, "terms": None}}
+    other = {"model": {"kl": {"class_path": "grpo_pl.losses.KLInReward"}}}
+    foreign = {"model": {"kl": {"class_path": "mine.KLInLoss"}}}
+    assert list(different(before, now)) == []
+    assert list(different(before, other)) == list(different(before, foreign)) == ["model.kl.class_path"]
