@@ -195,8 +195,9 @@ def plain(config: dict[str, Any]) -> dict[str, Any]:
 def different(a: Any, b: Any, key: str = "") -> Iterator[str]:
     """The keys with different values, server addresses apart: a job finds those at each start.
 
-    A type that `b` leaves open (`auto`) is as in `a`. A class of grpo_pl is the same wherever an older version
-    kept it. A value is also equal to what one writes for it: `--trainer.devices 1` is read as "1", from a file as 1.
+    A type that `b` leaves open (`auto`) is as in `a`, and a class of grpo_pl is the same wherever an older
+    version kept it. A value is also equal to what one writes for it: `--trainer.devices 1` is read as "1",
+    from a file as 1.
     """
     if isinstance(a, dict) and isinstance(b, dict):
         for name in a.keys() | b.keys():
