@@ -252,7 +252,7 @@ def test_the_mean_reward_of_the_samples_is_the_rows_reward(run):
 
 @pytest.mark.parametrize("key", ["keep", "every", "rows"])
 def test_a_negative_setting_is_refused_by_its_key(key):
-    with pytest.raises(ValueError, match=rf"samples\.{key}=-1"):
+    with pytest.raises(ValueError, match=rf"^{key}=-1"):
         Samples(**{key: -1})
 
 

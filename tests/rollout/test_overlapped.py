@@ -156,7 +156,7 @@ def test_shutting_down_does_not_wait_for_what_is_sampled_ahead(
 
 def test_what_the_inner_engine_refuses_arrives_as_its_sentence(refused: Refused) -> None:
     huge = ("--data.engine.engine", "VLLMEngine", "--data.engine.engine.kv_cache_gib", "100000")
-    assert "data.engine.kv_cache_gib=100000 is more than" in refused(*OVERLAPPED[:4], *huge)
+    assert "data.engine.engine.kv_cache_gib=100000 is more than" in refused(*OVERLAPPED[:4], *huge)
 
 
 @pytest.mark.parametrize(("key", "value"), [("max_staleness", -1), ("threads", 0)])
