@@ -1,1 +1,1 @@
-"""What a response is worth: the contract and the weighted sum (`base`), rules (`rules`, `math_answer`)."""
+"""What a response is worth: the contract and the weighted sum (`base`), rules, tests, judges, models."""

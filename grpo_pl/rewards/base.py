@@ -17,7 +17,7 @@ from grpo_pl.models.builder import Place
 from grpo_pl.system.refusal import ArgumentError
 from grpo_pl.types import Prompt, Sample, ScoredSamples, StepScore
 
-_logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 LARGEST_SCORE = torch.finfo(torch.float32).max
 
 
@@ -29,8 +29,8 @@ class RewardFunction(ABC):
     """Scores finished responses; higher is better.
 
     Args:
-        weight: factor of this reward in the total; 0 means that it is logged only.
-        on_error: what an exception or a NaN does: `raise` stops the run with a message that shows the sample;
+        weight: Factor of this reward in the total; 0 means that it is logged only.
+        on_error: What an exception or a NaN does: `raise` stops the run with a message that shows the sample;
             `abstain` logs a warning and leaves the sample unscored.
     """
 
@@ -45,7 +45,7 @@ class RewardFunction(ABC):
         """One finite number for each sample, or None where this reward abstains. A batch may mix prompts."""
 
     def can_score(self, prompt: Prompt) -> bool:  # noqa: ARG002 - for those that override it
-        """False if the gold answer of this prompt is one that this reward can never read."""
+        """False if this reward can never read the gold answer of this prompt."""
         return True
 
     def build(self, place: Place) -> None:  # noqa: B027 - most have nothing to load
@@ -68,7 +68,7 @@ class RewardFunction(ABC):
 
 
 class ProcessReward(RewardFunction):
-    """Scores every step of a response; as an outcome it is worth the sum of its steps."""
+    """Scores every step of a response; the score of the whole response is the sum over its steps."""
 
     @abstractmethod
     def score_steps(self, samples: Sequence[Sample]) -> Sequence[Sequence[StepScore] | None]:
@@ -90,21 +90,21 @@ class Verifier(RewardFunction):
 
     @abstractmethod
     def extract(self, response: str) -> str | None:
-        """The answer of a response in a canonical spelling, None if it has none.
+        """The answer of a response in a canonical spelling, None without an answer.
 
-        Two responses with equal spelling gave the same answer, so majority voting counts spellings.
+        Majority voting counts spellings: equal spellings are the same answer.
         """
 
 
 def score_samples(rewards: Mapping[str, RewardFunction], samples: Sequence[Sample]) -> ScoredSamples:
     r"""The weighted sum of all rewards, `total_n = \sum_k weight_k * score_k(sample_n)`.
 
-    A sample is unscored, and must stay out of group statistics, if any reward with non-zero weight abstains
-    on it: its total is not known. Here we deviate from TRL, which sums the rewards that did answer (`nansum`)
-    and so ranks a response that one judge skipped against responses judged in full. All may be unscored.
+    A sample is unscored, and stays out of group statistics, if any reward with non-zero weight abstains on
+    it: its total is unknown. TRL deviates: it sums the rewards that did answer (`nansum`), and so ranks a
+    response that one judge skipped against responses judged in full. All samples may be unscored.
 
     Raises:
-        RewardError: a reward with `on_error: raise` failed.
+        RewardError: A reward with `on_error: raise` failed.
     """
     by_name: dict[str, list[float | None]] = {}
     weighted: dict[str, Tensor] = {}
@@ -113,13 +113,13 @@ def score_samples(rewards: Mapping[str, RewardFunction], samples: Sequence[Sampl
     scored = torch.ones(len(samples), dtype=torch.bool)
     for name, reward in rewards.items():
         before = dict(reward.failures)
-        given = _score_or_abstain(name, reward, samples)
+        raw_scores = _score_or_abstain(name, reward, samples)
         failures[name] = {kind: count - before[kind] for kind, count in reward.failures.items()}
-        scores = by_name[name] = [_outcome(score) for score in given]
+        scores = by_name[name] = [_outcome(score) for score in raw_scores]
         if reward.weight != 0:
             scored &= torch.tensor([score is not None for score in scores], dtype=torch.bool)
             weighted[name] = reward.weight * torch.tensor([score or 0.0 for score in scores])
-            for row, score in enumerate(given):
+            for row, score in enumerate(raw_scores):
                 if isinstance(score, Sequence):
                     steps[row] += [StepScore(step.end, reward.weight * step.score) for step in score]
     weighted = {name: torch.where(scored, scores, 0.0) for name, scores in weighted.items()}
@@ -159,14 +159,14 @@ def token_rewards(
 def earning_tokens(
     scored: ScoredSamples, step_ends: Bool[Tensor, "N T"], loss_mask: Bool[Tensor, "N T"]
 ) -> Bool[Tensor, "N T"]:
-    """True on the tokens that earn a reward, be it 0: where a step ends, and last where outcomes are paid."""
+    """True on tokens that earn a reward, even one of 0: step ends, and the last where outcomes are paid."""
     if scored.outcome is None:
         return step_ends
     return step_ends | (outcome_rewards(scored.scored.float(), loss_mask.cpu()) != 0)
 
 
 Score = float | None | Sequence[StepScore]
-"""What a reward gives a sample: a number, nothing, or the scores of its steps."""
+"""A reward's score of a sample: a number, None where it abstains, or the scores of its steps."""
 
 
 def _outcome(score: Score) -> float | None:
@@ -190,7 +190,7 @@ def _score_or_abstain(name: str, reward: RewardFunction, samples: Sequence[Sampl
             message = f"Reward {name!r} failed with {reason} ({describe(sample)})"
             if reward.on_error == "raise":
                 raise RewardError(f"{message}; on_error: abstain would skip such samples.") from error
-            _logger.warning("%s; it abstains.", message)
+            log.warning("%s; it abstains.", message)
             scores.append(None)
     if reward.on_error == "raise":
         raise RewardError(
@@ -201,10 +201,10 @@ def _score_or_abstain(name: str, reward: RewardFunction, samples: Sequence[Sampl
 
 
 def _checked_scores(reward: RewardFunction, samples: Sequence[Sample]) -> list[Score]:
-    given = reward.score_steps(samples) if isinstance(reward, ProcessReward) else reward.score(samples)
+    raw_scores = reward.score_steps(samples) if isinstance(reward, ProcessReward) else reward.score(samples)
     scores: list[Score] = [
         list(score) if isinstance(score, Sequence) else None if score is None else float(score)
-        for score in given
+        for score in raw_scores
     ]
     if len(scores) != len(samples):
         raise ValueError(f"it gave {len(scores)} scores for {len(samples)} samples")

@@ -1,4 +1,4 @@
-"""The reward for programs: it runs them against tests, in a box."""
+"""The reward for programs: runs them against tests in a sandbox."""
 
 import json
 from functools import partial
@@ -23,24 +23,23 @@ class CodeTests(WorkerReward, Verifier):
 
     The program is the last closed block between fences of three backticks that is Python or names no
     language; a response without one scores 0. A test is an object `{"input": ..., "output": ...}`: the
-    program reads the one and must print the other, white space at ends of lines apart, and exit with 0 (as
-    in APPS, Hendrycks et al. 2021, arXiv 2105.09938, and LiveCodeBench, arXiv 2403.07974). Or it is a text
-    of Python with assertions about what the program defines (MBPP's `test_list`, Austin et al. 2021, arXiv
+    program reads `input`, must print `output`, white space at ends of lines apart, and exit with 0 (as in
+    APPS, Hendrycks et al. 2021, arXiv 2105.09938, and LiveCodeBench, arXiv 2403.07974). Or it is Python
+    source with assertions about what the program defines (MBPP's `test_list`, Austin et al. 2021, arXiv
     2108.07732; for HumanEval, Chen et al. 2021, arXiv 2107.03374, its `test` and the line
-    `check(<entry_point>)`). Unlike theirs, our assertions run in another process than the program and see
-    only plain data of it, passed by value, so that a program can neither read nor redefine what it is
-    compared with.
+    `check(<entry_point>)`). Unlike theirs, our assertions run in a process of their own and see only plain
+    data of the program, passed by value: a program can neither read nor redefine what it is compared with.
 
-    Every program runs without a network, the environment, other processes and any file but those of
-    Python; what it writes is thrown away. The tests of a data set run in such a box as well. A worker starts
-    the programs of one response one after the other, so `workers.timeout_s` limits all of its tests;
-    `workers.memory_gib` is also the memory of one program.
+    Programs run without a network, the environment, other processes and any file but those of Python; what
+    they write is thrown away. The data set's tests run in such a sandbox too. A worker runs the programs of a
+    response one after the other, so `workers.timeout_s` limits all of its tests; `workers.memory_gib` is also
+    the memory of one program.
 
     Args:
-        tests: the metadata column with the list of tests, or with JSON text of it; null reads it from the
-            answer. It abstains where there is none.
-        partial_credit: the score is the share of tests that pass.
-        test_timeout_s: wall-clock limit of a program for each test, in seconds; beyond, the test has failed.
+        tests: The metadata column with the list of tests, or with JSON text of it; null reads it from the
+            answer. The reward abstains without tests.
+        partial_credit: The score is the share of tests that pass.
+        test_timeout_s: Wall-clock limit of a program for each test, in seconds; beyond it, the test fails.
         isolation: `namespaces` gives a program its own root, network, process table and user, a folder of 64
             MiB to write to, and threads. `landlock` is for machines that do not grant these (a container,
             often): the kernel lets it open the files of Python alone, write none and start no thread; names
@@ -91,7 +90,7 @@ class CodeTests(WorkerReward, Verifier):
         return testing.last_program(response)
 
     def _tests(self, prompt: Prompt) -> list[testing.Test] | None:
-        """The tests of a prompt; None if there are none, or something that is no list of tests."""
+        """The tests of a prompt; None without a list of tests."""
         tests = prompt.answer if self.tests is None else prompt.metadata.get(self.tests)
         if isinstance(tests, str):
             try:

@@ -25,14 +25,11 @@ class RewardStage:
     """The sum of a tensor over all ranks; collective."""
 
     def score(self, rollout: Rollout) -> ScoredSamples:
-        """The scores that the rollout brings with it; computed if it brings none."""
+        """The scores of the rollout, computed unless they came with it."""
         return rollout.scored or score_samples(self.rewards, rollout.samples)
 
     def feedback(self, rollout: Rollout, scored: ScoredSamples) -> Feedback:
-        """The rewards of the tokens of a rollout.
-
-        Running statistics of the transforms take them in: once for each rollout.
-        """
+        """The rewards of a rollout's tokens; call it once, for transforms add them to running statistics."""
         rewards, step_ends = self._token_rewards(scored, rollout.samples, rollout.loss_mask, observe=True)
         greedy = None
         if rollout.greedy:
@@ -80,7 +77,7 @@ class RewardStage:
 def reward_metrics(
     scored: ScoredSamples, sum_over_ranks: Callable[[Tensor], Tensor] = only_here
 ) -> dict[str, float]:
-    """Means over the samples of all ranks that have the number; a mean over no samples is left out.
+    """Means over the samples of all ranks for which a number is known; empty means are left out.
 
     `rewards/<name>` over those on which the reward did not abstain, `rewards/<name>_abstained`,
     `rewards/<name>_timeouts` and `rewards/<name>_crashes` (fractions of all samples, the last two for a
@@ -90,19 +87,19 @@ def reward_metrics(
     metrics: dict[str, float] = {}
     known = [[score for score in scores if score is not None] for scores in scored.by_name.values()]
     total = scored.total[scored.scored].double()
-    here = [[float(len(given)), math.fsum(given)] for given in known]
-    here += [
+    local = [[float(len(scores)), math.fsum(scores)] for scores in known]
+    local += [
         [float(len(scored.scored)), float(len(total))],
         [total.sum().item(), total.square().sum().item()],
     ]
     *sums, (samples, count), (total_sum, squares) = sum_over_ranks(
-        torch.tensor(here, dtype=torch.float64)
+        torch.tensor(local, dtype=torch.float64)
     ).tolist()
-    for name, (given_count, given_sum) in zip(scored.by_name, sums, strict=True):
-        if given_count:
-            metrics[f"rewards/{name}"] = given_sum / given_count
+    for name, (num_scores, score_sum) in zip(scored.by_name, sums, strict=True):
+        if num_scores:
+            metrics[f"rewards/{name}"] = score_sum / num_scores
         if samples:
-            metrics[f"rewards/{name}_abstained"] = 1 - given_count / samples
+            metrics[f"rewards/{name}_abstained"] = 1 - num_scores / samples
         for kind, failed in scored.failures.get(name, {}).items():
             metrics[f"rewards/{name}_{kind}"] = failed / max(scored.attempts, 1)
     if count:

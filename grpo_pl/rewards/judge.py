@@ -21,7 +21,7 @@ from grpo_pl.system.addresses import is_address
 from grpo_pl.system.refusal import ArgumentError, ConfigError
 from grpo_pl.types import Prompt, Sample
 
-_logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 TEMPLATE = """\
 Grade a response to a question. The reference answer is right.
@@ -47,21 +47,20 @@ class Judge(RewardFunction):
     r"""The number that a language model gives a response, asked over the OpenAI protocol at temperature 0.
 
     LLM-as-a-judge, single-answer grading with a reference (Zheng et al. 2023, arXiv 2306.05685, section 3.1).
-    A response can contain text that is meant for the judge; what it may gain by it is for the template to
-    bound. A sample without a number stops the run or is left unscored, as `on_error` says; `abstain` suits
-    long runs.
+    A response can contain text that is meant for the judge; only the template limits what it gains by that.
+    A sample without a number stops the run or stays unscored, as `on_error` says; `abstain` suits long runs.
 
     Args:
-        url: address of the server up to its version, such as `http://localhost:8000/v1`.
-        model: name of the judge on that server.
-        template: what it is asked; `{question}`, `{answer}` and `{response}` are filled in, other braces are
+        url: Address of the server up to its version, such as `http://localhost:8000/v1`.
+        model: Name of the judge on that server.
+        template: The judge's prompt; `{question}`, `{answer}` and `{response}` are filled in, other braces are
             literal.
-        pattern: regular expression of the number in the reply: its group if it has one, else the match; the
+        pattern: Regular expression of the number in the reply: its group if it has one, else the match; the
             last match counts.
-        api_key_variable: environment variable that holds the API key; null sends none.
-        timeout_s: the longest wait for one reply, in seconds.
-        retries: how often a request is repeated that failed on the way or found the server busy.
-        concurrency: requests under way at once.
+        api_key_variable: Environment variable that holds the API key; null sends none.
+        timeout_s: The longest wait for one reply, in seconds.
+        retries: How often a request is repeated that was lost or found the server busy.
+        concurrency: Simultaneous requests.
     """
 
     def __init__(
@@ -95,11 +94,7 @@ class Judge(RewardFunction):
 
     @override
     def build(self, place: Place) -> None:
-        """Ask once, so that a judge that cannot be reached is found before training.
-
-        Raises:
-            ConfigError: If no reply comes, or the variable of the API key is not set.
-        """
+        """Ask once, so that a missing API key or an unreachable judge is refused before training."""
         if self.api_key_variable and not os.environ.get(self.api_key_variable):
             raise ArgumentError(
                 f"api_key_variable={self.api_key_variable} is not set: export it, or set it to null",
@@ -123,21 +118,18 @@ class Judge(RewardFunction):
             message = f"{error} ({describe(sample)})"
             if self.on_error == "raise":
                 raise RewardError(f"{message}; on_error: abstain would skip such samples.") from error
-            _logger.warning("%d of %d samples have no score: %s", len(failed), len(samples), message)
+            log.warning("%d of %d samples have no score: %s", len(failed), len(samples), message)
         return [None if isinstance(score, JudgeError) else score for score in scores]
 
     def _grade(self, sample: Sample) -> float | JudgeError:
+        """The last number of the judge's reply."""
         try:
-            return self._read(self._ask(sample))
+            reply = self._ask(sample)
+            return float(self._number.findall(reply)[-1])
         except JudgeError as error:
             return error
-
-    def _read(self, reply: str) -> float:
-        """The last number of a reply."""
-        try:
-            return float(self._number.findall(reply)[-1])
         except (IndexError, ValueError):
-            raise JudgeError(f"the judge's reply has no number: {reply[-200:]!r}") from None
+            return JudgeError(f"the judge's reply has no number: {reply[-200:]!r}")
 
     def _ask(self, sample: Sample) -> str:
         """The judge's reply."""
@@ -154,7 +146,7 @@ class Judge(RewardFunction):
         return content
 
     def _post(self, body: bytes) -> bytes:
-        """The server's answer; waits between tries, twice as long each time."""
+        """The server's answer; waits between attempts, twice as long each time."""
         request = Request(self.url, body, {"Content-Type": "application/json"})
         if self.api_key_variable:  # unredirected: no other host may see the key
             request.add_unredirected_header("Authorization", f"Bearer {os.environ[self.api_key_variable]}")

@@ -21,9 +21,9 @@ class MathAnswer(WorkerReward, Verifier):
     unreadable.
 
     Args:
-        max_chars: only the end of a response, of this many characters, is read.
-        on_error: unlike other rewards this one abstains, since SymPy may fail on what a response happens to
-            hold. A math-verify that fails on everything is refused at construction.
+        max_chars: Only the last characters of a response are read, this many.
+        on_error: Unlike other rewards this one abstains, since SymPy may fail on the content of a response. A
+            math-verify that fails on everything is refused at construction.
     """
 
     def __init__(

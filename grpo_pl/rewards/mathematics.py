@@ -1,6 +1,6 @@
-"""Answers compared as mathematics, in a worker process; the only importer of math_verify.
+"""Compares answers as mathematics, in a worker process; the only importer of math_verify.
 
-Nothing here has a limit: one text such as `7^{10^{10}}` computes for ever or takes all memory.
+Nothing in this module has a limit: a text such as `7^{10^{10}}` computes for ever or takes all memory.
 """
 
 import logging

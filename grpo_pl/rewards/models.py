@@ -1,7 +1,7 @@
-"""Rewards that are models: trained to score whole responses, or the steps of them."""
+"""Rewards by trained models, which score whole responses or their steps."""
 
 from collections.abc import Sequence
-from typing import Any, Literal, cast, final
+from typing import Any, ClassVar, Literal, cast, final
 
 import torch
 from jaxtyping import Float
@@ -22,34 +22,37 @@ from grpo_pl.system.refusal import ArgumentError, ConfigError
 from grpo_pl.types import Sample, StepScore
 
 
-class FrozenRewardModel:
-    """A reward model that only scores: without gradient, in no checkpoint.
+class _ModelReward(RewardFunction):
+    """A reward by a trained model that only scores: without gradient, in no checkpoint.
 
     Args:
-        pretrained: model folder or hub name of a reward model.
-        kind: what it was trained for.
-        dtype: of the weights; "auto" takes what the trainer computes in.
-        batch_tokens: the most tokens, padding included, that it reads at once; a longer response is read
+        pretrained: Model folder or hub name of a reward model; `--pretrained` is not used here.
+        dtype: Of the weights; "auto" takes what the trainer computes in.
+        batch_tokens: The most tokens, padding included, that it reads at once; a longer response is read
             alone.
     """
 
-    def __init__(self, pretrained: str, kind: RewardKind, dtype: OpenDType, batch_tokens: int) -> None:
+    kind: ClassVar[RewardKind]
+    """What the model was trained to score."""
+
+    def __init__(
+        self, pretrained: str, dtype: OpenDType = "float32", batch_tokens: int = 16384, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
         if not pretrained:
             raise ArgumentError(
-                f"pretrained={pretrained!r}: expected the name of an {kind} reward model, never the policy's"
+                f"pretrained={pretrained!r}: expected the name of an {self.kind} reward model, never the "
+                "policy's"
             )
-        resolve_pretrained(pretrained)  # a folder that is none is found before any model is loaded
+        resolve_pretrained(pretrained)  # a wrong folder is refused before any model is loaded
         if batch_tokens < 1:
             raise ArgumentError(f"batch_tokens={batch_tokens}: expected 1 or more")
-        self.pretrained, self.kind, self.dtype, self.batch_tokens = pretrained, kind, dtype, batch_tokens
+        self.pretrained, self.dtype, self.batch_tokens = pretrained, dtype, batch_tokens
         self.model: RewardModel | None = None
 
-    def load(self, place: Place) -> None:
-        """Load the model and put it where it belongs.
-
-        Raises:
-            ConfigError: If there are none, or they are not those of a trained reward model of this kind.
-        """
+    @override
+    def build(self, place: Place) -> None:
+        """Load the model where it belongs; refuses one that was not trained to score."""
 
         def frozen() -> RewardModel:
             model = RewardModel.load(self.pretrained, self.kind, chosen_dtype(self.dtype))
@@ -62,10 +65,20 @@ class FrozenRewardModel:
 
         self.model = cast(RewardModel, place(frozen))
 
+    @property
+    @override
+    def held_model(self) -> nn.Module | None:
+        return self.model
+
+    @property
+    @override
+    def tokens_at_once(self) -> int:
+        return self.batch_tokens
+
     @torch.no_grad()
-    def scores(self, samples: Sequence[Sample]) -> list[tuple[EncodedResponse, Float[Tensor, "_"]]]:
+    def token_scores(self, samples: Sequence[Sample]) -> list[tuple[EncodedResponse, Float[Tensor, "_"]]]:
         """Each sample's tokens and the score after each of them."""
-        assert self.model is not None, "load() comes first"
+        assert self.model is not None, "build() comes first"
         device = next(self.model.parameters()).device
         encoded = [self.model.encode(sample.prompt.text, sample.response) for sample in samples]
         lengths = [len(sequence.token_ids) for sequence in encoded]
@@ -92,83 +105,46 @@ class FrozenRewardModel:
         return list(zip(encoded, scores, strict=True))
 
 
-class _ByModel:
-    """What both rewards below say of their model."""
-
-    _frozen: FrozenRewardModel
-
-    def build(self, place: Place) -> None:
-        """Load the model."""
-        self._frozen.load(place)
-
-    @property
-    def held_model(self) -> nn.Module | None:
-        """The model, once it is built."""
-        return self._frozen.model
-
-    @property
-    def tokens_at_once(self) -> int:
-        """The most tokens that it reads at once."""
-        return self._frozen.batch_tokens
-
-
 @final
-class OutcomeRewardModel(_ByModel, RewardFunction):
+class OutcomeRewardModel(_ModelReward):
     """The score that a trained model gives a whole response: a sequence classifier with one label.
 
     Rewards of Bradley-Terry models are logits without a natural zero or unit (Ouyang et al. 2022, arXiv
     2203.02155, section 3.5); `link: sigmoid` bounds them to (0, 1).
 
     Args:
-        pretrained: model folder or hub name of a reward model; `--pretrained` is not used here.
-        dtype: of the weights; "auto" takes what the trainer computes in.
-        batch_tokens: the most tokens, padding included, that it reads at once; a longer response is read
-            alone.
-        link: what is done to the score: `none` or `sigmoid`.
+        pretrained: Model folder or hub name of a reward model; `--pretrained` is not used here.
+        link: What is done to the score: `none` or `sigmoid`.
     """
 
-    def __init__(
-        self,
-        pretrained: str,
-        dtype: OpenDType = "float32",
-        batch_tokens: int = 16384,
-        link: Literal["none", "sigmoid"] = "none",
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(**kwargs)
-        self._frozen, self.link = FrozenRewardModel(pretrained, "outcome", dtype, batch_tokens), link
+    kind = "outcome"
+
+    def __init__(self, pretrained: str, link: Literal["none", "sigmoid"] = "none", **kwargs: Any) -> None:
+        super().__init__(pretrained, **kwargs)
+        self.link = link
 
     @override
     def score(self, samples: Sequence[Sample]) -> list[float]:
-        last = [scores[-1] for _, scores in self._frozen.scores(samples)]
+        last = [scores[-1] for _, scores in self.token_scores(samples)]
         return [(score.sigmoid() if self.link == "sigmoid" else score).item() for score in last]
 
 
 @final
-class ProcessRewardModel(_ByModel, ProcessReward):
+class ProcessRewardModel(_ModelReward, ProcessReward):
     r"""The probability that a step is right, by a trained model: a token classifier with one label.
 
     A step's score is the sigmoid of the logit at the step's last token (Lightman et al. 2023, arXiv
     2305.20050, section 2.6). Over a response we sum, where they multiply to rank solutions.
 
     Args:
-        pretrained: model folder or hub name of a reward model; `--pretrained` is not used here.
-        steps: regular expression of what stands between two steps, as the model was trained with.
-        dtype: of the weights; "auto" takes what the trainer computes in.
-        batch_tokens: the most tokens, padding included, that it reads at once; a longer response is read
-            alone.
+        pretrained: Model folder or hub name of a reward model; `--pretrained` is not used here.
+        steps: Regular expression of the separator between steps, as the model was trained with.
     """
 
-    def __init__(
-        self,
-        pretrained: str,
-        steps: str = r"\n+",
-        dtype: OpenDType = "float32",
-        batch_tokens: int = 16384,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(**kwargs)
-        self._frozen = FrozenRewardModel(pretrained, "process", dtype, batch_tokens)
+    kind = "process"
+
+    def __init__(self, pretrained: str, steps: str = r"\n+", **kwargs: Any) -> None:
+        super().__init__(pretrained, **kwargs)
         self._separator = compiled("steps", steps)
 
     @override
@@ -178,5 +154,5 @@ class ProcessRewardModel(_ByModel, ProcessReward):
                 StepScore(end, scores[encoded.last_token(end)].sigmoid().item())
                 for end in step_ends(sample.response, self._separator)
             ]
-            for sample, (encoded, scores) in zip(samples, self._frozen.scores(samples), strict=True)
+            for sample, (encoded, scores) in zip(samples, self.token_scores(samples), strict=True)
         ]

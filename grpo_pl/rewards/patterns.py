@@ -7,13 +7,9 @@ from grpo_pl.system.refusal import ArgumentError
 
 
 def compiled(key: str, pattern: str) -> re.Pattern[str]:
-    """The compiled pattern; `.` matches line ends too.
-
-    Raises:
-        ConfigError: If it is none, naming the option `key`.
-    """
+    """The compiled pattern; `.` matches line ends too. The refusal of a wrong one names the option `key`."""
     try:
-        with warnings.catch_warnings(action="ignore"):  # of what a set may mean in the future
+        with warnings.catch_warnings(action="ignore"):  # about future meanings of sets
             return re.compile(pattern, re.DOTALL)
     except re.error as error:
         raise ArgumentError(f"{key}={pattern!r}: expected a regular expression ({error})") from error

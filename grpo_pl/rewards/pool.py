@@ -1,4 +1,4 @@
-"""Worker processes that compute what may hang, crash or eat all memory: one call each, until a deadline."""
+"""Worker processes for calls that may hang, crash or take all memory: one call at a time, with a deadline."""
 
 import atexit
 import json
@@ -23,7 +23,7 @@ from grpo_pl.rewards.base import RewardError
 from grpo_pl.system.refusal import ArgumentError
 
 _START_S = 120.0
-"""Longest time that a worker may import, in seconds; that of a sample begins when its worker is ready."""
+"""The deadline of a worker's imports, in seconds; a sample's time starts when its worker is ready."""
 _MAX_REPLY_BYTES = 1 << 24
 _MAIN = """\
 import sys
@@ -34,15 +34,15 @@ main(*map(int, sys.argv[1:5]), sys.argv[5])"""
 
 @dataclass(frozen=True)
 class Workers:
-    """The processes in which a reward is computed, and what a sample that they fail on is worth.
+    """The processes in which a reward is computed, and the scores of samples that they fail on.
 
     Args:
-        processes: how many samples are computed at once, on each rank.
-        timeout_s: wall-clock limit for one sample, in seconds; then its worker is killed and replaced.
-        memory_gib: what samples may take on top of what a worker holds once it has imported, in GiB.
-        retries: how often a sample that timed out or crashed is tried again.
-        on_timeout: the score of a sample that timed out each time: a number, or `abstain`.
-        on_crash: the score of a sample whose worker died or ran out of memory: a number, or `abstain`.
+        processes: How many samples are computed at once, on each rank.
+        timeout_s: Wall-clock limit for one sample, in seconds; then its worker is killed and replaced.
+        memory_gib: Memory for samples, beside what a worker holds after its imports, in GiB.
+        retries: How often a sample that timed out or crashed is tried again.
+        on_timeout: The score of a sample that timed out each time: a number, or `abstain`.
+        on_crash: The score of a sample whose worker died or ran out of memory: a number, or `abstain`.
     """
 
     processes: int = 2
@@ -65,12 +65,12 @@ class Workers:
 
 
 Call = Callable[[], Any]
-"""What a worker computes: a `functools.partial` of a function that it can import, with plain data."""
+"""A worker's task: a `functools.partial` of a function that it can import, with plain data."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a call: its value, or else an error that it raised, or a failure of its worker."""
+    """The outcome of a call: its value, the error that it raised, or a failure of its worker."""
 
     value: Any = None
     error: str | None = None
@@ -94,14 +94,14 @@ class _Worker:
                 pass_fds=theirs,
                 env=os.environ
                 | {"TMPDIR": self.folder.name, "PYTHONHASHSEED": "0"},  # else sets differ in order
-                start_new_session=True,  # the terminal's Ctrl-C is not for it
+                start_new_session=True,  # Ctrl-C in the terminal does not reach it
             )
         finally:
             for descriptor in theirs:
                 os.close(descriptor)
         self.deadline = time.monotonic() + _START_S
         self.row: int | None = None  # of the call that it computes
-        self.ready, self.used, self.said = False, False, b""
+        self.ready, self.used, self.received = False, False, b""
 
     def ask(self, row: int, call: bytes, timeout_s: float) -> None:
         self.row, self.deadline = row, time.monotonic() + timeout_s
@@ -109,19 +109,19 @@ class _Worker:
             pipe.write(call)  # a dead worker shows when its reply is read
 
     def read(self) -> dict[str, Any] | None:
-        """The reply, as far as it is there; None until it is whole.
+        """The next reply; None until it is complete.
 
-        EOFError if the worker has died, or says what no worker says: what it computed may have taken it over.
+        EOFError if the worker has died or breaks the protocol: a call may have taken it over.
         """
         piece = os.read(self.replies, 1 << 16)
-        self.said += piece
-        if not piece or len(self.said) > _MAX_REPLY_BYTES:
+        self.received += piece
+        if not piece or len(self.received) > _MAX_REPLY_BYTES:
             raise EOFError
-        if not self.said.endswith(b"\n"):
+        if not self.received.endswith(b"\n"):
             return None
-        said, self.said = self.said, b""
+        line, self.received = self.received, b""
         try:
-            reply = json.loads(said)
+            reply = json.loads(line)
         except (ValueError, RecursionError) as error:
             raise EOFError from error
         if not isinstance(reply, dict) or len(reply) != 1 or not reply.keys() <= {"value", "error"}:
@@ -138,10 +138,10 @@ class _Worker:
 
 
 class Pool:
-    """Worker processes that have imported one module; they start when they are first needed.
+    """Worker processes that have imported one module; they start on first use.
 
-    A worker imports neither torch nor the engine unless the module does, is sent calls by pickle and answers
-    in JSON, and dies with this process, however that ends.
+    A worker imports neither torch nor the engine unless the module does, gets calls by pickle, answers in
+    JSON, and dies with this process, however that ends.
     """
 
     def __init__(self, module: str, workers: Workers) -> None:
@@ -150,13 +150,9 @@ class Pool:
         self._lock = Lock()
 
     def run(self, calls: Sequence[Call]) -> list[Outcome]:
-        """What became of each call.
+        """The outcome of each call; RewardError if a worker cannot import the module.
 
-        What a worker has computed before does not change it: where one crashes that is not new, the call is
-        repeated in a new one.
-
-        Raises:
-            RewardError: If a worker cannot import the module.
+        Earlier calls do not change an outcome: if a used worker crashes, the call is repeated in a new one.
         """
         pickled = [pickle.dumps(call) for call in calls]
         outcomes = [Outcome()] * len(calls)
@@ -178,7 +174,7 @@ class Pool:
                         else:
                             outcomes[row] = outcome
                         worker.row, worker.used = None, True
-            finally:  # after an interrupt nobody waits for the replies
+            finally:  # after an interrupt no one reads the replies
                 for worker in [worker for worker in self._workers if worker.row is not None]:
                     self._remove(worker)
         return outcomes
@@ -189,7 +185,7 @@ class Pool:
             self._remove(worker)
 
     def _hand_out(self, waiting: deque[int], pickled: Sequence[bytes]) -> None:
-        """Give calls to idle workers, and start as many workers as the rest needs."""
+        """Give calls to idle workers, and start workers for the rest."""
         for worker in self._workers:
             if waiting and worker.ready and worker.row is None:
                 row = waiting.popleft()
@@ -205,11 +201,11 @@ class Pool:
             for worker in busy:
                 selector.register(worker.replies, selectors.EVENT_READ, worker)
             patience = min(worker.deadline for worker in busy) - time.monotonic()
-            heard = {key.fd for key, _ in selector.select(max(patience, 0.0))}
+            readable = {key.fd for key, _ in selector.select(max(patience, 0.0))}
         events: list[tuple[_Worker, Any]] = []
         for worker in busy:
             try:
-                reply = worker.read() if worker.replies in heard else None
+                reply = worker.read() if worker.replies in readable else None
             except EOFError:
                 events.append((worker, "crash"))
                 continue
@@ -220,10 +216,12 @@ class Pool:
         return events
 
     def _outcome(self, worker: _Worker, reply: dict[str, Any] | Literal["timeout", "crash"]) -> Outcome:
-        """What an event says of the worker's call; a worker that failed is removed."""
+        """The outcome of the worker's call; a worker that failed is removed."""
         if isinstance(reply, str):
             self._remove(worker)
-        outcome = Outcome(failure=reply) if isinstance(reply, str) else Outcome(**reply)
+            outcome = Outcome(failure=reply)
+        else:
+            outcome = Outcome(**reply)
         if not worker.ready and (reason := outcome.failure or outcome.error):
             raise RewardError(
                 f"A worker could not import {self.module} ({reason}): check that "
@@ -238,7 +236,7 @@ class Pool:
 
 
 def run_in_workers(calls: Sequence[Call], module: str, workers: Workers) -> list[Outcome]:
-    """What became of each call in the pool of a module: one for all rewards with the same settings."""
+    """The outcome of each call, in the module's pool: one for all rewards with the same settings."""
     return _pool(module, workers, os.getpid()).run(calls)
 
 

@@ -1,7 +1,8 @@
-"""Rewards that are rules: a comparison, a pattern, a length, or any function of the user."""
+"""Rewards by rules: a comparison, a pattern, a length, or a function of the user."""
 
 import pickle
 import re
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
 from numbers import Real
@@ -19,8 +20,28 @@ from grpo_pl.types import Prompt, Sample
 _ANSWER_TAGS = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
 
+class _SpelledAnswer(Verifier):
+    """A verifier that compares spellings of answers."""
+
+    @abstractmethod
+    def gold(self, prompt: Prompt) -> str | None:
+        """The spelling of the gold answer, as `extract` spells answers; None if it cannot be read."""
+
+    @override
+    def score(self, samples: Sequence[Sample]) -> list[float | None]:
+        golds = [self.gold(sample.prompt) for sample in samples]
+        return [
+            None if gold is None else float(self.extract(sample.response) == gold)
+            for gold, sample in zip(golds, samples, strict=True)
+        ]
+
+    @override
+    def can_score(self, prompt: Prompt) -> bool:
+        return self.gold(prompt) is not None
+
+
 @final
-class LastNumber(Verifier):
+class LastNumber(_SpelledAnswer):
     """1 if the last number of the response equals the gold answer, else 0.
 
     Made for GSM8K (arXiv 2110.14168). The gold answer is the last number after `####`, or of the whole text.
@@ -29,32 +50,21 @@ class LastNumber(Verifier):
     """
 
     @override
-    def score(self, samples: Sequence[Sample]) -> list[float | None]:
-        golds = [self._gold(sample.prompt) for sample in samples]
-        return [
-            None if gold is None else float(self.extract(sample.response) == gold)
-            for gold, sample in zip(golds, samples, strict=True)
-        ]
-
-    @override
-    def can_score(self, prompt: Prompt) -> bool:
-        return self._gold(prompt) is not None
+    def gold(self, prompt: Prompt) -> str | None:
+        return last_number(prompt.answer.rpartition("####")[2])
 
     @override
     def extract(self, response: str) -> str | None:
         return last_number(response)
 
-    def _gold(self, prompt: Prompt) -> str | None:
-        return last_number(prompt.answer.rpartition("####")[2])
-
 
 @final
-class ExactMatch(Verifier):
+class ExactMatch(_SpelledAnswer):
     """1 if the response, stripped, is the gold answer, else 0. It abstains where the gold answer is empty.
 
     Args:
-        fold_case: compare without regard to case.
-        fold_whitespace: compare with each run of white space as one space.
+        fold_case: Compare without regard to case.
+        fold_whitespace: Compare with each run of white space as one space.
     """
 
     def __init__(self, *, fold_case: bool = False, fold_whitespace: bool = False, **kwargs: Any) -> None:
@@ -63,16 +73,8 @@ class ExactMatch(Verifier):
         self.fold_whitespace = fold_whitespace
 
     @override
-    def score(self, samples: Sequence[Sample]) -> list[float | None]:
-        golds = [self.extract(sample.prompt.answer) for sample in samples]
-        return [
-            None if gold is None else float(self.extract(sample.response) == gold)
-            for gold, sample in zip(golds, samples, strict=True)
-        ]
-
-    @override
-    def can_score(self, prompt: Prompt) -> bool:
-        return self.extract(prompt.answer) is not None
+    def gold(self, prompt: Prompt) -> str | None:
+        return self.extract(prompt.answer)
 
     @override
     def extract(self, response: str) -> str | None:
@@ -88,8 +90,8 @@ class Format(RewardFunction):
     2501.12948, section 2.2.2).
 
     Args:
-        pattern: the regular expression. Nested repeats such as `(a+)*` can take exponential time.
-        full_match: the whole response must match, not a part of it.
+        pattern: The regular expression. Nested repeats such as `(a+)*` can take exponential time.
+        full_match: Whether the whole response must match, rather than a part of it.
     """
 
     def __init__(self, pattern: str, *, full_match: bool = True, **kwargs: Any) -> None:
@@ -110,7 +112,7 @@ class LengthPenalty(RewardFunction):
     instead; here the reward of a response does not depend on the others.
 
     Args:
-        max_tokens: the response length, in tokens, that costs 1.
+        max_tokens: The response length, in tokens, from which the penalty is 1.
     """
 
     def __init__(self, max_tokens: int, **kwargs: Any) -> None:
@@ -154,13 +156,13 @@ class SoftOverlong(RewardFunction):
 
 @final
 class Function(RewardFunction):
-    """A function of the user, called once for each sample with texts by keyword.
+    """A user's function, called once for each sample with keyword arguments.
 
     Example: `def shout(*, prompt, response, answer, metadata): return float(response.isupper())`; in YAML,
     `function: my_rewards.shout`.
 
     Args:
-        function: import path of `f(*, prompt, response, answer, metadata)`, a number or None to abstain.
+        function: Import path of `f(*, prompt, response, answer, metadata)`, a number or None to abstain.
     """
 
     def __init__(self, function: Callable[..., float | None], **kwargs: Any) -> None:
@@ -169,26 +171,19 @@ class Function(RewardFunction):
 
     @override
     def score(self, samples: Sequence[Sample]) -> list[float | None]:
-        return [self._call(sample) for sample in samples]
-
-    def _call(self, sample: Sample) -> float | None:
-        prompt = sample.prompt
-        score = self.function(
-            prompt=prompt.text, response=sample.response, answer=prompt.answer, metadata=prompt.metadata
-        )
-        if score is None:
-            return None
-        if not isinstance(score, Real):
-            raise TypeError(f"the function returned {score!r}, a {type(score).__name__} and not a number")
-        return float(score)
+        scores = [self.function(**_arguments(sample)) for sample in samples]
+        for score in scores:
+            if score is not None and not isinstance(score, Real):
+                raise TypeError(f"the function returned {score!r}, a {type(score).__name__} and not a number")
+        return scores
 
 
 @final
 class WorkerFunction(WorkerReward):
-    """`Function` in worker processes: one that hangs, crashes or takes all memory costs its sample alone.
+    """`Function` in worker processes: a call that hangs, crashes or takes all memory costs its sample alone.
 
     Args:
-        function: import path of `f(*, prompt, response, answer, metadata)`, a number or None to abstain. A
+        function: Import path of `f(*, prompt, response, answer, metadata)`, a number or None to abstain. A
             module that does not import torch makes workers small and quick to start.
     """
 
@@ -208,21 +203,25 @@ class WorkerFunction(WorkerReward):
 
     @override
     def call(self, sample: Sample) -> partial[float | None]:
-        prompt = sample.prompt
-        return partial(
-            self.function,
-            prompt=prompt.text,
-            response=sample.response,
-            answer=prompt.answer,
-            metadata=prompt.metadata,
-        )
+        return partial(self.function, **_arguments(sample))
+
+
+def _arguments(sample: Sample) -> dict[str, Any]:
+    """The keyword arguments of a user's function."""
+    prompt = sample.prompt
+    return {
+        "prompt": prompt.text,
+        "response": sample.response,
+        "answer": prompt.answer,
+        "metadata": prompt.metadata,
+    }
 
 
 @final
 class TaskScore(Verifier):
     """The score that a generated task's own verifier gives, in [0, 1]; for prompts of `ReasoningGym`.
 
-    The answer is what stands in the last `<answer>...</answer>` of the response, else the whole response.
+    The answer is the content of the last `<answer>...</answer>` of the response, else the whole response.
     """
 
     @override
@@ -240,6 +239,5 @@ class TaskScore(Verifier):
 
     @override
     def extract(self, response: str) -> str:
-        return (
-            _ANSWER_TAGS.findall(response)[-1].strip() if _ANSWER_TAGS.search(response) else response.strip()
-        )
+        tagged: list[str] = _ANSWER_TAGS.findall(response)
+        return (tagged[-1] if tagged else response).strip()

@@ -14,8 +14,8 @@ from grpo_pl.types import Sample, StepScore
 def step_ends(response: str, separator: re.Pattern[str]) -> list[int]:
     r"""Where each step of a response ends, in characters.
 
-    A step ends after its separator, the last one at the end of the response. White space alone is no step: at
-    the begin it belongs to the first step, elsewhere to none or to the next.
+    A step ends after its separator, the last step at the end of the response. Leading white space belongs to
+    the first step; white space between separators to the next step, and to no step at the end.
 
     Example: `"\na\n\nb"` with the separator `\n+` ends its steps at 4 and 5.
     """
@@ -34,8 +34,8 @@ class StepPattern(ProcessReward):
     Example: `=` counts the lines with an equation.
 
     Args:
-        pattern: the regular expression, looked for in each step without the white space around it.
-        steps: regular expression of what stands between two steps; an empty match splits as well, so that
+        pattern: The regular expression, searched in each step without the white space around it.
+        steps: Regular expression of the separator between steps; an empty match splits as well, so that
             `(?=Step [0-9])` begins a step at each `Step 1`.
     """
 

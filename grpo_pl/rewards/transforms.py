@@ -1,4 +1,4 @@
-"""What happens to rewards between the sum and the advantage, in the order in which a config lists it."""
+"""Transforms of rewards between their sum and the advantage, in the order of the config."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from grpo_pl.system.refusal import ArgumentError
 
 
 class RewardTransform(nn.Module, ABC):
-    """Changes the rewards of an iteration; running statistics are buffers, so that checkpoints have them."""
+    """Changes the rewards of an iteration; running statistics are buffers, and so in every checkpoint."""
 
     def observe(
         self,
@@ -21,13 +21,13 @@ class RewardTransform(nn.Module, ABC):
         earned: Bool[Tensor, "N T"],
         sum_over_ranks: Callable[[Tensor], Tensor],
     ) -> None:
-        """Take an iteration's rewards into running statistics; called once before they are changed."""
+        """Add an iteration's rewards to running statistics; called once, before they are changed."""
 
     @abstractmethod
     def forward(self, rewards: Float[Tensor, "N T"], earned: Bool[Tensor, "N T"]) -> Float[Tensor, "N T"]:
         """The changed rewards; 0 where none is earned.
 
-        `earned` is True on the tokens that earn a reward, be it 0; unscored rows have none.
+        `earned` is True on tokens that earn a reward, even one of 0; unscored rows have none.
         """
 
 
@@ -55,11 +55,11 @@ class Clip(RewardTransform):
 class RunningNormalization(RewardTransform):
     r"""Divides rewards by the standard deviation of all rewards earned so far, this iteration included.
 
-    Over the reward at each token that earns one, of all ranks and iterations; the standard deviation is that
-    of the population. Two sets are merged exactly (Chan, Golub, LeVeque 1983, eq. 2.1):
+    Over the reward at each token that earns one, of all ranks and iterations; the population's standard
+    deviation. Two sets are merged exactly (Chan, Golub, LeVeque 1983, eq. 2.1):
     `mean = mean_a + d n_b / n`, `M2 = M2_a + M2_b + d^2 n_a n_b / n` with `d = mean_b - mean_a`.
     Reward scaling as in Engstrom et al. 2020 (arXiv:2005.12729, section 3), who take the deviation of
-    discounted returns. While the rewards have had no spread beyond rounding, nothing is divided.
+    discounted returns. As long as rewards have had no spread beyond rounding, nothing is divided.
 
     Args:
         center: Also subtract their mean.

@@ -1,4 +1,4 @@
-"""The inside of a worker process: it computes one call after the other. Imports nothing heavy."""
+"""A worker process's own code: it computes one call after the other. Imports nothing heavy."""
 
 import fcntl
 import importlib
@@ -10,20 +10,20 @@ import select
 import signal
 import sys
 from collections.abc import Callable
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 _MAX_MESSAGE_CHARS = 500
 
 
 def main(calls: int, replies: int, lifeline: int, memory_bytes: int, module: str) -> None:
-    """Answer the pickled calls that come in by one pipe with lines of JSON by another, until the first ends.
+    """Answer pickled calls from one pipe with lines of JSON in another, until the first is closed.
 
     Args:
-        calls: Descriptor of the pipe that calls come by.
-        replies: Descriptor of the pipe that replies leave by; the first says that the worker is ready.
-        lifeline: Descriptor of a pipe that the parent holds open for as long as it lives.
-        memory_bytes: What calls may take on top of the address space that `module` needs.
-        module: What is imported before the worker is ready.
+        calls: Descriptor of the pipe of calls.
+        replies: Descriptor of the pipe of replies; the first says that the worker is ready.
+        lifeline: Descriptor of a pipe that the parent holds open as long as it lives.
+        memory_bytes: Address space for calls, beside what `module` needs.
+        module: Imported before the worker is ready.
     """
     _die_with_parent(lifeline)
     with open(calls, "rb") as incoming, open(replies, "w", encoding="ascii") as outgoing:
@@ -40,23 +40,22 @@ def _answer(call: Callable[[], Any]) -> str:
     try:
         return json.dumps({"value": call()}, default=float)
     except MemoryError:
-        os._exit(1)  # what else the heap holds now, nobody knows
+        os._exit(1)  # the heap may be damaged
     except Exception as error:  # noqa: BLE001 - rewards are the user's code and may raise anything
         return json.dumps({"error": f"{type(error).__name__}: {error}"[:_MAX_MESSAGE_CHARS]})
 
 
 def _next_call(incoming: BinaryIO) -> Callable[[], Any] | None:
     try:
-        call: Callable[[], Any] = pickle.load(incoming)
+        return cast(Callable[[], Any], pickle.load(incoming))
     except EOFError:
         return None
-    return call
 
 
 def _die_with_parent(lifeline: int) -> None:
     """Have the kernel kill this process when the last writer of a pipe is gone, whatever it is doing then.
 
-    Unlike PR_SET_PDEATHSIG, which fires when the thread ends that started the process.
+    PR_SET_PDEATHSIG would fire when the *thread* that started the process ends.
     """
     fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(lifeline, fcntl.F_SETSIG, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""The contract of a reward that is computed in killable processes."""
+"""The contract of a reward that is computed in worker processes."""
 
 import logging
 from abc import abstractmethod
@@ -13,16 +13,16 @@ from grpo_pl.rewards.base import RewardError, RewardFunction, describe
 from grpo_pl.rewards.pool import Outcome, Workers, run_in_workers
 from grpo_pl.types import Sample
 
-_logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 _COUNTS = {"timeout": "timeouts", "crash": "crashes"}
 
 
 class WorkerReward(RewardFunction):
-    """A reward whose samples are computed in worker processes: one that hangs or crashes costs itself alone.
+    """A reward computed in worker processes: a sample that hangs or crashes them costs itself alone.
 
     Args:
-        workers: the processes, their limits, and what a sample that they fail on is worth.
+        workers: The processes, their limits, and the scores of samples that they fail on.
     """
 
     def __init__(self, *, workers: Workers = Workers(), **kwargs: Any) -> None:
@@ -32,10 +32,10 @@ class WorkerReward(RewardFunction):
 
     @abstractmethod
     def call(self, sample: Sample) -> partial[Any] | None:
-        """What a worker computes for a sample: a module's function with data that pickle can carry.
+        """A worker's task for a sample: a module's function with data that pickle can carry.
 
-        It returns the score, or None to abstain; None in its place abstains as well. Its module is imported
-        once in each worker; where that does not import torch, a worker is small and starts fast.
+        It returns the score, or None to abstain; None instead of a task abstains as well. Each worker imports
+        the module once; if that does not import torch, workers are small and start fast.
         """
 
     @property
@@ -50,16 +50,16 @@ class WorkerReward(RewardFunction):
         return self._read(samples, [outcomes.get(row, Outcome()) for row in range(len(samples))])
 
     def compute(self, calls: Sequence[partial[Any]]) -> list[Outcome]:
-        """What became of each call in the workers."""
+        """The outcome of each call in the workers."""
         return run_in_workers(calls, calls[0].func.__module__, self.workers) if calls else []
 
     def _read(self, samples: Sequence[Sample], outcomes: Sequence[Outcome]) -> list[float | None]:
-        """The scores that samples get for what became of their calls; failures are counted."""
-        declared = {"timeout": self.workers.on_timeout, "crash": self.workers.on_crash}
+        """The scores of samples by the outcomes of their calls; failures are counted."""
+        failure_scores = {"timeout": self.workers.on_timeout, "crash": self.workers.on_crash}
         scores: list[Any] = []
-        lost: list[str] = []
+        reasons: list[str] = []
         for sample, outcome in zip(samples, outcomes, strict=True):
-            score = declared[outcome.failure] if outcome.failure else outcome.value
+            score = failure_scores[outcome.failure] if outcome.failure else outcome.value
             scores.append(None if score == "abstain" else score)
             error = outcome.error
             if isinstance(outcome.value, str | list | dict):
@@ -70,7 +70,7 @@ class WorkerReward(RewardFunction):
             elif error is not None and self.on_error == "raise":
                 raise RewardError(f"{error} ({describe(sample)}); on_error: abstain would skip such samples.")
             if reason := outcome.failure or error:
-                lost.append(f"{reason} ({describe(sample)})")
-        if lost:
-            _logger.warning("%d of %d samples failed in a worker: %s", len(lost), len(samples), lost[0])
+                reasons.append(f"{reason} ({describe(sample)})")
+        if reasons:
+            log.warning("%d of %d samples failed in a worker: %s", len(reasons), len(samples), reasons[0])
         return scores

@@ -1,1 +1,1 @@
-"""Programs that nobody trusts, run in a box of their own. Imports nothing heavy: worker processes use it."""
+"""Runs untrusted programs in a sandbox. Imports nothing heavy: worker processes use it."""

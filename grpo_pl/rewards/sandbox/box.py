@@ -1,4 +1,4 @@
-"""A box for Python programs that nobody trusts."""
+"""A sandbox for untrusted Python programs."""
 
 import json
 import os
@@ -26,7 +26,7 @@ _LIBRARIES = "/lib", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache"
 
 
 class SandboxError(RuntimeError):
-    """The kernel does not grant the box that was asked for."""
+    """The kernel does not grant the sandbox."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ class Box:
     """The limits of one program.
 
     Args:
-        isolation: what keeps it from the machine, see `CodeTests`.
-        memory_bytes: its address space.
-        disk_bytes: what it may write: to its folder (`namespaces`), or to one file.
+        isolation: What separates it from the machine, see `CodeTests`.
+        memory_bytes: Its address space.
+        disk_bytes: The most that it may write: to its folder (`namespaces`), or to one file.
     """
 
     isolation: Isolation
@@ -45,15 +45,15 @@ class Box:
 
 
 class Program:
-    """A Python program that runs in a box, without the environment and in a folder that is thrown away.
+    """A Python program that runs in a sandbox, without the environment and in a temporary folder.
 
     Args:
-        box: its limits.
-        files: what lies in its folder: name -> text. `main.py` is run.
-        stdin: where it reads from.
-        stdout: where it writes to.
-        stderr: where it complains to.
-        timeout_s: it is killed after so many seconds on the clock, or of computing.
+        box: Its limits.
+        files: The files of its folder: name -> text. `main.py` is run.
+        stdin: Its standard input.
+        stdout: Its standard output.
+        stderr: Its standard error.
+        timeout_s: It is killed after so many seconds of wall-clock or of CPU time.
     """
 
     def __init__(
@@ -66,21 +66,21 @@ class Program:
         stderr: int | IO[bytes] = subprocess.DEVNULL,
         timeout_s: float,
     ) -> None:
-        self._left = ExitStack()
+        self._resources = ExitStack()
         folder = ""
-        if box.isolation != "namespaces":  # there it is a file system of its own
-            folder = self._left.enter_context(tempfile.TemporaryDirectory(prefix="grpo_pl-"))
+        if box.isolation != "namespaces":  # these have a file system of their own
+            folder = self._resources.enter_context(tempfile.TemporaryDirectory(prefix="grpo_pl-"))
         interpreter = os.path.realpath(sys.executable)
         command = [interpreter, "-P", "-s", "-S", "-X", "utf8", "main.py"]
         readable = [path for path in (*_LIBRARIES, sys.base_prefix) if os.path.exists(path)]
-        asked = asdict(box) | {"command": command, "files": dict(files), "folder": folder}
-        asked |= {"readable": readable, "timeout_s": timeout_s}
+        request = asdict(box) | {"command": command, "files": dict(files), "folder": folder}
+        request |= {"readable": readable, "timeout_s": timeout_s}
         order = os.memfd_create("order")
-        self._left.callback(os.close, order)
-        os.write(order, json.dumps(asked).encode())
+        self._resources.callback(os.close, order)
+        os.write(order, json.dumps(request).encode())
         os.lseek(order, 0, os.SEEK_SET)
         self._trouble, trouble = os.pipe()
-        self._left.callback(os.close, self._trouble)
+        self._resources.callback(os.close, self._trouble)
         try:
             self._process = subprocess.Popen(
                 [
@@ -96,10 +96,9 @@ class Program:
             os.close(trouble)
 
     def wait(self) -> bool:
-        """Whether the program ended with exit code 0; none of its processes is left then.
+        """Whether the program exits with 0; waits until none of its processes is left.
 
-        Raises:
-            SandboxError: If it never began.
+        SandboxError if it never began.
         """
         code = self._process.wait()
         if trouble := os.read(self._trouble, 1000):
@@ -114,7 +113,7 @@ class Program:
     ) -> None:
         self._process.terminate()
         self._process.wait()
-        self._left.close()
+        self._resources.close()
 
 
 def refusal(isolation: Isolation) -> str | None:

@@ -1,7 +1,7 @@
-"""Assertions about a program, which runs in another box: only plain data goes from one to the other.
+"""Assertions about a program that runs in another sandbox: only plain data goes from one to the other.
 
-So a program never sees what is expected of it, and what it returns is compared as the data that it is, not by
-its own `__eq__`. Both boxes get this file; it imports nothing beyond Python's library.
+So a program never sees the expected values, and its results are compared as plain data, not by their own
+`__eq__`. Both sandboxes get this file; it imports nothing beyond Python's library.
 """
 
 import builtins
@@ -15,18 +15,18 @@ _SEQUENCES: dict[str, Callable[..., Any]] = {"tuple": tuple, "set": set, "frozen
 
 
 class Line:
-    """Messages to the other box and back: one line of JSON each."""
+    """Messages to the other sandbox and back: one line of JSON each."""
 
     def __init__(self) -> None:
         self._in, self._out = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
         nothing = os.open("/dev/null", os.O_RDWR)
-        for descriptor in (0, 1):  # what a program or a test reads and prints is no message
+        for descriptor in (0, 1):  # programs and tests must not read or print messages
             os.dup2(nothing, descriptor)
         sys.set_int_max_str_digits(0)
-        self._objects: list[Any] = []  # what is no plain data stays here; the other side knows its index
+        self._objects: list[Any] = []  # the other side knows their indices
 
     def send(self, message: Any) -> None:
-        """Send plain data, and references to everything else."""
+        """Send plain data, and references to all other objects."""
         print(json.dumps(self._encoded(message)), file=self._out, flush=True)
 
     def receive(self) -> Any:
@@ -55,12 +55,12 @@ class Line:
         self._objects.append(value)
         return {"mine": len(self._objects) - 1}
 
-    def _decoded(self, said: Any) -> Any:
-        if isinstance(said, list):
-            return [self._decoded(item) for item in said]
-        if not isinstance(said, dict):
-            return said
-        [(name, content)] = said.items()
+    def _decoded(self, value: Any) -> Any:
+        if isinstance(value, list):
+            return [self._decoded(item) for item in value]
+        if not isinstance(value, dict):
+            return value
+        [(name, content)] = value.items()
         if name == "dict":
             return {self._decoded(k): self._decoded(v) for k, v in content}
         if name == "complex":
@@ -89,7 +89,7 @@ class Remote:
         return self.__ask("call", args, kwargs)
 
     def __ask(self, *request: Any) -> Any:
-        """What the other side answers; raises what it raised, if that is one of Python's own errors."""
+        """The other side's answer; its errors are raised again, as RuntimeError if they are not built in."""
         self.__line.send([self.__index, *request])
         value, error = self.__line.receive()
         if error is not None:
@@ -99,7 +99,7 @@ class Remote:
 
 
 class Names(dict[str, Any]):
-    """The globals of a test: what neither it nor Python defines is the program's."""
+    """The globals of a test: names that neither it nor Python defines are looked up in the program."""
 
     def __init__(self, program: Remote) -> None:
         super().__init__(__name__="tests")
@@ -112,7 +112,7 @@ class Names(dict[str, Any]):
 
 
 def serve(path: str) -> None:
-    """Run a program and do what the other side asks of it."""
+    """Run a program and answer the requests of the other side."""
     line = Line()
     names: dict[str, Any] = {"__name__": "program"}
     with open(path, encoding="utf-8") as file:
@@ -133,7 +133,7 @@ def serve(path: str) -> None:
 
 
 def check(path: str) -> None:
-    """Run the tests in a JSON file against the program on the other side; tell stderr 1 or 0 for each."""
+    """Run the tests in a JSON file against the program on the other side; write 1 or 0 for each to stderr."""
     line, verdicts = Line(), os.dup(2)
     os.dup2(0, 2)
     with open(path, encoding="utf-8") as file:

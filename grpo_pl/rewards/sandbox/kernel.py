@@ -1,4 +1,4 @@
-"""Calls of libc that Python has no function for."""
+"""Calls of libc that Python does not offer."""
 
 import ctypes
 import os
@@ -10,11 +10,7 @@ _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE = 1, 4
 
 
 def call(name: str, *arguments: object) -> int:
-    """What a function of libc returns.
-
-    Raises:
-        OSError: If that is below 0.
-    """
+    """The result of a function of libc; OSError if it is below 0."""
     result: int = getattr(_libc, name)(*arguments)
     if result < 0:
         code = ctypes.get_errno()
@@ -33,5 +29,5 @@ def hide() -> None:
 
 
 def die_with_parent() -> None:
-    """End this process by SIGKILL when the thread that has started it ends, however that does."""
+    """End this process by SIGKILL when the thread that started it ends."""
     prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -14,12 +14,9 @@ _ALL_OF_ABI_1 = (1 << 13) - 1
 
 
 def restrict(readable: Sequence[str], writable: Sequence[str]) -> None:
-    """Let this process, and what it executes, open what lies beneath some paths, and nothing else.
+    """Let this process, and what it executes, open only files beneath some paths; after PR_SET_NO_NEW_PRIVS.
 
-    After PR_SET_NO_NEW_PRIVS.
-
-    Raises:
-        OSError: If the kernel has no Landlock.
+    OSError if the kernel has no Landlock.
     """
     handled = ctypes.create_string_buffer(struct.pack("Q", _ALL_OF_ABI_1), 8)
     ruleset = call("syscall", _CREATE_RULESET, handled, ctypes.c_size_t(8), 0)

@@ -1,4 +1,4 @@
-"""A root, a network, a process table and a user of its own, by Linux's namespaces; see namespaces(7)."""
+"""Separates root, network, process table and user by Linux's namespaces; see namespaces(7)."""
 
 import ctypes
 import os
@@ -10,26 +10,25 @@ from grpo_pl.rewards.sandbox.kernel import call
 
 NOBODY = 65534
 BOX = "/box"
-"""The throw-away directory inside; only here a program can write."""
+"""The temporary directory inside, the only one that a program can write to."""
 
 _NEWNS, _NEWUTS, _NEWIPC, _NEWUSER, _NEWPID, _NEWNET = 1 << 17, 1 << 26, 1 << 27, 1 << 28, 1 << 29, 1 << 30
 _MS_NOSUID, _MS_NODEV, _MS_REMOUNT, _MS_BIND, _MS_REC, _MS_PRIVATE = 2, 4, 32, 4096, 16384, 1 << 18
 _MS_RDONLY, _MNT_DETACH, _AT_FDCWD, _AT_RECURSIVE = 1, 2, -100, 0x8000
 _MOUNT_SETATTR, _PIVOT_ROOT = 442, {"x86_64": 155, "aarch64": 41}
-_NEW_ROOT = "/sys"  # any folder that is always there and that no interpreter lives in
+_NEW_ROOT = "/sys"  # any folder that always exists and holds no interpreter
 _DEVICES = "/dev/null", "/dev/zero", "/dev/urandom"
 _MAX_FILES = 1000
 
 
 def enter(readable: Sequence[str], disk_bytes: int) -> None:
-    """Leave this machine's files and network; the next child is the first process of a table of its own.
+    """Leave this machine's files and network; the next child is the first process of a new table.
+
+    OSError if the kernel does not grant it.
 
     Args:
-        readable: What the new root shows of the old one, to read.
+        readable: Paths of the old root that the new one shows, read-only.
         disk_bytes: Size of the one folder that can be written to. It lies in memory.
-
-    Raises:
-        OSError: If the kernel does not grant it.
     """
     user, group = os.geteuid(), os.getegid()
     call("unshare", _NEWNS | _NEWUTS | _NEWIPC | _NEWPID | _NEWNET | (_NEWUSER if user else 0))
@@ -56,7 +55,7 @@ def enter(readable: Sequence[str], disk_bytes: int) -> None:
 
 
 def become_nobody() -> None:
-    """Give up what root may do; as nobody in a user namespace of its own, whose processes count apart."""
+    """Give up the rights of root, as nobody in a new user namespace, whose processes are counted apart."""
     if os.geteuid() == 0:
         os.setgroups([])
         os.setgid(NOBODY)
@@ -65,7 +64,7 @@ def become_nobody() -> None:
 
 
 def _show(path: str) -> None:
-    """Make a folder or file of the old root visible in the new one, to read."""
+    """Make a folder or file of the old root visible in the new one, read-only."""
     os.makedirs(os.path.dirname(_NEW_ROOT + path), exist_ok=True)
     if os.path.islink(path):
         os.symlink(os.readlink(path), _NEW_ROOT + path)

@@ -1,7 +1,7 @@
-"""What a program in the box may not ask the kernel for: a seccomp filter, written out in BPF.
+"""A seccomp filter in BPF: the system calls that a program in the sandbox may not use.
 
-It may start no processes, open no socket, signal or trace nobody, mount nothing, change no mode
-or owner of a file, and hold no memory that RLIMIT_AS does not see. See seccomp(2) and bpf(4) of Linux.
+It can start no processes, open no sockets, signal and trace no process, mount nothing, change no mode or
+owner of a file, and hold no memory that RLIMIT_AS does not see. See seccomp(2) and bpf(4) of Linux.
 """
 
 import ctypes
@@ -83,7 +83,7 @@ def _program(pid: int, clone_flag: int) -> list[tuple[int, int, int, int]]:
     program += [(_EQUAL, 0, 1, _CLONE3[column]), *absent]  # libc falls back to clone
     for (operation, operand), pair in {
         (_ANY_BIT, clone_flag): _CLONE,
-        (_EQUAL, 0): _PRLIMIT,  # the own limits
+        (_EQUAL, 0): _PRLIMIT,  # its own limits
         (_EQUAL, pid): _TGKILL,  # raise() and abort()
         (_AT_LEAST, _PR_SET_PDEATHSIG + 1): _PRCTL,  # it dies with its parent
     }.items():

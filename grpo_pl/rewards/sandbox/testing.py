@@ -1,4 +1,4 @@
-"""Programs against tests; called in worker processes."""
+"""Runs programs against tests; called in worker processes."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 from grpo_pl.rewards.sandbox.box import Box, Program, SandboxError
 
 Test = str | dict[str, str]
-"""Python with assertions, or the `input` of a program and the `output` that is right."""
+"""Python with assertions, or the `input` of a program and the right `output`."""
 
 _FENCE = re.compile(r"[ \t]*```[ \t]*(\w*)")
 _PYTHON = "", "py", "python", "python3"
@@ -36,11 +36,7 @@ def last_program(response: str) -> str | None:
 
 
 def score(response: str, tests: Sequence[Test], box: Box, timeout_s: float, partial_credit: bool) -> float:
-    """The share of tests that the program in a response passes; without partial credit 1 for all, else 0.
-
-    Raises:
-        SandboxError: If the box cannot be built.
-    """
+    """The share of tests that the program in a response passes; without partial credit 1 for all, else 0."""
     program = last_program(response)
     if program is None:
         return 0.0
@@ -57,15 +53,15 @@ def score(response: str, tests: Sequence[Test], box: Box, timeout_s: float, part
     return passed / len(tests) if partial_credit else float(passed == len(tests))
 
 
-def _prints(program: str, given: str, expected: str, box: Box, timeout_s: float) -> bool:
-    """Whether a program that reads `given` prints what is expected and ends well."""
+def _prints(program: str, stdin_text: str, expected: str, box: Box, timeout_s: float) -> bool:
+    """Whether a program that reads `stdin_text` prints the expected output and exits with 0."""
     with tempfile.TemporaryFile() as stdin, tempfile.TemporaryFile() as stdout:
-        stdin.write(given.encode(errors="surrogatepass"))
+        stdin.write(stdin_text.encode(errors="surrogatepass"))
         stdin.seek(0)
         with Program(box, {"main.py": program}, stdin=stdin, stdout=stdout, timeout_s=timeout_s) as running:
-            ended_well = running.wait()
+            succeeded = running.wait()
         stdout.seek(0)
-        return ended_well and _lines(stdout.read().decode(errors="replace")) == _lines(expected)
+        return succeeded and _lines(stdout.read().decode(errors="replace")) == _lines(expected)
 
 
 def _lines(text: str) -> list[str]:
@@ -74,7 +70,7 @@ def _lines(text: str) -> list[str]:
 
 
 def _holds(program: str, assertions: Sequence[str], box: Box, timeout_s: float) -> int:
-    """How many tests pass whose undefined names mean the program's."""
+    """How many tests pass; names that they do not define are the program's."""
     questions, to_program = os.pipe()
     answers, to_tests = os.pipe()
     ends = questions, to_program, answers, to_tests
@@ -93,7 +89,7 @@ def _holds(program: str, assertions: Sequence[str], box: Box, timeout_s: float) 
         with running, testing:
             testing.wait()
         verdicts.seek(0)
-        said = verdicts.read().decode(errors="replace")
-    if not re.fullmatch("[01]*", said):
-        raise SandboxError(f"the tests could not begin: {said[-200:]}")
-    return said.count("1")
+        output = verdicts.read().decode(errors="replace")
+    if not re.fullmatch("[01]*", output):
+        raise SandboxError(f"the tests could not begin: {output[-200:]}")
+    return output.count("1")
