@@ -30,9 +30,10 @@ from grpo_pl.rollout.shared import shared
 from grpo_pl.rollout.stored import forget, forget_all, stored
 from grpo_pl.runs.layout import ROLLOUTS_FOLDER
 from grpo_pl.system.heartbeat import heartbeat
+from grpo_pl.system.refusal import check_at_least
 from grpo_pl.training.checks.engines import check_engines, check_sampling, check_whose_rollouts
 from grpo_pl.training.checks.prompts import check_context, check_enough, check_vocabulary, warn_without_end
-from grpo_pl.training.checks.schedule import check_counts, check_schedule, check_trainer
+from grpo_pl.training.checks.schedule import check_schedule, check_trainer
 from grpo_pl.training.ranks import AttachedDataModule
 from grpo_pl.training.stream import Stream
 from grpo_pl.types import Experience, Prompt, Rollout
@@ -101,7 +102,8 @@ class RolloutDataModule(AttachedDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        check_counts(
+        check_at_least(
+            1,
             prompts_per_iteration=prompts_per_iteration,
             group_size=group_size,
             minibatches=minibatches,
@@ -183,11 +185,7 @@ class RolloutDataModule(AttachedDataModule):
             )
 
     def check(self, stage: str) -> None:
-        """Refuse settings that do not go together.
-
-        Raises:
-            ConfigError: In one sentence, with the key to change.
-        """
+        """Refuse settings that do not go together."""
         if stage == "fit":
             check_trainer(self._trainer, optimizer_steps=self.update_epochs * self.minibatches)
             micro_batches, smallest = self._trainer.accumulate_grad_batches, self.learner.min_group_size

@@ -128,11 +128,7 @@ class PolicyOptimization(OptimizedModule):
             self.build(partial(place, self.trainer.strategy))
 
     def build(self, place: Place) -> None:
-        """Build every model where `place` puts it.
-
-        Raises:
-            ConfigError: If a builder builds what has no place here, with the key to change.
-        """
+        """Build every model where `place` puts it; policy and reference must be language models."""
 
         def language_model(key: str, policy: nn.Module | None = None) -> LanguageModel | WithoutAdapter:
             built = self.builders[key].build(policy)  # type: ignore[union-attr]

@@ -53,44 +53,21 @@ def spread(
 
 
 def check_ddof(ddof: int) -> None:
-    """Refuse degrees of freedom that are neither of the two conventions.
-
-    Raises:
-        ArgumentError: In one sentence.
-    """
+    """Refuse degrees of freedom that are neither of the two conventions."""
     if ddof not in (0, 1):
         raise ArgumentError(
             f"ddof={ddof}: expected 0 (divide by the count) or 1 (divide by the count less 1)"
         )
 
 
-def check_not_negative(**options: float) -> None:
-    """Refuse a negative value of an option.
-
-    Raises:
-        ArgumentError: In one sentence.
-    """
-    for name, value in options.items():
-        if value < 0:
-            raise ArgumentError(f"{name}={value}: expected 0 or more")
-
-
 def check_fraction(**options: float) -> None:
-    """Refuse a value of an option outside of [0, 1].
-
-    Raises:
-        ArgumentError: In one sentence.
-    """
+    """Refuse a value of an option outside of [0, 1]."""
     for name, value in options.items():
         if not 0 <= value <= 1:
             raise ArgumentError(f"{name}={value}: expected a number in [0, 1]")
 
 
 def check_choice(name: str, value: str, *choices: str) -> None:
-    """Refuse a word that is not one of the choices.
-
-    Raises:
-        ArgumentError: In one sentence.
-    """
+    """Refuse a word that is not one of the choices."""
     if value not in choices:
         raise ArgumentError(f"{name}={value}: expected one of {', '.join(choices)}")

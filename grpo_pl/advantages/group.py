@@ -9,7 +9,6 @@ from grpo_pl.advantages.base import (
     AdvantageEstimator,
     check_choice,
     check_ddof,
-    check_not_negative,
     group_has_signal,
     same_for_all_tokens,
     spread,
@@ -25,7 +24,7 @@ from grpo_pl.functional import (
     others_mean,
     others_std,
 )
-from grpo_pl.system.refusal import ArgumentError
+from grpo_pl.system.refusal import ArgumentError, check_at_least
 from grpo_pl.types import Credit, Feedback
 
 
@@ -66,7 +65,7 @@ class GroupRelative(AdvantageEstimator):
     ) -> None:
         check_choice("scale", scale, "group", "batch", "none")
         check_ddof(ddof)
-        check_not_negative(eps=eps)
+        check_at_least(0, eps=eps)
         check_choice("truncated", truncated, "in", "out")
         self.scale, self.ddof, self.eps = scale, ddof, eps
         self.leave_one_out, self.truncated = leave_one_out, truncated
@@ -189,7 +188,7 @@ class GDPO(AdvantageEstimator):
         over: Literal["responses", "tokens"] = "responses",
     ) -> None:
         check_ddof(ddof)
-        check_not_negative(eps=eps, batch_eps=batch_eps)
+        check_at_least(0, eps=eps, batch_eps=batch_eps)
         check_choice("over", over, "responses", "tokens")
         self.ddof, self.eps, self.batch_eps, self.over = ddof, eps, batch_eps, over
 

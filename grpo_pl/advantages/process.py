@@ -5,8 +5,9 @@ from typing import final
 import torch
 from typing_extensions import override
 
-from grpo_pl.advantages.base import AdvantageEstimator, check_ddof, check_not_negative
+from grpo_pl.advantages.base import AdvantageEstimator, check_ddof
 from grpo_pl.functional import group_normalize
+from grpo_pl.system.refusal import check_at_least
 from grpo_pl.types import Credit, Feedback
 
 
@@ -32,7 +33,7 @@ class ProcessGroupRelative(AdvantageEstimator):
 
     def __init__(self, ddof: int = 1, eps: float = 1e-4) -> None:
         check_ddof(ddof)
-        check_not_negative(eps=eps)
+        check_at_least(0, eps=eps)
         self.ddof, self.eps = ddof, eps
 
     @override

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from typing_extensions import override
 
-from grpo_pl.system.refusal import ArgumentError
+from grpo_pl.system.refusal import check_at_least
 from grpo_pl.types import Experience
 
 
@@ -60,8 +60,7 @@ class ConstantLength(Aggregation):
     """
 
     def __init__(self, length: int) -> None:
-        if length < 1:
-            raise ArgumentError(f"length={length}: expected 1 or more")
+        check_at_least(1, length=length)
         self.length = length
 
     @override

@@ -67,11 +67,7 @@ class Objective:
 
 
 def all_terms(own: Mapping[str, LossTerm], **with_keys: LossTerm | None) -> dict[str, LossTerm]:
-    """The terms that have config keys of their own, as far as there are such, and the further ones.
-
-    Raises:
-        ArgumentError: If a further term has the name of one with a key of its own.
-    """
+    """The terms with a config key, where they are set, then the further ones, which must have other names."""
     for name in own:
         if name in with_keys or not name.isidentifier():
             raise ArgumentError(f"terms: {name!r} cannot be the name of a further term: choose another word")

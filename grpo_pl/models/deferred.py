@@ -68,11 +68,7 @@ class DeferredWeights:
 
 
 def make_buffers_again(model: "PreTrainedModel") -> None:
-    """Recompute buffers that no checkpoint holds, such as the frequencies of rotary embeddings.
-
-    Raises:
-        ConfigError: If the model does not say how.
-    """
+    """Recompute buffers that no checkpoint holds, such as the frequencies of rotary embeddings."""
     for name, module in model.named_modules():
         unsaved: list[Tensor] = [
             buffer

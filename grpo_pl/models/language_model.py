@@ -11,7 +11,7 @@ from grpo_pl.models.loading import load_language_model, transformer_blocks
 from grpo_pl.models.logprobs import Entropy, chunked_logprobs
 from grpo_pl.models.packing import check_can_pack, checked_row_tokens, hidden_before_each_token
 from grpo_pl.system.precision import DType
-from grpo_pl.system.refusal import ArgumentError, about
+from grpo_pl.system.refusal import about, check_at_least
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -94,8 +94,7 @@ class CausalLM(ModelBuilder):
         row_tokens: int | None = None,
         compile: Literal["inductor", "cudagraphs", "aot_eager"] | None = None,
     ) -> None:
-        if chunk_tokens < 1:
-            raise ArgumentError(f"chunk_tokens={chunk_tokens}: expected 1 or more")
+        check_at_least(1, chunk_tokens=chunk_tokens)
         self.pretrained, self.dtype, self.attention = pretrained, dtype, attention
         self.gradient_checkpointing, self.compile = gradient_checkpointing, compile
         self.chunk_tokens, self.row_tokens = chunk_tokens, checked_row_tokens(row_tokens)

@@ -49,9 +49,7 @@ def cached_model_folder(name: str) -> Path:
 def resolve_pretrained(pretrained: str) -> str:
     """The folder or hub name to load: a folder as it is, else grpo_pl's own model cache, else the hub's name.
 
-    Raises:
-        ConfigError: If it is a folder without `config.json`, or neither a folder nor something that the hub
-            could know.
+    Refuses a folder without `config.json`, and what is neither a folder nor a possible name on the hub.
     """
     if not pretrained:
         raise ConfigError("no model is named: say --pretrained FOLDER_OR_HUB_NAME")
@@ -152,8 +150,7 @@ def vocabulary_size(pretrained: str) -> int:
 def eos_token_ids(pretrained: str) -> set[int]:
     """The tokens that end a response, by the model's generation settings, else its configuration.
 
-    Raises:
-        ConfigError: If one of them is no token of the model.
+    Refuses one that the model does not know.
     """
     from transformers import GenerationConfig
 
@@ -259,9 +256,6 @@ def check_complete(pretrained: str, report: dict[str, Any], head: str = "") -> N
         pretrained: The model folder or hub name.
         report: The loading info of transformers.
         head: The module whose weights may be missing; empty for none.
-
-    Raises:
-        ConfigError: If some are missing.
     """
     missing = sorted(key for key in report["missing_keys"] if not head or not key.startswith(head))
     if missing:
@@ -294,11 +288,9 @@ def load_reward_model(
     """A causal model with a linear head `score`, without dropout, and whether that head is new to its task.
 
     Outcome models are sequence classifiers, process models are token classifiers, both with one label. The
-    head is new, and random, for the checkpoint of a language model; new is also one of the other kind.
+    head is new, and random, for the checkpoint of a language model; a head of the other kind counts as new.
 
-    Raises:
-        ConfigError: If it cannot be loaded, has more labels than one, or is of an architecture whose head is
-            not a linear layer on the state of each token.
+    Refuses more labels than one, and architectures whose head is not a linear layer on each token's state.
     """
     from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
 

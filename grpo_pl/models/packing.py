@@ -197,22 +197,14 @@ def hidden_before_each_token(
 
 
 def checked_row_tokens(row_tokens: int | None) -> int | None:
-    """The option, after a check.
-
-    Raises:
-        ConfigError: If it is a number below 1.
-    """
+    """The option, after a check."""
     if row_tokens is not None and row_tokens < 1:
         raise ArgumentError(f"row_tokens={row_tokens}: expected 1 or more, or null")
     return row_tokens
 
 
 def check_can_pack(language_model: "PreTrainedModel", row_tokens: int | None) -> None:
-    """Refuse models whose layers would not follow the mask of packed rows.
-
-    Raises:
-        ConfigError: If some layer does not attend to the whole sequence, or by a kernel that takes no mask.
-    """
+    """Refuse layers that attend to part of a sequence or take no mask: rows could not be packed."""
     if row_tokens is None:
         return
     config: Any = language_model.config.get_text_config()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from typing_extensions import override
 
-from grpo_pl.system.refusal import ArgumentError
+from grpo_pl.system.refusal import ArgumentError, check_at_least
 
 
 class ReferenceUpdate(ABC):
@@ -38,8 +38,7 @@ class EveryN(ReferenceUpdate):
     """
 
     def __init__(self, iterations: int) -> None:
-        if iterations < 1:
-            raise ArgumentError(f"iterations={iterations}: expected 1 or more")
+        check_at_least(1, iterations=iterations)
         self.iterations = iterations
 
     @override

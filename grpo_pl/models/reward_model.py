@@ -54,11 +54,7 @@ class ResponseEncoder:
 
     @classmethod
     def load(cls, pretrained: str) -> "ResponseEncoder":
-        """The encoder of a model folder or hub name.
-
-        Raises:
-            ConfigError: If there is none, or its tokenizer does not say where tokens stand in a text.
-        """
+        """The encoder of a model folder or hub name; refuses tokenizers that give no offsets."""
         tokenizer = load_tokenizer(pretrained)
         if not tokenizer.is_fast:
             raise ArgumentError(
@@ -106,11 +102,7 @@ class RewardModel(nn.Module):
     def load(
         cls, pretrained: str, kind: RewardKind, dtype: DType, attention: str | None = None
     ) -> "RewardModel":
-        """The reward model of a folder or hub name, on the CPU.
-
-        Raises:
-            ConfigError: If there is none, or its tokenizer does not say where tokens stand in a text.
-        """
+        """The reward model of a folder or hub name, on the CPU."""
         model, new_head = load_reward_model(pretrained, kind, dtype, attention)
         return cls(model, ResponseEncoder.load(pretrained), new_head)
 

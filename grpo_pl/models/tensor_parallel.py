@@ -25,9 +25,7 @@ def parallelize(model: nn.Module, mesh: DeviceMesh) -> None:
     """Split the linear layers of attention and MLP, as transformers' own plan for the architecture says.
 
     Megatron-LM: Shoeybi et al. 2019, arXiv:1909.08053, section 3. Embeddings, norms and heads stay whole.
-
-    Raises:
-        ConfigError: If the architecture has no such plan, or its heads cannot be shared out among the ranks.
+    Refuses architectures without such a plan, and more ranks than share the heads evenly.
     """
     for pretrained in pretrained_models(model):
         plan = linear_plan(pretrained)

@@ -102,11 +102,7 @@ class ValueHead(ModelBuilder):
 
 
 def check_same_tokens(pretrained: str, critic: "PreTrainedModel", policy: "PreTrainedModel") -> None:
-    """Refuse a critic with another vocabulary than the policy.
-
-    Raises:
-        ConfigError: If the vocabularies differ in size.
-    """
+    """Refuse a critic with another vocabulary than the policy."""
     own, others = (model.config.get_text_config().vocab_size for model in (critic, policy))
     if own != others:
         raise ArgumentError(

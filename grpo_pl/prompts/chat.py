@@ -102,11 +102,7 @@ class ChatFormat:
         return self.encode_batch([question], tokenizer)[0]
 
     def encode_batch(self, questions: Sequence[str | Messages], tokenizer: Tokenizer) -> list[list[int]]:
-        """`encode` of each question, faster.
-
-        Raises:
-            ConfigError: If the format cannot be that of the questions or of the tokenizer.
-        """
+        """`encode` of each question, faster; refuses those that do not fit the format or the tokenizer."""
         if any(not isinstance(question, str) for question in questions):
             self._check_takes_messages()
         if not self.use_chat_template:

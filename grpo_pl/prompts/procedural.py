@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from grpo_pl.functional import derive_seed
 from grpo_pl.prompts.sources import PromptSource, Question
-from grpo_pl.system.refusal import ArgumentError
+from grpo_pl.system.refusal import ArgumentError, check_at_least
 
 _MAX_TRAIN_ROWS = 10_000
 
@@ -114,8 +114,7 @@ class ReasoningGym(PromptSource):
         if task not in DATASETS:
             close = ", ".join(get_close_matches(task, DATASETS, cutoff=0.4)) or "leg_counting, chain_sum"
             raise ArgumentError(f"task={task}: reasoning-gym has no such task; it has, for instance, {close}")
-        if size < 1:
-            raise ArgumentError(f"size={size}: expected 1 or more")
+        check_at_least(1, size=size)
         self._task, self._config = task, dict(config or {})
         if taken := sorted({"size", "seed"} & set(self._config)):
             raise ArgumentError(f"config={config}: set {' and '.join(taken)} beside task instead")

@@ -12,7 +12,7 @@ from grpo_pl.models.reward_model import ResponseEncoder
 from grpo_pl.prompts.prompt_set import ROWS_WORTH_A_PROGRESS_BAR
 from grpo_pl.prompts.sources import PromptSource
 from grpo_pl.reward_modeling.objectives import LabeledBatch, LabeledResponse, RewardObjective
-from grpo_pl.system.refusal import ArgumentError, ConfigError
+from grpo_pl.system.refusal import ArgumentError, ConfigError, check_at_least
 from grpo_pl.training.checks.schedule import check_trainer_numbers
 from grpo_pl.training.ranks import AttachedDataModule
 
@@ -58,8 +58,7 @@ class RewardDataModule(AttachedDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if batch_size < 1:
-            raise ArgumentError(f"batch_size={batch_size}: expected 1 or more")
+        check_at_least(1, batch_size=batch_size)
         if not 0 <= replay_share < 1:
             raise ArgumentError(f"replay_share={replay_share}: expected 0 or more and less than 1")
         self.train, self.val, self.replay, self.replay_share = train, val, replay, replay_share

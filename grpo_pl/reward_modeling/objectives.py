@@ -74,11 +74,7 @@ class RewardObjective(ABC):
 
     @abstractmethod
     def read(self, row: Question, encode: ResponseEncoder) -> list[LabeledResponse]:
-        """The responses of one row of data: one example.
-
-        Raises:
-            ConfigError: In one sentence, if the row has not what is needed.
-        """
+        """The responses of one row of data, one example; ConfigError if a column is missing or wrong."""
 
     @abstractmethod
     def __call__(self, scores: Float[Tensor, "B T"], batch: LabeledBatch) -> ScoredBatch:
@@ -181,11 +177,7 @@ class StepLabels(RewardObjective):
 
 
 def column_of(row: Question, column: str) -> Any:
-    """What a row of data has in a column besides the prompt.
-
-    Raises:
-        ConfigError: If there is no such column.
-    """
+    """The value in a column of a row, besides the prompt; ConfigError without such a column."""
     if column not in row.metadata:
         has = ", ".join(repr(name) for name in row.metadata) or "none"
         raise ConfigError(f"there is no column {column!r}; its columns besides the prompt: {has}")

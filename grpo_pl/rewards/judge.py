@@ -18,7 +18,7 @@ from grpo_pl.models.builder import Place
 from grpo_pl.rewards.base import RewardError, RewardFunction, describe
 from grpo_pl.rewards.patterns import compiled
 from grpo_pl.system.addresses import is_address
-from grpo_pl.system.refusal import ArgumentError, ConfigError
+from grpo_pl.system.refusal import ArgumentError, ConfigError, check_at_least
 from grpo_pl.types import Prompt, Sample
 
 log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class Judge(RewardFunction):
     r"""The number that a language model gives a response, asked over the OpenAI protocol at temperature 0.
 
     LLM-as-a-judge, single-answer grading with a reference (Zheng et al. 2023, arXiv 2306.05685, section 3.1).
-    A response can contain text that is meant for the judge; only the template limits what it gains by that.
+    A response can contain text that is meant for the judge; the template must limit what it gains by that.
     A sample without a number stops the run or stays unscored, as `on_error` says; `abstain` suits long runs.
 
     Args:
@@ -80,9 +80,8 @@ class Judge(RewardFunction):
             raise ArgumentError(f"url={url}: expected one such as http://localhost:8000/v1, without ?")
         if "{response}" not in template:
             raise ArgumentError(f"template={template!r}: expected {{response}} in it")
-        for name, value, lowest in (("retries", retries, 0), ("concurrency", concurrency, 1)):
-            if value < lowest:
-                raise ArgumentError(f"{name}={value}: expected {lowest} or more")
+        check_at_least(0, retries=retries)
+        check_at_least(1, concurrency=concurrency)
         if not timeout_s > 0:
             raise ArgumentError(f"timeout_s={timeout_s}: expected more than 0 seconds")
         self.url, self.model, self.template = f"{url.rstrip('/')}/chat/completions", model, template

@@ -7,7 +7,7 @@ from typing_extensions import override
 
 from grpo_pl.rewards.base import Verifier
 from grpo_pl.rewards.workers import WorkerReward
-from grpo_pl.system.refusal import ArgumentError
+from grpo_pl.system.refusal import check_at_least
 from grpo_pl.types import Prompt, Sample
 
 
@@ -30,8 +30,7 @@ class MathAnswer(WorkerReward, Verifier):
         self, *, max_chars: int = 4000, on_error: Literal["raise", "abstain"] = "abstain", **kwargs: Any
     ) -> None:
         super().__init__(on_error=on_error, **kwargs)
-        if max_chars < 1:
-            raise ArgumentError(f"max_chars={max_chars}: expected 1 or more")
+        check_at_least(1, max_chars=max_chars)
         self.max_chars = max_chars
         try:
             from grpo_pl.rewards import mathematics

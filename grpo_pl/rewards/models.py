@@ -18,7 +18,7 @@ from grpo_pl.rewards.patterns import compiled
 from grpo_pl.rewards.steps import step_ends
 from grpo_pl.system.collectives import most_on_any_rank
 from grpo_pl.system.precision import OpenDType, chosen_dtype
-from grpo_pl.system.refusal import ArgumentError, ConfigError
+from grpo_pl.system.refusal import ArgumentError, ConfigError, check_at_least
 from grpo_pl.types import Sample, StepScore
 
 
@@ -45,8 +45,7 @@ class _ModelReward(RewardFunction):
                 "policy's"
             )
         resolve_pretrained(pretrained)  # a wrong folder is refused before any model is loaded
-        if batch_tokens < 1:
-            raise ArgumentError(f"batch_tokens={batch_tokens}: expected 1 or more")
+        check_at_least(1, batch_tokens=batch_tokens)
         self.pretrained, self.dtype, self.batch_tokens = pretrained, dtype, batch_tokens
         self.model: RewardModel | None = None
 

@@ -20,7 +20,7 @@ from threading import Lock
 from typing import Any, Literal
 
 from grpo_pl.rewards.base import RewardError
-from grpo_pl.system.refusal import ArgumentError
+from grpo_pl.system.refusal import ArgumentError, check_at_least
 
 _START_S = 120.0
 """The deadline of a worker's imports, in seconds; a sample's time starts when its worker is ready."""
@@ -53,9 +53,8 @@ class Workers:
     on_crash: Literal["abstain"] | float = 0.0
 
     def __post_init__(self) -> None:
-        for key, value, lowest in (("processes", self.processes, 1), ("retries", self.retries, 0)):
-            if value < lowest:
-                raise ArgumentError(f"{key}={value}: expected {lowest} or more")
+        check_at_least(1, processes=self.processes)
+        check_at_least(0, retries=self.retries)
         for key, limit in (("timeout_s", self.timeout_s), ("memory_gib", self.memory_gib)):
             if not 0 < limit < math.inf:
                 raise ArgumentError(f"{key}={limit}: expected a finite number above 0")

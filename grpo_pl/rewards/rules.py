@@ -14,7 +14,7 @@ from grpo_pl.rewards.base import RewardFunction, Verifier
 from grpo_pl.rewards.numerals import last_number
 from grpo_pl.rewards.patterns import compiled
 from grpo_pl.rewards.workers import WorkerReward
-from grpo_pl.system.refusal import ArgumentError
+from grpo_pl.system.refusal import ArgumentError, check_at_least
 from grpo_pl.types import Prompt, Sample
 
 _ANSWER_TAGS = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
@@ -117,8 +117,7 @@ class LengthPenalty(RewardFunction):
 
     def __init__(self, max_tokens: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if max_tokens < 1:
-            raise ArgumentError(f"max_tokens={max_tokens}: expected 1 or more")
+        check_at_least(1, max_tokens=max_tokens)
         self.max_tokens = max_tokens
 
     @override

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from grpo_pl.system.refusal import ArgumentError
+from grpo_pl.system.refusal import ArgumentError, check_at_least
 from grpo_pl.types import Prompt, Rollout
 
 
@@ -37,8 +37,7 @@ class SamplingConfig:
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.max_tokens < 1:
-            raise ArgumentError(f"max_tokens={self.max_tokens}: expected 1 or more")
+        check_at_least(1, max_tokens=self.max_tokens)
         if not 0 <= self.temperature < math.inf:
             raise ArgumentError(f"temperature={self.temperature}: expected more than 0 (0 is greedy)")
 
@@ -107,8 +106,7 @@ class RolloutEngine(ABC):
     def start(self, *, max_sequence_tokens: int, max_sequences: int, device: torch.device) -> None:
         """Acquire memory and load the model; called once, after everything cheap has been checked.
 
-        Raises:
-            ConfigError: If the machine cannot hold it, naming the key to change.
+        ConfigError, with the key to change, if the machine cannot hold it.
         """
 
     @abstractmethod
@@ -116,11 +114,7 @@ class RolloutEngine(ABC):
         """Replace all weights, and forget everything computed with the old ones. Exhausts the iterable."""
 
     def check(self, prompts: Sequence[Prompt], group_size: int, sampling: SamplingConfig) -> None:  # noqa: B027
-        """Refuse early what `generate` would refuse, as far as possible; called after `start`.
-
-        Raises:
-            ArgumentError: In one sentence.
-        """
+        """Refuse early what `generate` would refuse, as far as possible; called after `start`."""
 
     @abstractmethod
     def generate(self, prompts: Sequence[Prompt], group_size: int, sampling: SamplingConfig) -> Rollout:

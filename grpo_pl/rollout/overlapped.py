@@ -160,10 +160,7 @@ class OverlappedEngine(RolloutEngine):
     def _answer(self) -> Any:
         """The process's answer to the oldest open command.
 
-        Raises:
-            ConfigError: What the engine refused, in its own sentence.
-            EngineLostError: If its process has ended.
-            RuntimeError: If the engine failed.
+        EngineLostError if the process has ended, ConfigError for a refusal by the engine.
         """
         assert self._process is not None, "start() comes first"
         try:

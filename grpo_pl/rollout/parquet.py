@@ -47,9 +47,6 @@ def save_rollout(
         path: The file.
         iteration: Counted from 1.
         records: The rewards of its responses; null where there are none.
-
-    Raises:
-        DiskFullError: If it does not fit on the disk.
     """
     rows: list[dict[str, Any]] = []
     written: set[Group] = set()
@@ -102,11 +99,7 @@ def files_of(path: Path) -> list[Path]:
 
 
 def read_columns(path: Path, columns: Sequence[str]) -> pa.Table:
-    """Some columns of a file of rollouts.
-
-    Raises:
-        ConfigError: If it is none, in one sentence that begins with the path.
-    """
+    """Some columns of a file of rollouts; the refusal of another file begins with the path."""
     try:
         has = pq.read_schema(path).names
         missing = [name for name in RESPONSE.names if name not in has]
@@ -119,11 +112,7 @@ def read_columns(path: Path, columns: Sequence[str]) -> pa.Table:
 
 
 def read_groups(path: Path) -> dict[Group, list[dict[str, Any]]]:
-    """The responses of a file by group, without the further columns.
-
-    Raises:
-        ConfigError: If it is no file of rollouts, or one that was made up wrongly.
-    """
+    """The responses of a file by group, without the further columns; refuses incomplete responses."""
     groups: dict[Group, list[dict[str, Any]]] = {}
     table = read_columns(path, RESPONSE.names)
     try:

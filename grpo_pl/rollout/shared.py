@@ -56,16 +56,13 @@ class SharedEngine(EngineWrapper):
 
 
 def shared(engine: RolloutEngine, copies: int, rank: int, world_size: int) -> RolloutEngine:
-    """The engine as it is, or shared with neighbouring ranks; collective.
+    """The engine as it is, or shared with neighbouring ranks; refuses ranks that do not divide. Collective.
 
     Args:
         engine: The engine of this rank.
         copies: Neighbouring ranks that need the same rollouts.
         rank: This rank.
         world_size: All ranks.
-
-    Raises:
-        ConfigError: If the ranks cannot be shared out among engines.
     """
     size = max(copies, engine.ranks)
     if size == 1 or copies == engine.ranks:

@@ -64,11 +64,7 @@ class StoredRollouts(EngineWrapper):
 
 
 def write(rollout: Rollout, path: Path) -> None:
-    """Write a rollout without its prompts into a file, after its checksum.
-
-    Raises:
-        DiskFullError: If it does not fit on the disk.
-    """
+    """Write a rollout without its prompts into a file, after its checksum."""
     ends = json.dumps(rollout.token_ends)  # torch reads a million numbers in a list in 5 s
     content = io.BytesIO()
     torch.save(without_prompts(rollout) | {"token_ends": ends}, content)

@@ -50,12 +50,9 @@ class RunFolder(SaveConfigCallback):
 
     @contextmanager
     def occupied(self, trainer: pl.Trainer) -> Iterator[str | None]:
-        """Hold the folder while the body runs.
+        """Hold the folder while the body runs; gives the checkpoint that the run begins with.
 
-        Gives the checkpoint that the run begins with.
-
-        Raises:
-            ConfigError: If another process is at work in the folder, or if its run cannot be told.
+        Refuses a folder that another process holds, or whose settings cannot be read.
         """
         self.folder = Path(trainer.default_root_dir)
         self.lock = Lock(self.folder)
@@ -100,9 +97,6 @@ class RunFolder(SaveConfigCallback):
 
         Args:
             free: Those that may differ.
-
-        Raises:
-            ConfigError: If that run's cannot be read.
         """
         now = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))
         keys = different(plain(self._read_settings()), plain(now))

@@ -29,11 +29,7 @@ class Lock:
         self._file: TextIOWrapper | None = None
 
     def take(self) -> None:
-        """Lock the folder.
-
-        Raises:
-            ConfigError: If another process holds it.
-        """
+        """Lock the folder; ConfigError if another process holds it."""
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / LOCK_FILE
         while True:

@@ -131,12 +131,9 @@ def newest_first(folder: Path) -> list[tuple[Path, Manifest | None]]:
 
 
 def whole_checkpoint(path: Path) -> Path:
-    """The checkpoint that a path means, after its checksums are verified. Collective.
+    """The checkpoint that a path means, with verified checksums; refuses damaged ones. Collective.
 
     `last.ckpt` means the newest whole one of its folder; those that are not whole are named and passed over.
-
-    Raises:
-        ConfigError: If the one that is meant is not whole, or none of the folder's is.
     """
     if path.name != LAST or (path.exists() and not path.is_symlink()):
         if wrong := damage(path, first_rank_says(Manifest.read(path))):

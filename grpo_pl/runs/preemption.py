@@ -150,11 +150,7 @@ def checkpointing(trainer: pl.Trainer) -> Checkpoints:
 
 
 def check_no_hpc_checkpoint(folder: Path) -> None:
-    """Refuse a folder with a checkpoint that Lightning would resume in any SLURM job, unasked.
-
-    Raises:
-        ConfigError: In one sentence, with the file.
-    """
+    """Refuse a folder with a checkpoint that Lightning would resume in any SLURM job, unasked."""
     for path in sorted(folder.glob("hpc_ckpt_*")):
         raise ConfigError(
             f"trainer.default_root_dir={folder} holds {path.name}, which Lightning resumes unasked in SLURM "

@@ -59,11 +59,7 @@ class SafePlanner(DefaultLoadPlanner):
 
 
 def read_index(folder: Path) -> Metadata:
-    """The index of a sharded checkpoint; safe for torch to read afterwards.
-
-    Raises:
-        ConfigError: If it is damaged, or holds more than data.
-    """
+    """The index of a sharded checkpoint, refused if it holds more than data: then torch may read it too."""
     try:
         with (folder / INDEX).open("rb") as file:
             index = IndexUnpickler(file).load()
@@ -75,11 +71,7 @@ def read_index(folder: Path) -> Metadata:
 
 
 def check_shards(folder: Path) -> None:
-    """Read the index and everything but tensors, so that torch and Lightning may read them too.
-
-    Raises:
-        ConfigError: If something is damaged, or holds more than data.
-    """
+    """Read everything but tensors and refuse more than data: then torch and Lightning may read it too."""
     kinds = read_index(folder).state_dict_metadata.items()
     plain: dict[str, Any] = {key: None for key, kind in kinds if isinstance(kind, BytesStorageMetadata)}
     planner, reader = SafePlanner(flatten_state_dict=False), FileSystemReader(folder)
@@ -93,14 +85,11 @@ def check_shards(folder: Path) -> None:
 
 
 def read_file(path: Path, mapped: bool = False) -> dict[str, Any]:
-    """The content of a single-file checkpoint.
+    """The content of a single-file checkpoint; refuses other files, and more than data.
 
     Args:
         path: The file.
         mapped: Leave tensors on the disk until they are used.
-
-    Raises:
-        ConfigError: If it is no checkpoint of a run, damaged, or holds more than data.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
@@ -114,11 +103,7 @@ def read_file(path: Path, mapped: bool = False) -> dict[str, Any]:
 
 
 def check_checkpoint(path: Path) -> None:
-    """Check what is quick to read of a checkpoint, before anything is loaded.
-
-    Raises:
-        ConfigError: If it is not there, damaged, of no run, or holds more than data.
-    """
+    """Check what is quick to read of a checkpoint, before anything is loaded."""
     if is_sharded(path):
         check_shards(path)
     elif path.is_dir():

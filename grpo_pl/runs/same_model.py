@@ -19,9 +19,6 @@ def check_fits(checkpoint: Mapping[str, Any], own: Mapping[str, Tensor], configu
         checkpoint: What Lightning has read.
         own: The weights of this run.
         configured: What `configure_optimizers` gives; None where nothing is trained.
-
-    Raises:
-        ConfigError: In one sentence.
     """
     check_weights_fit(checkpoint["state_dict"], own)
     if configured is not None:
@@ -30,11 +27,7 @@ def check_fits(checkpoint: Mapping[str, Any], own: Mapping[str, Tensor], configu
 
 
 def check_weights_fit(stored: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
-    """Refuse the weights of another model, or of a config with other models.
-
-    Raises:
-        ConfigError: In one sentence, with the first weight that does not fit.
-    """
+    """Refuse weights of other models, by the first weight that differs."""
     for name in (name for name in own if name in stored):
         there, here = list(stored[name].shape), list(own[name].shape)
         if there != here:
@@ -51,11 +44,7 @@ def check_weights_fit(stored: Mapping[str, Tensor], own: Mapping[str, Tensor]) -
 
 
 def check_optimizer_fits(checkpoint: Mapping[str, Any], optimizer: Optimizer, scheduled: bool) -> None:
-    """Refuse the state of another optimizer; log if a schedule begins or ends here.
-
-    Raises:
-        ConfigError: In one sentence.
-    """
+    """Refuse the state of another optimizer; log if a schedule begins or ends here."""
     states = checkpoint.get("optimizer_states")
     if not states:
         raise ConfigError(

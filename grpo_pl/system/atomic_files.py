@@ -19,11 +19,7 @@ class DiskFullError(RuntimeError):
 
 @contextmanager
 def room_for(path: Path) -> Iterator[None]:
-    """Turn a full disk into one sentence that names the file.
-
-    Raises:
-        DiskFullError: If something in the body did not fit on the disk.
-    """
+    """Turn a full disk into a DiskFullError that names the file."""
     try:
         yield
     except OSError as error:
@@ -45,9 +41,6 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     """A file to write, which takes the path's place when the body ends, and lies on the disk by then.
 
     Whatever happens in between, the path names the old file or the whole new one.
-
-    Raises:
-        DiskFullError: If it does not fit on the disk.
     """
     partial = partial_of(path)
     with room_for(path):
@@ -64,21 +57,13 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace a file's content in one step: a reader finds the old text or the new one, also after a kill.
-
-    Raises:
-        DiskFullError: If it does not fit on the disk.
-    """
+    """Replace a file's content in one step: a reader finds the old text or the new one, also after a kill."""
     with replacing(path) as file:
         file.write(text.encode())
 
 
 def append(path: Path, text: str) -> None:
-    """Append text to a file and flush it to the disk.
-
-    Raises:
-        DiskFullError: If it does not fit on the disk; part of it may be there.
-    """
+    """Append text to a file and flush it to the disk, which may take a part of it before it is full."""
     with room_for(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab") as file:

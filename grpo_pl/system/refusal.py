@@ -43,6 +43,13 @@ class ArgumentError(ConfigError):
     joint = "."
 
 
+def check_at_least(lowest: int, **arguments: float) -> None:
+    """Refuse an argument of a component that is below the lowest value."""
+    for name, value in arguments.items():
+        if value < lowest:
+            raise ArgumentError(f"{name}={value}: expected {lowest} or more")
+
+
 @contextmanager
 def about(component: object) -> Iterator[None]:
     """In the body, an ArgumentError is about an argument of this component."""

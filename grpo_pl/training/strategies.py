@@ -70,11 +70,7 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     @property
     def data_parallel_size(self) -> int:
-        """Ranks that get different data.
-
-        Raises:
-            ConfigError: If the ranks cannot be shared out as the arguments say.
-        """
+        """Ranks that get different data; refuses ranks that the arguments do not divide evenly."""
         if self.num_replicas < 1 or self.tensor_parallel_size < 1:
             raise ConfigError(
                 f"trainer.strategy: replicas={self.replicas} and tensor_parallel_size="
@@ -201,11 +197,7 @@ StrategyRegistry.register("hsdp", FSDP2Strategy, "every model divided in each no
 
 
 def place(strategy: Strategy, build: Build) -> nn.Module:
-    """Build a model where its strategy wants it: sharded, or whole on this rank's device.
-
-    Raises:
-        ConfigError: If the strategy divides models in a way that is not known here.
-    """
+    """Build a model where its strategy wants it, sharded or whole; refuses other ways to divide it."""
     if isinstance(strategy, FSDP2Strategy):
         return strategy.place(build)
     if isinstance(strategy, ModelParallelStrategy):

@@ -25,11 +25,7 @@ class Expected:
 
 
 async def check(server: Server, expected: Expected) -> None:
-    """Refuse a server that could not be used, or whose responses would mean something else.
-
-    Raises:
-        ServerError: In one sentence, with what to change.
-    """
+    """Refuse a server that is unusable, or whose responses would mean something else, by a ServerError."""
     await check_address(server, expected)
     await check_tokenizer(server, expected)
     if not await is_paused(server):

@@ -35,17 +35,12 @@ class Server:
     async def post(self, path: str, body: Any = None, *, forever: bool = False) -> Any:
         """The answer to a request, which may take `forever` where something else watches the server.
 
-        Raises:
-            ServerError: If there is none, or one that says no.
+        ServerError without an answer, or with another status than OK.
         """
         return await self._ask("POST", path, body, None if forever else self.timeout_s)
 
     async def check_weights(self, version: str) -> None:
-        """A sign of life from its engine, which must have these weights.
-
-        Raises:
-            ServerError: If it gives none, or has others, as after it was started again.
-        """
+        """Ask its engine for a sign of life; ServerError without one, or with other (restarted) weights."""
         held = (await self.get("/weight_info"))["weight_version"]
         if held != version:
             raise ServerError(f"it has the weights {held!r} instead of {version!r}")

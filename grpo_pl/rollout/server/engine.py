@@ -24,7 +24,7 @@ from grpo_pl.rollout.server.transfer import MIB, NCCL, SharedFiles, WeightTransf
 from grpo_pl.system.addresses import is_address
 from grpo_pl.system.collectives import first_rank_says, in_group, is_first_rank, launched_ranks
 from grpo_pl.system.precision import DType
-from grpo_pl.system.refusal import ArgumentError, ConfigError
+from grpo_pl.system.refusal import ArgumentError, ConfigError, check_at_least
 from grpo_pl.types import Prompt, Rollout
 
 log = logging.getLogger(__name__)
@@ -83,8 +83,7 @@ class ServerEngine(RolloutEngine):
             )
         if not timeout_s > 0:
             raise ArgumentError(f"timeout_s={timeout_s}: expected more than 0 seconds")
-        if max_sequences < 1:
-            raise ArgumentError(f"max_sequences={max_sequences}: expected 1 or more")
+        check_at_least(1, max_sequences=max_sequences)
         self.urls, self.pretrained = [url.rstrip("/") for url in urls], pretrained
         self.api_key_variable, self.transfer = api_key_variable, transfer
         self.dtype, self.timeout_s, self.max_sequences = dtype, timeout_s, max_sequences

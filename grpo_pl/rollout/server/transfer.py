@@ -17,7 +17,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from grpo_pl.rollout.server.connection import Fleet, Server, ServerError
-from grpo_pl.system.refusal import ArgumentError
+from grpo_pl.system.refusal import ArgumentError, check_at_least
 
 MIB = 1 << 20
 Bucket = dict[str, Tensor]
@@ -61,17 +61,6 @@ class WeightTransfer(ABC):
         """Free its resources; it can be connected again."""
 
 
-def check_bucket(bucket_mib: int) -> int:
-    """The size of a bucket, if it is one.
-
-    Raises:
-        ConfigError: If it is not.
-    """
-    if bucket_mib < 1:
-        raise ArgumentError(f"bucket_mib={bucket_mib}: expected 1 or more")
-    return bucket_mib
-
-
 @final
 class SharedFiles(WeightTransfer):
     """Weights as safetensors files in a folder that trainer and servers see: for CPUs, and without NCCL.
@@ -89,7 +78,8 @@ class SharedFiles(WeightTransfer):
     def __init__(self, folder: str | None = None, bucket_mib: int = 256) -> None:
         if folder is not None and not Path(folder).is_dir():
             raise ArgumentError(f"folder={folder} is no folder: name one that exists")
-        self.folder, self.bucket_mib = folder, check_bucket(bucket_mib)
+        check_at_least(1, bucket_mib=bucket_mib)
+        self.folder, self.bucket_mib = folder, bucket_mib
         self._own: tempfile.TemporaryDirectory[str] | None = None
 
     @override
@@ -129,7 +119,8 @@ class NCCL(WeightTransfer):
     backend = "nccl"
 
     def __init__(self, address: str | None = None, port: int = 0, bucket_mib: int = 1024) -> None:
-        self.address, self.port, self.bucket_mib = address, port, check_bucket(bucket_mib)
+        check_at_least(1, bucket_mib=bucket_mib)
+        self.address, self.port, self.bucket_mib = address, port, bucket_mib
         self._group: Any = None
 
     @override

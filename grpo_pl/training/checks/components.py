@@ -22,11 +22,7 @@ from grpo_pl.system.refusal import ConfigError
 def check_components(
     rewards: dict[str, RewardFunction], kl: KLPenalty | None, reference: ModelBuilder | None
 ) -> None:
-    """Refuse combinations that cannot be meant.
-
-    Raises:
-        ConfigError: In one sentence, with the key to change.
-    """
+    """Refuse combinations that cannot be meant."""
     check_names("model.rewards", rewards)
     if not any(reward.weight for reward in rewards.values()):
         raise ConfigError(
@@ -39,11 +35,7 @@ def check_components(
 
 
 def check_names(key: str, named: Mapping[str, object]) -> None:
-    """Refuse names that no column of `metrics.csv` can have.
-
-    Raises:
-        ConfigError: In one sentence, with the key to change.
-    """
+    """Refuse names that no column of `metrics.csv` can have."""
     for name in named:
         if not re.fullmatch(r"\w[\w.-]*", str(name)) or not isinstance(name, str):
             raise ConfigError(
@@ -55,11 +47,7 @@ def check_names(key: str, named: Mapping[str, object]) -> None:
 def check_optimizer(
     optimizer: Callable[[Any], Optimizer], lr_scheduler: Callable[[Optimizer], Any] | None
 ) -> None:
-    """Build both for one parameter, so that wrong settings are refused before any model is loaded.
-
-    Raises:
-        ConfigError: In one sentence, with the key to change.
-    """
+    """Build both for one parameter, so that wrong settings are refused before any model is loaded."""
     try:
         built = optimizer([nn.Parameter(torch.zeros(2, 2))])
     except (TypeError, ValueError) as error:
@@ -79,11 +67,7 @@ def check_optimizer(
 def check_critic(
     advantage: AdvantageEstimator, critic: ModelBuilder | None, critic_lr: float | None, critic_warmup: int
 ) -> None:
-    """Refuse a critic that nobody needs, an advantage without the critic it needs, and odd schedules.
-
-    Raises:
-        ConfigError: In one sentence, with the key to change.
-    """
+    """Refuse a critic that nobody needs, an advantage without the critic it needs, and odd schedules."""
     name = type(advantage).__name__
     if advantage.needs_critic and critic is None:
         raise ConfigError(
@@ -108,11 +92,7 @@ def check_critic(
 def check_reference_update(
     reference_update: ReferenceUpdate | None, kl: KLPenalty | None, reference: ModelBuilder | None
 ) -> None:
-    """Refuse to move a reference that does not exist, that is the policy itself, or that would not move.
-
-    Raises:
-        ConfigError: In one sentence, with the key to change.
-    """
+    """Refuse to move a reference that does not exist, that is the policy itself, or that would not move."""
     if reference_update is None:
         return
     if kl is None:
@@ -138,11 +118,7 @@ def check_advantage_sources(
     kl: KLPenalty | None,
     reward_transforms: Sequence[RewardTransform],
 ) -> None:
-    """Refuse rewards that the advantage cannot work with, or would not see.
-
-    Raises:
-        ConfigError: In one sentence, with the key to change.
-    """
+    """Refuse rewards that the advantage cannot work with, or would not see."""
     name = type(advantage).__name__
     if advantage.needs_steps and not any(
         isinstance(reward, ProcessReward) and reward.weight for reward in rewards.values()

@@ -5,19 +5,14 @@ from pathlib import Path
 
 from grpo_pl.rollout.engine import RolloutEngine, SamplingConfig
 from grpo_pl.rollout.replay import ReplayEngine
-from grpo_pl.system.refusal import ArgumentError, ConfigError
+from grpo_pl.system.refusal import ArgumentError, ConfigError, check_at_least
 
 log = logging.getLogger(__name__)
 
 
 def check_sampling(sampling: SamplingConfig, val_max_tokens: int | None, val_samples: int) -> None:
-    """Refuse to sample responses that are all alike, and sizes of a validation that cannot be.
-
-    Raises:
-        ArgumentError: In one sentence, with the argument to change.
-    """
-    if val_samples < 0:
-        raise ArgumentError(f"val_samples={val_samples}: expected 0 or more")
+    """Refuse to sample responses that are all alike, and sizes of a validation that cannot be."""
+    check_at_least(0, val_samples=val_samples)
     if val_max_tokens is not None and val_max_tokens < 1:
         raise ArgumentError(f"val_max_tokens={val_max_tokens}: expected 1 or more, or null")
     if sampling.temperature == 0:
@@ -25,11 +20,7 @@ def check_sampling(sampling: SamplingConfig, val_max_tokens: int | None, val_sam
 
 
 def check_engines(engine: RolloutEngine, val_engine: RolloutEngine | None, validates: bool) -> None:
-    """Refuse a validation that nothing can answer, and an engine that nothing asks.
-
-    Raises:
-        ConfigError: In one sentence, with the key to change.
-    """
+    """Refuse a validation that nothing can answer, and an engine that nothing asks."""
     if validates and engine.offline and val_engine is None:
         raise ConfigError(
             f"data.engine {type(engine).__name__} has responses to training prompts alone, and data.val is "
@@ -44,11 +35,7 @@ def check_engines(engine: RolloutEngine, val_engine: RolloutEngine | None, valid
 
 
 def check_whose_rollouts(engine: RolloutEngine, folder: Path, corrects_mismatch: bool) -> None:
-    """Refuse to read what the run would move aside; warn of a policy that is not the learner's.
-
-    Raises:
-        ConfigError: In one sentence, with the key to change.
-    """
+    """Refuse to read what the run would move aside; warn of a policy that is not the learner's."""
     if isinstance(engine, ReplayEngine) and folder.resolve() in Path(engine.path).resolve().parents:
         raise ConfigError(
             f"data.engine.path={engine.path} lies in the folder of this very run: set "

@@ -12,11 +12,7 @@ log = logging.getLogger(__name__)
 
 
 def check_context(pretrained: str, prompt_tokens: int, response_tokens: int) -> None:
-    """Refuse prompts and responses that together are longer than what the model reads.
-
-    Raises:
-        ConfigError: In one sentence, with the keys to change.
-    """
+    """Refuse prompts and responses that together are longer than what the model reads."""
     context = context_length(pretrained)
     if prompt_tokens + response_tokens > context:
         raise ConfigError(
@@ -36,21 +32,13 @@ def warn_without_end(pretrained: str) -> None:
 
 
 def check_enough(key: str, count: int, ranks: int) -> None:
-    """Refuse fewer prompts than ranks.
-
-    Raises:
-        ConfigError: In one sentence, with the key to change.
-    """
+    """Refuse fewer prompts than ranks."""
     if count < ranks:
         raise ConfigError(f"{key} has {count} prompts for {ranks} ranks: give it at least {ranks}")
 
 
 def check_vocabulary(pretrained: str, key: str, prompts: Sequence[Prompt]) -> None:
-    """Refuse tokens that the model does not know.
-
-    Raises:
-        ConfigError: In one sentence, with the key to change.
-    """
+    """Refuse tokens that the model does not know."""
     known = vocabulary_size(pretrained)
     for prompt in prompts:
         if (token := max(prompt.token_ids)) >= known:
@@ -63,11 +51,7 @@ def check_vocabulary(pretrained: str, key: str, prompts: Sequence[Prompt]) -> No
 def check_answers(
     kind: str, functions: Mapping[str, RewardFunction | Verifier], key: str, prompts: Sequence[Prompt]
 ) -> None:
-    """Refuse prompts of which a function can check no answer; up to 256 of them are looked at.
-
-    Raises:
-        ConfigError: In one sentence, with the keys of both.
-    """
+    """Refuse prompts of which a function can check no answer; up to 256 of them are looked at."""
     some = prompts[:: max(len(prompts) // 256, 1)]
     for name, function in functions.items():
         if not any(function.can_score(prompt) for prompt in some):

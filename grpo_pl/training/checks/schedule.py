@@ -2,7 +2,7 @@
 
 from typing import Protocol, runtime_checkable
 
-from grpo_pl.system.refusal import ArgumentError, ConfigError
+from grpo_pl.system.refusal import ConfigError
 
 
 @runtime_checkable
@@ -41,23 +41,8 @@ class RolloutSettings(Protocol):
     keep_groups: bool
 
 
-def check_counts(**counts: int) -> None:
-    """Refuse arguments of the DataModule that must be 1 or more.
-
-    Raises:
-        ArgumentError: In one sentence, with the argument to change.
-    """
-    for key, count in counts.items():
-        if count < 1:
-            raise ArgumentError(f"{key}={count}: expected 1 or more")
-
-
 def check_trainer(trainer: TrainerSettings, optimizer_steps: int) -> None:
-    """Refuse settings of the Trainer that would cut an iteration in two or spoil its numbers.
-
-    Raises:
-        ConfigError: In one sentence, with the key to change.
-    """
+    """Refuse settings of the Trainer that would cut an iteration in two or spoil its numbers."""
     if trainer.precision in ("bf16-true", "16-true"):
         raise ConfigError(
             f"trainer.precision={trainer.precision} rounds small updates and old log-probabilities away: set "
@@ -88,11 +73,7 @@ def check_trainer(trainer: TrainerSettings, optimizer_steps: int) -> None:
 
 
 def check_trainer_numbers(trainer: TrainerSettings) -> None:
-    """Refuse numbers of the Trainer that train nothing, or fail in the middle of a run.
-
-    Raises:
-        ConfigError: In one sentence, with the key to change.
-    """
+    """Refuse numbers of the Trainer that train nothing, or fail in the middle of a run."""
     for key in ("max_epochs", "max_steps"):
         if (value := getattr(trainer, key)) is not None and (value == 0 or value < -1):
             raise ConfigError(
@@ -107,11 +88,7 @@ def check_trainer_numbers(trainer: TrainerSettings) -> None:
 
 
 def check_schedule(data: RolloutSettings, micro_batches: int, ranks: int, min_group_size: int) -> None:
-    """Refuse a rollout that cannot be shared out evenly among ranks, minibatches and micro-batches.
-
-    Raises:
-        ConfigError: In one sentence, with the key to change.
-    """
+    """Refuse a rollout that cannot be shared out evenly among ranks, minibatches and micro-batches."""
     if data.group_size < min_group_size:
         raise ConfigError(
             f"data.group_size={data.group_size}: model.advantage compares the responses to one prompt; set "
