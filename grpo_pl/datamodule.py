@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 
 
 class RolloutDataModule(AttachedDataModule):
-    """Prompts, the engine that answers them, and how often a rollout is learned from.
+    """Prompts, the engine that answers them, and the schedule of updates on a rollout.
 
     One Lightning epoch is one iteration: a rollout of `prompts_per_iteration * group_size` responses, then
     `update_epochs * minibatches` optimizer steps, each over `trainer.accumulate_grad_batches` micro-batches.
@@ -51,9 +51,9 @@ class RolloutDataModule(AttachedDataModule):
 
     Args:
         train: Where training prompts come from.
-        engine: What samples the responses.
+        engine: Samples the responses.
         val: Where validation prompts come from; null for no validation.
-        val_engine: What answers validation prompts where `engine` has its responses already.
+        val_engine: Answers validation prompts where `engine` does not sample.
         pretrained: Model folder or hub name of the tokenizer; where empty, the one of `--pretrained`.
         format: How a question becomes a prompt.
         prompts_per_iteration: Prompts of one iteration, over all ranks.
@@ -66,15 +66,15 @@ class RolloutDataModule(AttachedDataModule):
         sampling: How training responses are drawn.
         max_prompt_tokens: The longest prompt, in tokens.
         long_prompts: What to do with longer ones: refuse the data, drop them (counted), or keep their end.
-        val_max_tokens: The longest validation response, in tokens; where null, that of `sampling`.
+        val_max_tokens: The longest validation response, in tokens; null for the limit of `sampling`.
         val_samples: Responses to each validation prompt for pass@k and majority@k, drawn as `sampling` says;
             0 for greedy accuracy alone.
         val_prompts_per_batch: Validation prompts that the engine gets at once.
-        store_rollouts: Keep the rollouts since the checkpoint before the last in the run's folder, so that a
-            run that goes on learns from the very same ones, whatever the engine is.
-        keep_rollouts: Keep the rollouts of every iteration there too, with their rewards, as Parquet files
-            that ReplayEngine reads.
-        seed: Of the order of prompts, of every response, and of the minibatches.
+        store_rollouts: Keep the rollouts since the last checkpoint but one in the run's folder, so that a
+            resumed run learns from the same ones, whatever the engine is.
+        keep_rollouts: Also keep the rollouts of every iteration, with their rewards, as Parquet files that
+            ReplayEngine reads.
+        seed: Seed of the order of prompts, of every response, and of the minibatches.
     """
 
     def __init__(
@@ -143,7 +143,7 @@ class RolloutDataModule(AttachedDataModule):
         self._started = True
 
     def start(self, stage: str) -> None:
-        """`setup` that leaves the engine awake, with the pretrained weights."""
+        """`setup`, but the engine stays awake, with the pretrained weights."""
         self.check(stage)
         self._read_all_prompts(stage)
         log.info("starting %s", ", ".join(type(engine).__name__ for engine in self._engines))
@@ -202,7 +202,7 @@ class RolloutDataModule(AttachedDataModule):
         return load_tokenizer(self.pretrained)
 
     def read_prompts(self, name: str, source: PromptSource) -> PromptSet:
-        """The encoded prompts of `data.<name>`, as this config puts them to the model."""
+        """The encoded prompts of `data.<name>`."""
         return PromptSet(
             source,
             self.format,
@@ -220,7 +220,7 @@ class RolloutDataModule(AttachedDataModule):
 
     @override
     def train_dataloader(self) -> Iterable[Experience]:
-        """Each pass over it is one iteration; the loop behind it is one generator for the whole run."""
+        """Each pass over it is one iteration of one generator for the whole run."""
         schedule = UpdateSchedule(
             minibatches=self.minibatches,
             update_epochs=self.update_epochs,
@@ -259,19 +259,19 @@ class RolloutDataModule(AttachedDataModule):
 
     @property
     def _rollouts(self) -> Path:
-        """Where rollouts are stored and kept."""
+        """The folder of stored and kept rollouts."""
         return Path(self._trainer.default_root_dir) / ROLLOUTS_FOLDER
 
     @property
     def end(self) -> int:
-        """How many iterations the run has at most."""
+        """The most iterations that the run has."""
         epochs, steps = self._trainer.max_epochs or -1, self._trainer.max_steps
         ends = [epochs, steps // (self.update_epochs * self.minibatches)]
         return min((end for end in ends if end > 0), default=sys.maxsize)
 
     @property
     def sampler(self) -> Sampler:
-        """Samples the rollout of an iteration on this rank, by the weights that the engine has."""
+        """Samples the rollout of an iteration on this rank, with the engine's current weights."""
         return Sampler(
             engine=self.engine,
             prompts_of=self.prompts_of,
@@ -281,7 +281,7 @@ class RolloutDataModule(AttachedDataModule):
             resample=self.resample,
             score=self.learner.score,
             other_prompts=self._other_prompts,
-            on_any_rank=lambda here: bool(self.learner.sum_over_ranks(torch.tensor(int(here))) > 0),
+            on_any_rank=lambda local: bool(self.learner.sum_over_ranks(torch.tensor(int(local))) > 0),
         )
 
     def prompts_of(self, iteration: int) -> list[Prompt]:
@@ -306,7 +306,7 @@ class RolloutDataModule(AttachedDataModule):
 
     @property
     def _val_chunks(self) -> int:
-        """How often a validation asks the engine: every rank as often, for several may have one engine."""
+        """Calls of the engine in a validation, as many on every rank, for several may share one engine."""
         return rounds(len(self.prompts["val"]), self._ranks.size, at_once=self.val_prompts_per_batch)
 
     def _val_rollouts(self) -> Iterator[Rollout]:
@@ -342,6 +342,6 @@ class RolloutDataModule(AttachedDataModule):
 
 
 def connect(trainer: pl.Trainer, module: pl.LightningModule, data: RolloutDataModule) -> None:
-    """Make the three know each other, as the Trainer does before `setup`."""
+    """Connect the three, as the Trainer does before `setup`."""
     data.trainer = module.trainer = trainer
     trainer.strategy.connect(module)

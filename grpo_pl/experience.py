@@ -1,4 +1,4 @@
-"""Rollout -> rewards -> scores -> advantages -> Experience: what is learned from a rollout."""
+"""Rollout -> rewards -> scores -> advantages -> Experience."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -25,8 +25,8 @@ Scorer = Callable[[Sequences], TokenScores]
 class ExperienceStage:
     """Makes experience of a rollout.
 
-    A rollout is scored in the very micro-batches of the first update epoch, through the strategy's wrapper
-    and in `training_step`'s precision: so the first ratio is exactly 1, whatever the precision.
+    A rollout is scored in the micro-batches of the first update epoch, through the strategy's wrapper and in
+    `training_step`'s precision: so the first ratio is exactly 1, whatever the precision.
     """
 
     rewards: RewardStage
@@ -38,17 +38,14 @@ class ExperienceStage:
     """Policy and critic."""
     reference: Scorer
     reads_silent: bool
-    """Whether a sequence without an advantage has a gradient all the same, or is looked at for its scores."""
+    """Whether sequences without an advantage are scored, because a term or a mask depends on them."""
     scores_first: bool
-    """Whether the scores of the trained models are needed before the first optimizer step. If not, what is
-    read once, in that step, is not scored before: the step's own forward gives the old log-probabilities."""
+    """Whether the trained models' scores are needed before the first optimizer step. If not, sequences read
+    only in that step are not scored before: its own forward gives their old log-probabilities."""
 
     @torch.no_grad()
     def __call__(self, rollout: Rollout, steps: Sequence[Step], version: int) -> Experience:
-        """Rewards, scores and advantages of a rollout that is learned from in the given optimizer steps.
-
-        `version` counts the optimizer steps that the policy has behind it.
-        """
+        """The experience of a rollout for the given optimizer steps; `version` counts the policy's so far."""
         device, sum_over_ranks = self.rewards.device, self.rewards.sum_over_ranks
         scored = self.rewards.score(rollout)
         feedback = self.rewards.feedback(rollout, scored)
@@ -100,7 +97,7 @@ class ExperienceStage:
     def _with_scores(
         self, feedback: Feedback, scores: TokenScores, reference: Float[Tensor, "N T"] | None
     ) -> Feedback:
-        """The feedback with the critic's values, and with the cost of a KL taken off the rewards."""
+        """The feedback with the critic's values, the cost of a KL in the reward taken off."""
         feedback = replace(feedback, values=scores.values)
         cost = None if self.kl is None or reference is None else self.kl.cost(scores.logprobs, reference)
         if cost is None:
@@ -118,7 +115,7 @@ class ExperienceStage:
         )
 
     def _kept(self, feedback: Feedback, scores: TokenScores) -> Bool[Tensor, "N T"] | None:
-        """The tokens that no mask takes out; None without masks."""
+        """The tokens that all masks keep; None without masks."""
         entropy = torch.zeros_like(feedback.rewards) if scores.entropy is None else scores.entropy
         kept = [mask(feedback, entropy) for mask in self.masks]
         return torch.stack(kept).all(0) if kept else None

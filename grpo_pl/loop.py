@@ -20,34 +20,28 @@ class Learner(Protocol):
     min_group_size: int
     """Fewer responses to a prompt give this learner no signal."""
     needs_greedy: bool
-    """Whether it compares with a greedy response to each prompt."""
+    """Whether it needs a greedy response to each prompt."""
     corrects_mismatch: bool
-    """Whether it weighs tokens by how much likelier they are to it than to the engine that sampled them."""
+    """Whether it weighs tokens by the ratio of its probabilities to the engine's."""
 
     @property
     def version(self) -> int:
         """Optimizer steps taken so far."""
-        ...
 
     def check_prompts(self, key: str, prompts: Sequence[Prompt]) -> None:
-        """Refuse prompts (of config key `key`) whose answers no reward could ever check."""
-        ...
+        """Refuse prompts (of config key `key`) whose answers no reward can check."""
 
     def policy_weights(self, dtype: torch.dtype | None = None) -> Iterator[tuple[str, Tensor]]:
         """The policy's parameters, whole, one at a time; sharded ones are gathered in the given dtype."""
-        ...
 
     def score(self, rollout: Rollout) -> ScoredSamples:
         """The rewards of a rollout's responses, computed once."""
-        ...
 
     def make_experience(self, rollout: Rollout, steps: Sequence[Step]) -> Experience:
-        """Rewards, scores and advantages of a rollout that is learned from in the given optimizer steps."""
-        ...
+        """Rewards, scores and advantages of a rollout, for the given optimizer steps on it."""
 
     def sum_over_ranks(self, values: Tensor) -> Tensor:
         """The sum of a tensor over all ranks; collective."""
-        ...
 
 
 def experience_stream(
@@ -65,10 +59,10 @@ def experience_stream(
         learner: Holds the policy and makes experience of rollouts.
         sampler: Holds the engine and the prompts.
         schedule: Cuts an iteration into optimizer steps.
-        iterations: The numbers of the iterations, from 0 on or from where a run goes on.
-        end: The iteration before which the run ends, so that nothing is sampled ahead of it.
-        keep: Is given each iteration with its rollout and experience.
-        on_stage: Is told the stage that begins.
+        iterations: The numbers of the iterations, from 0 or from where a run resumes.
+        end: The iteration before which the run ends; nothing is sampled ahead for it.
+        keep: Called with each iteration, its rollout and its experience.
+        on_stage: Called with the name of each stage as it begins.
     """
     engine = sampler.engine
     for iteration in iterations:

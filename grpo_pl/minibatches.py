@@ -26,16 +26,13 @@ class UpdateSchedule:
 
     @property
     def batches_per_iteration(self) -> int:
-        """Micro-batches that one rollout gives."""
+        """Micro-batches of one rollout."""
         return self.update_epochs * self.minibatches * self.micro_batches
 
     def steps(self, lengths: Sequence[int], group_ids: Sequence[int], iteration: int) -> list[Step]:
         """The optimizer steps of a rollout in their order: one epoch after the other.
 
-        Args:
-            lengths: Of each sequence, in tokens.
-            group_ids: The group of each sequence.
-            iteration: Which one of the run, for the random order.
+        `lengths` are in tokens; the random order depends on the iteration.
         """
         units = group_ids if self.keep_groups else range(len(lengths))
         return [step for e in range(self.update_epochs) for step in self.epoch(lengths, units, iteration, e)]
@@ -73,7 +70,7 @@ def first_pass(steps: Sequence[Step]) -> list[Step]:
 def micro_batches(
     experience: Experience, steps: Sequence[Step], sum_over_ranks: Callable[[Tensor], Tensor]
 ) -> Iterator[Experience]:
-    """Cut the experience; each piece knows the size of its step, the first one carries the metrics."""
+    """Cut the experience; each piece knows the size of its step, the first piece carries the metrics."""
     tokens = experience.counted.sum(-1).cpu()
     flat = [[row for rows in step for row in rows] for step in steps]
     local = torch.tensor([[int(tokens[rows].sum()), int((tokens[rows] > 0).sum())] for rows in flat])

@@ -44,11 +44,11 @@ from grpo_pl.types import Experience, Prompt, Rollout, ScoredSamples, Sequences,
 
 
 class PolicyOptimization(OptimizedModule):
-    """Policy gradient on a language model; which algorithm it is, the components say.
+    """Policy gradient on a language model; the components determine the algorithm.
 
     Args:
         policy: The model that is trained.
-        rewards: What a response is worth, by name: the weighted sum is maximised, each one is logged.
+        rewards: Rewards of responses by name: the weighted sum is maximised, each one is logged.
         advantage: How rewards become advantages of tokens.
         loss: The surrogate of each token.
         aggregation: How the losses of tokens become the loss of an optimizer step.
@@ -58,13 +58,13 @@ class PolicyOptimization(OptimizedModule):
         critic: The value model; only for advantages that need one.
         value_loss: The critic's loss.
         critic_lr: Learning rate of the critic's own parameters; null for that of the optimizer.
-        critic_warmup: Iterations at the start in which only the critic's own parameters learn.
-        reward_transforms: What is done to rewards before advantages, in this order.
+        critic_warmup: First iterations, in which only the critic's own parameters learn.
+        reward_transforms: Transforms of rewards before advantages, in this order.
         correction: Weights for the mismatch between engine and trainer; null for none.
         masks: Which response tokens are left out of the loss.
-        entropy: Bonus for an undecided policy; null for none.
+        entropy: Bonus for the policy's entropy; null for none.
         terms: Further terms of the loss, by name.
-        verifiers: What validation measures, by name: `val/<name>` is the share of problems solved.
+        verifiers: Measures of validation by name: `val/<name>` is the share of problems solved.
         optimizer: Of all trained parameters.
         lr_scheduler: Stepped after each optimizer step; null for a constant learning rate.
     """
@@ -100,18 +100,18 @@ class PolicyOptimization(OptimizedModule):
         check_names("model.verifiers", verifiers or {})
         check_optimizer(optimizer, lr_scheduler)
         value_loss = (value_loss or ClippedValueLoss()) if critic else None
-        given = all_terms(terms or {}, policy=loss, kl=kl, entropy=entropy, value=value_loss)
+        all_terms_by_name = all_terms(terms or {}, policy=loss, kl=kl, entropy=entropy, value=value_loss)
         self.builders = {"policy": policy, "reference": reference if kl else None, "critic": critic}
         self.idle_reference = reference is not None and kl is None
         self.rewards, self.verifiers = rewards, verifiers or {}
         self.advantage, self.kl, self.reference_update = advantage, kl, reference_update
-        self.objective = Objective(given, aggregation)
+        self.objective = Objective(all_terms_by_name, aggregation)
         self.critic_lr, self.critic_warmup = critic_lr, critic_warmup
         self.reward_transforms = nn.ModuleList(reward_transforms or [])
         self.correction, self.masks = correction, masks or []
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         masked_by_entropy = any(mask.needs_entropy for mask in self.masks)
-        self.reads_silent = len(given) > 1 or masked_by_entropy
+        self.reads_silent = len(all_terms_by_name) > 1 or masked_by_entropy
         self.scores_first = any((kl and kl.needs_old_logprobs, critic, correction, masked_by_entropy))
         self.min_group_size, self.needs_greedy = advantage.min_group_size, advantage.needs_greedy
         self.corrects_mismatch = correction is not None
@@ -161,12 +161,12 @@ class PolicyOptimization(OptimizedModule):
     @override
     def held_models(self) -> dict[str, nn.Module]:
         rewards = {f"rewards.{name}": reward.held_model for name, reward in self.rewards.items()}
-        own = {"policy": self.policy, "critic": self.critic, "reference": self.reference}
-        return {name: model for name, model in (own | rewards).items() if model is not None}
+        models = {"policy": self.policy, "critic": self.critic, "reference": self.reference}
+        return {name: model for name, model in (models | rewards).items() if model is not None}
 
     @override
     def frozen_weights(self) -> dict[str, Tensor]:
-        """What stays as pretrained under the adapters of a LoRA policy."""
+        """The pretrained weights under the adapters of a LoRA policy."""
         assert self.policy is not None, "configure_model comes first"
         named = self.policy.named_parameters("policy", remove_duplicate=False)
         return {name: parameter.detach() for name, parameter in named if not parameter.requires_grad}
@@ -196,8 +196,7 @@ class PolicyOptimization(OptimizedModule):
     def policy_weights(self, dtype: torch.dtype | None = None) -> Iterator[tuple[str, Tensor]]:
         """The policy's parameters, whole, one at a time, under their Hugging Face names.
 
-        Args:
-            dtype: Of what is divided among ranks, before it is gathered; null for what it is held in.
+        Sharded ones are cast to `dtype` before they are gathered; None leaves them as they are.
         """
         assert self.policy is not None, "configure_model comes first"
         for name, tensor in full_weights(self.policy, dtype):
@@ -210,13 +209,13 @@ class PolicyOptimization(OptimizedModule):
         return data_ranks(self.trainer).counted_once(total)
 
     def check_prompts(self, key: str, prompts: Sequence[Prompt]) -> None:
-        """Refuse prompts of which some reward or verifier can check no answer."""
+        """Refuse prompts if some reward or verifier can check none of their answers."""
         check_answers("model.rewards", self.rewards, key, prompts)
         check_answers("model.verifiers", self.verifiers, key, prompts)
 
     @property
     def reward_stage(self) -> RewardStage:
-        """The rewards and what is done to them, on this device."""
+        """The rewards and their transforms, on this device."""
         transforms: list[RewardTransform] = list(self.reward_transforms)  # type: ignore[arg-type]
         return RewardStage(self.rewards, transforms, self.device, self.sum_over_ranks)
 
@@ -225,7 +224,7 @@ class PolicyOptimization(OptimizedModule):
         return self.reward_stage.score(rollout)
 
     def make_experience(self, rollout: Rollout, steps: Sequence[Step]) -> Experience:
-        """Rewards, scores and advantages of a rollout that is learned from in the given optimizer steps."""
+        """Rewards, scores and advantages of a rollout, for the given optimizer steps on it."""
         make = ExperienceStage(
             rewards=self.reward_stage,
             advantage=self.advantage,
@@ -277,7 +276,7 @@ class PolicyOptimization(OptimizedModule):
         }
 
     def scored(self, batch: Experience) -> TokenScores:
-        """The scores of a micro-batch, which from then on has its old log-probabilities."""
+        """The scores of a micro-batch; fills in old log-probabilities that it lacks."""
         scores: TokenScores = self(batch)
         if batch.scored is not None:
             known = batch.scored[:, None]
@@ -302,13 +301,13 @@ class PolicyOptimization(OptimizedModule):
 
     @override
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Take the policy's gradients away while the critic warms up: nothing moves or remembers them."""
+        """Drop the policy's gradients while the critic warms up, so that the optimizer does not see them."""
         if self.policy is not None and self.current_epoch < self.critic_warmup:
             self.policy.zero_grad(set_to_none=True)
 
     @override
     def on_train_epoch_end(self) -> None:
-        """Move what moves once an iteration: the KL's coefficient and the reference."""
+        """Move the KL's coefficient and the reference, once an iteration."""
         divergence = self.trainer.callback_metrics.get("train/kl")
         if self.kl is not None and divergence is not None and divergence.isfinite():
             self.kl.adapt(float(divergence))

@@ -42,7 +42,7 @@ class Prompt:
 
     token_ids: list[int]
     text: str
-    """The question in words, for rewards and for people; the chat template is not part of it."""
+    """The question in words, without the chat template, for rewards and for people."""
     answer: str
     """The gold answer, as the data set spells it. Empty where the task has none."""
     metadata: dict[str, Any] = field(default_factory=dict)
@@ -53,7 +53,7 @@ class Prompt:
 
 @dataclass(kw_only=True)
 class Sample:
-    """One response to one prompt: all that a reward may look at."""
+    """One response to one prompt: everything that a reward sees."""
 
     prompt: Prompt
     response: str
@@ -61,7 +61,7 @@ class Sample:
     truncated: bool
     """True if the response was cut at the token limit, False if the model ended it."""
     token_ends: list[int] = field(default_factory=list)
-    """Where in `response` the text of each token ends, in characters; empty where the engine cannot tell."""
+    """Where each token's text ends in `response`, in characters; empty where the engine does not know."""
 
 
 @dataclass(frozen=True)
@@ -94,16 +94,16 @@ class ScoredSamples:
     steps: list[list[StepScore]]
     """The weighted scores of the steps of each sample: the other part of the total."""
     scored: Bool[Tensor, "N"]
-    """False where a reward with non-zero weight abstained, so that the total is not known."""
+    """False where a reward with non-zero weight abstained, so that the total is unknown."""
     failures: dict[str, dict[str, int]] = field(default_factory=dict)
-    """The samples that the worker processes of a reward failed on, by reward and kind; among `attempts`."""
+    """Failures of worker processes by reward and kind, counted in samples; out of `attempts`."""
     attempts: int = 0
-    """The samples that were scored: more than `N` where dynamic sampling replaced some."""
+    """Samples that were scored: more than `N` where dynamic sampling replaced some."""
 
 
 @dataclass(kw_only=True)
 class Rollout:
-    """What an engine returns: `G` responses to each of `P` prompts. Never changed."""
+    """An engine's `G` responses to each of `P` prompts. Immutable."""
 
     token_ids: Int[Tensor, "N T"]
     loss_mask: Bool[Tensor, "N T"]
@@ -117,25 +117,24 @@ class Rollout:
     responses: list[str]
     truncated: Bool[Tensor, "N"]
     token_ends: list[list[int]]
-    """Of each response, where the text of each token ends, in characters."""
+    """Where the text of each token ends in each response, in characters."""
     policy_version: int
-    """How many optimizer steps the sampling policy had behind it."""
+    """Optimizer steps that the sampling policy had taken."""
     temperature: float
     greedy: list[Sample] = field(default_factory=list)
     """The greedy response to each of the `P` prompts; empty where no estimator asks for it (ReMax does)."""
     besides: list["Rollout"] = field(default_factory=list)
-    """What was sampled for it and is not learned from: all that dynamic sampling looked at, and the greedy
-    responses."""
+    """Rollouts sampled for this one and not learned from: rounds of dynamic sampling, greedy responses."""
     offline: bool = False
-    """Whether it was there before the run, so that `policy_version` counts the steps of another policy."""
+    """Whether it is older than the run: `policy_version` then counts the steps of another policy."""
     metrics: dict[str, float] = field(default_factory=dict)
-    """What sampling it has cost."""
+    """The costs of sampling."""
     scored: ScoredSamples | None = None
-    """The rewards of its responses, where they were computed while it was sampled (by dynamic sampling)."""
+    """The rewards of its responses, if dynamic sampling computed them."""
 
     @property
     def lengths(self) -> list[int]:
-        """Tokens of each sequence, prompt and response together."""
+        """Tokens of each sequence, of prompt and response."""
         steps = torch.arange(1, self.loss_mask.shape[1] + 1)
         return (self.loss_mask * steps).amax(-1).tolist()
 
@@ -160,7 +159,7 @@ class Sequences:
     loss_mask: Bool[Tensor, "B T"]
     temperature: float
     active: Bool[Tensor, "B"] | None = None
-    """False on sequences that no term of the loss depends on: no pass reads them; None where all are read."""
+    """False on sequences that no term of the loss depends on: no pass reads them. None if all are read."""
 
     @property
     def read(self) -> Bool[Tensor, "B T"]:
@@ -168,7 +167,7 @@ class Sequences:
         return self.loss_mask if self.active is None else self.loss_mask & self.active[:, None]
 
     def among(self, rows: Sequence[int]) -> Sequence[int]:
-        """The rows that are active, or one of them: every rank must run every micro-batch."""
+        """The active rows, or the first row if none is: every rank must run every micro-batch."""
         if self.active is None:
             return rows
         active = self.active.tolist()
@@ -177,8 +176,8 @@ class Sequences:
     def select(self: S, rows: Sequence[int], **changes: Any) -> S:
         """The given rows of every tensor, without the columns of padding that none of them needs.
 
-        Lists and dictionaries, which speak about the whole iteration, are left empty. `changes` are fields
-        that the piece has of its own.
+        Lists and dictionaries, which describe the whole iteration, are left empty. `changes` are fields of
+        the piece alone.
         """
         index = torch.as_tensor(rows, device=self.token_ids.device)
         width = 1 + int(self.loss_mask[index].any(0).nonzero().max())
@@ -194,11 +193,11 @@ class Sequences:
 
 @dataclass(kw_only=True)
 class TokenScores:
-    """What the models say about a batch of sequences; zero where `loss_mask` is False."""
+    """The models' scores of a batch of sequences; zero where `loss_mask` is False."""
 
     logprobs: Float[Tensor, "B T"]
     entropy: Float[Tensor, "B T"] | None = None
-    """Entropy in nats of the distribution that token `t` was drawn from; None where it was not asked for."""
+    """Entropy in nats of the distribution that token `t` was drawn from; None if not requested."""
     values: Float[Tensor, "B T"] | None = None
     """The critic's estimate before token `t` is chosen."""
 
@@ -208,7 +207,7 @@ class TokenScores:
     ) -> "TokenScores":
         """The scores of all `[N, T]` tokens from those of micro-batches of the given rows; float32.
 
-        Zero in other rows. Without any micro-batch, that is all, and there are log-probabilities alone.
+        Other rows are zero. Without any micro-batch there are log-probabilities alone, all zero.
         """
 
         def whole(name: str) -> Any:
@@ -226,21 +225,21 @@ class TokenScores:
 
 
 def only_here(values: Tensor) -> Tensor:
-    """The sum over ranks where there is one rank."""
+    """The sum over ranks of a run with one rank."""
     return values
 
 
 @dataclass(kw_only=True)
 class Feedback:
-    """What the responses of an iteration earned on this rank: all that an advantage estimator looks at.
+    """The rewards of an iteration's responses on this rank: everything that an advantage estimator sees.
 
     Life cycle: made by the learner from rewards and scores, read by the advantage estimator. All responses of
     a group are on one rank.
     """
 
     rewards: Float[Tensor, "N T"]
-    """The weighted reward earned at each token: outcome rewards stand on the last response token, process
-    rewards where a step ends; the cost of a KL in the reward is taken off. 0 elsewhere."""
+    """The weighted reward earned at each token, less the cost of a KL in the reward: outcome rewards stand on
+    the last response token, process rewards where a step ends. 0 elsewhere."""
     step_ends: Bool[Tensor, "N T"]
     """True where a step ends that a process reward has scored (its score may be 0)."""
     scored: Bool[Tensor, "N"]
@@ -251,12 +250,11 @@ class Feedback:
     by_name: dict[str, Float[Tensor, "N"]] = field(default_factory=dict)
     """The weighted total of each reward over a response; 0 where it abstained."""
     weights: dict[str, float] = field(default_factory=dict)
-    """The weight that each reward of `by_name` is weighted with; never 0."""
+    """The weight of each reward of `by_name`; never 0."""
     values: Float[Tensor, "N T"] | None = None
     """The critic's estimate before each token was chosen; None where there is no critic."""
     greedy: Float[Tensor, "N"] | None = None
-    """The reward of the greedy response to the same prompt, NaN where it is unknown; None where no estimator
-    asks for it."""
+    """The reward of the greedy response to the same prompt, NaN if unknown; None if not requested."""
     sum_over_ranks: Callable[[Tensor], Tensor] = only_here
     """The sum of a tensor over all ranks; collective."""
 
@@ -286,7 +284,7 @@ class SampleRecord:
     rewards: dict[str, float | None]
     reward: float | None
     advantage: float | None
-    """None where nothing is learned from it."""
+    """None if the response is not learned from."""
 
 
 @dataclass(kw_only=True)
@@ -305,17 +303,16 @@ class Experience(Sequences):
     returns: Float[Tensor, "B T"] | None = None
     old_values: Float[Tensor, "B T"] | None = None
     weights: Float[Tensor, "B T"] | None = None
-    """What the policy loss of each token is multiplied by: the correction for the mismatch between engine and
-    trainer. Without gradient; None for 1."""
+    """Factors of the policy loss of each token: the correction for the mismatch between engine and trainer.
+    Without gradient; None for 1."""
     kept: Bool[Tensor, "B T"] | None = None
-    """False on response tokens that a mask takes out of the loss and of its denominators; None where all are
-    in."""
+    """False on response tokens that a mask takes out of the loss and its denominators; None without masks."""
     scored: Bool[Tensor, "B"] | None = None
     """False on sequences whose `old_logprobs` are still zeros: they are read once, in the rollout's first
-    optimizer step, which sees the very weights that `old_logprobs` are of and takes them from its forward.
-    None where there are no such sequences."""
+    optimizer step, whose forward gives them, for its weights are those of the old policy. None without such
+    sequences."""
     prompt_weights: Float[Tensor, "B"] | None = None
-    """What each counted token of a sequence weighs where every prompt counts the same, before the mean over
+    """The weight of each counted token of a sequence where every prompt counts the same, before the mean over
     sequences: `functional.prompt_weights`."""
     num_tokens: int = 0
     """Counted tokens of the whole optimizer step, over all micro-batches and ranks; 0 before the minibatches
@@ -330,7 +327,7 @@ class Experience(Sequences):
 
     @property
     def counted(self) -> Bool[Tensor, "B T"]:
-        """The response tokens that the loss is summed over, and that its denominators count."""
+        """The response tokens that the loss sums over and its denominators count."""
         return self.loss_mask if self.kept is None else self.loss_mask & self.kept
 
     @property

@@ -81,12 +81,9 @@ class HasObjective(Protocol):
     @property
     def objective(self) -> Objective:
         """What is minimised."""
-        ...
 
     def scored(self, batch: Experience) -> TokenScores:
         """The scores of a micro-batch by the trained models."""
-        ...
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """The trained parameters by the model that they belong to; the first group is the policy."""
-        ...

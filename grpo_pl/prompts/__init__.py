@@ -1,4 +1,4 @@
-"""Where prompts come from: sources of questions, the chat format, the encoded set and the order of visits.
+"""Prompts: sources of questions, the chat format, the encoded set and the order of visits.
 
 `PromptSource` (rows of text) -> `ChatFormat` (messages, token ids) -> `PromptSet` (length policy) ->
 `iteration_prompts` (which rank sees which prompt in which iteration).

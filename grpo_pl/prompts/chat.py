@@ -11,11 +11,11 @@ from grpo_pl.system.refusal import ArgumentError, ConfigError
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """What is used of a `transformers.PreTrainedTokenizerBase`."""
+    """The part of `transformers.PreTrainedTokenizerBase` that prompts need."""
 
     @property
     def chat_template(self) -> Any:
-        """The Jinja template, None where the tokenizer brings none."""
+        """The Jinja template; None without one."""
 
     @property
     def apply_chat_template(self) -> Callable[..., Any]:
@@ -46,9 +46,9 @@ _OWN_KWARGS = frozenset({
 
 @dataclass(kw_only=True)
 class ChatFormat:
-    r"""How a question is put to the model: as a chat, or as plain text for a base model.
+    r"""How a question becomes a prompt: as a chat, or as plain text for a base model.
 
-    Plain text is the parts below, joined by empty lines, the last one left open for the response:
+    Plain text joins the parts below by empty lines and ends where the response begins:
 
         {system}
 
@@ -59,7 +59,7 @@ class ChatFormat:
         Answer:
 
     Args:
-        system: The system prompt; null leaves it to the chat template, which may have one of its own.
+        system: The system prompt; null leaves it to the chat template, which may have its own.
         few_shot: Solved examples, each `{question: ..., answer: ...}`; a chat shows them as earlier turns.
         question_template: Text around `{question}`, other braces are literal; null is `{question}` in a chat
             and `Question: {question}\nAnswer:` in plain text.
@@ -75,7 +75,7 @@ class ChatFormat:
     template_kwargs: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Refuses what would fail, or would be ignored, at the first prompt."""
+        """Refuse settings that would fail or be ignored at the first prompt."""
         if self.question_template is not None and "{question}" not in self.question_template:
             raise ArgumentError(f"question_template={self.question_template!r}: expected {{question}} in it")
         if taken := sorted(_OWN_KWARGS & set(self.template_kwargs)):
@@ -83,8 +83,8 @@ class ChatFormat:
         if self.template_kwargs and not self.use_chat_template:
             raise ArgumentError("template_kwargs needs a chat template: set use_chat_template to true")
 
-    def messages(self, question: str) -> list[dict[str, str]]:
-        """The conversation that ends with the question, each message with `role` and `content`."""
+    def messages(self, question: str) -> Messages:
+        """The conversation that ends with the question."""
         messages = [] if self.system is None else [{"role": "system", "content": self.system}]
         for example in self.few_shot:
             messages.append({"role": "user", "content": self._ask(example.question)})
@@ -92,13 +92,13 @@ class ChatFormat:
         return [*messages, {"role": "user", "content": self._ask(question)}]
 
     def plain_text(self, question: str) -> str:
-        """The same as one text, for models without chat turns."""
+        """The prompt as one text, for models without chat turns."""
         solved = [f"{self._ask(example.question)} {example.answer}" for example in self.few_shot]
         system = [] if self.system is None else [self.system]
         return "\n\n".join([*system, *solved, self._ask(question)])
 
     def encode(self, question: str | Messages, tokenizer: Tokenizer) -> list[int]:
-        """The token ids up to where the response begins; a conversation is put to the model as it is."""
+        """The token ids up to the response; a conversation is taken as it is."""
         return self.encode_batch([question], tokenizer)[0]
 
     def encode_batch(self, questions: Sequence[str | Messages], tokenizer: Tokenizer) -> list[list[int]]:
@@ -107,7 +107,7 @@ class ChatFormat:
             self._check_takes_messages()
         if not self.use_chat_template:
             texts = [self.plain_text(question) for question in questions if isinstance(question, str)]
-            return _int_lists(tokenizer(texts, verbose=False)["input_ids"])
+            return [list(ids) for ids in tokenizer(texts, verbose=False)["input_ids"]]
         if tokenizer.chat_template is None and "chat_template" not in self.template_kwargs:
             raise ArgumentError(
                 "use_chat_template is true but the tokenizer has no chat template: set it to false, or take "
@@ -116,7 +116,7 @@ class ChatFormat:
             )
         conversations = [self.messages(q) if isinstance(q, str) else q for q in questions]
         try:
-            ids = tokenizer.apply_chat_template(
+            rows = tokenizer.apply_chat_template(
                 conversations, add_generation_prompt=True, return_dict=False, **self.template_kwargs
             )
         except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:  # it computes
@@ -125,18 +125,14 @@ class ChatFormat:
                 "template_kwargs",
                 self,
             ) from error
-        return _int_lists(ids)
+        return [list(ids) for ids in rows]
 
     def _check_takes_messages(self) -> None:
-        added = {
-            "system": self.system,
-            "few_shot": self.few_shot,
-            "question_template": self.question_template,
-        }
-        if said := [name for name, value in added.items() if value]:
-            raise ArgumentError(
-                f"{said[0]} is for questions, and the data has whole conversations: leave it out", self
-            )
+        for name in ("system", "few_shot", "question_template"):
+            if getattr(self, name):
+                raise ArgumentError(
+                    f"{name} is for questions, and the data has whole conversations: leave it out", self
+                )
         if not self.use_chat_template:
             raise ArgumentError("use_chat_template=false cannot put conversations: set it to true", self)
 
@@ -145,7 +141,3 @@ class ChatFormat:
         return (plain if self.question_template is None else self.question_template).replace(
             "{question}", question
         )
-
-
-def _int_lists(rows: Any) -> list[list[int]]:
-    return [[int(token) for token in row] for row in rows]

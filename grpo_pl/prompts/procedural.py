@@ -1,4 +1,4 @@
-"""Questions that are generated, not read."""
+"""Generated questions."""
 
 import math
 import random
@@ -20,14 +20,14 @@ class Arithmetic(PromptSource):
     """Problems `a + b` over all pairs of `digits`-digit numbers, none twice; needs no files.
 
     The splits are disjoint by construction: of one seeded permutation of all problems, `val` takes the first
-    `held_out` and `train` the others. Of `a + b` and `b + a` only one, drawn by lot, is a problem: so no
-    held-out sum is seen in training the other way round.
+    `held_out` and `train` the others. Only one of `a + b` and `b + a`, drawn by lot, is a problem, so
+    training never sees a held-out sum the other way round.
 
     Args:
         digits: Digits of each operand: 1 to 9 for one digit, 10 to 99 for two (4,095 sums), ...
         operators: The operators to use, each of `+`, `-` and `*` at most once, such as `+-`.
-        split: Which of the two disjoint parts.
-        size: Rows of the split, null is all, for `train` at most 10,000; a larger size only adds rows.
+        split: One of the two disjoint parts.
+        size: Rows of the split; null for all, for `train` at most 10,000. A larger size only adds rows.
         held_out: Problems set aside for `val`; the same number in both splits keeps them disjoint.
         seed: Seed of the permutation; the same number in both splits keeps them disjoint.
         template: The question, with `{a}`, `{operator}` and `{b}`.
@@ -87,17 +87,17 @@ class Arithmetic(PromptSource):
 class ReasoningGym(PromptSource):
     """A procedural task of the reasoning-gym library, by name, such as `leg_counting` or `chain_sum`.
 
-    Metadata holds `task`, `config`, `entry` and `score`, the task's own verifier: the reward `TaskScore`
-    asks it. An entry survives pickling but not JSON: some verifiers tell tuples from lists. Where a task has
-    no single gold answer, `answer` is empty.
+    Metadata holds `task`, `config`, `entry` and `score`, the task's own verifier, which the reward
+    `TaskScore` calls. An entry survives pickling but not JSON: some verifiers tell tuples from lists. Where a
+    task has no single gold answer, `answer` is empty.
 
-    The library seeds row `i` with `seed + i`, so that seeds 0 and 1 would share all rows but one; here `seed`
-    is hashed first, and different seeds give different rows. Small tasks may still repeat a question.
+    The library seeds row `i` with `seed + i`, so that seeds 0 and 1 would share all rows but one; we hash
+    `seed` first, so different seeds give different rows. Small tasks may still repeat a question.
 
     Args:
         task: The task's name in reasoning-gym.
         size: How many rows to generate.
-        seed: Give `data.train` and `data.val` different ones.
+        seed: Seed of the rows; `data.train` and `data.val` need different ones.
         config: The task's own options, such as `{min_animals: 2, max_animals: 4}`.
     """
 
@@ -142,8 +142,8 @@ class ReasoningGym(PromptSource):
 def _first_of_permutation(total: int, count: int, seed: int) -> list[int]:
     """The first `count` items of a seeded permutation of `range(total)`, in O(count) memory.
 
-    Fisher and Yates' shuffle with the untouched items left implicit. `random.sample` does not serve: its
-    first items depend on `count`, and the splits would overlap.
+    Fisher and Yates' shuffle with untouched items implicit. The first items of `random.sample` would depend
+    on `count`, and the splits would overlap.
     """
     generator = random.Random(seed)
     moved: dict[int, int] = {}

@@ -21,16 +21,16 @@ class PromptSet:
 
     Args:
         source: Where the questions come from.
-        format: How a question is put to the model.
+        format: How a question becomes a prompt.
         tokenizer: The policy's tokenizer.
         max_prompt_tokens: The longest prompt in tokens, chat template included.
         long_prompts: What to do with a longer one: refuse to start, leave the row out, or keep its last
-            tokens (which cuts off the beginning, and with it that of the chat template).
+            tokens (which cuts off the beginning of the chat template too).
         key: The config key of the source, such as `data.train`, for messages.
     """
 
     num_long: int
-    """How many rows were longer than `max_prompt_tokens`, whatever became of them."""
+    """Rows longer than `max_prompt_tokens`, kept or not."""
 
     def __init__(
         self,
@@ -82,7 +82,7 @@ class PromptSet:
             )
 
     def __len__(self) -> int:
-        """How many prompts are left."""
+        """The number of prompts that are left."""
         return len(self._prompts)
 
     def __getitem__(self, index: int) -> Prompt:
@@ -103,9 +103,8 @@ def iteration_prompts(
 
     Visits are an infinite stream: one seeded permutation of the set after the other. Iteration `i` takes the
     positions from `i * P` to `(i + 1) * P`, for `P = prompts_per_iteration` over all ranks, and rank `r` the
-    `r`-th of `world_size` equal parts. So the ranks together visit the same prompts, with the same seeds,
-    whatever their number, and resuming needs nothing but the iteration's number. A set smaller than `P` is
-    visited repeatedly.
+    `r`-th of `world_size` equal parts. So any number of ranks visits the same prompts with the same seeds,
+    and resuming needs only the iteration's number. A set smaller than `P` is visited repeatedly.
     """
     if prompts_per_iteration < 1 or prompts_per_iteration % world_size:
         raise ConfigError(

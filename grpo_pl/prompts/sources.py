@@ -1,4 +1,4 @@
-"""Questions and answers as a file or a data set spells them."""
+"""Sources of questions and answers: files and data sets."""
 
 import codecs
 import json
@@ -24,8 +24,7 @@ class Question:
     answer: str
     metadata: dict[str, Any] = field(default_factory=dict)
     messages: list[dict[str, str]] = field(default_factory=list)
-    """The conversation that ends with `text`, each message with `role` and `content`; empty where the source
-    has the question alone."""
+    """The conversation that ends with `text`, each message with `role` and `content`; empty without one."""
 
 
 class PromptSource(ABC):
@@ -33,7 +32,7 @@ class PromptSource(ABC):
 
     @abstractmethod
     def __len__(self) -> int:
-        """How many rows there are, at least one."""
+        """The number of rows, at least one."""
 
     @abstractmethod
     def __getitem__(self, index: int) -> Question:
@@ -59,7 +58,7 @@ class JSONL(PromptSource):
             content = Path(os.path.expanduser(path)).read_bytes()
         except FileNotFoundError as error:
             raise ArgumentError(f"{where}: there is no such file; name a JSON Lines file") from error
-        except (OSError, ValueError) as error:  # a ValueError says that the name holds a zero byte
+        except (OSError, ValueError) as error:  # a ValueError for a zero byte in the name
             reason = error.strerror if isinstance(error, OSError) else error
             raise ArgumentError(f"{where}: cannot be read ({reason}); name a JSON Lines file") from error
         numbered = enumerate(content.removeprefix(codecs.BOM_UTF8).split(b"\n"), start=1)
@@ -84,11 +83,11 @@ class JSONL(PromptSource):
 
 @final
 class HuggingFaceDataset(PromptSource):
-    """The rows of a data set that the `datasets` library can read; a local path needs no network.
+    """The rows of a data set that the `datasets` library reads; a local path needs no network.
 
     Args:
-        path: A name on the hub, a local .jsonl, .json, .parquet, .csv or .arrow file, or a local folder, also
-            one made by `save_to_disk`.
+        path: A name on the hub, a local .jsonl, .json, .parquet, .csv or .arrow file, or a local folder,
+            which `save_to_disk` may have made.
         split: The split. A single file has only `train`; a folder saved from one `Dataset` has only itself.
         name: The configuration on the hub, such as `main` of `openai/gsm8k`.
         question: The column that holds the question, or chat messages that end with it.
@@ -156,7 +155,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def _select_rows(rows: str | None, total: int, where: str) -> range:
-    """The rows that `"start:stop"` names, either side optional; one past the end is refused, not cut."""
+    """The rows of `"start:stop"`, either side optional; a stop past the end is refused, not cut."""
     match = re.fullmatch(r"([0-9]{0,18}):([0-9]{0,18})", ":" if rows is None else rows)
     start, stop = (int(match[1] or 0), int(match[2] or total)) if match else (0, 0)
     if not start < stop <= total:
@@ -210,8 +209,8 @@ def _to_question(row: Mapping[str, Any], question: str, answer: str | None, wher
             f"{where}: expected a string or a number in column {answer!r}, got {_short(gold)}; set `answer`"
         )
     gold = str(gold)
-    said = "".join(message["content"] for message in messages)
-    for column, value in ((question, said or text), (answer, gold)):
+    conversation = "".join(message["content"] for message in messages)
+    for column, value in ((question, conversation or text), (answer, gold)):
         try:
             value.encode("utf-8")
         except UnicodeEncodeError as error:
@@ -223,15 +222,15 @@ def _to_question(row: Mapping[str, Any], question: str, answer: str | None, wher
 
 
 def _messages(value: list[Any], where: str) -> list[dict[str, str]]:
-    """Chat messages as a row has them; other fields than role and content are left out."""
-    found = [(m.get("role"), m.get("content")) for m in value if isinstance(m, Mapping)]
-    well_formed = all(isinstance(role, str) and isinstance(content, str) for role, content in found)
-    if not value or len(found) < len(value) or not well_formed or found[-1][0] != "user":
+    """The chat messages of a row, role and content alone."""
+    turns = [(m.get("role"), m.get("content")) for m in value if isinstance(m, Mapping)]
+    well_formed = all(isinstance(role, str) and isinstance(content, str) for role, content in turns)
+    if not value or len(turns) < len(value) or not well_formed or turns[-1][0] != "user":
         raise ArgumentError(
             f"{where}: expected a string, or messages with role and content of which the last is the user's, "
             f"got {_short(value)}; set `question`"
         )
-    return [{"role": str(role), "content": str(content)} for role, content in found]
+    return [{"role": str(role), "content": str(content)} for role, content in turns]
 
 
 def _short(value: object) -> str:

@@ -1,1 +1,1 @@
-"""Training reward models: labelled responses in, a checkpoint that rewards can load out."""
+"""Trains reward models: from labelled responses to a checkpoint that rewards load."""

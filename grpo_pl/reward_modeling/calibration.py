@@ -1,4 +1,4 @@
-"""Whether probabilities mean what they say."""
+"""Calibration of predicted probabilities."""
 
 import torch
 from jaxtyping import Float
@@ -13,7 +13,7 @@ class Calibration(Metric):
     `calibration_error` is the expected calibration error over `bins` equal bins of the probability: the mean,
     over events, of |mean probability - frequency| of their bin (Naeini et al. 2015; Guo et al. 2017, arXiv:
     1706.04599, eq. 3, for a binary event rather than the confidence in the likelier class). `accuracy` is the
-    share of events on whose likelier side the model is; a probability of exactly 1/2 says no.
+    share of events on whose likelier side the model is; a probability of exactly 1/2 predicts no.
     """
 
     sums: Tensor
@@ -38,14 +38,14 @@ class Calibration(Metric):
     @override
     def compute(self) -> dict[str, Tensor]:
         """`loss` in nats an example, `accuracy`, `calibration_error`."""
-        count, said, happened, correct = self.sums.unbind(-1)
+        count, predicted, observed, correct = self.sums.unbind(-1)
         return {
             "loss": self.loss[0] / self.loss[1],
             "accuracy": correct.sum() / count.sum(),
-            "calibration_error": (said - happened).abs().sum() / count.sum(),
+            "calibration_error": (predicted - observed).abs().sum() / count.sum(),
         }
 
     def reliability(self) -> list[tuple[float, float, int]]:
-        """Of each bin that is not empty: mean probability, frequency, events."""
+        """Mean probability, frequency and events of each bin that is not empty."""
         rows = self.sums.tolist()
-        return [(said / n, happened / n, int(n)) for n, said, happened, _ in rows if n]
+        return [(predicted / n, observed / n, int(n)) for n, predicted, observed, _ in rows if n]

@@ -21,7 +21,7 @@ LabeledExample = list[LabeledResponse]
 
 
 class HasRewardObjective(Protocol):
-    """What the DataModule needs of the LightningModule."""
+    """The LightningModule as the DataModule sees it."""
 
     objective: RewardObjective
 
@@ -33,16 +33,16 @@ class RewardDataModule(AttachedDataModule):
     names the other columns. `grpo_pl reward-data` writes such files.
 
     Args:
-        train: What is learned.
-        val: What is held out; null for no validation.
-        replay: Old data, of which each epoch has some beside the new: what keeps a reward model that follows
-            a policy from forgetting (DeepSeekMath, Shao et al. 2024, arXiv:2402.03300, section 4.1.4).
+        train: The training data.
+        val: Held-out data; null for no validation.
+        replay: Old data, mixed into each epoch, so that a reward model that follows a policy does not forget
+            (DeepSeekMath, Shao et al. 2024, arXiv:2402.03300, section 4.1.4).
         replay_share: The share of old data in an epoch; 0.1 in DeepSeekMath.
         pretrained: Model folder or hub name of the tokenizer; where empty, the one of `--pretrained`.
         batch_size: Examples (pairs, or responses with labelled steps) in a micro-batch.
-        max_tokens: The longest response with its prompt; where null, all that the model can read.
+        max_tokens: The longest response with its prompt, in tokens; null for the model's context.
         long_examples: What to do with longer ones: refuse the data, or drop them (counted).
-        seed: Of the order of examples and of which old ones are replayed.
+        seed: Seed of the order of examples and of the choice of old ones.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""RewardModeling: trains a reward model and leaves a checkpoint of it."""
+"""RewardModeling: trains a reward model and writes a checkpoint of it."""
 
 import logging
 from pathlib import Path
@@ -28,8 +28,8 @@ class RewardModeling(OptimizedModule):
     `ProcessRewardModel`, for the critic `ValueHead`, and for transformers.
 
     Args:
-        objective: What it learns from: `BradleyTerry` pairs, or `StepLabels`.
-        pretrained: Model folder or hub name to begin with: a language model, whose score head starts at zero,
+        objective: The training objective: `BradleyTerry` on pairs, or `StepLabels`.
+        pretrained: Model folder or hub name to start from: a language model, whose score head starts at zero,
             or a reward model of this kind; where empty, the one of `--pretrained`.
         dtype: Of the weights.
         attention: transformers' attention implementation ("eager", "sdpa", "flash_attention_2", ...); where
@@ -116,7 +116,7 @@ class RewardModeling(OptimizedModule):
 
     @override
     def on_train_epoch_end(self) -> None:
-        """Write the model, before a checkpoint of it; on all ranks, because sharded weights are gathered."""
+        """Write the model; on all ranks, because sharded weights are gathered."""
         assert self.reward_model is not None, "configure_model comes first"
         whole = full_weights(self.reward_model)
         weights = {name.removeprefix("model."): tensor.cpu() for name, tensor in whole}

@@ -1,4 +1,4 @@
-"""What a reward model learns from: how a row of data is read, and the loss over its scores."""
+"""Objectives of reward models: how a row of data is read, and the loss over its scores."""
 
 import math
 from abc import ABC, abstractmethod
@@ -21,13 +21,13 @@ from grpo_pl.system.refusal import ArgumentError, ConfigError
 
 @dataclass(kw_only=True)
 class LabeledResponse:
-    """A response as a reward model reads it, and what is known of it."""
+    """A response as a reward model reads it, with its labels."""
 
     token_ids: list[int]
     judged: list[int]
     """The tokens whose score is learned, in ascending order: the last one, or where steps end."""
     labels: list[float]
-    """Of each judged token, in [0, 1]: whether it is right, or how often it was."""
+    """Labels of the judged tokens in [0, 1]: whether they are right, or how often."""
 
 
 @dataclass(kw_only=True)
@@ -56,21 +56,21 @@ class LabeledBatch:
 
 @dataclass(kw_only=True)
 class ScoredBatch:
-    """What the scores of a micro-batch are worth."""
+    """The loss and the predictions of a micro-batch."""
 
     loss: Float[Tensor, "E"]
-    """Of each example, in nats."""
+    """The loss of each example, in nats."""
     probability: Float[Tensor, "K"]
-    """What the model says of each event that was seen to happen or not; without gradient."""
+    """The model's probability of each labelled event; without gradient."""
     truth: Float[Tensor, "K"]
-    """Whether it happened, or how often."""
+    """Whether the event happened, or how often."""
 
 
 class RewardObjective(ABC):
     """One way to learn a reward model from labelled responses."""
 
     kind: RewardKind
-    """Whether it makes a reward model of whole responses or of steps."""
+    """Whether it trains a reward model of whole responses or of steps."""
 
     @abstractmethod
     def read(self, row: Question, encode: ResponseEncoder) -> list[LabeledResponse]:
@@ -120,11 +120,11 @@ class BradleyTerry(RewardObjective):
     def __call__(self, scores: Float[Tensor, "B T"], batch: LabeledBatch) -> ScoredBatch:
         chosen, rejected = scores[batch.judged].view(-1, 2).unbind(-1)
         margin = chosen - rejected
-        said = margin.detach()
+        fixed = margin.detach()
         return ScoredBatch(
             loss=F.softplus(-margin) + self.center * (chosen + rejected) ** 2,
-            probability=torch.cat([said, -said]).sigmoid(),  # a pair is a comparison either way round
-            truth=torch.cat([torch.ones_like(said), torch.zeros_like(said)]),
+            probability=torch.cat([fixed, -fixed]).sigmoid(),  # a pair is a comparison either way round
+            truth=torch.cat([torch.ones_like(fixed), torch.zeros_like(fixed)]),
         )
 
 
@@ -140,7 +140,7 @@ class StepLabels(RewardObjective):
     Args:
         completions: The column with the list of steps, in TRL's layout.
         labels: The column with their labels: true and false, or numbers from 0 to 1.
-        separator: What stands between two steps where the steps do not hold it themselves.
+        separator: Text between two steps, if the steps do not contain it.
     """
 
     kind: RewardKind = "process"

@@ -92,11 +92,9 @@ class Evaluation:
                     if k > 1:
                         self._add(f"val/{name}_majority@{k}", majority_at_k(answers, verdicts, k))
         which = "val" if greedy else "val_sampled"
-        for tokens, truncated in zip(
-            rollout.loss_mask.sum(-1).tolist(), rollout.truncated.tolist(), strict=True
-        ):
-            self._add(f"{which}/truncated", float(truncated))
-            self._add(f"{which}/response_tokens", float(tokens))
+        for sample in samples:
+            self._add(f"{which}/truncated", float(sample.truncated))
+            self._add(f"{which}/response_tokens", float(sample.response_tokens))
 
     def compute(self) -> dict[str, float]:
         """All metrics of this validation; collective."""

@@ -18,17 +18,14 @@ class TrainerSettings(Protocol):
     @property
     def precision(self) -> str:
         """How numbers are held, as in `bf16-mixed`."""
-        ...
 
     @property
     def max_epochs(self) -> int | None:
         """Iterations after which training ends; -1 for no such end."""
-        ...
 
     @property
     def max_steps(self) -> int:
         """Optimizer steps after which training ends; -1 for no such end."""
-        ...
 
 
 @runtime_checkable
