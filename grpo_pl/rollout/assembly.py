@@ -1,7 +1,7 @@
-"""From the responses of an engine to a Rollout, and a Rollout on its way between processes and files."""
+"""Assembles Rollouts from the responses of an engine, and passes them between processes and files."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -77,11 +77,10 @@ def assemble_rollout(
 
 
 def without_prompts(rollout: Rollout) -> dict[str, Any]:
-    """A rollout for whoever has its prompts already."""
-    every = {field.name: getattr(rollout, field.name) for field in fields(rollout)}
-    return {name: value for name, value in every.items() if name != "prompts"}
+    """The content of a rollout, for a receiver that has its prompts."""
+    return {name: value for name, value in vars(rollout).items() if name != "prompts"}
 
 
 def with_prompts(prompts: Sequence[Prompt], group_size: int, content: dict[str, Any]) -> Rollout:
-    """The rollout of which `without_prompts` gave the content."""
+    """The rollout of a content that `without_prompts` made."""
     return Rollout(prompts=repeated(prompts, group_size), **content)

@@ -1,4 +1,4 @@
-"""An engine that answers with what the data set brings: to train on anyone's responses."""
+"""An engine that answers with responses from the data set: to train on anyone's responses."""
 
 import math
 from collections.abc import Sequence
@@ -29,18 +29,18 @@ BATCH_TOKENS = 16384
 
 @final
 class DatasetEngine(OfflineEngine):
-    """Answers with the responses that stand in `data.train` beside each question, whatever the weights.
+    """Answers with the responses in `data.train` beside each question, whatever the weights.
 
-    A response is a text, or an object with `text` or `token_ids`; with `logprobs`, in nats at
-    `data.sampling.temperature`, of the policy that sampled these tokens; and with `truncated` if it was cut.
-    A text becomes the tokens of the tokenizer and, unless it was cut, the one that ends a response.
-    Log-probabilities that are not given are computed: those of the pretrained model.
+    A response is a text, or an object with `text` or `token_ids`. It may have `logprobs`, in nats at
+    `data.sampling.temperature`, of the policy that sampled these tokens, and `truncated` if it was cut. A
+    text becomes the tokenizer's tokens and, unless it was cut, the one that ends a response. Missing
+    log-probabilities are computed with the pretrained model.
 
     Args:
         column: The column with a response to the question or a list of them, of which the first
             `data.group_size` are taken.
         pretrained: Model folder or hub name; where empty, the one of `--pretrained`.
-        dtype: Of the weights with which log-probabilities are computed.
+        dtype: Type of the weights that compute missing log-probabilities.
     """
 
     def __init__(self, column: str = "responses", pretrained: str = "", dtype: DType = "float32") -> None:
@@ -67,7 +67,7 @@ class DatasetEngine(OfflineEngine):
 
     @torch.no_grad()
     def _score(self, rollout: Rollout, rows: Sequence[int]) -> None:
-        """Put the pretrained model's log-probabilities into some rows."""
+        """Write the pretrained model's log-probabilities into some rows."""
         if rows and self._model is None:
             built = CausalLM(self.pretrained, self.dtype).build()
             self._model = built.eval().to(self._device)
@@ -76,39 +76,37 @@ class DatasetEngine(OfflineEngine):
             width = max(rollout.lengths[row] for row in chosen)
             token_ids, mask = rollout.token_ids[chosen, :width], rollout.loss_mask[chosen, :width]
             assert self._model is not None
-            said = self._model(token_ids.to(self._device), mask.to(self._device), rollout.temperature)
-            rollout.sampling_logprobs[chosen, :width] = said.logprobs.float().cpu()
+            scores = self._model(token_ids.to(self._device), mask.to(self._device), rollout.temperature)
+            rollout.sampling_logprobs[chosen, :width] = scores.logprobs.float().cpu()
 
     @override
     def memory(self, demand: Demand, device: torch.device) -> EngineMemory:
-        """The model that computes log-probabilities, as if some were not given."""
+        """The model that computes log-probabilities, as if some were missing."""
         with without_weights():
             model = load_language_model(self.pretrained, self.dtype)
         return EngineMemory(weights=tensor_bytes(model.parameters()))
-
-    # ---------------------------------------------------------------------------------- what the column holds
 
     def _group(self, prompt: Prompt, group_size: int, sampling: SamplingConfig) -> list[Response]:
         where = f"data.train: the column {self.column!r} of {prompt.text[:40]!r}"
         if self.column not in prompt.metadata:
             has = ", ".join(map(repr, prompt.metadata)) or "none"
             raise ConfigError(f"{where} is missing; set the engine's column to one of the others: {has}")
-        held = prompt.metadata[self.column]
-        given = held if isinstance(held, list) else [held]
-        if len(given) < group_size:
+        value = prompt.metadata[self.column]
+        entries = value if isinstance(value, list) else [value]
+        if len(entries) < group_size:
             raise ConfigError(
-                f"{where} has {len(given)} responses, and data.group_size={group_size} asks for more: lower "
-                "it, or leave the row out"
+                f"{where} has {len(entries)} responses, and data.group_size={group_size} asks for more: "
+                "lower it, or leave the row out"
             )
-        return [self._response(one, sampling, where) for one in given[:group_size]]
+        return [self._response(entry, sampling, where) for entry in entries[:group_size]]
 
-    def _response(self, given: Any, sampling: SamplingConfig, where: str) -> Response:
-        said = {"text": given} if isinstance(given, str) else given
-        if not isinstance(said, dict):
+    def _response(self, entry: Any, sampling: SamplingConfig, where: str) -> Response:
+        content = {"text": entry} if isinstance(entry, str) else entry
+        if not isinstance(content, dict):
             raise ConfigError(
-                f"{where} has {given!r:.60}: expected a text, or an object with text or token_ids"
+                f"{where} has {entry!r:.60}: expected a text, or an object with text or token_ids"
             )
-        cut, ids = said.get("truncated"), self._token_ids(said, where)
+        cut, ids = content.get("truncated"), self._token_ids(content, where)
         if len(ids) > sampling.max_tokens:
             raise ConfigError(
                 f"{where} has a response of {len(ids)} tokens, and data.sampling.max_tokens is "
@@ -117,35 +115,33 @@ class DatasetEngine(OfflineEngine):
         (text,) = self._tokenizer.batch_decode([ids], skip_special_tokens=True)
         return Response(
             token_ids=ids,
-            logprobs=given_logprobs(said, where),
+            logprobs=stored_logprobs(content, where),
             text=text,
             truncated=ids[-1] not in self._eos if cut is None else bool(cut),
             token_ends=token_ends(self._tokenizer, ids, text),
         )
 
-    def _token_ids(self, said: dict[str, Any], where: str) -> list[int]:
-        ids, text = said.get("token_ids"), said.get("text")
+    def _token_ids(self, content: dict[str, Any], where: str) -> list[int]:
+        ids, text = content.get("token_ids"), content.get("text")
         if ids is None and isinstance(text, str):
             ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
-            ids += [] if said.get("truncated") else self._eos[:1]
-        if not isinstance(ids, list) or not ids or not all(map(self._knows, ids)):
+            ids += [] if content.get("truncated") else self._eos[:1]
+        known = range(self._vocabulary)
+        if not isinstance(ids, list) or not ids or not all(type(n) is int and n in known for n in ids):
             raise ConfigError(
-                f"{where} has {said!r:.60}: expected a text, or token_ids of the {self._vocabulary} that the "
-                "model knows"
+                f"{where} has {content!r:.60}: expected a text, or token_ids of the {self._vocabulary} that "
+                "the model knows"
             )
         return ids
-
-    def _knows(self, token: object) -> bool:
-        return type(token) is int and 0 <= token < self._vocabulary
 
     @override
     def shutdown(self) -> None:
         self._model = None
 
 
-def given_logprobs(said: dict[str, Any], where: str) -> list[float]:
-    """The log-probabilities of a response's tokens; empty where they are to be computed."""
-    numbers, ids = said.get("logprobs"), said.get("token_ids")
+def stored_logprobs(content: dict[str, Any], where: str) -> list[float]:
+    """The log-probabilities of a response's tokens; empty if they must be computed."""
+    numbers, ids = content.get("logprobs"), content.get("token_ids")
     if numbers is None:
         return []
     if ids is None or not isinstance(numbers, list) or len(numbers) != len(ids):

@@ -13,15 +13,15 @@ from grpo_pl.types import Prompt, Rollout, ScoredSamples
 
 @final
 class DynamicSampling:
-    """Discards groups whose rewards are all alike and samples other prompts in their place, up to a bound.
+    """Replaces groups whose rewards are all alike by other prompts' groups, up to a bound.
 
-    DAPO, arXiv:2503.14476, section 3.2. Where the bound is reached, the last groups without variance stay, so
-    that every iteration has as many groups as every other (the paper samples on). Each response is scored
-    once: the scores travel with the rollout. The cost is logged: `rollout/rounds`, `rollout/groups_replaced`
-    and `rollout/tokens_thrown_away`.
+    DAPO, arXiv:2503.14476, section 3.2. At the bound, the last groups without variance stay, so that all
+    iterations have the same number of groups (the paper samples on). Each response is scored once: the scores
+    travel with the rollout. The cost is logged: `rollout/rounds`, `rollout/groups_replaced` and
+    `rollout/tokens_thrown_away`.
 
     Args:
-        rounds: How often the engine is asked at most in one iteration, the first time included.
+        rounds: The most rounds of sampling in one iteration, the first one included.
     """
 
     def __init__(self, rounds: int = 3) -> None:
@@ -41,9 +41,8 @@ class DynamicSampling:
     ) -> Rollout:
         """A scored rollout of as many groups as there are prompts.
 
-        `other_prompts(round, count)` gives prompts for a later round. All ranks go through as many rounds as
-        the one that needs most, since engines and reward models may work for several at once: `on_any_rank`
-        asks them.
+        `other_prompts(round, count)` gives prompts for a later round. All ranks take the same number of
+        rounds, by `on_any_rank`, since engines and reward models may serve several at once.
         """
         sampled = [rollout := with_scores(generate(prompts), score)]
         while len(sampled) < self.rounds and on_any_rank(bool(silent := groups_without_signal(rollout))):
@@ -80,7 +79,7 @@ def groups_without_signal(rollout: Rollout) -> list[int]:
 
 
 def all_failures(sampled: Sequence[Rollout]) -> dict[str, Any]:
-    """The failures of workers in every round, and how many samples were scored in all of them."""
+    """The failures of workers and the samples that were scored, over all rounds."""
     scored = [rollout.scored for rollout in sampled if rollout.scored is not None]
     failures = {
         name: {kind: sum(one.failures[name][kind] for one in scored) for kind in kinds}

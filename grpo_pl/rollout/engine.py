@@ -15,7 +15,7 @@ from grpo_pl.types import Prompt, Rollout
 
 
 class EngineLostError(RuntimeError):
-    """An engine's processes are gone; the same command resumes the run from its last checkpoint."""
+    """An engine's processes have ended; the same command resumes the run from its last checkpoint."""
 
     def __init__(self, what: str) -> None:
         super().__init__(f"data.engine: {what}; the same command continues the run from its last checkpoint")
@@ -25,8 +25,8 @@ class EngineLostError(RuntimeError):
 class SamplingConfig:
     """How responses are drawn.
 
-    There is no top-p and no top-k: they would draw from another distribution than the one whose
-    log-probabilities the trainer computes, and every importance ratio would be off by the kept mass.
+    Top-p and top-k are left out: they draw from another distribution than the one whose log-probabilities the
+    trainer computes, and every importance ratio would be off by the kept mass.
 
     Args:
         max_tokens: The longest response, in tokens; one that reaches it without ending is truncated.
@@ -44,7 +44,7 @@ class SamplingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Demand:
-    """The largest rollout that an engine is asked for."""
+    """The largest rollout that an engine has to sample."""
 
     sequences: int
     group_size: int
@@ -57,24 +57,23 @@ class EngineMemory:
     """Bytes that an engine holds on its device."""
 
     libraries: int = 0
-    """What its libraries add to the process."""
+    """Memory that its libraries add to the process."""
     weights: int = 0
     cache: int = 0
     cache_needed: int = 0
-    """Of the key-value cache, what the rollout fills when all of its responses are as long as they may be."""
+    """The part of the key-value cache that a rollout of the longest responses fills."""
     sampling: int = 0
-    """What one forward and the drawing of its tokens need beside weights and cache."""
+    """Memory for one forward and the drawing of its tokens, beside weights and cache."""
     max_sequences: int = 0
     sleeps: bool = False
-    """Whether weights and cache are given back while the policy learns."""
+    """Whether weights and cache are freed while the policy learns."""
 
 
 class RolloutEngine(ABC):
     """Samples responses from the policy's current weights.
 
-    Life cycle: `start`, with the pretrained weights; then in turns `rest`, `load_weights` and `generate`, as
-    often as one likes; at last `shutdown`. An engine that samples ahead says so in `lookahead`, and is told
-    by `prefetch` what it will be asked for.
+    Life cycle: `start`, with the pretrained weights; then `rest`, `load_weights` and `generate` in turns; at
+    last `shutdown`. An engine that samples ahead says so in `lookahead`; `prefetch` then announces requests.
 
     Args:
         pretrained: Model folder or hub name; where empty, the one of `--pretrained`.
@@ -99,7 +98,7 @@ class RolloutEngine(ABC):
 
     @property
     def offline(self) -> bool:
-        """Whether its responses exist already: another policy's, for training prompts alone."""
+        """Whether its responses exist already: another policy's, to training prompts alone."""
         return False
 
     @abstractmethod
@@ -141,15 +140,12 @@ class RolloutEngine(ABC):
         """Free everything; the engine may be started again."""
 
     def memory(self, demand: Demand, device: torch.device) -> EngineMemory:  # noqa: ARG002 - for those that have some
-        """The memory it will hold, for `plan`; nothing for an engine outside of the process."""
+        """The memory that it will hold, for `plan`; none for an engine outside of the process."""
         return EngineMemory()
 
 
 class OfflineEngine(RolloutEngine):
-    """An engine with given responses, whatever the weights.
-
-    Their rollouts are marked `offline`.
-    """
+    """An engine whose responses exist already, whatever the weights; its rollouts are marked `offline`."""
 
     @property
     @override
@@ -173,7 +169,7 @@ class OfflineEngine(RolloutEngine):
 
 
 class EngineWrapper(RolloutEngine):
-    """An engine around another one, which does everything that a subclass does not override.
+    """An engine around another one, to which it forwards what a subclass does not override.
 
     Args:
         engine: The wrapped engine.

@@ -1,4 +1,4 @@
-"""An engine made of the trainer's own parts: for tests, odd architectures and debugging."""
+"""An engine from the trainer's own parts: for tests, odd architectures and debugging."""
 
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, cast, final
@@ -26,7 +26,7 @@ class InProcessEngine(RolloutEngine):
 
     Args:
         pretrained: Model folder or hub name; where empty, the one of `--pretrained`.
-        dtype: Of the copy's weights; "auto" takes what the trainer computes in.
+        dtype: Type of the copy's weights; "auto" takes what the trainer computes in.
         max_sequences: Sequences sampled at once.
     """
 
@@ -52,10 +52,10 @@ class InProcessEngine(RolloutEngine):
     @torch.no_grad()
     def load_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         assert self._model is not None, "start() comes first"
-        own = dict(self._model.named_parameters())
+        missing = dict(self._model.named_parameters())
         for name, tensor in weights:
-            own.pop(name).copy_(tensor)
-        assert not own, f"the trainer sent no {sorted(own)}"
+            missing.pop(name).copy_(tensor)
+        assert not missing, f"the trainer sent no {sorted(missing)}"
         self._version = version
 
     @override

@@ -1,4 +1,4 @@
-"""Any engine, in a process of its own: it samples the next rollout while the trainer updates on this one."""
+"""Runs any engine in its own process: it samples the next rollout while the trainer updates on this one."""
 
 import multiprocessing
 import pickle
@@ -27,27 +27,26 @@ BUCKET_BYTES = 16 << 20
 SHUTDOWN_S = 30.0
 
 Request = tuple[tuple[tuple[int, ...], ...], int, int, float]
-"""What responses depend on beside the weights: seed and tokens of each prompt, group size, sampling."""
+"""Everything beside the weights that responses depend on: prompts' seeds and tokens, group size, sampling."""
 
 
 @final
 class OverlappedEngine(RolloutEngine):
-    """Samples with another engine, in a process of its own, while the trainer updates on what it has.
+    """Samples with another engine, in its own process, while the trainer updates on the rollout before.
 
     One-step off-policy, arXiv:2410.18252: the rollout of iteration i + 1 is sampled by the weights of the
-    beginning of iteration i, whatever takes how long and whether or not there is a validation between them:
-    the process does one thing after the other, so new weights wait for the rollout under way. What the
-    rollouts of an iteration are asked for beside its own prompts (by dynamic sampling, for greedy responses)
-    is sampled by the newest weights.
+    beginning of iteration i, however long each takes and with or without a validation between them: the
+    process does one thing after the other, so new weights wait for the rollout under way. Further requests of
+    an iteration (rounds of dynamic sampling, greedy responses) are sampled by the newest weights.
 
-    With several ranks each has a process, and a resumed run samples the rollouts again that were under way
-    on all of them but the first.
+    Each of several ranks has a process; a resumed run samples the rollouts that were under way again, except
+    on the first rank.
 
     Args:
-        engine: What samples the responses.
+        engine: Samples the responses.
         max_staleness: Iterations that the weights of a rollout may be behind when it is trained on. 0 samples
-            when asked, as `engine` alone does; more than 1 is no faster and shows what staleness does.
-        threads: CPU threads of the engine's process; null for as many as the environment says.
+            on request, as `engine` alone does; more than 1 is no faster and shows the effect of staleness.
+        threads: CPU threads of the engine's process; null for the environment's number.
     """
 
     def __init__(self, engine: RolloutEngine, max_staleness: int = 1, threads: int | None = None) -> None:
@@ -140,7 +139,7 @@ class OverlappedEngine(RolloutEngine):
         if self._process is None:
             return
         if self._under_way:
-            self._process.kill()  # nobody will read what it samples
+            self._process.kill()  # its samples have no reader
         self._connection.close()
         self._process.join(SHUTDOWN_S)
         self._process.kill()
@@ -154,7 +153,7 @@ class OverlappedEngine(RolloutEngine):
         return self._answer()
 
     def _send(self, message: Any) -> None:
-        with suppress(BrokenPipeError):  # why the process has ended, `_answer` says
+        with suppress(BrokenPipeError):  # `_answer` gives the reason
             send(self._connection, message)
 
     def _answer(self) -> Any:
@@ -180,11 +179,11 @@ class OverlappedEngine(RolloutEngine):
 
 @dataclass(frozen=True)
 class Failure:
-    """How an engine's process ended."""
+    """The error that ended an engine's process."""
 
     trace: str
     sentence: str = ""
-    """The message for the user; empty for errors that are not theirs."""
+    """The message for the user; empty for errors that are not user errors."""
 
 
 def as_request(prompts: Sequence[Prompt], group_size: int, sampling: SamplingConfig) -> Request:
@@ -247,9 +246,9 @@ def obey(engine: RolloutEngine, connection: Connection, bucket: Tensor, command:
 
 
 def received_weights(connection: Connection, bucket: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """The weights as they come, each in memory of its own: an engine may keep some until it has others."""
-    while (described := receive(connection)) is not None:
-        name, dtype, shape = described
+    """The weights as they arrive, each in new memory: an engine may keep some until it has others."""
+    while (header := receive(connection)) is not None:
+        name, dtype, shape = header
         tensor = torch.empty(shape, dtype=dtype)
         for part in as_bytes(tensor).split(len(bucket)):
             receive(connection)

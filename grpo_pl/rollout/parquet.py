@@ -29,7 +29,7 @@ RESPONSE = pa.schema(
 ABOUT_IT = {"iteration": pa.int64(), "prompt": pa.string(), "reward": pa.float64()}
 """Further columns, beside `rewards/<name>` for each reward, as in `metrics.csv`."""
 Group = tuple[float, int]
-"""Temperature and seed: no two groups of a run have both in common."""
+"""Temperature and seed, which identify a group of a run."""
 
 
 def file_name(iteration: int, rank: int = 0, ranks: int = 1) -> str:
@@ -40,13 +40,13 @@ def file_name(iteration: int, rank: int = 0, ranks: int = 1) -> str:
 def save_rollout(
     rollout: Rollout, path: Path, iteration: int = 1, records: Sequence[SampleRecord] = ()
 ) -> None:
-    """Write all that was sampled in an iteration; the path names a whole file or none.
+    """Write everything that was sampled in an iteration; the path names a complete file or none.
 
     Args:
-        rollout: What was learned from; each group of what was sampled `besides` comes once.
+        rollout: The rollout that was learned from; each group of the rollouts `besides` comes once.
         path: The file.
         iteration: Counted from 1.
-        records: The rewards of its responses; null where there are none.
+        records: The rewards of its responses; may be empty.
     """
     rows: list[dict[str, Any]] = []
     written: set[Group] = set()
@@ -62,7 +62,7 @@ def save_rollout(
 
 
 def as_rows(rollout: Rollout, iteration: int, records: Sequence[SampleRecord]) -> Iterator[dict[str, Any]]:
-    """The responses of a rollout as the file has them."""
+    """The rows of a rollout's responses."""
     for n, prompt in enumerate(rollout.prompts):
         mask = rollout.loss_mask[n]
         yield {
@@ -77,15 +77,13 @@ def as_rows(rollout: Rollout, iteration: int, records: Sequence[SampleRecord]) -
             "token_ends": rollout.token_ends[n],
             "iteration": iteration,
             "prompt": prompt.text,
-        } | rewards_of(records, n)
+        } | (rewards_of(records[n]) if records else {})
 
 
-def rewards_of(records: Sequence[SampleRecord], n: int) -> dict[str, float | None]:
-    """The total of a response and what it is made of."""
-    if not records:
-        return {}
-    by_name = {f"rewards/{name}": reward for name, reward in records[n].rewards.items()}
-    return {"reward": records[n].reward} | by_name
+def rewards_of(record: SampleRecord) -> dict[str, float | None]:
+    """The total of a response and its parts."""
+    by_name = {f"rewards/{name}": reward for name, reward in record.rewards.items()}
+    return {"reward": record.reward} | by_name
 
 
 def group_of(row: dict[str, Any]) -> Group:

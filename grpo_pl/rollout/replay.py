@@ -19,12 +19,12 @@ from grpo_pl.types import Prompt, Rollout
 class ReplayEngine(OfflineEngine):
     """Answers from files of `data.keep_rollouts` or `rollout`, whatever the weights.
 
-    The data settings and `data.seed` must be those that the rollouts were sampled with, for these name the
-    prompts; groups may be smaller (the first responses of each are taken), the schedule of updates another.
+    The data settings and `data.seed` must be those of sampling, for they determine the prompts. Groups may be
+    smaller (the first responses of each are taken), and the schedule of updates another.
 
     Args:
         path: A folder of such files, or one of them.
-        pretrained: Not read; every engine has it.
+        pretrained: Unused; every engine has it.
     """
 
     def __init__(self, path: str, pretrained: str = "") -> None:
@@ -76,10 +76,10 @@ class ReplayEngine(OfflineEngine):
             )
         return same[:group_size]
 
-    def _refuse_unless(self, found: int, prompt: Prompt, group_size: int, sampling: SamplingConfig) -> None:
-        if found < group_size:
+    def _refuse_unless(self, count: int, prompt: Prompt, group_size: int, sampling: SamplingConfig) -> None:
+        if count < group_size:
             raise ArgumentError(
-                f"path={self.path} has {found} responses at temperature {sampling.temperature} "
+                f"path={self.path} has {count} responses at temperature {sampling.temperature} "
                 f"to the prompt {prompt.text[:40]!r} and {group_size} are asked for: train with the data "
                 "settings and the data.seed that it was sampled with, and for no more iterations",
                 self,

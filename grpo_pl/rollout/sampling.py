@@ -1,4 +1,4 @@
-"""How the rollout of an iteration is sampled: dynamic sampling, greedy answers and prefetching."""
+"""Samples the rollout of an iteration: dynamic sampling, greedy responses and prefetching."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +11,7 @@ from grpo_pl.types import Prompt, Rollout, ScoredSamples
 
 @dataclass(frozen=True)
 class Sampler:
-    """Asks the engine for the rollout of an iteration, by the weights that the engine has."""
+    """Samples the rollout of an iteration with the engine's current weights."""
 
     engine: RolloutEngine
     prompts_of: Callable[[int], Sequence[Prompt]]
@@ -24,12 +24,12 @@ class Sampler:
     score: Callable[[Rollout], ScoredSamples] | None = None
     """The rewards, for `resample`."""
     other_prompts: Callable[[int, int, int], Sequence[Prompt]] = lambda *_: []
-    """So many other prompts for a round of `resample`: of an iteration, the round and the count."""
+    """Other prompts for `resample`, by iteration, round and count."""
     on_any_rank: Callable[[bool], bool] = bool
     """Whether something holds on any rank; collective."""
 
     def sample(self, iteration: int) -> Rollout:
-        """Responses to the prompts of an iteration, or to those that dynamic sampling puts in their place."""
+        """Responses to the prompts of an iteration, or to their replacements by dynamic sampling."""
         prompts = self.prompts_of(iteration)
         generate = partial(self.engine.generate, group_size=self.group_size, sampling=self.sampling)
         if self.resample is None:
@@ -38,14 +38,13 @@ class Sampler:
             assert self.score is not None, "dynamic sampling chooses by the rewards"
             others = partial(self.other_prompts, iteration)
             rollout = self.resample(prompts, generate, self.score, others, self.on_any_rank)
-        return self._beside_greedy(rollout) if self.with_greedy else rollout
-
-    def _beside_greedy(self, rollout: Rollout) -> Rollout:
+        if not self.with_greedy:
+            return rollout
         config = SamplingConfig(self.sampling.max_tokens, temperature=0.0)
         greedy = self.engine.generate(first_prompts(rollout), 1, config)
         return replace(rollout, greedy=greedy.samples, besides=[*rollout.besides, greedy])
 
     def prefetch(self, iteration: int, end: int) -> None:
-        """Let an engine that samples ahead begin the iterations after this one, up to `end`."""
+        """Let an engine that samples ahead begin the iterations after this one, before `end`."""
         for later in range(iteration + 1, min(iteration + 1 + self.engine.lookahead, end)):
             self.engine.prefetch(self.prompts_of(later), self.group_size, self.sampling)

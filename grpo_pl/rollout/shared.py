@@ -1,4 +1,4 @@
-"""One rollout for ranks that need the same one, or that share one engine."""
+"""Shares rollouts among ranks that need the same one, or that share an engine."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,9 +15,9 @@ class SharedEngine(EngineWrapper):
     """An engine that neighbouring ranks share and call at once.
 
     Ranks that compute each layer together (tensor parallelism of the trainer) ask for the same prompts: all
-    get what the first of them sampled, for no engine on a GPU says the same twice to the last bit. Ranks
-    whose engine is one (tensor parallelism of the engine) ask for different prompts: it gets them all, and
-    each rank keeps its own responses.
+    get the first rank's rollout, for no engine on a GPU repeats itself to the last bit. Ranks of one engine
+    (its tensor parallelism) ask for different prompts: it gets all of them, and each rank keeps its own
+    responses.
 
     Args:
         engine: The engine of this rank.
@@ -33,8 +33,8 @@ class SharedEngine(EngineWrapper):
     def generate(self, prompts: Sequence[Prompt], group_size: int, sampling: SamplingConfig) -> Rollout:
         if not self.together:
             first = distributed.get_global_rank(self.group, 0)
-            mine = distributed.get_rank(self.group) == 0
-            box = [self.engine.generate(prompts, group_size, sampling) if mine else None]
+            is_first = distributed.get_rank(self.group) == 0
+            box = [self.engine.generate(prompts, group_size, sampling) if is_first else None]
             distributed.broadcast_object_list(box, src=first, group=self.group)
             assert box[0] is not None
             return box[0]
@@ -58,11 +58,7 @@ class SharedEngine(EngineWrapper):
 def shared(engine: RolloutEngine, copies: int, rank: int, world_size: int) -> RolloutEngine:
     """The engine as it is, or shared with neighbouring ranks; refuses ranks that do not divide. Collective.
 
-    Args:
-        engine: The engine of this rank.
-        copies: Neighbouring ranks that need the same rollouts.
-        rank: This rank.
-        world_size: All ranks.
+    `copies` is the number of neighbouring ranks that need the same rollouts.
     """
     size = max(copies, engine.ranks)
     if size == 1 or copies == engine.ranks:

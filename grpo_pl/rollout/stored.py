@@ -29,13 +29,12 @@ INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 class StoredRollouts(EngineWrapper):
     """Keeps each rollout in a file, and returns it for the same request under the same weights.
 
-    So a run that goes on from a checkpoint does not depend on whether its engine says the same twice: few do
-    to the last bit, for what a sequence is batched with changes its rounding. Weights are told apart by the
-    sum of their bits, tensor by tensor.
+    So a resumed run does not depend on its engine repeating itself: few do to the last bit, since the rest of
+    a batch changes a sequence's rounding. Weights are identified by the sum of their bits, tensor by tensor.
 
     Args:
-        engine: What samples.
-        folder: Where the files are.
+        engine: Samples the responses.
+        folder: The folder of the files.
     """
 
     def __init__(self, engine: RolloutEngine, folder: Path) -> None:
@@ -87,7 +86,7 @@ def read(path: Path) -> dict[str, Any] | None:
 def with_sums(
     weights: Iterable[tuple[str, Tensor]], sums: list[tuple[str, Tensor]]
 ) -> Iterator[tuple[str, Tensor]]:
-    """Passes weights on, and adds the sum of each one's bits to `sums`."""
+    """Pass weights on, and append the sum of each one's bits to `sums`."""
     for name, tensor in weights:
         bits = tensor.detach().contiguous().view(INTEGERS[tensor.itemsize])
         sums.append((name, bits.sum(dtype=torch.int64)))

@@ -1,4 +1,4 @@
-"""vLLM inside the training process, and what vLLM is told wherever it runs."""
+"""vLLM inside the training process, and vLLM's settings, colocated or in a server."""
 
 import gc
 import os
@@ -31,30 +31,28 @@ if TYPE_CHECKING:
     from vllm.inputs import TokensPrompt
 
 LIBRARIES_BYTES = int(0.38 * GIB)
-"""What vLLM adds to a process without a GPU beside weights and cache, as `tools/measure_overhead.py`
-found it."""
+"""vLLM's memory in a process without a GPU beside weights and cache, by `tools/measure_overhead.py`."""
 READ_AT_ONCE = 8192
-"""Most prompt tokens in one forward: what vLLM takes by default, and what it is told on a CPU."""
+"""Most prompt tokens in one forward: vLLM's default, and our setting on a CPU."""
 
 
 @final
 class VLLMEngine(RolloutEngine):
     """vLLM colocated with the trainer: one process, weights replaced in place.
 
-    Every response is a request of its own with a seed of its own, so it depends neither on the others in its
-    batch nor on what was sampled before (in float32 to the last bit; in bfloat16 up to the rounding of its
-    batch).
+    Every response is a separate request with its own seed, so it depends neither on the others in its batch
+    nor on earlier samples (in float32 to the last bit; in bfloat16 up to the rounding of its batch).
 
     Args:
         pretrained: Model folder or hub name; where empty, the one of `--pretrained`.
-        dtype: Of weights and computation; "auto" takes what the trainer computes in.
+        dtype: Type of weights and computation; "auto" takes what the trainer computes in.
         kv_cache_gib: Memory of the key-value cache in GiB.
         max_sequences: Most sequences decoded at once; where null, as many as a rollout has, up to 256.
         enforce_eager: Skip CUDA graphs and compilation: starts in seconds and decodes slower on a GPU.
-        sleep: Give the GPU's memory back while training; without effect on a CPU, which cannot.
+        sleep: Free the GPU's memory while training; without effect on a CPU.
         tensor_parallel_size: Neighbouring ranks that run one engine together, each with a part of every
             layer.
-        engine_args: Further arguments of `vllm.LLM`, taken as they are.
+        engine_args: Further arguments of `vllm.LLM`, passed on unchanged.
     """
 
     def __init__(
@@ -71,11 +69,8 @@ class VLLMEngine(RolloutEngine):
         if kv_cache_gib <= 0:
             raise ArgumentError(f"kv_cache_gib={kv_cache_gib}: expected more than 0")
         self.pretrained, self.dtype, self.kv_cache_gib, self.sleep = pretrained, dtype, kv_cache_gib, sleep
-        self.max_sequences, self.enforce_eager, self.engine_args = (
-            max_sequences,
-            enforce_eager,
-            engine_args or {},
-        )
+        self.max_sequences, self.enforce_eager = max_sequences, enforce_eager
+        self.engine_args = engine_args or {}
         if tensor_parallel_size < 1:
             raise ArgumentError(f"tensor_parallel_size={tensor_parallel_size}: expected 1 or more ranks")
         self.tensor_parallel_size = tensor_parallel_size
@@ -103,13 +98,13 @@ class VLLMEngine(RolloutEngine):
             on_cpu=self._on_cpu,
         )
         arguments["enable_sleep_mode"] = self._can_sleep
-        if self.tensor_parallel_size > 1:  # in the processes that are there
+        if self.tensor_parallel_size > 1:  # in the existing processes
             arguments["tensor_parallel_size"] = self.tensor_parallel_size
             arguments["distributed_executor_backend"] = "external_launcher"
         with captured_output(), undisturbed_process():
             from vllm import LLM
 
-            if self.tensor_parallel_size > 1:  # what torchrun would have said
+            if self.tensor_parallel_size > 1:  # as torchrun sets them
                 os.environ["RANK"] = str(torch.distributed.get_rank())
                 os.environ.setdefault("LOCAL_RANK", "0")
             self._llm = LLM(resolve_pretrained(self.pretrained), **(arguments | self.engine_args))
@@ -215,7 +210,7 @@ def engine_arguments(
     kv_cache_gib: float | None,
     on_cpu: bool,
 ) -> dict[str, Any]:
-    """What vLLM is told, colocated or as a server; where `kv_cache_gib` is None, it fills the GPU."""
+    """Settings of vLLM, colocated or as a server; where `kv_cache_gib` is None, the cache fills the GPU."""
     arguments: dict[str, Any] = {
         "dtype": dtype,
         "enforce_eager": enforce_eager,
@@ -237,7 +232,7 @@ def engine_arguments(
 def requests(
     prompts: Sequence[Prompt], group_size: int, sampling: SamplingConfig
 ) -> "tuple[list[TokensPrompt], list[SamplingParams]]":
-    """What `LLM.generate` takes: each response a request of its own, with a seed of its own."""
+    """The arguments of `LLM.generate`: each response is a separate request with its own seed."""
     from vllm import SamplingParams
 
     pairs = [(prompt, g) for prompt in prompts for g in range(group_size)]
@@ -265,7 +260,7 @@ def _response(completion: Any, tokenizer: Any) -> Response:
 
 
 def with_vllm(states: Tensor, weights: Tensor) -> Callable[[], object]:
-    """Prepares a product as vLLM's linear layers compute it on a CPU; elsewhere they call torch."""
+    """Prepare a product as vLLM's linear layers compute it on a CPU; elsewhere they call torch."""
     from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
 
     outputs, inputs = weights.shape
@@ -275,10 +270,10 @@ def with_vllm(states: Tensor, weights: Tensor) -> Callable[[], object]:
 
 
 def repack_tied_head(model: nn.Module) -> None:
-    """Make the CPU's prepacked LM head again where it shares its weight with the embedding.
+    """Repack the CPU's LM head if it shares its weight with the embedding.
 
-    `reload_weights` packs again every layer that it loads a weight into. A tied LM head loads none, so it
-    would go on with the old weights, silently: mean |dlogp| 0.13 nats in float32 where 5e-6 is right.
+    `reload_weights` repacks every layer that it loads a weight into. A tied LM head loads none and would
+    silently keep the old weights: mean |dlogp| 0.13 nats in float32 where 5e-6 is right.
     """
     from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
 
@@ -289,7 +284,7 @@ def repack_tied_head(model: nn.Module) -> None:
 
 @contextmanager
 def undisturbed_process() -> Iterator[None]:
-    """Give back what starting an engine changes in the process: RNG, thread count, environment.
+    """Restore what starting an engine changes in the process: RNG, thread count, environment.
 
     On a CPU vLLM also replaces `torch.set_num_threads` by a stub; the original is put back.
     """

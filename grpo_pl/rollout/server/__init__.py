@@ -1,6 +1,6 @@
-"""vLLM servers as a rollout engine: asked over HTTP, their weights pushed to them.
+"""vLLM servers as a rollout engine: requests over HTTP, weights pushed to them.
 
-`python -m grpo_pl.rollout.server` starts one; `ServerEngine` asks them.
+`python -m grpo_pl.rollout.server` starts one; `ServerEngine` uses them.
 """
 
 from grpo_pl.rollout.server.engine import ServerEngine

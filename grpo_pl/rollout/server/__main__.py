@@ -37,15 +37,16 @@ def serve(
     enforce_eager: bool | None = None,
     vllm_arguments: list[str] | None = None,
 ) -> list[str]:
-    """Start a vLLM server that takes weights from a trainer; whatever it is asked for needs the API key.
+    """Start a vLLM server that takes weights from a trainer; every request needs the API key.
 
     Args:
-        pretrained: Model folder or hub name, that of the trainer.
-        port: Where it listens.
-        host: The address it listens at; 0.0.0.0 for all of this machine.
+        pretrained: Model folder or hub name, the same as the trainer's.
+        port: Port to listen on.
+        host: Address to listen on; 0.0.0.0 for all addresses of this machine.
         api_key_variable: Environment variable that holds the API key.
-        transfer: How weights come, as in data.engine.transfer; null for NCCL on a GPU, SharedFiles on a CPU.
-        dtype: Of weights and computation; "auto" takes what this machine computes well.
+        transfer: Transport of weights, as in data.engine.transfer; null for NCCL on a GPU, SharedFiles on a
+            CPU.
+        dtype: Type of weights and computation; "auto" takes the type that is fast on this machine.
         max_model_len: The longest sequence, prompt and response, in tokens; null for the model's own.
         max_sequences: Most sequences decoded at once.
         kv_cache_gib: Memory of the key-value cache in GiB; null for the rest of a GPU, and for 1 on a CPU.
@@ -74,7 +75,7 @@ def serve(
 
 
 def announced(dtype: OpenDType) -> DType:
-    """The type to compute in; says why where this machine decides it."""
+    """The type to compute in; for "auto" measured on this machine, and printed with the reason."""
     if dtype != "auto":
         return dtype
     rates = measured_rates(device_here().type)
@@ -93,8 +94,8 @@ def endpoint_arguments(transfer: str) -> dict[str, object]:
 
 
 def set_environment(key: str) -> None:
-    """The settings that vLLM takes from the environment alone."""
-    os.environ |= {"VLLM_SERVER_DEV_MODE": "1", "VLLM_API_KEY": key}  # weights are an endpoint of developers
+    """Set the settings that vLLM reads from the environment alone."""
+    os.environ |= {"VLLM_SERVER_DEV_MODE": "1", "VLLM_API_KEY": key}  # for the endpoints of weights
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # or all servers here share one core
@@ -102,7 +103,7 @@ def set_environment(key: str) -> None:
 
 
 def vllm_serve(words: list[str]) -> None:
-    """`vllm serve`, but not by the script of that name, which fails where the package is called vllm-cpu."""
+    """`vllm serve` without the script of that name, which fails if the package is called vllm-cpu."""
     from vllm.entrypoints.cli.serve import ServeSubcommand
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
@@ -114,7 +115,7 @@ def vllm_serve(words: list[str]) -> None:
 
 
 def options(arguments: dict[str, object]) -> list[str]:
-    """Arguments of `vllm.LLM` as those of `vllm serve`."""
+    """Arguments of `vllm.LLM` as options of `vllm serve`."""
     return [
         f"--{'' if value else 'no-'}{name}" if isinstance(value, bool) else f"--{name}={value}"
         for name, value in ((name.replace("_", "-"), value) for name, value in arguments.items())
@@ -122,18 +123,18 @@ def options(arguments: dict[str, object]) -> list[str]:
 
 
 def announce(host: str, port: int) -> None:
-    """Say when the server answers."""
-    here = "127.0.0.1" if host == "0.0.0.0" else host
+    """Print a line when the server answers."""
+    local = "127.0.0.1" if host == "0.0.0.0" else host
     while True:
         try:
-            connection = http.client.HTTPConnection(here, port)
+            connection = http.client.HTTPConnection(local, port)
             connection.request("GET", "/health")
             if connection.getresponse().status == http.HTTPStatus.OK:
                 break
         except OSError:
             pass
         time.sleep(POLL_S)
-    print(f"serve: ready at http://{here}:{port}", flush=True)
+    print(f"serve: ready at http://{local}:{port}", flush=True)
 
 
 if __name__ == "__main__":

@@ -13,8 +13,9 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 class RequireKey:
     """ASGI middleware: every request but `/health` needs the key of `VLLM_API_KEY`.
 
-    vLLM 0.32 asks for its key under /v1 and a few more, and leaves open what replaces weights, calls any
-    method of a worker and shows the configuration (vllm/entrypoints/serve/middleware/authenticate.py).
+    vLLM 0.32 asks for its key under /v1 and a few more paths, and leaves those open that replace weights,
+    call any method of a worker and show the configuration
+    (vllm/entrypoints/serve/middleware/authenticate.py).
     """
 
     def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]]) -> None:
@@ -29,5 +30,5 @@ class RequireKey:
             await self._app(scope, receive, send)
 
     def _has_key(self, scope: Scope) -> bool:
-        given = dict(scope["headers"]).get(b"authorization", b"")
-        return hmac.compare_digest(given, self._expected)
+        key = dict(scope["headers"]).get(b"authorization", b"")
+        return hmac.compare_digest(key, self._expected)

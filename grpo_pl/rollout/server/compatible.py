@@ -11,12 +11,12 @@ START = "python -m grpo_pl.rollout.server"
 PROBE = "Ünïcode, 12345 + 6789 = 19134; def f(x): return [x ** 2]"
 """A text that different tokenizers hardly split alike."""
 SHOWN = 5
-"""How many of the likeliest tokens are compared to find out what a server's log-probabilities are."""
+"""Likeliest tokens to compare, to see whether a server's log-probabilities include the temperature."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Expected:
-    """What all servers must agree with the trainer on."""
+    """Properties that all servers must share with the trainer."""
 
     max_sequence_tokens: int
     encode: Callable[[str], list[int]]
@@ -33,7 +33,7 @@ async def check(server: Server, expected: Expected) -> None:
 
 
 async def is_paused(server: Server) -> bool:
-    """Whether it answers nothing, as after an interrupted weight update."""
+    """Whether it answers no requests, as after an interrupted weight update."""
     return bool((await server.get("/is_paused"))["is_paused"])
 
 
@@ -78,9 +78,9 @@ async def check_tokenizer(server: Server, expected: Expected) -> None:
 
 
 async def check_logprobs(server: Server, expected: Expected) -> None:
-    """Refuse a server whose log-probabilities are not those it samples with.
+    """Refuse a server whose log-probabilities are from before the temperature.
 
-    At temperature 1/2 the likeliest token is further from the fifth by a factor of 2, if they are.
+    Otherwise the likeliest token is twice as far from the fifth at temperature 1/2 as at 1.
     """
     word = expected.encode(PROBE)[:1]
 

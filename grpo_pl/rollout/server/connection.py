@@ -1,4 +1,4 @@
-"""One vLLM server over HTTP, and several of them as one."""
+"""Connections to one vLLM server, and to several at once."""
 
 import asyncio
 import json
@@ -29,7 +29,7 @@ class Server:
         self.url, self._session, self.timeout_s = url, session, timeout_s
 
     async def get(self, path: str) -> Any:
-        """The answer to a question that it answers at once."""
+        """The answer to a request that needs no computation."""
         return await self._ask("GET", path, None, self.timeout_s)
 
     async def post(self, path: str, body: Any = None, *, forever: bool = False) -> Any:
@@ -81,13 +81,13 @@ async def connected(urls: Iterable[str], key: str, timeout_s: float) -> AsyncIte
 
 
 class Fleet:
-    """Servers that do the same thing at the same time; one that fails leaves."""
+    """Servers that do the same at the same time; one that fails is dropped."""
 
     def __init__(self, servers: list[Server]) -> None:
         self.servers, self.lost = servers, dict[str, ServerError]()
 
     async def each(self, ask: Callable[[Server], Awaitable[object]]) -> None:
-        """Run it on all servers."""
+        """Run a request on all servers."""
         outcomes = await asyncio.gather(*map(ask, self.servers), return_exceptions=True)
         for server, outcome in zip(list(self.servers), outcomes, strict=True):
             if isinstance(outcome, ServerError):

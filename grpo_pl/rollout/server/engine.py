@@ -1,4 +1,4 @@
-"""The engine that asks vLLM servers."""
+"""The engine that uses vLLM servers."""
 
 import asyncio
 import logging
@@ -49,22 +49,21 @@ class Synced(NamedTuple):
 
 @final
 class ServerEngine(RolloutEngine):
-    """vLLM servers, on GPUs or machines of their own, shared by all ranks.
+    """vLLM servers, on their own GPUs or machines, shared by all ranks.
 
-    Every response is a request of its own with a seed of its own, as with VLLMEngine, so which server
-    answers makes no difference beyond rounding. A server that dies, hangs or is started again is left out
-    until the next weight sync; what it owed is asked of the others. `rollout/servers_lost` counts such
-    servers, `rollout/retried` the responses, both of a rank on average. Rank 0 pushes the weights while the
-    others wait.
+    Every response is a separate request with its own seed, as with VLLMEngine, so it does not depend on the
+    server beyond rounding. A server that dies, hangs or is restarted is left out until the next weight sync;
+    the others answer its requests. `rollout/servers_lost` counts such servers, `rollout/retried` the
+    responses, both of a rank on average. Rank 0 pushes the weights while the others wait.
 
     Args:
         urls: Addresses of the servers, such as `http://127.0.0.1:8000`.
         pretrained: Model folder or hub name of the tokenizer; where empty, the one of `--pretrained`.
         api_key_variable: Environment variable that holds the servers' API key.
-        transfer: How weights get to the servers; where null, NCCL from a GPU and SharedFiles from a CPU.
-        dtype: What weights are sent in, that of the servers at best; null for what the trainer holds them in.
+        transfer: Transport of weights to the servers; null for NCCL from a GPU and SharedFiles from a CPU.
+        dtype: Type that weights are sent in, best that of the servers; null for the trainer's.
         timeout_s: Seconds without a sign of life, or for one bucket of weights, after which a server is lost.
-        max_sequences: Responses that a rank asks of one server at once.
+        max_sequences: A rank's simultaneous requests to one server.
     """
 
     def __init__(
@@ -114,17 +113,16 @@ class ServerEngine(RolloutEngine):
             )
         self._tokenizer = load_tokenizer(self.pretrained)
         self._expected = Expected(
-            max_sequence_tokens=max_sequence_tokens, encode=self._encode, key_variable=self.api_key_variable
+            max_sequence_tokens=max_sequence_tokens,
+            encode=lambda text: list(self._tokenizer(text, add_special_tokens=False)["input_ids"]),
+            key_variable=self.api_key_variable,
         )
         self._transfer = self.transfer or (NCCL() if device.type == "cuda" else SharedFiles())
-        self._synced = Synced("", self.urls, {})  # each has some, and no name for them
+        self._synced = Synced("", self.urls, {})  # pretrained ones, without a name
         try:
             asyncio.run(self._check(self._transfer))
         except ServerError as error:
             raise ConfigError(str(error), self) from None
-
-    def _encode(self, text: str) -> list[int]:
-        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
     async def _check(self, transfer: WeightTransfer) -> None:
         async with self._fleet(self.urls) as fleet:
@@ -154,7 +152,7 @@ class ServerEngine(RolloutEngine):
     @override
     def load_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         if in_group():
-            distributed.barrier()  # no rank waits for responses any more
+            distributed.barrier()  # until no rank waits for responses
         if is_first_rank():
             sent = ((name, tensor.to(self.weights_dtype or tensor.dtype)) for name, tensor in weights)
             self._synced = asyncio.run(self._push(sent, f"{uuid.uuid4()}, step {version}"))
@@ -242,9 +240,9 @@ class ServerEngine(RolloutEngine):
 
 
 def completion_request(prompt: Prompt, g: int, sampling: SamplingConfig) -> dict[str, Any]:
-    """What /v1/completions is asked for response `g` to a prompt.
+    """The request to /v1/completions for response `g` to a prompt.
 
-    It names what a model's generation_config.json would otherwise decide: another distribution to draw from.
+    It sets all that the model's generation_config.json could change, and with it the distribution.
     """
     return {
         "prompt": prompt.token_ids,
@@ -270,7 +268,7 @@ async def begin(server: Server) -> None:
     except ServerError as error:
         if error.status is None:
             raise
-        await server.post("/finish_weight_update")  # of an update that was broken off
+        await server.post("/finish_weight_update")  # of an interrupted update
         await server.post("/start_weight_update")
 
 

@@ -17,20 +17,20 @@ from grpo_pl.rollout.vllm import repack_tied_head
 
 @dataclass
 class Folder(WeightTransferInitInfo):  # type: ignore[misc]
-    """Where the files will be."""
+    """The folder of the files."""
 
     folder: str
 
 
 @dataclass
 class File(WeightTransferUpdateInfo):  # type: ignore[misc]
-    """Weights of a part of the model."""
+    """A file with a part of the model's weights."""
 
     path: str
 
 
 class FileReceiver(WeightTransferEngine):  # type: ignore[misc]
-    """Loads a model's weights from safetensors files that come one after the other."""
+    """Loads a model's weights from one safetensors file after the other."""
 
     init_info_cls, update_info_cls = Folder, File
 
@@ -73,4 +73,4 @@ WeightTransferEngineFactory.register_engine(SharedFiles.backend, FileReceiver)
 
 
 class WorkerExtension:
-    """Adds nothing to a worker: that vLLM imports it makes `FileReceiver` known."""
+    """Adds nothing to a worker: its import registers `FileReceiver`."""

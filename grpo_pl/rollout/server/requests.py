@@ -9,7 +9,7 @@ from typing import Any
 from grpo_pl.rollout.server.connection import Server, ServerError
 
 CHECKS_PER_TIMEOUT = 4
-"""How often a server is asked for a sign of life within the time it has to give one."""
+"""Signs of life requested from a server within its timeout."""
 
 
 @dataclass
@@ -18,7 +18,7 @@ class Work:
 
     under_way: dict[int, asyncio.Task[None]] = field(default_factory=dict)
     unconfirmed: set[int] = field(default_factory=set)
-    """Answered since its weights were looked at last."""
+    """Answered since the last look at its weights."""
     watch: asyncio.Task[None] | None = None
 
     def cancel(self) -> None:
@@ -31,14 +31,14 @@ class Answering:
     """One round of requests to /v1/completions.
 
     A group of requests goes to the server with the fewest under way, where its prompt is then read once. A
-    server whose connection breaks, that says no, gives no sign of life in time or has other weights than it
-    should is lost for this round. What it has not answered, and what it has answered since its weights were
-    last seen to be the right ones, is asked of another.
+    server is lost for this round if its connection breaks, it refuses, gives no sign of life in time or has
+    other weights. Another server answers its open requests, and those it has answered since its weights were
+    last confirmed.
 
     Args:
-        servers: Who may answer.
+        servers: The servers.
         requests: Bodies of the requests.
-        groups: Which of them have their prompt in common.
+        groups: Groups of requests with the same prompt.
         weights: The version that every server must have.
         at_once: Requests under way at one server.
     """

@@ -24,7 +24,7 @@ Bucket = dict[str, Tensor]
 
 
 def buckets(weights: Iterable[tuple[str, Tensor]], max_bytes: int) -> Iterator[Bucket]:
-    """Consecutive weights of at most so many bytes together; a larger one alone."""
+    """Consecutive weights of at most `max_bytes` together; a larger one alone."""
     bucket: Bucket = {}
     size = 0
     for name, tensor in weights:
@@ -38,10 +38,10 @@ def buckets(weights: Iterable[tuple[str, Tensor]], max_bytes: int) -> Iterator[B
 
 
 class WeightTransfer(ABC):
-    """A way for weights through vLLM's weight-transfer API; the server has the other end of it.
+    """A transport of weights by vLLM's weight-transfer API, whose other end is in the server.
 
     Args:
-        bucket_mib: Weights that travel together, in MiB: what the sender needs beside the model.
+        bucket_mib: Weights sent together, in MiB: the sender's memory beside the model.
     """
 
     backend: ClassVar[str]
@@ -50,7 +50,7 @@ class WeightTransfer(ABC):
 
     @abstractmethod
     async def connect(self, fleet: Fleet, *, anew: bool) -> None:
-        """Prepare the servers to receive; `anew` if some of them are new since the last time."""
+        """Prepare the servers to receive; `anew` if some of them are new."""
 
     @abstractmethod
     async def send(self, bucket: Bucket, fleet: Fleet) -> None:
@@ -65,12 +65,12 @@ class WeightTransfer(ABC):
 class SharedFiles(WeightTransfer):
     """Weights as safetensors files in a folder that trainer and servers see: for CPUs, and without NCCL.
 
-    A file lives from its writing until every server has loaded it.
+    A file exists until every server has loaded it.
 
     Args:
-        folder: Where the files stand; null for the system's folder of temporary files. `/dev/shm` is faster
-            on one machine, if it has room for a bucket; several need a file system that they share.
-        bucket_mib: Weights that travel together, in MiB.
+        folder: Folder of the files; null for the system's temporary folder. `/dev/shm` is faster on one
+            machine, if it has room for a bucket; several machines need a shared file system.
+        bucket_mib: Weights sent together, in MiB.
     """
 
     backend = "files"
@@ -80,40 +80,39 @@ class SharedFiles(WeightTransfer):
             raise ArgumentError(f"folder={folder} is no folder: name one that exists")
         check_at_least(1, bucket_mib=bucket_mib)
         self.folder, self.bucket_mib = folder, bucket_mib
-        self._own: tempfile.TemporaryDirectory[str] | None = None
+        self._temporary: tempfile.TemporaryDirectory[str] | None = None
 
     @override
     async def connect(self, fleet: Fleet, *, anew: bool) -> None:
-        if self._own is None:
-            self._own = tempfile.TemporaryDirectory(prefix="grpo_pl-weights-", dir=self.folder)
-        await fleet.post("/init_weight_transfer_engine", {"init_info": {"folder": self._own.name}})
+        if self._temporary is None:
+            self._temporary = tempfile.TemporaryDirectory(prefix="grpo_pl-weights-", dir=self.folder)
+        await fleet.post("/init_weight_transfer_engine", {"init_info": {"folder": self._temporary.name}})
 
     @override
     async def send(self, bucket: Bucket, fleet: Fleet) -> None:
-        assert self._own is not None, "connect() comes first"
-        path = Path(self._own.name) / "bucket.safetensors"
+        assert self._temporary is not None, "connect() comes first"
+        path = Path(self._temporary.name) / "bucket.safetensors"
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in bucket.items()}, path)
         await fleet.post("/update_weights", {"update_info": {"path": str(path)}})
         path.unlink()  # a server that maps it into its memory keeps what it has mapped
 
     @override
     def close(self) -> None:
-        if self._own is not None:
-            self._own.cleanup()
-            self._own = None
+        if self._temporary is not None:
+            self._temporary.cleanup()
+            self._temporary = None
 
 
 @final
 class NCCL(WeightTransfer):
     """Weights broadcast from the trainer's GPU into those of all servers, by vLLM's `nccl` backend.
 
-    A server that is lost while it receives takes the others with it: the broadcast has no end without it.
+    A server that is lost while it receives takes the others with it: the broadcast would not end.
 
     Args:
-        address: This machine, as the servers' machines know it; null for the address from which it reaches
-            them.
-        port: Where they meet; 0 for any free one.
-        bucket_mib: Weights that travel together, in MiB.
+        address: This machine's address for the servers; null for the one from which it reaches them.
+        port: Port of the rendezvous; 0 for any free one.
+        bucket_mib: Weights sent together, in MiB.
     """
 
     backend = "nccl"
@@ -184,15 +183,15 @@ class NCCL(WeightTransfer):
 
 
 def own_address(urls: Iterable[str]) -> str:
-    """The address of this machine from which it reaches servers: one that all of them can answer to."""
-    found = []
+    """This machine's address for servers, not a loopback address if one of them is elsewhere."""
+    addresses = []
     for url in urls:
-        there = urlsplit(url)
-        family, *_, target = socket.getaddrinfo(there.hostname, there.port or 80, type=socket.SOCK_DGRAM)[0]
+        parts = urlsplit(url)
+        family, *_, target = socket.getaddrinfo(parts.hostname, parts.port or 80, type=socket.SOCK_DGRAM)[0]
         with socket.socket(family, socket.SOCK_DGRAM) as one:
             one.connect(target)  # sends nothing
-            found.append(str(one.getsockname()[0]))
-    return next((address for address in found if not ip_address(address).is_loopback), found[0])
+            addresses.append(str(one.getsockname()[0]))
+    return next((address for address in addresses if not ip_address(address).is_loopback), addresses[0])
 
 
 def free_port() -> int:
