@@ -81,7 +81,7 @@ class LoRA(ModelBuilder):
         return built
 
     def _check_ends(self, model: "PreTrainedModel") -> None:
-        """Embedding and LM head may share a weight, which no merge could tell apart."""
+        """Refuse adapters of embedding and LM head, which may share a weight that no merge can split."""
         from peft.tuners.tuners_utils import BaseTunerLayer
 
         ends = (model.get_input_embeddings(), model.get_output_embeddings())
@@ -95,7 +95,7 @@ class LoRA(ModelBuilder):
 
 @contextmanager
 def adapters_off(model: "PreTrainedModel") -> Iterator[None]:
-    """Inside it, the model computes without its adapters."""
+    """In the body, the model computes without its adapters."""
     model.disable_adapters()
     try:
         yield
@@ -125,7 +125,7 @@ class WithoutAdapter(nn.Module):
 
 @final
 class AdapterOff(ModelBuilder):
-    """The policy without its adapters as the reference: no second copy in memory. For a `LoRA` policy."""
+    """A `LoRA` policy without its adapters as the reference: no second copy in memory."""
 
     has_own_weights = False
 

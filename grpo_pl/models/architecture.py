@@ -25,7 +25,7 @@ class Architecture:
 
     @classmethod
     def of(cls, model: "PreTrainedModel") -> "Architecture":
-        """What the configuration of a model says."""
+        """The sizes in a model's configuration."""
         config: Any = model.config.get_text_config()
         hidden, heads = config.hidden_size, config.num_attention_heads
         return cls(

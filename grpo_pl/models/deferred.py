@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Owed:
-    """A model without weights, and where they are."""
+    """A model without weights, and the place of its weights."""
 
     model: "PreTrainedModel"
     folder: Path
@@ -35,7 +35,7 @@ class Owed:
 
 @dataclass
 class DeferredWeights:
-    """The models that were built without weights."""
+    """Models that were built without weights."""
 
     owed: list[Owed] = field(default_factory=list)
 
@@ -58,17 +58,14 @@ class DeferredWeights:
         model._apply(lambda t: torch.empty_like(t, device=device) if t.is_meta else t.to(device))
         for owed in self.owed:
             tensors = {name: getattr(module, leaf).detach() for name, (module, leaf) in owed.places.items()}
-            here = {
-                name: tensor for name, tensor in tensors.items() if not tensor.is_meta
-            }  # no unused LM head
-            state_dict_loader.load(
-                here, storage_reader=HuggingFaceStorageReader(str(owed.folder)), no_dist=True
-            )
+            held = {name: t for name, t in tensors.items() if not t.is_meta}  # without an unused LM head
+            reader = HuggingFaceStorageReader(str(owed.folder))
+            state_dict_loader.load(held, storage_reader=reader, no_dist=True)
             make_buffers_again(owed.model)
 
 
 def make_buffers_again(model: "PreTrainedModel") -> None:
-    """Recompute buffers that no checkpoint holds, such as the frequencies of rotary embeddings."""
+    """Recompute buffers that no checkpoint holds, such as rotary frequencies, or refuse unknown ones."""
     for name, module in model.named_modules():
         unsaved: list[Tensor] = [
             buffer
@@ -95,7 +92,7 @@ def read_head(head: nn.Module, folder: Path) -> set[str]:
         parameter.zero_()
         for file in folder.glob("*.safetensors") if f"score.{leaf}" not in missing else ():
             with safe_open(file, framework="pt") as opened:
-                if f"score.{leaf}" in opened.keys():  # noqa: SIM118 - it is no dict
+                if f"score.{leaf}" in opened.keys():  # noqa: SIM118 - not a dict
                     parameter.copy_(opened.get_tensor(f"score.{leaf}"))
     return missing
 
@@ -117,7 +114,7 @@ _deferred: ContextVar[DeferredWeights | None] = ContextVar("deferred", default=N
 
 @contextmanager
 def deferred_weights() -> Iterator[DeferredWeights]:
-    """Inside it, pretrained models are built without weights if those can be read in parts."""
+    """In the body, pretrained models are built without weights if those can be read in parts."""
     token = _deferred.set(weights := DeferredWeights())
     try:
         yield weights

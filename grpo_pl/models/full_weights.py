@@ -20,10 +20,7 @@ def full_weights(model: nn.Module, dtype: torch.dtype | None = None) -> Iterator
 
     Collective where parameters are sharded: every rank of the data-parallel group must run the iterator to
     its end. No rank then holds more than one whole parameter, or with FSDP1 those of one of its units.
-
-    Args:
-        model: The model, divided or not.
-        dtype: What the shards of FSDP2 are cast to before they are gathered; null for what they are.
+    FSDP2's shards are cast to `dtype` before they are gathered; None leaves them as they are.
     """
     for name, parameter in gathered_parameters(model):
         yield from whole(model, name, parameter, dtype)
@@ -39,7 +36,7 @@ def full_gradients(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def gathered_parameters(model: nn.Module, with_grads: bool = False) -> Iterator[tuple[str, nn.Parameter]]:
-    """Each parameter as its module has it, while those of FSDP1's units are whole."""
+    """Each parameter as its module holds it, with FSDP1's units gathered."""
     units: list[tuple[str, nn.Module]] = [(n, m) for n, m in model.named_modules() if isinstance(m, FSDP1)]
     for prefix, unit in units or [("", model)]:
         inner = [module for module in unit.modules() if isinstance(module, FSDP1) and module is not unit]
@@ -75,7 +72,7 @@ def merged_weight(layer: Any, weight: Tensor) -> Tensor:
 
 
 class CountedWeights:
-    """Named weights that are passed on, with the bytes of those that have passed."""
+    """Passes named weights on and counts their bytes."""
 
     def __init__(self, weights: Iterator[tuple[str, Tensor]]) -> None:
         self.weights, self.bytes = weights, 0
@@ -87,10 +84,10 @@ class CountedWeights:
 
     @property
     def gib(self) -> float:
-        """Of the weights that have passed."""
+        """The size of the weights passed on so far."""
         return self.bytes / 2**30
 
 
 def tensor_bytes(tensors: Iterable[Tensor]) -> int:
-    """What tensors take together."""
+    """The total size of tensors."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

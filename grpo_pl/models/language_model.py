@@ -42,7 +42,7 @@ class LanguageModel(nn.Module):
         self.language_model = language_model
         self.chunk_tokens, self.row_tokens = chunk_tokens, row_tokens
         self.padding = 0.0
-        """The share of the positions of the last forward that held no token."""
+        """The share of padding in the last forward's positions."""
 
     @override
     def forward(
@@ -71,17 +71,17 @@ class CausalLM(ModelBuilder):
 
     Args:
         pretrained: Model folder or hub name; where empty, the one of `--pretrained`.
-        dtype: Of the weights. Keep float32 for a policy: bfloat16 loses small updates; `trainer.precision:
+        dtype: Type of the weights. Keep float32 for a policy: bfloat16 loses small updates; `trainer.precision:
             bf16-mixed` computes in bfloat16 all the same.
         gradient_checkpointing: Recompute activations in the backward: less memory, about a third more time.
         chunk_tokens: Rows of logits that exist at once, in the precision of products.
         attention: transformers' attention implementation ("sdpa", "flash_attention_2", ...); where null, its
             choice.
-        row_tokens: Pack the sequences of a micro-batch into rows of at most this many tokens, so that a
-            prompt is read once for all of its responses (`data.keep_groups` keeps them together) and hardly
-            any padding; the same numbers up to rounding. Where null, one padded row a sequence.
+        row_tokens: Pack the sequences of a micro-batch into rows of at most this many tokens, with hardly
+            any padding and each prompt read once for all of its responses (`data.keep_groups` keeps them
+            together); the same numbers up to rounding. Null for one padded row a sequence.
         compile: Compile each block of the model with this backend of `torch.compile`: a slow start, then
-            faster steps, above all on a GPU; the same numbers up to rounding. Where null, do not.
+            faster steps, above all on a GPU; the same numbers up to rounding. Null for none.
     """
 
     def __init__(

@@ -31,7 +31,7 @@ _shapes_alone = ContextVar("shapes_alone", default=False)
 
 @contextmanager
 def without_weights() -> Iterator[None]:
-    """Inside it, models are built on the `meta` device from their config.json alone: shapes, no numbers."""
+    """In the body, models are built on the `meta` device from config.json alone: shapes, no numbers."""
     before = _shapes_alone.set(True)
     try:
         with torch.device("meta"):
@@ -70,12 +70,12 @@ def resolve_pretrained(pretrained: str) -> str:
 
 
 NO_CODE: Any = {"trust_remote_code": False}
-"""For everything that is loaded: code that comes with a model never runs."""
+"""For all loading: code that comes with a model never runs."""
 
 
 @contextmanager
 def loading(pretrained: str, part: str) -> Iterator[None]:
-    """Turn whatever transformers raises in the body into one sentence on the model."""
+    """Turn any error of transformers in the body into one sentence about the model."""
     from huggingface_hub.errors import StrictDataclassError
 
     try:
@@ -120,7 +120,7 @@ def weights_folder(pretrained: str) -> Path:
 
 
 SIZES = "num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size"
-"""Sizes that must be positive; transformers would build such a model and fail when it is used."""
+"""Sizes that must be positive: transformers would build the model and fail in its first forward."""
 
 
 def load_config(pretrained: str) -> "PretrainedConfig":
@@ -137,13 +137,13 @@ def load_config(pretrained: str) -> "PretrainedConfig":
 
 
 def context_length(pretrained: str) -> int:
-    """How many tokens, prompt and response together, the model can read."""
+    """The model's context: prompt and response together, in tokens."""
     text_config = load_config(pretrained).get_text_config()
     return int(getattr(text_config, "max_position_embeddings", None) or 1 << 30)
 
 
 def vocabulary_size(pretrained: str) -> int:
-    """How many tokens the model knows."""
+    """The number of tokens in the model's vocabulary."""
     return int(load_config(pretrained).get_text_config().vocab_size)
 
 
@@ -252,10 +252,7 @@ def untrained_language_model(pretrained: str) -> "PreTrainedModel":
 def check_complete(pretrained: str, report: dict[str, Any], head: str = "") -> None:
     """Refuse a checkpoint that lacks weights, which would be random, and log unused ones.
 
-    Args:
-        pretrained: The model folder or hub name.
-        report: The loading info of transformers.
-        head: The module whose weights may be missing; empty for none.
+    `report` is the loading info of transformers; the weights of the module `head` may be missing.
     """
     missing = sorted(key for key in report["missing_keys"] if not head or not key.startswith(head))
     if missing:
@@ -277,7 +274,7 @@ def pretrained_models(model: nn.Module) -> list["PreTrainedModel"]:
 
 
 def transformer_blocks(model: nn.Module) -> list[nn.Module]:
-    """The layers that repeat, in their order: the unit in which a model is compiled and divided."""
+    """The repeated layers in their order: the units of compilation and sharding."""
     kinds = {kind for inner in pretrained_models(model) for kind in inner._no_split_modules or ()}
     return [module for module in model.modules() if type(module).__name__ in kinds]
 
@@ -302,7 +299,7 @@ def load_reward_model(
             "with one"
         )
     config.num_labels = 1
-    auto, own_kind = {
+    auto, suffix = {
         "outcome": (AutoModelForSequenceClassification, "ForSequenceClassification"),
         "process": (AutoModelForTokenClassification, "ForTokenClassification"),
     }[kind]
@@ -312,4 +309,4 @@ def load_reward_model(
             f"pretrained={pretrained} loads as a {type(model).__name__}, which has no linear head `score` on "
             "the state of each token: give a model of another architecture, such as Llama or Qwen2"
         )
-    return model, own_kind not in architecture or lacks_head
+    return model, suffix not in architecture or lacks_head

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 FLOAT_ROWS = 16
 """Rows of logits in float32 at a time, 3 MB with 49,152 tokens in the vocabulary."""
 Entropy = Literal["value", "gradient"]
-"""Entropy to look at, or with its gradient."""
+"""Entropy alone, or with its gradient."""
 
 
 def chunked_logprobs(
@@ -62,7 +62,7 @@ def chunked_logprobs(
 
 
 def lm_head(language_model: "PreTrainedModel") -> tuple[nn.Module, float, float | None]:
-    """The LM head, what its output is multiplied by, and where it is capped (null for nowhere)."""
+    """The LM head, the factor of its output, and the cap of the logits (None for none)."""
     config = language_model.config.get_text_config()
     scale = getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
     head = cast(nn.Module, language_model.get_output_embeddings())
@@ -79,11 +79,11 @@ def whole_logits(hidden: Float[Tensor, "M H"], language_model: "PreTrainedModel"
 class LinearLogprobs(torch.autograd.Function):
     """The same for a head that is a plain linear layer, in few passes over the logits.
 
-    A chunk's logits come from one matrix product and stay in its precision; what is made of them in float32
-    is `FLOAT_ROWS` rows at a time, which a CPU's cache holds. With p the distribution, log p the chosen
-    log-probability and H its entropy, the gradient of the logits is that of log p, one-hot(target) - p, and
-    that of H, -p (log p + H), each times what comes from above. It takes the place of the logits, which are
-    kept of the last chunk and computed again for the others.
+    A chunk's logits come from one matrix product and stay in its precision; float32 results take `FLOAT_ROWS`
+    rows at a time, which fit a CPU's cache. With p the distribution, log p the chosen log-probability and H
+    its entropy, the gradient of the logits is that of log p, one-hot(target) - p, and that of H,
+    -p (log p + H), each times the incoming gradient. It overwrites the logits, which are kept for the last
+    chunk and recomputed for the others.
     """
 
     @staticmethod
@@ -167,7 +167,7 @@ def chunks(stop: int, size: int, start: int = 0) -> list[slice]:
 
 
 def even_chunks(stop: int, most: int) -> list[slice]:
-    """The rows up to stop in as few chunks of at most `most` as there can be, all of about the same size."""
+    """The rows up to stop in the fewest chunks of at most `most`, all of about the same size."""
     return chunks(stop, -(-stop // -(-stop // most))) if stop else []
 
 
@@ -178,5 +178,5 @@ def in_parts(product: Tensor, block: slice) -> Iterator[tuple[slice, Tensor]]:
 
 
 def scaled(product: Tensor, scale: float) -> Tensor:
-    """Logits in float32; not to be written to, for they may be the product itself."""
+    """Logits in float32, read-only: they may be the product itself."""
     return product.float() if scale == 1 else product.float() * scale

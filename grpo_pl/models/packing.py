@@ -13,23 +13,23 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 WIDTH_STEP = 32
-"""Rows are a multiple of this long: with fewer shapes, kernels and freed memory are used again."""
+"""Row lengths are multiples of this: with fewer shapes, kernels and freed memory are reused."""
 
 _SHARED = -1
-"""The owner of a prompt's tokens, which all sequences of the row that begin with it see; of padding too."""
+"""The owner of padding, and of prompt tokens, which all sequences of the row with this prompt see."""
 
 
 class Span(NamedTuple):
-    """How long a sequence is, and which prompt it begins with."""
+    """The prompt and the lengths of a sequence."""
 
     prompt: int
-    """Equal for those that begin with the same one."""
+    """Equal for sequences with the same prompt."""
     prompt_tokens: int
     response_tokens: int
 
 
 class Slot(NamedTuple):
-    """Where a sequence lies."""
+    """The place of a sequence."""
 
     row: int
     prompt: int
@@ -39,7 +39,7 @@ class Slot(NamedTuple):
 
 
 class Placement(NamedTuple):
-    """Where sequences lie in rows."""
+    """The places of sequences in rows."""
 
     places: list[Slot]
     used: list[int]
@@ -47,7 +47,7 @@ class Placement(NamedTuple):
 
     @property
     def width(self) -> int:
-        """What all rows are padded to."""
+        """The padded length of all rows."""
         return -(-max(self.used) // WIDTH_STEP) * WIDTH_STEP
 
 
@@ -56,18 +56,18 @@ class Layout(NamedTuple):
 
     token_ids: Int[Tensor, "R S"]
     positions: Int[Tensor, "R S"]
-    """Of each token, its place in its sequence."""
+    """The position of each token in its sequence."""
     visible: Bool[Tensor, "R 1 S S"]
-    """`[r, 0, i, j]`: whether token i sees token j: its prompt and what its own sequence said before.
-    Padding sees itself, so that its softmax exists."""
+    """`[r, 0, i, j]`: whether token i sees token j: its prompt and earlier tokens of its sequence. Padding
+    sees itself, so that its softmax exists."""
     home: Int[Tensor, "B T"]
-    """Where token t of sequence b stands, counted through all rows; 0 for padding."""
+    """The index of token t of sequence b through all rows; 0 for padding."""
     padding: float
     """The share of the R * S positions that hold no token."""
 
 
 class States(NamedTuple):
-    """What a trunk makes of sequences."""
+    """The states that a trunk computes for sequences."""
 
     hidden: Float[Tensor, "M H"]
     """The state from which each of the M masked tokens was chosen."""
@@ -76,11 +76,11 @@ class States(NamedTuple):
 
 
 def pack(token_ids: Int[Tensor, "B T"], loss_mask: Bool[Tensor, "B T"], row_tokens: int) -> Layout:
-    """Lay sequences side by side, those that begin with the same prompt in one row behind one copy of it.
+    """Lay sequences side by side, those with the same prompt in one row behind one copy of it.
 
     Args:
         token_ids: The sequences, padded on the right.
-        loss_mask: True on response tokens; a sequence's prompt is what stands before the first one.
+        loss_mask: True on response tokens; the tokens before the first one are the prompt.
         row_tokens: The greatest length of a row in tokens; a longer sequence has a row of its own length.
     """
     ids, device = token_ids.cpu(), token_ids.device
@@ -95,10 +95,10 @@ def pack(token_ids: Int[Tensor, "B T"], loss_mask: Bool[Tensor, "B T"], row_toke
     home = torch.zeros(token_ids.shape, dtype=torch.long)
     for b, ((row, prompt, response), (start, end)) in enumerate(zip(placement.places, ends, strict=True)):
         for begin, first, last, owner in ((prompt, 0, start, _SHARED), (response, start, end, b)):
-            here = slice(begin, begin + last - first)
-            tokens[row, here], positions[row, here] = ids[b, first:last], torch.arange(first, last)
-            prompts[row, here], owners[row, here] = prompt, owner
-            home[b, first:last] = row * width + torch.arange(here.start, here.stop)
+            span = slice(begin, begin + last - first)
+            tokens[row, span], positions[row, span] = ids[b, first:last], torch.arange(first, last)
+            prompts[row, span], owners[row, span] = prompt, owner
+            home[b, first:last] = row * width + torch.arange(span.start, span.stop)
     return Layout(
         tokens.to(device),
         positions.to(device),
@@ -109,7 +109,7 @@ def pack(token_ids: Int[Tensor, "B T"], loss_mask: Bool[Tensor, "B T"], row_toke
 
 
 def narrowest(spans: Sequence[Span], row_tokens: int) -> Placement:
-    """First fit into rows of at most `row_tokens`, as narrow as can be without being more rows."""
+    """First fit into rows of at most `row_tokens`, as narrow as possible without more rows."""
     longest = max(span.prompt_tokens + span.response_tokens for span in spans)
     best = first_fit(spans, max(row_tokens, longest))
     low, high = -(-longest // WIDTH_STEP), best.width // WIDTH_STEP
@@ -124,9 +124,9 @@ def narrowest(spans: Sequence[Span], row_tokens: int) -> Placement:
 
 
 def first_fit(spans: Sequence[Span], capacity: int) -> Placement:
-    """Lay each sequence into the first row that has its prompt and room, else the first with room for both.
+    """Lay each sequence into the first row with its prompt and room, else the first with room for both.
 
-    If there is none, it opens a row. Responses of a prompt come together, longest first.
+    Otherwise it opens a row. Responses to a prompt come together, longest first.
     """
     used: list[int] = []
     begins: list[dict[int, int]] = []  # of each row: where the prompts in it begin
@@ -154,7 +154,7 @@ def first_fit(spans: Sequence[Span], capacity: int) -> Placement:
 
 
 def _ends(mask: Sequence[bool]) -> tuple[int, int]:
-    """Where the response begins, and where it ends; a row without one is its first token."""
+    """Where the response begins and ends; a row without a response is its first token."""
     chosen = [t for t, it in enumerate(mask) if it]
     return (chosen[0], chosen[-1] + 1) if chosen else (0, 1)
 
@@ -197,7 +197,7 @@ def hidden_before_each_token(
 
 
 def checked_row_tokens(row_tokens: int | None) -> int | None:
-    """The option, after a check."""
+    """The option, if it is 1 or more, or None."""
     if row_tokens is not None and row_tokens < 1:
         raise ArgumentError(f"row_tokens={row_tokens}: expected 1 or more, or null")
     return row_tokens

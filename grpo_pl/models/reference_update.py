@@ -20,10 +20,10 @@ class ReferenceUpdate(ABC):
 
     @abstractmethod
     def __call__(self, reference: nn.Module, weights: Iterable[tuple[str, Tensor]], iteration: int) -> None:
-        """Change `reference` in place; `iteration` counts from 1 and has just ended.
+        """Change `reference` in place, after `iteration`, counted from 1.
 
-        `weights` are the policy's, whole and by the reference's own names. Where they are sharded, getting
-        them is collective: every rank reads all of them, or none does.
+        `weights` are the policy's, whole and by the reference's names. Sharded ones are gathered
+        collectively: every rank reads all of them, or none does.
         """
 
 
@@ -76,13 +76,13 @@ class EMA(ReferenceUpdate):
 
 @torch.no_grad()
 def move(reference: nn.Module, weights: Iterable[tuple[str, Tensor]], share: float) -> None:
-    """Take each parameter of the reference the given share of the way to the weight of its name."""
-    own = dict(reference.named_parameters())
+    """Move each parameter of the reference by a share of the way to the policy's weight."""
+    parameters = dict(reference.named_parameters())
     for name, weight in weights:
-        parameter = own.pop(name)
+        parameter = parameters.pop(name)
         weight = weight.to(parameter.device, parameter.dtype)
         if isinstance(parameter, DTensor):  # each rank has the whole weight and moves its own part
             mesh, placements = parameter.device_mesh, parameter.placements
             weight = distribute_tensor(weight, mesh, placements, src_data_rank=None)
         parameter.lerp_(weight, share)
-    assert not own, f"the policy has no {sorted(own)}"
+    assert not parameters, f"the policy has no {sorted(parameters)}"

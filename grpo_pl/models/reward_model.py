@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _RESPONSE = "<<<response>>>"
-"""Stands for the response while the chat template is rendered, to see where the template puts it."""
+"""Placeholder that shows where the chat template puts the response."""
 
 
 class EncodedResponse(NamedTuple):
-    """A prompt with its response as a reward model reads them.
+    """A prompt and its response as a reward model reads them.
 
     Example: the prompt "Hi" and the response "a b" as plain text, in tokens "Hi", a line end, "a" and " b":
     `token_ids=[40, 2, 7, 9]`, `spans=[(-3, -1), (-1, 0), (0, 1), (1, 3)]`.
@@ -30,8 +30,8 @@ class EncodedResponse(NamedTuple):
 
     token_ids: list[int]
     spans: list[tuple[int, int]]
-    """Of each token, the characters it stands for, (begin, end), counted from the begin of the response:
-    negative in the prompt. Tokens that the tokenizer adds by itself stand for none: begin equals end."""
+    """The characters of each token, (begin, end), counted from the begin of the response: negative in the
+    prompt. Tokens that the tokenizer adds have no characters: begin equals end."""
 
     def last_token(self, end: int) -> int:
         """The last token that holds one of the first `end` characters of the response.
@@ -42,11 +42,11 @@ class EncodedResponse(NamedTuple):
 
 
 class ResponseEncoder:
-    """How a reward model reads a prompt with its response.
+    """Encodes a prompt and its response for a reward model.
 
     Args:
-        tokenizer: The model's own.
-        context: How many tokens the model can read.
+        tokenizer: The model's tokenizer.
+        context: The model's context, in tokens.
     """
 
     def __init__(self, tokenizer: Any, context: int) -> None:
@@ -63,11 +63,11 @@ class ResponseEncoder:
         return cls(tokenizer, context_length(pretrained))
 
     def __call__(self, prompt: str, response: str) -> EncodedResponse:
-        """The tokens of a prompt and its response, however many they are.
+        """The tokens of a prompt and its response, not truncated.
 
-        With a chat template the prompt is the user's turn and the response the assistant's. The response
-        stands there as it is, even where the template would trim it or cut its reasoning out. Without a
-        template the text is the prompt, a line end and the response.
+        With a chat template the prompt is the user's turn and the response the assistant's, unchanged even
+        where the template would trim it or cut its reasoning out. Without a template the text is the prompt,
+        a line end and the response.
         """
         before, after = f"{prompt}\n", ""
         templated = self.tokenizer.chat_template is not None
@@ -85,13 +85,13 @@ class ResponseEncoder:
 class RewardModel(nn.Module):
     """A causal model with a linear head: a score after each token, given the tokens up to it.
 
-    An outcome model's score of a response is that after the last token; a process model's score of a step is
-    the logit after the step's last token. In both the other tokens' scores mean nothing.
+    An outcome model scores a response after its last token, a process model a step by the logit after the
+    step's last token. The scores after other tokens mean nothing.
 
     Args:
-        model: What `load_reward_model` loads: a trunk `base_model` with a head `score`.
-        encode: How it reads a response.
-        new_head: True if the head was not trained for this, so that the scores mean nothing before training.
+        model: From `load_reward_model`: a trunk `base_model` with a head `score`.
+        encode: Encodes prompts and responses.
+        new_head: True if the head was not trained for this: scores mean nothing before training.
     """
 
     def __init__(self, model: "PreTrainedModel", encode: ResponseEncoder, new_head: bool) -> None:
@@ -112,11 +112,9 @@ class RewardModel(nn.Module):
         return cast(nn.Linear, self.model.score)
 
     def save(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
-        """Write a checkpoint that `load` and transformers read, in one step.
+        """Write a checkpoint that `load` and transformers read; replaces the folder at once.
 
-        Args:
-            folder: Where to; what was there is replaced.
-            weights: Those to write, whole, under the names of `model`.
+        `weights` are whole, under the names of `model`.
         """
         partial = partial_of(folder)
         self.model.save_pretrained(partial, state_dict=dict(weights))

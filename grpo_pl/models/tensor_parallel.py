@@ -39,13 +39,13 @@ def parallelize(model: nn.Module, mesh: DeviceMesh) -> None:
 def linear_plan(model: "PreTrainedModel") -> dict[str, str]:
     """Pattern of a layer's name -> how it is split."""
     plan = getattr(model.config.get_text_config(), "base_model_tp_plan", None) or {}
-    own = {name: style for name, style in plan.items() if name.startswith("layers.")}
-    if not own or not set(own.values()) <= STYLES.keys():
+    layers = {name: style for name, style in plan.items() if name.startswith("layers.")}
+    if not layers or not set(layers.values()) <= STYLES.keys():
         raise ConfigError(
             f"trainer.strategy.tensor_parallel_size: transformers has no plan of plain splits for "
             f"{type(model).__name__}: set it to 1"
         )
-    return {name.replace(".", r"\.").replace("*", r"\d+"): style for name, style in own.items()}
+    return {name.replace(".", r"\.").replace("*", r"\d+"): style for name, style in layers.items()}
 
 
 def check_heads(model: "PreTrainedModel", ranks: int) -> None:

@@ -43,7 +43,7 @@ class ValueModel(nn.Module):
     ) -> Float[Tensor, "B T"]:
         """The value before each masked token, in units of reward; zero elsewhere.
 
-        `policy_hidden` is what the policy says of the same tokens, for critics on its trunk.
+        `policy_hidden`, the policy's states of these tokens, is for critics on its trunk.
         """
         hidden, _ = hidden_before_each_token(self.trunk, token_ids, loss_mask, self.row_tokens)
         return at_each_token(self.head(hidden).float()[:, 0], loss_mask)
@@ -93,7 +93,7 @@ class ValueHead(ModelBuilder):
         return value_model.to(getattr(torch, self.dtype))
 
     def _load(self) -> tuple["PreTrainedModel", nn.Linear | None]:
-        """The model, and the head it scores with if it is a reward model."""
+        """The model, and its score head if it is a reward model."""
         architectures = load_config(self.pretrained).architectures or ()
         if not any(name.endswith("ForSequenceClassification") for name in architectures):
             return load_language_model(self.pretrained, self.dtype, self.attention), None
@@ -103,11 +103,11 @@ class ValueHead(ModelBuilder):
 
 def check_same_tokens(pretrained: str, critic: "PreTrainedModel", policy: "PreTrainedModel") -> None:
     """Refuse a critic with another vocabulary than the policy."""
-    own, others = (model.config.get_text_config().vocab_size for model in (critic, policy))
-    if own != others:
+    size, policy_size = (model.config.get_text_config().vocab_size for model in (critic, policy))
+    if size != policy_size:
         raise ArgumentError(
-            f"pretrained={pretrained} has a vocabulary of {own} tokens and the policy one of "
-            f"{others}: give a model of the policy's family, or leave it empty"
+            f"pretrained={pretrained} has a vocabulary of {size} tokens and the policy one of "
+            f"{policy_size}: give a model of the policy's family, or leave it empty"
         )
 
 
