@@ -20,9 +20,9 @@ from grpo_pl.system.atomic_files import partial_of, replacing
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a partial file beside the checkpoint's place and renames it: a kill leaves the old one.
 
-    Lightning's own gathers the whole file in memory first, which is 1.6 GB for a 135 M policy with AdamW.
-    Checksums are taken while writing, and compared before a checkpoint is read. Sharded ones are read as
-    well, so that a run moves from many ranks to one.
+    Lightning would hold the whole file in memory first, 1.6 GB for a 135 M policy with AdamW. Checksums are
+    computed while writing, and compared before reading. Sharded checkpoints are read too, so that a run can
+    move from many ranks to one.
     """
 
     @override
@@ -34,7 +34,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             hashing = HashingFile(file)
             try:
                 torch.save(checkpoint, hashing)  # type: ignore[arg-type]
-            except RuntimeError as error:  # torch's own, which does not say why the write failed
+            except RuntimeError as error:  # torch does not say why the write failed
                 raise hashing.failure or error from None
             part = Part(hashing.bytes, hashing.sha256.hexdigest())
             file.flush()
@@ -53,7 +53,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     @override
     def remove_checkpoint(self, path: str | Path) -> None:
-        """Rename the checkpoint before removing it: a kill then leaves nothing that looks like one."""
+        """Rename the checkpoint before removing it, so that a kill leaves no damaged one."""
         place = Path(path)
         manifest, rubbish = manifest_path(place), partial_of(place)
         if place.exists():
@@ -88,9 +88,7 @@ class HashingFile:
 def read_shards(folder: Path, prefix: str = "") -> dict[str, Any]:
     """The content of a sharded checkpoint, each tensor whole, as `{"state_dict": ..., "optimizer_0": ...}`.
 
-    Args:
-        folder: The checkpoint.
-        prefix: Read only entries that begin with this, such as `state_dict.policy.`.
+    With a `prefix`, such as `state_dict.policy.`, only the entries that begin with it.
     """
     metadata = read_index(folder)
     wanted = {key: entry for key, entry in metadata.state_dict_metadata.items() if key.startswith(prefix)}
@@ -113,7 +111,7 @@ def read_shards(folder: Path, prefix: str = "") -> dict[str, Any]:
 
 
 def numbered(optimizer: dict[str, Any]) -> dict[str, Any]:
-    """An optimizer's state with parameters by number instead of by name, as unsharded optimizers keep it."""
+    """An optimizer's state by parameter numbers instead of names, as unsharded optimizers keep it."""
     groups = [optimizer["param_groups"][i] for i in sorted(optimizer["param_groups"])]
     numbers = {name: i for i, name in enumerate(name for group in groups for name in group["params"])}
     return {

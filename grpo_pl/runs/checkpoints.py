@@ -22,7 +22,7 @@ BY_STEP = {"monitor": "step", "mode": "max"}
 class Checkpoints(ModelCheckpoint):
     """Lightning's ModelCheckpoint, safe against kills: `last.ckpt` always names a whole checkpoint.
 
-    Where nothing else is monitored, the last `save_top_k` checkpoints stay. The end of a run is saved too.
+    Unless something else is monitored, the last `save_top_k` checkpoints stay. The end of a run is saved too.
     """
 
     @property
@@ -33,7 +33,7 @@ class Checkpoints(ModelCheckpoint):
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Rename checkpoints newer than the one this run resumes from: the run will write other ones."""
+        """Rename checkpoints newer than the one that this run resumes from: the run will write others."""
         super().on_train_start(trainer, pl_module)
         for path in checkpoints(self.folder) if trainer.is_global_zero else ():
             manifest = Manifest.read(path)

@@ -35,15 +35,15 @@ FREE = ("resume", "trainer.default_root_dir", "trainer.max_epochs", "trainer.max
 
 
 TYPES = ".precision", ".dtype"
-"""Settings whose `auto` means the type that the run began with."""
+"""Settings whose `auto` means the type of the run's start."""
 
 
 class RunFolder(SaveConfigCallback):
     """Prepares the run's folder after all checks: moves an ended run aside, writes `config.yaml`.
 
-    An unfinished run goes on by itself under the same settings. That is decided before anything changes in
-    the folder, so that all ranks decide alike. A Trainer that is started by other code than the command `fit`
-    holds no folder, and nothing here touches any.
+    An unfinished run resumes by itself under the same settings. That is decided before anything changes in
+    the folder, so that all ranks decide alike. Without the command `fit`, a Trainer holds no folder, and none
+    is touched.
     """
 
     lock: Lock | None = None
@@ -93,11 +93,7 @@ class RunFolder(SaveConfigCallback):
         return self._read_settings() if self.may_go_on() and not self.changed() else {}
 
     def changed(self, free: Sequence[str] = FREE) -> list[str]:
-        """The keys whose values differ from those of the run in the folder.
-
-        Args:
-            free: Those that may differ.
-        """
+        """The keys, except the `free` ones, whose values differ from those of the folder's run."""
         now = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))
         keys = different(plain(self._read_settings()), plain(now))
         return sorted(key for key in keys if key not in free)
@@ -118,9 +114,10 @@ class RunFolder(SaveConfigCallback):
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Refuse ranks with different precisions; the folder is not touched before models are loaded."""
-        mine = trainer.precision
-        first = first_rank_says(mine)
-        if wrong := agreed("" if mine == first else f"rank {trainer.global_rank} has {mine}, rank 0 {first}"):
+        local, first = trainer.precision, first_rank_says(trainer.precision)
+        if wrong := agreed(
+            "" if local == first else f"rank {trainer.global_rank} has {local}, rank 0 {first}"
+        ):
             raise ConfigError(
                 f"trainer.precision=auto differs between this run's machines ({wrong}): set it to 32-true "
                 "or bf16-mixed, and data.engine.dtype like it"
@@ -187,11 +184,10 @@ def plain(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def different(a: Any, b: Any, key: str = "") -> Iterator[str]:
-    """The keys with different values, server addresses apart: a job finds those at each start.
+    """The keys with different values, without server addresses, which change with every job.
 
     A type that `b` leaves open (`auto`) is as in `a`, and a class of grpo_pl is the same wherever an older
-    version kept it. A value is also equal to what one writes for it: `--trainer.devices 1` is read as "1",
-    from a file as 1.
+    version kept it. A value equals its spelling: `--trainer.devices 1` is read as "1", from a file as 1.
     """
     if isinstance(a, dict) and isinstance(b, dict):
         for name in a.keys() | b.keys():

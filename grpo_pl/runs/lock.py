@@ -14,10 +14,10 @@ log = logging.getLogger(__name__)
 
 
 class Lock:
-    """A lock on a run's folder, which the system releases when the process ends, however it ends.
+    """A lock on a run's folder, released by the system when the process ends in any way.
 
-    A POSIX record lock, which no child inherits. On NFS the server releases it, some time after
-    the client's machine has died (90 seconds by default, of NFSv4).
+    A POSIX record lock, which no child inherits. If the client's machine dies, an NFS server releases it
+    later (NFSv4 after 90 seconds by default).
 
     Args:
         folder: The folder, which need not exist.
@@ -36,7 +36,7 @@ class Lock:
             self._file = path.open("a+", encoding="utf-8")
             self._lock(self._file)
             if path.exists() and os.fstat(self._file.fileno()).st_ino == path.stat().st_ino:
-                break  # else the process before has just removed it
+                break  # else the previous holder has just removed it
         self._file.truncate(0)
         self._file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         self._file.flush()

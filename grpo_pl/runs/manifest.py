@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 SHARDED = "meta.pt"
 """Lightning's name for the file of a sharded checkpoint that holds everything but tensors."""
 TORN = RuntimeError, EOFError, ValueError, LookupError, TypeError, struct.error, pickle.UnpicklingError
-"""What torch raises on a damaged file."""
+"""Errors that torch raises on a damaged file."""
 
 
 @dataclass(frozen=True)
@@ -80,9 +80,9 @@ def is_sharded(path: Path) -> bool:
 
 
 def damage(checkpoint: Path, manifest: Manifest | None) -> str:
-    """What is wrong with a checkpoint, in few words; empty if it is whole. Collective.
+    """The damage of a checkpoint, in few words; empty if it is whole. Collective.
 
-    Each rank reads some of the files. Without a manifest it is whole if torch can open it.
+    Each rank reads some of the files. Without a manifest, torch must be able to open it.
     """
     if not checkpoint.exists():
         return agreed("it is missing")
@@ -94,14 +94,14 @@ def damage(checkpoint: Path, manifest: Manifest | None) -> str:
 
 
 def part_damage(checkpoint: Path, manifest: Manifest, name: str) -> str:
-    """What is wrong with one file of a checkpoint; empty if nothing is."""
+    """The damage of one file of a checkpoint; empty if it is whole."""
     path, expected = checkpoint / name if name else checkpoint, manifest.files[name]
-    called = name or "it"
+    subject = name or "it"
     if not path.is_file():
-        return f"{called} is missing"
+        return f"{subject} is missing"
     if (size := path.stat().st_size) != expected.bytes:
-        return f"{called} has {size} of {expected.bytes} bytes"
-    return "" if measured(path) == expected else f"{called} has another checksum than when it was written"
+        return f"{subject} has {size} of {expected.bytes} bytes"
+    return "" if measured(path) == expected else f"{subject} has another checksum than when it was written"
 
 
 def stored_step(checkpoint: Path) -> int | None:

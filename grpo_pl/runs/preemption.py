@@ -33,12 +33,12 @@ class Preemption(Checkpoint):
     """Stops at the end of the iteration in which a signal came, after a checkpoint that `last.ckpt` names.
 
     Before the first iteration of the process, while models are loaded, engines start and the first validation
-    runs, SIGTERM and Ctrl-C end it at once: there is nothing to save. A later validation is waited for, for
-    its numbers belong to the iteration that is saved.
-    SIGUSR1, with which `#SBATCH --signal=USR1@seconds` announces the end of a job, also requeues the job
-    where there is one. SIGTERM does not: it comes where a job is cancelled, and where SLURM requeues it
-    itself. The process ends with exit code 75. This is a `Checkpoint` because those come after all else that
-    happens at the end of an iteration, such as the moves of the reference and of the KL's coefficient.
+    runs, SIGTERM and Ctrl-C end it at once: there is nothing to save. A later validation is finished first,
+    for its numbers belong to the iteration that is saved.
+    SIGUSR1, by which `#SBATCH --signal=USR1@seconds` announces the end of a job, also requeues a SLURM job.
+    SIGTERM does not: it means that the job is cancelled, or that SLURM requeues it itself. The process ends
+    with exit code 75. This is a `Checkpoint` because those come last at the end of an iteration, after the
+    moves of the reference and of the KL's coefficient.
 
     Args:
         requeue: Whether SIGUSR1 requeues the SLURM job.
@@ -54,8 +54,8 @@ class Preemption(Checkpoint):
     def listen(self) -> None:
         """Handle the signals from now on; best before the engine starts processes.
 
-        SLURM signals every process of a job: those that are started later inherit that SIGUSR1 is blocked
-        and survive it. This one lets it in at the end of the iteration.
+        SLURM signals every process of a job: those started later inherit that SIGUSR1 is blocked and survive
+        it. This process unblocks it at the end of the iteration.
         """
         self._nothing_to_lose |= not self._before
         for number in (REQUEUE, STOP, CTRL_C):
@@ -89,7 +89,7 @@ class Preemption(Checkpoint):
     @override
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._before:
-            self.listen()  # again: Lightning's own handlers, which broadcast wherever they are, came since
+            self.listen()  # again: Lightning has installed handlers, which broadcast at any time
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -1,4 +1,4 @@
-"""Reads checkpoints from anywhere without running any code in them: data and tensors alone."""
+"""Reads checkpoints from anywhere without running code in them: data and tensors alone."""
 
 import io
 import pickle
@@ -35,7 +35,7 @@ OF_AN_INDEX = {
 OF_A_RUN = {"loops", "pytorch-lightning_version", "state_dict"}
 """Keys that every single-file checkpoint has."""
 NO_DATA = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError)
-"""What unpickling raises on a file that is damaged, of another format, or holds more than data."""
+"""Errors of unpickling a file that is damaged, of another format, or holds more than data."""
 
 
 class IndexUnpickler(pickle.Unpickler):
@@ -103,7 +103,7 @@ def read_file(path: Path, mapped: bool = False) -> dict[str, Any]:
 
 
 def check_checkpoint(path: Path) -> None:
-    """Check what is quick to read of a checkpoint, before anything is loaded."""
+    """Check the parts of a checkpoint that are quick to read, before anything is loaded."""
     if is_sharded(path):
         check_shards(path)
     elif path.is_dir():
@@ -115,7 +115,7 @@ def check_checkpoint(path: Path) -> None:
 
 
 def unreadable(path: Path, reason: object) -> ConfigError:
-    """The error that says why a checkpoint is not read."""
+    """The error for a checkpoint that is not read, with the reason."""
     words = " ".join(str(reason).split()) or type(reason).__name__
     if "mmap can only be used" in words:
         words = "it is no file of torch.save"

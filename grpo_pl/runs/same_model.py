@@ -12,39 +12,40 @@ from grpo_pl.system.refusal import ConfigError
 log = logging.getLogger(__name__)
 
 
-def check_fits(checkpoint: Mapping[str, Any], own: Mapping[str, Tensor], configured: Any) -> None:
+def check_fits(checkpoint: Mapping[str, Any], weights: Mapping[str, Tensor], configured: Any) -> None:
     """Refuse a checkpoint of other models or of another optimizer.
 
     Args:
-        checkpoint: What Lightning has read.
-        own: The weights of this run.
-        configured: What `configure_optimizers` gives; None where nothing is trained.
+        checkpoint: The checkpoint, as Lightning reads it.
+        weights: The weights of this run.
+        configured: The result of `configure_optimizers`; None without training.
     """
-    check_weights_fit(checkpoint["state_dict"], own)
+    check_weights_fit(checkpoint["state_dict"], weights)
     if configured is not None:
         scheduled = isinstance(configured, dict)
         check_optimizer_fits(checkpoint, configured["optimizer"] if scheduled else configured, scheduled)
 
 
-def check_weights_fit(stored: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+def check_weights_fit(stored: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
     """Refuse weights of other models, by the first weight that differs."""
-    for name in (name for name in own if name in stored):
-        there, here = list(stored[name].shape), list(own[name].shape)
-        if there != here:
+    for name in (name for name in weights if name in stored):
+        shape, expected = list(stored[name].shape), list(weights[name].shape)
+        if shape != expected:
             raise ConfigError(
-                f"ckpt_path: the checkpoint is of another model: its {name} has the shape {there} instead of "
-                f"{here}: name a checkpoint of this one, or the model that it is of"
+                f"ckpt_path: the checkpoint is of another model: its {name} has the shape {shape} instead of "
+                f"{expected}: name a checkpoint of this one, or the model that it is of"
             )
-    for only_in, names in (("lacks", own.keys() - stored.keys()), ("also has", stored.keys() - own.keys())):
+    missing, extra = weights.keys() - stored.keys(), stored.keys() - weights.keys()
+    for verb, names in (("lacks", missing), ("also has", extra)):
         if names:
             raise ConfigError(
-                f"ckpt_path: the checkpoint is of another config: it {only_in} {min(names)}, one of "
+                f"ckpt_path: the checkpoint is of another config: it {verb} {min(names)}, one of "
                 f"{len(names)}: set model.policy, model.critic, model.kl, model.reference_update as they were"
             )
 
 
 def check_optimizer_fits(checkpoint: Mapping[str, Any], optimizer: Optimizer, scheduled: bool) -> None:
-    """Refuse the state of another optimizer; log if a schedule begins or ends here."""
+    """Refuse the state of another optimizer; log a schedule that begins or ends with this run."""
     states = checkpoint.get("optimizer_states")
     if not states:
         raise ConfigError(

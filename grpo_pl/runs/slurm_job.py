@@ -16,11 +16,11 @@ OWNER_FILE = "slurm_job.json"
 
 @dataclass(frozen=True)
 class Owner:
-    """The job that owns a run folder, as its `slurm_job.json` says."""
+    """The job that owns a run folder, by its `slurm_job.json`."""
 
     job: str
     starts: int
-    """How often the job has been started in this folder."""
+    """Starts of the job in this folder."""
 
     def write(self, folder: Path) -> None:
         """Write it into the folder atomically."""
@@ -51,10 +51,10 @@ def was_requeued(folder: Path) -> bool:
 
     A second command inside the same start is a run of its own.
     """
-    here, before = current(), owner(folder)
-    if here is None or before is None or here.job != before.job:
+    job, earlier = current(), owner(folder)
+    if job is None or earlier is None or job.job != earlier.job:
         return False
-    return 0 < before.starts < here.starts
+    return 0 < earlier.starts < job.starts
 
 
 def requeue(job: str) -> str:
