@@ -1,4 +1,4 @@
-"""Gradients of many parameters as one vector: its norm, its inner product with another, its bound."""
+"""Gradients of many parameters as one vector: norm, inner product, clipping."""
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,11 +23,11 @@ def by_mesh(parameters: Iterable[nn.Parameter]) -> list[list[nn.Parameter]]:
 
 
 def total_norm(kinds: Iterable[list[nn.Parameter]], flat_shards: bool) -> Tensor:
-    """The L2 norm of whole gradients, the same on every rank; collective where they are divided.
+    """The L2 norm of whole gradients, the same on every rank; collective where they are sharded.
 
     Args:
-        kinds: Parameters by the ranks that their gradients are divided among.
-        flat_shards: Whether they are parts of FSDP1's flat parameters, which do not say so themselves.
+        kinds: Parameters by the device mesh of their gradients.
+        flat_shards: Whether they are parts of FSDP1's flat parameters, which do not show it.
     """
     norms = [torch.nn.utils.get_total_norm([p.grad for p in kind]) for kind in kinds]  # type: ignore[misc]
     whole = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
@@ -50,7 +50,7 @@ def clip(kinds: Iterable[list[nn.Parameter]], bound: float, norm: Tensor | None)
 
 @contextmanager
 def set_aside(parameters: Sequence[nn.Parameter]) -> Iterator[Gradient]:
-    """Takes the gradients of parameters away inside the body, and puts them back after it."""
+    """Remove the gradients of parameters in the body, and restore them after it."""
     kept = taken(parameters)
     try:
         yield kept
@@ -60,7 +60,7 @@ def set_aside(parameters: Sequence[nn.Parameter]) -> Iterator[Gradient]:
 
 
 def taken(parameters: Sequence[nn.Parameter]) -> Gradient:
-    """Take the gradients of parameters away."""
+    """Remove and return the gradients of parameters."""
     gradients = [parameter.grad for parameter in parameters]
     for parameter in parameters:
         parameter.grad = None
@@ -68,7 +68,7 @@ def taken(parameters: Sequence[nn.Parameter]) -> Gradient:
 
 
 def inner_product(one: Gradient, other: Gradient) -> float:
-    """The sum of the products of all entries, the same on every rank; collective where they are divided."""
+    """The sum of the products of all entries, the same on every rank; collective where they are sharded."""
     sums: dict[Any, Tensor] = {}
     for a, b in zip(one, other, strict=True):
         if a is not None and b is not None:
@@ -79,7 +79,7 @@ def inner_product(one: Gradient, other: Gradient) -> float:
 
 
 def length(gradient: Gradient) -> float:
-    """The L2 norm, the same on every rank; collective where the gradient is divided."""
+    """The L2 norm, the same on every rank; collective where the gradient is sharded."""
     return math.sqrt(inner_product(gradient, gradient))
 
 

@@ -1,4 +1,4 @@
-"""What an iteration looked like: numbers for curves, and responses for people to read."""
+"""Reports of an iteration: numbers for curves, and responses for people to read."""
 
 from collections.abc import Callable
 
@@ -15,10 +15,10 @@ from grpo_pl.types import Experience, Rollout, SampleRecord, ScoredSamples
 def rollout_metrics(
     rollout: Rollout, experience: Experience, version: int, sum_over_ranks: Callable[[Tensor], Tensor]
 ) -> dict[str, float]:
-    """What one looks at first: lengths, truncation, signal, staleness.
+    """Lengths, truncation, signal, staleness, explained variance.
 
-    `version` counts the optimizer steps that the trainer's weights have behind them. What is no mean over
-    sequences, of which every rank has as many, is already that of all ranks.
+    `version` counts the trainer's optimizer steps so far. Means over sequences are of this rank, since every
+    rank has as many; other numbers are of all ranks.
     """
     mask = experience.loss_mask
     silent = experience.advantages.abs().sum(-1) == 0
@@ -30,7 +30,7 @@ def rollout_metrics(
         "rollout/truncated": float(rollout.truncated.float().mean()),
         "rollout/groups_without_signal": with_signal.count(False) / len(with_signal),
     }
-    if not rollout.offline:  # else the versions are of different policies
+    if not rollout.offline:  # whose version is another policy's
         metrics["rollout/staleness"] = float(version - rollout.policy_version)
     metrics |= rollout.metrics
     if experience.returns is not None and experience.old_values is not None:
@@ -71,7 +71,7 @@ def sample_records(
 
 
 class EffectiveSampleSize(Metric):
-    """The share of tokens that would say as much with equal weights: (sum r)^2 / (n sum r^2).
+    """The share of tokens that would carry as much information with equal weights: (sum r)^2 / (n sum r^2).
 
     Kish 1965 ("Survey Sampling"), as a share of the sample, with r = exp(logprobs - old_logprobs) before any
     clip. The sums go over the counted tokens that are read, of all optimizer steps, micro-batches and ranks

@@ -1,4 +1,4 @@
-"""What all trained modules share: the optimizer, its schedule, and the gradient's norm."""
+"""The base of all trained modules: the optimizer, its schedule, and the gradient's norm."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -25,14 +25,14 @@ SchedulerFactory = Callable[[Optimizer], LRScheduler]
 class OptimizedModule(pl.LightningModule):
     """A LightningModule with an optimizer over its trained parameters and a schedule in optimizer steps.
 
-    A step whose loss or gradient is not finite on some rank is not taken on any: weights and optimizer stay
-    as they are, and the schedule goes on. `train/skipped_steps` counts them.
+    If the loss or gradient is not finite on some rank, no rank takes the step: weights and optimizer stay
+    unchanged, and the schedule goes on. `train/skipped_steps` counts such steps.
     """
 
     optimizer: OptimizerFactory
     lr_scheduler: SchedulerFactory | None
     skipped: SkippedStep | None = None
-    """Why the last optimizer step was not taken; None if it was."""
+    """Explains why the last optimizer step was skipped; None if it was taken."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,19 +43,19 @@ class OptimizedModule(pl.LightningModule):
         raise NotImplementedError
 
     def held_models(self) -> dict[str, nn.Module]:
-        """The models in memory by their part in training, the engine's copy apart; they may share weights."""
+        """The models in memory by role, without the engine's copy; they may share weights."""
         raise NotImplementedError
 
     def learning_rates(self) -> dict[str, float | None]:
-        """The learning rate of each group that has one of its own; null for the optimizer's."""
+        """The learning rates of groups; None, as for all others, for the optimizer's."""
         return {}
 
     def term_sources(self) -> dict[str, Source]:
-        """The terms of the objective, by the names that `guarded` is given them under."""
+        """The terms of the objective, by their names in `guarded`."""
         return {}
 
     def frozen_weights(self) -> dict[str, Tensor]:
-        """The weights that are never trained, which no checkpoint holds but the pretrained model does."""
+        """Weights that stay pretrained, and so are in no checkpoint."""
         return {}
 
     @override
@@ -76,14 +76,14 @@ class OptimizedModule(pl.LightningModule):
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave out the weights that stay as pretrained."""
+        """Leave out the frozen weights."""
         if self._keeps_whole_checkpoints:
             for name in self.frozen_weights():
                 checkpoint["state_dict"].pop(name, None)
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the weights that were left out from the pretrained model; refuse those of another run."""
+        """Add the frozen weights of the pretrained model; refuse the weights of another run."""
         if "state_dict" in checkpoint:  # else the strategy has loaded all of it, shard by shard
             checkpoint["state_dict"] = self.frozen_weights() | checkpoint["state_dict"]
         if self._keeps_whole_checkpoints:  # the strategy checks shards
@@ -92,7 +92,7 @@ class OptimizedModule(pl.LightningModule):
 
     @property
     def _keeps_whole_checkpoints(self) -> bool:
-        """Whether a checkpoint is one file that rank 0 writes of what it holds itself."""
+        """Whether a checkpoint is one file with the content of rank 0."""
         return num_shards(self.trainer) == 1
 
     @override
@@ -105,7 +105,7 @@ class OptimizedModule(pl.LightningModule):
         """Log the norm of each model's gradient before clipping, and clip each by its own.
 
         A common norm would let a critic's gradient shrink the policy's step. Lightning's own clipping refuses
-        fused optimizers and FSDP. Where a norm is not finite, no gradient is left for the optimizer.
+        fused optimizers and FSDP. If a norm is not finite, the optimizer gets no gradient.
         """
         groups = {name: by_mesh(group) for name, group in self.parameter_groups().items() if group}
         norms: dict[str, Tensor] = {}
@@ -127,8 +127,8 @@ class OptimizedModule(pl.LightningModule):
 
         Args:
             loss: The loss.
-            others: Numbers that must be finite too, though it may not depend on them.
-            made_of: What it is made of, by the names of `skipped_steps`, or of a term.
+            others: Further numbers that must be finite.
+            made_of: The numbers that it depends on, by the names of `skipped_steps`, or of a term.
         """
         for key, numbers in {**made_of, "loss": loss}.items():
             if numbers is not None:
@@ -136,7 +136,7 @@ class OptimizedModule(pl.LightningModule):
         return loss * one_if_finite(loss, *others)
 
     def _skip_step(self) -> SkippedStep:
-        """Take the gradients away, so that the optimizer neither moves nor remembers anything; say why."""
+        """Drop the gradients, so that the optimizer changes neither weights nor its state; explain why."""
         trained = {name: p for name, p in self.named_parameters() if p.requires_grad}
 
         def sum_over_ranks(counts: Tensor) -> Tensor:
@@ -148,5 +148,5 @@ class OptimizedModule(pl.LightningModule):
 
 
 def num_parameters(models: Iterable[nn.Module]) -> int:
-    """The parameters of some models, shared ones once."""
+    """The number of parameters of some models, shared ones once."""
     return sum({id(p): p.numel() for model in models for p in model.parameters()}.values())

@@ -1,4 +1,4 @@
-"""One rank's failure ends all ranks: none is left waiting."""
+"""Ends all ranks when one fails."""
 
 import os
 import sys
@@ -16,16 +16,15 @@ from grpo_pl.runs.preemption import Interrupted
 
 POLL_S = 0.2
 GRACE_S = 10.0
-"""How long a rank that lost its connection to another one waits for that one's exit code."""
+"""Seconds that a rank with a broken connection waits for the other rank's exit code."""
 
 
 @contextmanager
 def ending_together(trainer: pl.Trainer) -> Iterator[None]:
     """In the body, the first rank of this machine to fail ends all others, with its exit code.
 
-    Lightning's own observer kills the first rank where another has failed, so that the exit code says
-    nothing, and lets the others wait where the first one has; it is left out. Ranks that SLURM or torchrun
-    has started are their business.
+    It replaces Lightning's observer, which kills the first rank when another has failed, so that the exit
+    code is lost, and lets the others wait when the first has failed. SLURM and torchrun end their own ranks.
     """
     launcher = trainer.strategy.launcher
     if not isinstance(launcher, subprocess_script._SubprocessScriptLauncher):
@@ -37,17 +36,15 @@ def ending_together(trainer: pl.Trainer) -> Iterator[None]:
         with patch.object(subprocess_script, "_launch_process_observer"):
             yield
     except (Exception, Interrupted) as error:
-        if type(error) is RuntimeError or isinstance(
-            error, DistError
-        ):  # perhaps of a broken connection alone
+        if type(error) is RuntimeError or isinstance(error, DistError):  # perhaps a broken connection alone
             watch.join(GRACE_S)
-        while launcher.procs:  # or `follow` takes their end for the reason
+        while launcher.procs:  # or `follow` would take their end for the cause
             launcher.procs.pop().kill()
         raise
 
 
 def follow(launcher: subprocess_script._SubprocessScriptLauncher) -> None:
-    """End this process and all ranks that it has started as soon as one of them fails."""
+    """End this process and all ranks that it has started when one of them fails."""
     while True:
         failed = [code for process in launcher.procs if (code := process.poll())]
         if failed:

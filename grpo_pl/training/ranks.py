@@ -1,4 +1,4 @@
-"""Which data each rank gets, and how many share a model's parameters, under any strategy."""
+"""The data of each rank, and the shards of a model's parameters, under any strategy."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from grpo_pl.training.strategies import FSDP2Strategy
 
 @dataclass(frozen=True)
 class DataRanks:
-    """Where this process stands among those that get different data."""
+    """The place of this process among those that get different data."""
 
     rank: int
     size: int
@@ -24,14 +24,14 @@ class DataRanks:
 
 
 def data_ranks(trainer: pl.Trainer) -> DataRanks:
-    """Who gets which data: under tensor parallelism several ranks get the same."""
+    """The data of this rank: under tensor parallelism several ranks get the same."""
     sampler = trainer.distributed_sampler_kwargs or {"num_replicas": 1, "rank": 0}
     size = sampler["num_replicas"]
     return DataRanks(sampler["rank"], size, trainer.world_size // size)
 
 
 class AttachedDataModule(pl.LightningDataModule):
-    """A data module that knows its trainer, once there is one, and which data this rank gets."""
+    """A data module that knows its trainer and the data of its rank."""
 
     @property
     def _trainer(self) -> pl.Trainer:

@@ -16,11 +16,11 @@ from grpo_pl.losses.base import PRECISION, SLOWER
 
 
 class Source(NamedTuple):
-    """Numbers of an optimizer step that may not be finite."""
+    """Numbers of an optimizer step that may become NaN or infinite."""
 
     description: str
     advice: str
-    """What to try where they are not."""
+    """What to try if they do."""
 
 
 BEFORE = {
@@ -51,12 +51,12 @@ BEFORE = {
     "logprobs": Source("the policy's log-probabilities", f"{SLOWER}, {PRECISION}"),
     "values": Source("the critic's values", f"a lower model.critic_lr, {PRECISION}"),
 }
-"""By name, each before those that are made of it; the terms of the objective come after all of these."""
+"""By name, in the order in which they are computed; the terms of the objective come after all of these."""
 AFTER = {
     "loss": Source("the loss", SLOWER),
     "gradients": Source("the gradient", f"{SLOWER}, {PRECISION}"),
 }
-"""The numbers that are made of the terms."""
+"""Numbers computed from the terms."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class SkippedStep:
     """An optimizer step that was not taken; the same on every rank."""
 
     findings: tuple[NotFinite, ...]
-    """In the order in which the numbers are made: the first one is the cause, as far as can be told."""
+    """In the order of computation: the first one is the probable cause."""
 
     @property
     def cause(self) -> NotFinite:
@@ -99,9 +99,9 @@ def explain(
 
     Args:
         watched: The numbers of each micro-batch by the name of their source.
-        parameters: The trained ones, with their gradients, in the order of a forward.
+        parameters: The trained parameters, with their gradients, in the order of a forward.
         sum_over_ranks: The sum of a tensor over all ranks.
-        terms: The sources that the terms of the objective are.
+        terms: The terms of the objective as sources.
     """
     names, zero = list(parameters), torch.zeros(2)
     rows = [count(p) for p in parameters.values()]
@@ -115,9 +115,9 @@ def explain(
         if bad
     }
     for key, bad in (("parameters", of_parameters[:, 0]), ("gradients", of_gradients[:, 0])):
-        if broken := [name for name, here in zip(names, bad.tolist(), strict=True) if here]:
-            seen = broken[-1] if key == "gradients" else broken[0]  # a backward comes to the last ones first
-            where[key] = f"of {len(broken)} of {len(names)} parameters, first of {seen}"
+        if broken := [name for name, count in zip(names, bad.tolist(), strict=True) if count]:
+            first = broken[-1] if key == "gradients" else broken[0]  # a backward starts with the last ones
+            where[key] = f"of {len(broken)} of {len(names)} parameters, first of {first}"
     where = where or {"gradients": "its norm alone, whose square is too large for a float32"}
     sources = chain(BEFORE.items(), terms.items(), AFTER.items())
     return SkippedStep(tuple(NotFinite(key, source, where[key]) for key, source in sources if key in where))
@@ -125,6 +125,6 @@ def explain(
 
 @torch.no_grad()
 def count(numbers: Tensor) -> Tensor:
-    """How many of the numbers on this rank are not finite, and how many there are."""
-    here = numbers.to_local() if isinstance(numbers, DTensor) else numbers
-    return torch.tensor([float((~here.isfinite()).sum()), float(here.numel())])
+    """The numbers on this rank that are not finite, and all numbers on it."""
+    local = numbers.to_local() if isinstance(numbers, DTensor) else numbers
+    return torch.tensor([float((~local.isfinite()).sum()), float(local.numel())])

@@ -1,4 +1,4 @@
-"""How models are divided among ranks."""
+"""Strategies that shard models among ranks."""
 
 import shutil
 from pathlib import Path
@@ -32,19 +32,19 @@ from grpo_pl.system.refusal import ConfigError
 
 
 class FSDP2Strategy(ModelParallelStrategy):
-    """Parameters, gradients and optimizer state of each model divided among ranks, block by block.
+    """Shards parameters, gradients and optimizer state of each model among ranks, block by block.
 
     Fully sharded data parallelism (ZeRO stage 3: Rajbhandari et al. 2020, arXiv:1910.02054; PyTorch FSDP:
     Zhao et al. 2023, arXiv:2304.11277) by torch's `fully_shard`. Each model, trained or frozen, is a unit of
     its own. Weights are read shard by shard, so that no rank ever holds a whole copy.
 
     Args:
-        replicas: Copies of each model; each is divided among its share of the ranks, and gradients are
-            averaged over copies (hybrid sharding). `nodes` keeps one in each node, so that parameters
+        replicas: Copies of each model; each is sharded among its share of the ranks, and gradients are
+            averaged over copies (hybrid sharding). `nodes` keeps one copy in each node, so that parameters
             travel within nodes only.
         tensor_parallel_size: Neighbouring ranks that compute each layer together, on the same data.
-        dtype: What parameters are gathered and computed in; null for what they are held in. The optimizer
-            keeps its own either way.
+        dtype: Type in which parameters are gathered and computed; null for the type of the shards, which
+            the optimizer keeps either way.
         offload: Keep shards, gradients and optimizer state in the CPU's memory.
         save_distributed_checkpoint: Write a folder with a shard for each rank; else one file, for which
             rank 0 gathers all.
@@ -94,7 +94,7 @@ class FSDP2Strategy(ModelParallelStrategy):
     @property
     @override
     def distributed_sampler_kwargs(self) -> dict[str, Any]:
-        if self._device_mesh is None:  # nothing has been started: `plan` asks
+        if self._device_mesh is None:  # before the start, for `plan`
             return {"num_replicas": self.data_parallel_size, "rank": 0}
         return super().distributed_sampler_kwargs
 
@@ -105,7 +105,7 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     @property
     def _shard_mesh(self) -> DeviceMesh:
-        """The ranks among which parameters are divided, in one dimension, or in two with replicas."""
+        """The ranks among which parameters are sharded, in one dimension, or in two with replicas."""
         if self.num_replicas == 1:
             return self.device_mesh["data_parallel"]
         shards = self.data_parallel_size // self.num_replicas
@@ -168,17 +168,15 @@ class FSDP2Strategy(ModelParallelStrategy):
     def _measured_by_all(self, folder: Path) -> dict[str, Part]:
         """The checksums of a folder's files; each rank reads some of them. Collective."""
         files = sorted(path for path in folder.rglob("*") if path.is_file())
-        mine = {
-            str(path.relative_to(folder)): measured(path)
-            for path in files[self.global_rank :: self.world_size]
-        }
-        return {name: part for parts in each_rank_says(mine) for name, part in parts.items()}
+        local = files[self.global_rank :: self.world_size]
+        parts_by_rank = each_rank_says({str(path.relative_to(folder)): measured(path) for path in local})
+        return {name: part for parts in parts_by_rank for name, part in parts.items()}
 
     @override
     def load_checkpoint(
         self, checkpoint_path: str | Path, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Read the checkpoint that the path means, after checking that it is whole and holds data alone."""
+        """Read the checkpoint that the path means, if it is whole and holds data alone."""
         whole = whole_checkpoint(Path(checkpoint_path))
         check_checkpoint(whole)
         return super().load_checkpoint(whole, weights_only=True)

@@ -62,8 +62,8 @@ class Evaluation:
     `_high`. A problem on which the verifier abstains counts as wrong.
 
     Args:
-        verifiers: What says whether a response is right, by name.
-        device: Where counts are summed up over ranks.
+        verifiers: Verifiers of responses by name.
+        device: Device of the sums over ranks.
         copies: Ranks that see the same rollouts.
     """
 

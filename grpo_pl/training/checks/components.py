@@ -1,4 +1,4 @@
-"""Which components of the module go together."""
+"""Checks that the components of the module go together."""
 
 import re
 import warnings
@@ -22,7 +22,7 @@ from grpo_pl.system.refusal import ConfigError
 def check_components(
     rewards: dict[str, RewardFunction], kl: KLPenalty | None, reference: ModelBuilder | None
 ) -> None:
-    """Refuse combinations that cannot be meant."""
+    """Refuse a run without rewards, and a KL without a reference."""
     check_names("model.rewards", rewards)
     if not any(reward.weight for reward in rewards.values()):
         raise ConfigError(
@@ -35,7 +35,7 @@ def check_components(
 
 
 def check_names(key: str, named: Mapping[str, object]) -> None:
-    """Refuse names that no column of `metrics.csv` can have."""
+    """Refuse names that cannot be columns of `metrics.csv`."""
     for name in named:
         if not re.fullmatch(r"\w[\w.-]*", str(name)) or not isinstance(name, str):
             raise ConfigError(
@@ -67,7 +67,7 @@ def check_optimizer(
 def check_critic(
     advantage: AdvantageEstimator, critic: ModelBuilder | None, critic_lr: float | None, critic_warmup: int
 ) -> None:
-    """Refuse a critic that nobody needs, an advantage without the critic it needs, and odd schedules."""
+    """Refuse an unused critic, an advantage without the critic that it needs, and odd schedules."""
     name = type(advantage).__name__
     if advantage.needs_critic and critic is None:
         raise ConfigError(
@@ -92,7 +92,7 @@ def check_critic(
 def check_reference_update(
     reference_update: ReferenceUpdate | None, kl: KLPenalty | None, reference: ModelBuilder | None
 ) -> None:
-    """Refuse to move a reference that does not exist, that is the policy itself, or that would not move."""
+    """Refuse to move a reference that does not exist, is the policy itself, or would not move."""
     if reference_update is None:
         return
     if kl is None:
@@ -118,7 +118,7 @@ def check_advantage_sources(
     kl: KLPenalty | None,
     reward_transforms: Sequence[RewardTransform],
 ) -> None:
-    """Refuse rewards that the advantage cannot work with, or would not see."""
+    """Refuse rewards that the advantage cannot use, or would not see."""
     name = type(advantage).__name__
     if advantage.needs_steps and not any(
         isinstance(reward, ProcessReward) and reward.weight for reward in rewards.values()

@@ -1,4 +1,4 @@
-"""Which engines go together, and with what they are asked."""
+"""Checks that the engines go together, and with their requests."""
 
 import logging
 from pathlib import Path
@@ -11,7 +11,7 @@ log = logging.getLogger(__name__)
 
 
 def check_sampling(sampling: SamplingConfig, val_max_tokens: int | None, val_samples: int) -> None:
-    """Refuse to sample responses that are all alike, and sizes of a validation that cannot be."""
+    """Refuse a temperature that makes all responses alike, and impossible sizes of a validation."""
     check_at_least(0, val_samples=val_samples)
     if val_max_tokens is not None and val_max_tokens < 1:
         raise ArgumentError(f"val_max_tokens={val_max_tokens}: expected 1 or more, or null")
@@ -20,7 +20,7 @@ def check_sampling(sampling: SamplingConfig, val_max_tokens: int | None, val_sam
 
 
 def check_engines(engine: RolloutEngine, val_engine: RolloutEngine | None, validates: bool) -> None:
-    """Refuse a validation that nothing can answer, and an engine that nothing asks."""
+    """Refuse a validation without an engine to answer it, and an unused engine."""
     if validates and engine.offline and val_engine is None:
         raise ConfigError(
             f"data.engine {type(engine).__name__} has responses to training prompts alone, and data.val is "
@@ -35,7 +35,7 @@ def check_engines(engine: RolloutEngine, val_engine: RolloutEngine | None, valid
 
 
 def check_whose_rollouts(engine: RolloutEngine, folder: Path, corrects_mismatch: bool) -> None:
-    """Refuse to read what the run would move aside; warn of a policy that is not the learner's."""
+    """Refuse rollouts that the run would move aside; warn of rollouts of another policy."""
     if isinstance(engine, ReplayEngine) and folder.resolve() in Path(engine.path).resolve().parents:
         raise ConfigError(
             f"data.engine.path={engine.path} lies in the folder of this very run: set "

@@ -1,4 +1,4 @@
-"""Which prompts go with the model, and with what judges their responses."""
+"""Checks that prompts go with the model, the rewards and the verifiers."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ log = logging.getLogger(__name__)
 
 
 def check_context(pretrained: str, prompt_tokens: int, response_tokens: int) -> None:
-    """Refuse prompts and responses that together are longer than what the model reads."""
+    """Refuse prompts and responses that are together longer than the model's context."""
     context = context_length(pretrained)
     if prompt_tokens + response_tokens > context:
         raise ConfigError(
@@ -51,7 +51,7 @@ def check_vocabulary(pretrained: str, key: str, prompts: Sequence[Prompt]) -> No
 def check_answers(
     kind: str, functions: Mapping[str, RewardFunction | Verifier], key: str, prompts: Sequence[Prompt]
 ) -> None:
-    """Refuse prompts of which a function can check no answer; up to 256 of them are looked at."""
+    """Refuse prompts if a function can check none of their answers; looks at up to 256 of them."""
     some = prompts[:: max(len(prompts) // 256, 1)]
     for name, function in functions.items():
         if not any(function.can_score(prompt) for prompt in some):

@@ -1,4 +1,4 @@
-"""Which settings of the rollouts and of the Trainer go together."""
+"""Checks that settings of the rollouts and of the Trainer go together."""
 
 from typing import Protocol, runtime_checkable
 
@@ -7,7 +7,7 @@ from grpo_pl.system.refusal import ConfigError
 
 @runtime_checkable
 class TrainerSettings(Protocol):
-    """What `check_trainer` reads of Lightning's Trainer."""
+    """The settings of Lightning's Trainer that `check_trainer` reads."""
 
     limit_train_batches: int | float
     val_check_interval: int | float
@@ -17,7 +17,7 @@ class TrainerSettings(Protocol):
 
     @property
     def precision(self) -> str:
-        """How numbers are held, as in `bf16-mixed`."""
+        """The precision, such as `bf16-mixed`."""
 
     @property
     def max_epochs(self) -> int | None:
@@ -30,7 +30,7 @@ class TrainerSettings(Protocol):
 
 @runtime_checkable
 class RolloutSettings(Protocol):
-    """What `check_schedule` reads of the DataModule."""
+    """The settings of the DataModule that `check_schedule` reads."""
 
     group_size: int
     prompts_per_iteration: int
@@ -70,7 +70,7 @@ def check_trainer(trainer: TrainerSettings, optimizer_steps: int) -> None:
 
 
 def check_trainer_numbers(trainer: TrainerSettings) -> None:
-    """Refuse numbers of the Trainer that train nothing, or fail in the middle of a run."""
+    """Refuse numbers of the Trainer that train nothing, or fail during a run."""
     for key in ("max_epochs", "max_steps"):
         if (value := getattr(trainer, key)) is not None and (value == 0 or value < -1):
             raise ConfigError(
@@ -85,7 +85,7 @@ def check_trainer_numbers(trainer: TrainerSettings) -> None:
 
 
 def check_schedule(data: RolloutSettings, micro_batches: int, ranks: int, min_group_size: int) -> None:
-    """Refuse a rollout that cannot be shared out evenly among ranks, minibatches and micro-batches."""
+    """Refuse a rollout that cannot be divided evenly among ranks, minibatches and micro-batches."""
     if data.group_size < min_group_size:
         raise ConfigError(
             f"data.group_size={data.group_size}: model.advantage compares the responses to one prompt; set "
