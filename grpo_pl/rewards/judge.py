@@ -48,13 +48,13 @@ class Judge(RewardFunction):
 
     LLM-as-a-judge, single-answer grading with a reference (Zheng et al. 2023, arXiv 2306.05685, section 3.1).
     A response can contain text that is meant for the judge; its template must bound the gain.
-    A sample without a number stops the run or stays unscored, as `on_error` says; `abstain` suits long runs.
+    A sample without a number stops the run or stays unscored, by `on_error`; `abstain` suits long runs.
 
     Args:
         url: Address of the server up to its version, such as `http://localhost:8000/v1`.
         model: Name of the judge on that server.
-        template: The judge's prompt; `{question}`, `{answer}` and `{response}` are filled in, other braces are
-            literal.
+        template: The judge's prompt; `{question}`, `{answer}` and `{response}` are filled in, other braces
+            are literal.
         pattern: Regular expression of the number in the reply: its group if it has one, else the match; the
             last match counts.
         api_key_variable: Environment variable that holds the API key; null sends none.

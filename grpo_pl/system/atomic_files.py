@@ -32,15 +32,15 @@ def room_for(path: Path) -> Iterator[None]:
 
 
 def partial_of(path: Path) -> Path:
-    """Where a file or folder is written before it gets its name."""
+    """The path at which a file or folder is written before it gets its name."""
     return path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write, which takes the path's place when the body ends, and lies on the disk by then.
+    """A file to write, which replaces the path when the body ends, flushed to the disk.
 
-    Whatever happens in between, the path names the old file or the whole new one.
+    At any time the path names the old file or the complete new one.
     """
     partial = partial_of(path)
     with room_for(path):
@@ -57,7 +57,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace a file's content in one step: a reader finds the old text or the new one, also after a kill."""
+    """Replace a file's content at once: a reader sees the old or the new text, even after a kill."""
     with replacing(path) as file:
         file.write(text.encode())
 
@@ -73,7 +73,7 @@ def append(path: Path, text: str) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, a link or a folder with all that is in it."""
+    """Remove a file, a link, or a folder with its content."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

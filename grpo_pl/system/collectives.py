@@ -1,4 +1,4 @@
-"""What the ranks of a run tell each other; a process alone is rank 0 of 1."""
+"""Communication among the ranks of a run; a single process is rank 0 of 1."""
 
 import os
 from typing import TypeVar
@@ -15,7 +15,7 @@ def in_group() -> bool:
 
 
 def rank_and_size() -> tuple[int, int]:
-    """The number of this rank, and how many there are."""
+    """This rank, and the number of ranks."""
     return (distributed.get_rank(), distributed.get_world_size()) if in_group() else (0, 1)
 
 
@@ -25,7 +25,7 @@ def is_first_rank() -> bool:
 
 
 def launched_ranks() -> int:
-    """Processes of the run, by the environment of its launcher: known before they are a group."""
+    """Processes of the run, by its launcher's environment: known before they form a group."""
     return max(int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "SLURM_NTASKS"))
 
 
@@ -46,7 +46,7 @@ def each_rank_says(value: T) -> list[T]:
 
 
 def agreed(wrong: str) -> str:
-    """The first rank's complaint, if any has one, the same on all ranks. Collective."""
+    """The complaint of the lowest rank that has one, the same on all ranks. Collective."""
     return next(filter(None, each_rank_says(wrong)), "")
 
 

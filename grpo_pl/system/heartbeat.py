@@ -1,4 +1,4 @@
-"""A progress line for something long."""
+"""A progress line for long work."""
 
 import os
 import threading
@@ -14,10 +14,10 @@ CLEAR = "\r\033[K"
 
 @contextmanager
 def heartbeat(says: Callable[[], str], descriptor: int = 1) -> Iterator[None]:
-    """Write what `says` gives, and for how long, while the body runs.
+    """Write the text of `says` and the seconds so far, while the body runs.
 
-    In a terminal the seconds move; elsewhere there is a line every 30 s. It goes where the file descriptor
-    leads at the beginning, whatever is captured in the body.
+    A terminal shows one moving line; elsewhere there is a line every 30 s. It goes to the file descriptor as
+    it was at the beginning, even if the body captures output.
     """
     over = threading.Event()
     with os.fdopen(os.dup(descriptor), "w") as out:
@@ -32,7 +32,7 @@ def heartbeat(says: Callable[[], str], descriptor: int = 1) -> Iterator[None]:
 
 
 def beat(says: Callable[[], str], out: TextIO, over: threading.Event) -> None:
-    """Write a line again and again until it is over."""
+    """Write a line at intervals until `over` is set."""
     began, terminal = time.monotonic(), out.isatty()
     while not over.wait(TERMINAL_S if terminal else LOG_S):
         line = f"{says()}, {time.monotonic() - began:.0f} s"

@@ -1,7 +1,7 @@
-"""torchmetrics whose package face is loaded when something is asked of it.
+"""Loads torchmetrics' `__init__` only when it is needed.
 
-Lightning imports the face for three names. The face imports all metrics, and those of text and pictures
-import transformers, scipy and pandas.
+Lightning imports three names from it. It imports all metrics, and those of text and images import
+transformers, scipy and pandas.
 """
 
 import logging
@@ -13,24 +13,24 @@ from typing import Any
 
 NAME = "torchmetrics"
 UTILITIES = "torchmetrics.utilities"
-"""It and `torchmetrics.metric` import each other: it must be the first."""
+"""It and `torchmetrics.metric` import each other: it must come first."""
 LIGHT = {
     "__version__": ("torchmetrics.__about__",),
     "Metric": (UTILITIES, "torchmetrics.metric"),
     "MetricCollection": (UTILITIES, "torchmetrics.collections"),
 }
-"""What Lightning asks for -> the modules to import for it; the last one has it."""
+"""Names that Lightning needs -> the modules to import; the last one has the name."""
 
 
 class Face(ModuleType):
     """The package before its own code has run."""
 
     def __getattr__(self, name: str) -> Any:
-        """Import what Lightning asks for; run the package's code for anything else."""
+        """Import the names that Lightning needs; run the package's code for any other."""
         if name in LIGHT:
             *_, module = map(import_module, LIGHT[name])
             return getattr(module, name)
-        if name.startswith("__") and name != "__all__":  # whatever looks through all modules asks for these
+        if name.startswith("__") and name != "__all__":  # looked up by code that inspects all modules
             raise AttributeError(f"module {NAME!r} has no attribute {name!r}")
         self.__class__ = ModuleType  # type: ignore[assignment]
         assert self.__spec__ is not None
@@ -40,7 +40,7 @@ class Face(ModuleType):
 
 
 def install() -> None:
-    """Have `import torchmetrics` give the package before its code has run, unless it has."""
+    """Have `import torchmetrics` give the package without running its code, unless it has run."""
     if NAME in sys.modules or (spec := find_spec(NAME)) is None:
         return
     module = module_from_spec(spec)

@@ -14,7 +14,7 @@ ENVIRONMENT = {
     "TRANSFORMERS_VERBOSITY": "error",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-    "DATASETS_VERBOSITY": "critical",  # what is wrong with a file, it raises as well
+    "DATASETS_VERBOSITY": "critical",  # errors of files are raised as well
     "TOKENIZERS_PARALLELISM": "false",
 }
 VERBOSE = "GRPO_PL_VERBOSE"
@@ -23,12 +23,12 @@ VERBOSE = "GRPO_PL_VERBOSE"
 
 def tame_logs() -> None:
     """Show grpo_pl's own messages; quieten the libraries unless `GRPO_PL_VERBOSE` is set."""
-    own = logging.getLogger("grpo_pl")
-    if not own.handlers:
+    log = logging.getLogger("grpo_pl")
+    if not log.handlers:
         rank = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_PROCID", "0"))
-        own.setLevel(logging.INFO if rank == "0" else logging.WARNING)
-        own.addHandler(StandardOutput())
-        own.propagate = False
+        log.setLevel(logging.INFO if rank == "0" else logging.WARNING)
+        log.addHandler(StandardOutput())
+        log.propagate = False
     if os.environ.get(VERBOSE):
         return
     for name, value in ENVIRONMENT.items():
@@ -56,7 +56,7 @@ class StandardOutput(logging.Handler):
 
 @contextmanager
 def captured_output() -> Iterator[None]:
-    """Keep what C++ and Python print in the body from the terminal, and show it if the body fails."""
+    """Capture the output of C++ and Python in the body, and show it if the body fails."""
     if os.environ.get(VERBOSE):
         yield
         return
@@ -70,7 +70,7 @@ def captured_output() -> Iterator[None]:
             yield
         except BaseException as error:
             restore(kept)
-            if isinstance(error, Exception):  # not of an interruption
+            if isinstance(error, Exception):  # not an interruption
                 file.seek(0)
                 sys.stderr.write(file.read().decode(errors="replace"))
             raise

@@ -20,16 +20,16 @@ PRECISIONS: dict[DType, Literal["32-true", "bf16-mixed", "16-mixed"]] = {
 }
 """The `trainer.precision` that multiplies in a type and keeps float32 weights."""
 WORTH = 1.2
-"""How many times as fast as float32 a type of 16 bits must be to be chosen."""
+"""A type of 16 bits is chosen if it is this many times as fast as float32."""
 CPU_SHAPE, GPU_SHAPE = (128, 256, 512), (4096, 4096, 4096)
-"""A product `[m, k] x [k, n]`: on a CPU without bfloat16 as slow as 0.4 GFLOP/s, 0.1 s."""
+"""A product `[m, k] x [k, n]`; it takes 0.1 s on a CPU without bfloat16, at 0.4 GFLOP/s."""
 REPEATS, AT_LEAST, SLOW_S = 30, 3, 0.01
-"""Number of timed products; fewer of slow ones (in seconds)."""
+"""Number of timed products, and the least number if one takes longer than this many seconds."""
 
 
 @dataclass(frozen=True)
 class Rates:
-    """What a device multiplies, in GFLOP/s; of a CPU one thread."""
+    """A device's speed of matrix products, in GFLOP/s; for a CPU, of one thread."""
 
     device: str
     """`cpu`, `cuda`, ..."""
@@ -63,22 +63,17 @@ class Rates:
 
 
 Multiply = Callable[[Tensor, Tensor], Callable[[], object]]
-"""Prepares the product of states `[m, k]` and weights `[n, k]`; calling what it gives multiplies them."""
+"""Prepares the product of states `[m, k]` and weights `[n, k]`; calling the result computes it."""
 
 
 def with_torch(states: Tensor, weights: Tensor) -> Callable[[], object]:
-    """Prepares a product as the trainer computes it."""
+    """Prepare a product as the trainer computes it."""
     return lambda: torch.nn.functional.linear(states, weights)
 
 
 @lru_cache
 def measured_rates(device: str, multiply: Multiply = with_torch) -> Rates:
-    """Measure a device, in a tenth of a second; of a CPU one thread, as types compare on all of them.
-
-    Args:
-        device: Its type.
-        multiply: What is measured.
-    """
+    """Measure a type of device by `multiply`, in a tenth of a second; a CPU on one thread, as on all."""
     threads = torch.get_num_threads()
     if device == "cpu":
         torch.set_num_threads(1)
@@ -91,7 +86,7 @@ def measured_rates(device: str, multiply: Multiply = with_torch) -> Rates:
 
 
 def _rate(device: str, dtype: DType, multiply: Multiply) -> float:
-    """The best of several products: what else the machine does slows single ones."""
+    """The best of several products: other work on the machine slows single ones."""
     m, k, n = CPU_SHAPE if device == "cpu" else GPU_SHAPE
     states = torch.ones(m, k, dtype=getattr(torch, dtype), device=device)
     product = multiply(states, torch.ones(n, k, dtype=states.dtype, device=device))

@@ -1,4 +1,4 @@
-"""How a command refuses what a user wrote: one sentence, the nearest right name, exit code 2."""
+"""Refuses a user's mistake: one sentence, the nearest right name, exit code 2."""
 
 import difflib
 import sys
@@ -8,7 +8,7 @@ from typing import NoReturn
 
 
 class ConfigError(ValueError):
-    """A mistake in what the user gave: a setting, a data file, a model folder, a checkpoint.
+    """A user's mistake: in a setting, a data file, a model folder, a checkpoint.
 
     Its message is one sentence: what is wrong, what is expected, what to change. A command ends with it and
     exit code 2; a plain ValueError is a bug and shows its traceback.

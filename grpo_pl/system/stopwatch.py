@@ -1,4 +1,4 @@
-"""How long each stage takes."""
+"""Measures the time of each stage."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Stopwatch:
-    """Seconds spent in each stage of an iteration; `on_stage` is told the one that begins."""
+    """Seconds spent in each stage of an iteration; `on_stage` gets the name of each as it begins."""
 
     on_stage: Callable[[str], None]
     seconds: dict[str, float] = field(default_factory=dict)
