@@ -1,4 +1,4 @@
-"""The contract of an advantage estimator, and what several of them share."""
+"""The contract of an advantage estimator, and shared parts of several."""
 
 from abc import ABC, abstractmethod
 from typing import ClassVar, Literal
@@ -17,12 +17,12 @@ class AdvantageEstimator(ABC):
 
     needs_critic: ClassVar[bool] = False
     needs_greedy: ClassVar[bool] = False
-    """Whether `Feedback.greedy` must be there: a greedy response to each prompt is then generated too."""
+    """Whether it needs `Feedback.greedy`: a greedy response to each prompt is then generated too."""
     needs_steps: ClassVar[bool] = False
-    """Whether `Feedback.step_ends` must be there: some reward must then be a process reward."""
+    """Whether it needs `Feedback.step_ends`: some reward must then be a process reward."""
     reads_named_rewards: ClassVar[bool] = False
-    """Whether it reads `Feedback.by_name` instead of `Feedback.rewards`: what is done to the sum of the
-    rewards, by a KL in the reward or by a transform, does not reach it."""
+    """Whether it reads `Feedback.by_name` instead of `Feedback.rewards`: changes of the sum of the rewards, by
+    a KL in the reward or by a transform, do not reach it."""
     min_group_size: int = 1
 
     @abstractmethod

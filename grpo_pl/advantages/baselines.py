@@ -64,9 +64,9 @@ class ReinforcePlusPlus(AdvantageEstimator):
     """The discounted return to go of each token, whitened over the scored tokens of all ranks.
 
     G_t = sum_{s >= t} gamma^(s - t) r_s, A_t = (G_t - mean) / std (REINFORCE++, Hu et al. 2025,
-    arXiv:2501.03262). s and t count response tokens: what the policy did not choose is stepped
-    over, as in verl. The paper's KL in the reward is `model.kl KLInReward`. No group is looked
-    at, and a group of one is legal. Biased, since mean and standard deviation contain the response itself;
+    arXiv:2501.03262). s and t count response tokens: tokens that the policy did not choose are skipped, as in
+    verl. The paper's KL in the reward is `model.kl KLInReward`. Groups play no part, and a group of one is
+    legal. Biased, since mean and standard deviation contain the response itself;
     with many responses and gamma 1 it is the gradient of the expected reward times a constant. Whitening an
     iteration whose tokens all have the same return gives exactly 0.
 

@@ -107,7 +107,7 @@ class WinRate(AdvantageEstimator):
     """How many of the other responses to the same prompt a response beats, less how many beat it.
 
     A_n = 1 / (G - 1) sum_{m != n} sign(r_n - r_m), in [-1, 1]: the gradient of the probability to beat a
-    response of the policy of now, ties halved, times 2. It reads the order of the rewards alone, as the
+    response of the current policy, ties halved, times 2. It reads the order of the rewards alone, as the
     centred ranks of evolution strategies do (Salimans et al. 2017, arXiv:1703.03864, section 2): no
     increasing transform of the rewards changes it, nor an outlier, so that scores without a unit, such as
     those of Bradley-Terry models, need neither a scale nor clipping. With rewards of 0 and 1 it is

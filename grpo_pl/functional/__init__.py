@@ -1,4 +1,4 @@
-"""The mathematics of the loop as pure functions of tensors, knowing nothing of models and engines."""
+"""The mathematics of the loop as pure functions of tensors, without models and engines."""
 
 from grpo_pl.functional.groups import (
     group_is_constant,

@@ -1,4 +1,4 @@
-"""Statistics of the group of each row: of all its rows, and of all but the row itself."""
+"""Statistics of each row's group, with and without the row itself."""
 
 import math
 from collections.abc import Callable
@@ -100,7 +100,7 @@ def _others(
 
 
 def max_at_k_gains(rewards: Float[Tensor, "n"], k: int) -> Float[Tensor, "n"]:
-    """What each response adds to the best of k: k times the mean of max(r_i, m) - m.
+    """The gain of each response to the best of k: k times the mean of max(r_i, m) - m.
 
     m is the greatest reward of k - 1 of the other n - 1 responses, and the mean is over all such choices.
     Summed exactly: a lesser reward with j rewards before it in ascending order is the greatest of
@@ -114,7 +114,7 @@ def max_at_k_gains(rewards: Float[Tensor, "n"], k: int) -> Float[Tensor, "n"]:
 def prompt_weights(
     tokens: Int[Tensor, "N"], group_ids: Int[Tensor, "N"], sum_over_ranks: Callable[[Tensor], Tensor]
 ) -> Float[Tensor, "N"]:
-    """What each counted token of a sequence weighs if every prompt is to count the same.
+    """The weight of each counted token of a sequence where every prompt counts the same.
 
     (sequences / prompts) / (counted tokens of all responses to the prompt), where sequences and prompts
     without a counted token do not count; so the mean over sequences of weight times the sum over tokens is

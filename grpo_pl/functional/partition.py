@@ -1,4 +1,4 @@
-"""Rows of various lengths, put together."""
+"""Partitions of rows of various lengths into batches."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -8,10 +8,10 @@ from torch import Tensor
 
 
 def balanced_partition(lengths: Sequence[int], parts: int) -> list[list[int]]:
-    """Cut rows into exactly `parts` non-empty lists, like lengths together, the dearest as cheap as can be.
+    """Cut rows into exactly `parts` non-empty lists, like lengths together, with the least greatest cost.
 
-    A list costs its padded tokens, rows * longest row. Rows are sorted by length and cut at the places that
-    minimise the greatest cost (bisection over the cost; greedy filling is optimal for a given bound). Needs
+    A list costs its padded tokens, rows * longest row. Rows are sorted by length and cut so as to minimise
+    the greatest cost (bisection over the cost; greedy filling is optimal for a given bound). Needs
     `parts <= len(lengths)`.
     """
     assert 1 <= parts <= len(lengths), "a minibatch has at least one sequence for each micro-batch"
@@ -21,7 +21,7 @@ def balanced_partition(lengths: Sequence[int], parts: int) -> list[list[int]]:
         fits = len(batches_within(lengths, middle)) <= parts
         low, high = (low, middle) if fits else (middle + 1, high)
     lists = batches_within(lengths, low)
-    while len(lists) < parts:  # splitting a list never makes any list dearer
+    while len(lists) < parts:  # splitting a list never raises the greatest cost
         longest = max(range(len(lists)), key=lambda i: len(lists[i]))
         rows = lists.pop(longest)
         lists += [rows[: len(rows) // 2], rows[len(rows) // 2 :]]
@@ -29,9 +29,9 @@ def balanced_partition(lengths: Sequence[int], parts: int) -> list[list[int]]:
 
 
 def batches_within(lengths: Sequence[int], padded_tokens: int) -> list[list[int]]:
-    """Cut rows into lists of at most so many padded tokens each, rows * longest row; the longest row first.
+    """Cut rows into lists of at most `padded_tokens`, rows * longest row; the longest row first.
 
-    Like lengths come together. A row that is longer than that is alone.
+    Like lengths come together. A longer row is alone.
     """
     lists: list[list[int]] = []
     for row in sorted(range(len(lengths)), key=lambda row: (-lengths[row], row)):
@@ -43,15 +43,15 @@ def batches_within(lengths: Sequence[int], padded_tokens: int) -> list[list[int]
 
 
 def even_parts(size: int, parts: int) -> list[range]:
-    """Cut `range(size)` into parts of which none has two more than another."""
+    """Cut `range(size)` into parts whose sizes differ by at most 1."""
     cuts = [part * size // parts for part in range(parts + 1)]
     return [range(start, end) for start, end in pairwise(cuts)]
 
 
 def rounds(size: int, ranks: int, *, at_once: int) -> int:
-    """How often ranks that have every `ranks`-th of `size` things take up to `at_once`: each as often.
+    """Rounds in which ranks that have every `ranks`-th of `size` items take about `at_once`, the same on all.
 
-    None then has an empty part, even if the parts of some must have one more. Needs `ranks <= size`.
+    No rank has an empty round, though the rounds of some may need one item more. Needs `ranks <= size`.
     """
     fewest, more = divmod(size, ranks)
     return min(-(-(fewest + bool(more)) // at_once), fewest)

@@ -1,4 +1,4 @@
-"""Ratios of probabilities, and what they estimate: divergences."""
+"""Ratios of probabilities, and the divergences that they estimate."""
 
 import torch
 from jaxtyping import Float

@@ -1,4 +1,4 @@
-"""Rewards of tokens, and what they come to from each token on."""
+"""Rewards of tokens, and their returns."""
 
 import torch
 from jaxtyping import Bool, Float
@@ -29,9 +29,9 @@ def generalized_advantages(
     advantages = torch.zeros_like(rewards)
     next_value = next_advantage = torch.zeros_like(rewards[:, 0])
     for t in reversed(range(rewards.shape[1])):
-        here = mask[:, t]
+        chosen = mask[:, t]
         advantage = rewards[:, t] + gamma * next_value - values[:, t] + gamma * lam * next_advantage
-        advantages[:, t] = torch.where(here, advantage, 0.0)
-        next_advantage = torch.where(here, advantage, next_advantage)
-        next_value = torch.where(here, values[:, t], next_value)
+        advantages[:, t] = torch.where(chosen, advantage, 0.0)
+        next_advantage = torch.where(chosen, advantage, next_advantage)
+        next_value = torch.where(chosen, values[:, t], next_value)
     return advantages

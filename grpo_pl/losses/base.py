@@ -1,4 +1,4 @@
-"""The contracts of a term of the objective and of the policy loss, which is the first of them."""
+"""The contracts of a term of the objective and of the policy loss, its first term."""
 
 from abc import ABC, abstractmethod
 from typing import ClassVar
@@ -10,22 +10,22 @@ from typing_extensions import override
 from grpo_pl.types import Experience, TokenLoss, TokenScores
 
 SLOWER = "a lower model.optimizer.lr, trainer.gradient_clip_val: 1, model.kl.bound: 10"
-"""What helps where numbers grow beyond all bounds."""
+"""Advice for diverging numbers."""
 PRECISION = "trainer.precision: bf16-mixed or 32-true"
-"""What helps where numbers are too coarse."""
+"""Advice for numbers of too low precision."""
 
 
 class LossTerm(ABC):
     """A term of the objective: the terms are aggregated alike and added up.
 
-    A term of your own is a class in a file of `grpo_pl/losses/` (or of your package) and one line of a
-    config: `model: {terms: {my_term: MyTerm}}`.
+    A new term is a class in a file of `grpo_pl/losses/` (or of your package) and one line of a config:
+    `model: {terms: {my_term: MyTerm}}`.
     """
 
     description: ClassVar[str]
-    """The numbers of the term, for the message about a step that was skipped because they are not finite."""
+    """The term's name in the message about a step that was skipped because of NaN or infinite numbers."""
     advice: ClassVar[str] = SLOWER
-    """What to try where they are not finite."""
+    """What to try then."""
     needs_entropy: ClassVar[bool] = False
     """Whether the gradient flows through `scores.entropy`, which is then computed with one."""
 

@@ -13,7 +13,7 @@ from grpo_pl.types import only_here
 
 
 class Correction(NamedTuple):
-    """Weights of tokens in the policy loss, without gradient, and what to log of them."""
+    """Weights of tokens in the policy loss, without gradient, and their metrics."""
 
     weights: Float[Tensor, "N T"] | None
     """None for 1."""

@@ -1,4 +1,4 @@
-"""What keeps the policy undecided."""
+"""The entropy bonus."""
 
 import math
 from typing import final
@@ -14,11 +14,11 @@ from grpo_pl.types import Experience, TokenLoss, TokenScores
 
 @final
 class EntropyBonus(LossTerm):
-    """-coefficient * entropy added to the loss of each token, so that the policy stays undecided.
+    """-coefficient * entropy added to the loss of each token, so that the policy keeps its entropy.
 
     The entropy is that of the whole next-token distribution at the sampling temperature, with its exact
-    gradient; prefixes are given, as in `KLInLoss`. A negative coefficient is a penalty, and makes the policy
-    decide (entropy minimisation, arXiv:2505.15134).
+    gradient; prefixes are fixed, as in `KLInLoss`. A negative coefficient is a penalty
+    (entropy minimisation, arXiv:2505.15134).
 
     Args:
         coefficient: In units of reward per nat.

@@ -1,4 +1,4 @@
-"""What keeps the policy close to the reference."""
+"""Penalties on the divergence of the policy from the reference."""
 
 import math
 from abc import abstractmethod
@@ -33,7 +33,7 @@ class AdaptiveCoefficient(nn.Module):
     """
 
     scale: Tensor
-    """What the coefficient has been multiplied by so far; a buffer, and so in every checkpoint."""
+    """The factor of the coefficient so far; a buffer, and so in every checkpoint."""
 
     def __init__(self, target: float = 0.1, horizon: float = 10.0) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class AdaptiveCoefficient(nn.Module):
         self.register_buffer("scale", torch.ones(()))
 
     def adapt(self, divergence: float) -> None:
-        """Move after an iteration of this divergence."""
+        """Move the coefficient after an iteration of this divergence."""
         error = min(max(divergence / self.target - 1, -0.2), 0.2)
         self.scale *= 1 + error / self.horizon
 
@@ -58,7 +58,7 @@ class KLPenalty(nn.Module, LossTerm):
     description = "the penalty of the KL"
     advice = "model.kl.bound: 10, a lower model.optimizer.lr"
     needs_old_logprobs: ClassVar[bool] = False
-    """Whether `cost` looks at the old policy, so that it must be asked before the update."""
+    """Whether `cost` needs the old policy's log-probabilities, which are then computed before the update."""
     in_reward: ClassVar[bool] = False
     """Whether the penalty is taken off the rewards, rather than added to the loss."""
 
@@ -100,17 +100,17 @@ class KLPenalty(nn.Module, LossTerm):
         old_logprobs: Float[Tensor, "N T"],  # noqa: ARG002 - for those that override it
         ref_logprobs: Float[Tensor, "N T"],  # noqa: ARG002
     ) -> Float[Tensor, "N T"] | None:
-        """What is taken off the reward of each token; None where the penalty is in the loss."""
+        """The cost taken off the reward of each token; None if the penalty is in the loss."""
         return None
 
     @abstractmethod
     def loss(
         self, logprobs: Float[Tensor, "B T"], batch: Experience
     ) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"]]:
-        """What is added to the loss of each token, and the divergence itself, in nats.
+        """The addition to the loss of each token, and the divergence itself, in nats.
 
-        Whatever the estimator of the penalty is, the divergence is k3's: unbiased and never negative, so that
-        runs can be compared.
+        The divergence is k3's for every estimator of the penalty: unbiased and never negative, so that runs
+        can be compared.
         """
 
     @override
@@ -128,14 +128,13 @@ class KLPenalty(nn.Module, LossTerm):
 class KLInLoss(KLPenalty):
     """coefficient * KL estimate added to the loss of each token.
 
-    DeepSeekMath, arXiv:2402.03300, eq. 3 and 4. What is penalised is the divergence of a token's
-    distribution, its prefix being given: what a token does to the divergence of later ones has no gradient
-    here (with `KLInReward` it has). `functional.kl_k1`, `kl_k2` and `kl_k3` say what the gradient of each
-    estimator is the gradient of.
+    DeepSeekMath, arXiv:2402.03300, eq. 3 and 4. The penalty is on the divergence of a token's distribution at
+    a fixed prefix: a token's effect on the divergence of later ones has no gradient (in `KLInReward` it has).
+    `functional.kl_k1`, `kl_k2` and `kl_k3` say what the gradient of each estimator is the gradient of.
 
     `gradient="plain"` differentiates the estimate k alone. On policy the expected gradient is 0 for k1, that
     of KL(policy || reference) for k2 and that of KL(reference || policy) for k3, the paper's. From the second
-    minibatch of a rollout on the tokens are samples of the old policy, and nothing makes up for that.
+    minibatch of a rollout on the tokens are samples of the old policy, and nothing corrects for that.
 
     `gradient="unbiased"` differentiates rho k, rho = exp(logprobs - old_logprobs), with the gradient of rho:
     the mean of rho k over samples of the old policy is the mean of k over those of the policy, so its

@@ -1,4 +1,4 @@
-"""Which response tokens are learned from."""
+"""Masks of response tokens: which of them are learned from."""
 
 import math
 from abc import ABC, abstractmethod
@@ -17,11 +17,11 @@ class TokenMask(ABC):
     """Takes response tokens out of the loss and of its denominators."""
 
     needs_entropy: ClassVar[bool] = False
-    """Whether it looks at the entropy of tokens: then sequences without an advantage are scored too."""
+    """Whether it reads the entropy of tokens: then sequences without an advantage are scored too."""
 
     @abstractmethod
     def __call__(self, feedback: Feedback, entropy: Float[Tensor, "N T"]) -> Bool[Tensor, "N T"]:
-        """False on the tokens to leave out; what it says of tokens outside the loss mask does not matter.
+        """False on the tokens to leave out; its values outside the loss mask do not matter.
 
         `entropy` is that of the old policy, in nats; zeros where `needs_entropy` is False.
         """
@@ -41,7 +41,7 @@ class WithoutTruncated(TokenMask):
 
 @final
 class TopEntropy(TokenMask):
-    """Keeps the tokens at which the policy was most undecided: the forks of a response.
+    """Keeps the tokens of highest entropy: the forks of a response.
 
     Wang et al. 2025, arXiv:2506.01939, section 5: the top fifth is enough. The threshold is a quantile over
     all response tokens of the iteration on this rank, where the paper's is over a minibatch and TRL's over a

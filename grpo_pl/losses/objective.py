@@ -1,4 +1,4 @@
-"""What is minimised: the objective as a sum of terms, each with a name of its own."""
+"""The objective: a sum of named terms."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,11 +21,11 @@ class TermValues:
     """The terms of a micro-batch by their names."""
 
     tokens: dict[str, Float[Tensor, "B T"]]
-    """Of each token, unmasked and unreduced."""
+    """The loss of each token, unmasked and unreduced."""
     shares: dict[str, Float[Tensor, ""]]
-    """What they add to the objective of the optimizer step."""
+    """Their shares in the objective of the optimizer step."""
     metrics: dict[str, Float[Tensor, "B T"]]
-    """What to log of them, as token means."""
+    """Their metrics, logged as token means."""
 
     @property
     def total(self) -> Float[Tensor, ""]:
@@ -37,7 +37,7 @@ class TermValues:
 class Objective:
     """The sum of aggregate(term): policy loss * weights, KL, entropy bonus, value loss, and others.
 
-    Aggregations are linear, so that it does not matter that terms are added up last.
+    Aggregations are linear, so terms can be added up last.
     """
 
     terms: Mapping[str, LossTerm]
@@ -66,17 +66,17 @@ class Objective:
         )
 
 
-def all_terms(own: Mapping[str, LossTerm], **with_keys: LossTerm | None) -> dict[str, LossTerm]:
+def all_terms(further: Mapping[str, LossTerm], **with_keys: LossTerm | None) -> dict[str, LossTerm]:
     """The terms with a config key, where they are set, then the further ones, which must have other names."""
-    for name in own:
+    for name in further:
         if name in with_keys or not name.isidentifier():
             raise ArgumentError(f"terms: {name!r} cannot be the name of a further term: choose another word")
-    return {name: term for name, term in (with_keys | dict(own)).items() if term is not None}
+    return {name: term for name, term in (with_keys | dict(further)).items() if term is not None}
 
 
 @runtime_checkable
 class HasObjective(Protocol):
-    """A module that minimises an objective, as one that measures its terms sees it."""
+    """A module that minimises an objective, as a callback that measures its terms sees it."""
 
     @property
     def objective(self) -> Objective:

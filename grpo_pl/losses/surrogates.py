@@ -1,4 +1,4 @@
-"""What the policy minimises, token by token."""
+"""Policy losses: surrogates of the objective, token by token."""
 
 from typing import final
 
@@ -212,6 +212,6 @@ def _clip(
 
 def _sequence_ratio(log_ratio: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B T"]:
     """The exponential of each sequence's mean; its gradient at a token is that of the token's own entry."""
-    own = log_ratio.detach()
-    mean = torch.where(mask, own, 0.0).sum(-1, keepdim=True) / mask.sum(-1, keepdim=True).clamp(min=1)
-    return bounded_exp(mean + (log_ratio - own))
+    fixed = log_ratio.detach()
+    mean = torch.where(mask, fixed, 0.0).sum(-1, keepdim=True) / mask.sum(-1, keepdim=True).clamp(min=1)
+    return bounded_exp(mean + (log_ratio - fixed))

@@ -1,4 +1,4 @@
-"""What the critic minimises."""
+"""The critic's loss."""
 
 from typing import final
 

@@ -71,8 +71,8 @@ class CausalLM(ModelBuilder):
 
     Args:
         pretrained: Model folder or hub name; where empty, the one of `--pretrained`.
-        dtype: Type of the weights. Keep float32 for a policy: bfloat16 loses small updates; `trainer.precision:
-            bf16-mixed` computes in bfloat16 all the same.
+        dtype: Type of the weights. Keep float32 for a policy: bfloat16 loses small updates;
+            `trainer.precision: bf16-mixed` computes in bfloat16 all the same.
         gradient_checkpointing: Recompute activations in the backward: less memory, about a third more time.
         chunk_tokens: Rows of logits that exist at once, in the precision of products.
         attention: transformers' attention implementation ("sdpa", "flash_attention_2", ...); where null, its

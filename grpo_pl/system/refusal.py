@@ -43,7 +43,7 @@ class ArgumentError(ConfigError):
     joint = "."
 
 
-def check_at_least(lowest: int, **arguments: float) -> None:
+def check_at_least(lowest: int, **arguments: int | float) -> None:
     """Refuse an argument of a component that is below the lowest value."""
     for name, value in arguments.items():
         if value < lowest:
