@@ -21,8 +21,8 @@ class AdvantageEstimator(ABC):
     needs_steps: ClassVar[bool] = False
     """Whether it needs `Feedback.step_ends`: some reward must then be a process reward."""
     reads_named_rewards: ClassVar[bool] = False
-    """Whether it reads `Feedback.by_name` instead of `Feedback.rewards`: changes of the sum of the rewards, by
-    a KL in the reward or by a transform, do not reach it."""
+    """Whether it reads `Feedback.by_name` instead of `Feedback.rewards`: it does not see changes of the sum
+    by a KL in the reward or by a transform."""
     min_group_size: int = 1
 
     @abstractmethod

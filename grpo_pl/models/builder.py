@@ -19,8 +19,4 @@ class ModelBuilder(ABC):
 
     @abstractmethod
     def build(self, policy: nn.Module | None = None) -> nn.Module:
-        """A new model with the pretrained weights, on the CPU.
-
-        Args:
-            policy: The policy, already built, for models that share its weights; None for the policy itself.
-        """
+        """A new model with the pretrained weights, on the CPU; some share weights of the built `policy`."""

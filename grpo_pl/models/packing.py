@@ -78,10 +78,8 @@ class States(NamedTuple):
 def pack(token_ids: Int[Tensor, "B T"], loss_mask: Bool[Tensor, "B T"], row_tokens: int) -> Layout:
     """Lay sequences side by side, those with the same prompt in one row behind one copy of it.
 
-    Args:
-        token_ids: The sequences, padded on the right.
-        loss_mask: True on response tokens; the tokens before the first one are the prompt.
-        row_tokens: The greatest length of a row in tokens; a longer sequence has a row of its own length.
+    Sequences are padded on the right; a prompt is the tokens before the first response token. Rows have at
+    most `row_tokens`; a longer sequence has a row of its own length.
     """
     ids, device = token_ids.cpu(), token_ids.device
     ends = [_ends(mask) for mask in loss_mask.tolist()]

@@ -42,12 +42,7 @@ class EncodedResponse(NamedTuple):
 
 
 class ResponseEncoder:
-    """Encodes a prompt and its response for a reward model.
-
-    Args:
-        tokenizer: The model's tokenizer.
-        context: The model's context, in tokens.
-    """
+    """Encodes a prompt and its response for a reward model; `context` is the model's, in tokens."""
 
     def __init__(self, tokenizer: Any, context: int) -> None:
         self.tokenizer, self.context = tokenizer, context
@@ -86,12 +81,9 @@ class RewardModel(nn.Module):
     """A causal model with a linear head: a score after each token, given the tokens up to it.
 
     An outcome model scores a response after its last token, a process model a step by the logit after the
-    step's last token. The scores after other tokens mean nothing.
-
-    Args:
-        model: From `load_reward_model`: a trunk `base_model` with a head `score`.
-        encode: Encodes prompts and responses.
-        new_head: True if the head was not trained for this: scores mean nothing before training.
+    step's last token. The scores after other tokens mean nothing. The model, from
+    `load_reward_model`, has a trunk `base_model` and a head `score`; before training, the scores of a
+    `new_head` mean nothing.
     """
 
     def __init__(self, model: "PreTrainedModel", encode: ResponseEncoder, new_head: bool) -> None:

@@ -169,11 +169,7 @@ class OfflineEngine(RolloutEngine):
 
 
 class EngineWrapper(RolloutEngine):
-    """An engine around another one, to which it forwards what a subclass does not override.
-
-    Args:
-        engine: The wrapped engine.
-    """
+    """An engine around another one, to which it forwards what a subclass does not override."""
 
     def __init__(self, engine: RolloutEngine) -> None:
         self.engine = engine

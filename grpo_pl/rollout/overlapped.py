@@ -146,8 +146,6 @@ class OverlappedEngine(RolloutEngine):
         self._process.join()
         self._process, self._under_way, self._ready = None, [], {}
 
-    # ----------------------------------------------------------------------------------------- the connection
-
     def _ask(self, *command: Any) -> Any:
         self._send(command)
         return self._answer()

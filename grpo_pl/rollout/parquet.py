@@ -40,13 +40,9 @@ def file_name(iteration: int, rank: int = 0, ranks: int = 1) -> str:
 def save_rollout(
     rollout: Rollout, path: Path, iteration: int = 1, records: Sequence[SampleRecord] = ()
 ) -> None:
-    """Write everything that was sampled in an iteration; the path names a complete file or none.
+    """Write everything that was sampled in an iteration, counted from 1; the file is complete or absent.
 
-    Args:
-        rollout: The rollout that was learned from; each group of the rollouts `besides` comes once.
-        path: The file.
-        iteration: Counted from 1.
-        records: The rewards of its responses; may be empty.
+    Each group of the rollouts `besides` comes once; `records` are the rewards of the rollout itself.
     """
     rows: list[dict[str, Any]] = []
     written: set[Group] = set()

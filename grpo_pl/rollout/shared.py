@@ -19,10 +19,7 @@ class SharedEngine(EngineWrapper):
     (its tensor parallelism) ask for different prompts: it gets all of them, and each rank keeps its own
     responses.
 
-    Args:
-        engine: The engine of this rank.
-        group: The ranks that share.
-        together: Whether they share one engine.
+    The ranks of `group` share rollouts, or one engine if `together`.
     """
 
     def __init__(self, engine: RolloutEngine, group: distributed.ProcessGroup, together: bool) -> None:

@@ -31,10 +31,6 @@ class StoredRollouts(EngineWrapper):
 
     So a resumed run does not depend on its engine repeating itself: few do to the last bit, since the rest of
     a batch changes a sequence's rounding. Weights are identified by the sum of their bits, tensor by tensor.
-
-    Args:
-        engine: Samples the responses.
-        folder: The folder of the files.
     """
 
     def __init__(self, engine: RolloutEngine, folder: Path) -> None:

@@ -17,11 +17,7 @@ class Lock:
     """A lock on a run's folder, released by the system when the process ends in any way.
 
     A POSIX record lock, which no child inherits. If the client's machine dies, an NFS server releases it
-    later (NFSv4 after 90 seconds by default).
-
-    Args:
-        folder: The folder, which need not exist.
-        key: The config key that names the folder.
+    later (NFSv4 after 90 seconds by default). The folder need not exist; `key` is its config key.
     """
 
     def __init__(self, folder: Path, key: str = "trainer.default_root_dir") -> None:

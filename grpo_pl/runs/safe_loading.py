@@ -87,9 +87,7 @@ def check_shards(folder: Path) -> None:
 def read_file(path: Path, mapped: bool = False) -> dict[str, Any]:
     """The content of a single-file checkpoint; refuses other files, and more than data.
 
-    Args:
-        path: The file.
-        mapped: Leave tensors on the disk until they are used.
+    If `mapped`, tensors stay on the disk until they are used.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)

@@ -13,13 +13,7 @@ log = logging.getLogger(__name__)
 
 
 def check_fits(checkpoint: Mapping[str, Any], weights: Mapping[str, Tensor], configured: Any) -> None:
-    """Refuse a checkpoint of other models or of another optimizer.
-
-    Args:
-        checkpoint: The checkpoint, as Lightning reads it.
-        weights: The weights of this run.
-        configured: The result of `configure_optimizers`; None without training.
-    """
+    """Refuse a checkpoint that does not fit this run's weights, or the optimizer that it has configured."""
     check_weights_fit(checkpoint["state_dict"], weights)
     if configured is not None:
         scheduled = isinstance(configured, dict)

@@ -23,11 +23,9 @@ def by_mesh(parameters: Iterable[nn.Parameter]) -> list[list[nn.Parameter]]:
 
 
 def total_norm(kinds: Iterable[list[nn.Parameter]], flat_shards: bool) -> Tensor:
-    """The L2 norm of whole gradients, the same on every rank; collective where they are sharded.
+    """The L2 norm of whole gradients, grouped by mesh; the same on all ranks, collective if they are sharded.
 
-    Args:
-        kinds: Parameters by the device mesh of their gradients.
-        flat_shards: Whether they are parts of FSDP1's flat parameters, which do not show it.
+    `flat_shards` says whether they are parts of FSDP1's flat parameters, which do not show it.
     """
     norms = [torch.nn.utils.get_total_norm([p.grad for p in kind]) for kind in kinds]  # type: ignore[misc]
     whole = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]

@@ -123,12 +123,9 @@ class OptimizedModule(pl.LightningModule):
                 clip(kinds, gradient_clip_val, None if gradient_clip_algorithm == "value" else norms[name])
 
     def guarded(self, loss: Tensor, *others: Tensor, made_of: Mapping[str, Tensor | None]) -> Tensor:
-        """The loss of a micro-batch; its gradient is NaN unless it and some other numbers are finite.
+        """The loss of a micro-batch; its gradient is NaN unless it and the others are finite.
 
-        Args:
-            loss: The loss.
-            others: Further numbers that must be finite.
-            made_of: The numbers that it depends on, by the names of `skipped_steps`, or of a term.
+        It depends on the numbers `made_of`, by the names of `skipped_steps` or of a term.
         """
         for key, numbers in {**made_of, "loss": loss}.items():
             if numbers is not None:

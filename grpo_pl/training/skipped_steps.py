@@ -95,13 +95,10 @@ def explain(
     sum_over_ranks: Callable[[Tensor], Tensor],
     terms: Mapping[str, Source] = {},
 ) -> SkippedStep:
-    """The numbers of a step that are not finite on any rank; collective.
+    """The numbers of a step that are NaN or infinite on any rank; collective.
 
-    Args:
-        watched: The numbers of each micro-batch by the name of their source.
-        parameters: The trained parameters, with their gradients, in the order of a forward.
-        sum_over_ranks: The sum of a tensor over all ranks.
-        terms: The terms of the objective as sources.
+    `watched` are those of each micro-batch by the name of their source; `parameters` are the trained ones in
+    the order of a forward, with their gradients.
     """
     names, zero = list(parameters), torch.zeros(2)
     rows = [count(p) for p in parameters.values()]

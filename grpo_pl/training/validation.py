@@ -15,10 +15,8 @@ from grpo_pl.types import Rollout
 class MeanWithInterval(Metric):
     """The mean of numbers in [0, 1] over all ranks, with its 95 % confidence interval.
 
-    Wilson's interval where every number is 0 or 1, else the normal approximation.
-
-    Args:
-        copies: Ranks that add the same numbers.
+    Wilson's interval where every number is 0 or 1, else the normal approximation. Each number is added by
+    `copies` ranks.
     """
 
     full_state_update = False

@@ -47,13 +47,8 @@ class Box:
 class Program:
     """A Python program that runs in a sandbox, without the environment and in a temporary folder.
 
-    Args:
-        box: Its limits.
-        files: The files of its folder: name -> text. `main.py` is run.
-        stdin: Its standard input.
-        stdout: Its standard output.
-        stderr: Its standard error.
-        timeout_s: It is killed after so many seconds of wall-clock or of CPU time.
+    The folder holds `files`, name -> text. `main.py` is run, and killed after `timeout_s` seconds of
+    wall-clock or of CPU time.
     """
 
     def __init__(

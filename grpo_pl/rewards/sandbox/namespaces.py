@@ -24,11 +24,8 @@ _MAX_FILES = 1000
 def enter(readable: Sequence[str], disk_bytes: int) -> None:
     """Leave this machine's files and network; the next child is the first process of a new table.
 
-    OSError if the kernel does not grant it.
-
-    Args:
-        readable: Paths of the old root that the new one shows, read-only.
-        disk_bytes: Size of the one folder that can be written to. It lies in memory.
+    The new root shows `readable` paths of the old one, read-only, and one folder in memory, of `disk_bytes`,
+    that can be written to. OSError if the kernel does not grant it.
     """
     user, group = os.geteuid(), os.getegid()
     call("unshare", _NEWNS | _NEWUTS | _NEWIPC | _NEWPID | _NEWNET | (_NEWUSER if user else 0))
