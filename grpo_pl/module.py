@@ -100,18 +100,18 @@ class PolicyOptimization(OptimizedModule):
         check_names("model.verifiers", verifiers or {})
         check_optimizer(optimizer, lr_scheduler)
         value_loss = (value_loss or ClippedValueLoss()) if critic else None
-        all_terms_by_name = all_terms(terms or {}, policy=loss, kl=kl, entropy=entropy, value=value_loss)
+        terms_by_name = all_terms(terms or {}, policy=loss, kl=kl, entropy=entropy, value=value_loss)
         self.builders = {"policy": policy, "reference": reference if kl else None, "critic": critic}
         self.idle_reference = reference is not None and kl is None
         self.rewards, self.verifiers = rewards, verifiers or {}
         self.advantage, self.kl, self.reference_update = advantage, kl, reference_update
-        self.objective = Objective(all_terms_by_name, aggregation)
+        self.objective = Objective(terms_by_name, aggregation)
         self.critic_lr, self.critic_warmup = critic_lr, critic_warmup
         self.reward_transforms = nn.ModuleList(reward_transforms or [])
         self.correction, self.masks = correction, masks or []
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         masked_by_entropy = any(mask.needs_entropy for mask in self.masks)
-        self.reads_silent = len(all_terms_by_name) > 1 or masked_by_entropy
+        self.reads_silent = len(terms_by_name) > 1 or masked_by_entropy
         self.scores_first = any((kl and kl.needs_old_logprobs, critic, correction, masked_by_entropy))
         self.min_group_size, self.needs_greedy = advantage.min_group_size, advantage.needs_greedy
         self.corrects_mismatch = correction is not None

@@ -124,9 +124,10 @@ class Judge(RewardFunction):
         """The last number of the judge's reply."""
         try:
             reply = self._ask(sample)
-            return float(self._number.findall(reply)[-1])
         except JudgeError as error:
             return error
+        try:
+            return float(self._number.findall(reply)[-1])
         except (IndexError, ValueError):
             return JudgeError(f"the judge's reply has no number: {reply[-200:]!r}")
 

@@ -112,7 +112,7 @@ def explain(
         if bad
     }
     for key, bad in (("parameters", of_parameters[:, 0]), ("gradients", of_gradients[:, 0])):
-        if broken := [name for name, count in zip(names, bad.tolist(), strict=True) if count]:
+        if broken := [name for name, number in zip(names, bad.tolist(), strict=True) if number]:
             first = broken[-1] if key == "gradients" else broken[0]  # a backward starts with the last ones
             where[key] = f"of {len(broken)} of {len(names)} parameters, first of {first}"
     where = where or {"gradients": "its norm alone, whose square is too large for a float32"}
