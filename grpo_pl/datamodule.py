@@ -324,7 +324,7 @@ class RolloutDataModule(AttachedDataModule):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        """What the engine has sampled ahead."""
+        """The rollouts that the engine has sampled ahead."""
         self._checkpoints.append(self.learner.version)
         return self.engine.state_dict()
 

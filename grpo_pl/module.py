@@ -65,7 +65,7 @@ class PolicyOptimization(OptimizedModule):
         entropy: Bonus for the policy's entropy; null for none.
         terms: Further terms of the loss, by name.
         verifiers: Measures of validation by name: `val/<name>` is the share of problems solved.
-        optimizer: Of all trained parameters.
+        optimizer: Optimizer of all trained parameters.
         lr_scheduler: Stepped after each optimizer step; null for a constant learning rate.
     """
 

@@ -1,4 +1,4 @@
-"""What the policy and the critic minimise, token by token, and how tokens are added up."""
+"""Losses of the policy and the critic, token by token, and their aggregation."""
 
 from grpo_pl.losses.aggregations import Aggregation, ConstantLength, PromptMean, SequenceMean, TokenMean
 from grpo_pl.losses.base import LossTerm, PolicyLoss

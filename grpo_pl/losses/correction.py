@@ -39,7 +39,7 @@ class ImportanceCorrection:
     over tokens, or over responses at the level of sequences.
 
     Args:
-        level: Of a weight: each token, or the whole sequence.
+        level: Whether each token has a weight, or each sequence.
         mode: What happens outside the bounds: truncate moves the weight to the bound, mask makes it 0.
         low: The lowest weight, in [0, 1].
         high: The highest weight, 1 or more.

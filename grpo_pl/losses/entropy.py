@@ -34,7 +34,7 @@ class EntropyBonus(LossTerm):
         self.coefficient = coefficient
 
     def loss(self, entropy: Float[Tensor, "B T"]) -> Float[Tensor, "B T"]:
-        """What is added to the loss of each token."""
+        """The addition to the loss of each token."""
         return -self.coefficient * entropy
 
     @override

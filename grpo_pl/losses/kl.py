@@ -143,7 +143,7 @@ class KLInLoss(KLPenalty):
 
     Args:
         coefficient: Beta, in units of reward per nat, 0 or more; 0.04 in the paper.
-        estimator: What estimates the divergence.
+        estimator: Estimator of the divergence.
         gradient: What is differentiated: the estimate, or the estimate times the importance ratio.
         controller: Moves the coefficient after each iteration; null for a fixed one.
         bound: The greatest absolute value of what is differentiated, in nats, above 0: a token beyond it has
@@ -186,7 +186,7 @@ class KLInReward(KLPenalty):
 
     Args:
         coefficient: Beta, in units of reward per nat, 0 or more.
-        estimator: What estimates the divergence; k1 in the papers.
+        estimator: Estimator of the divergence; k1 in the papers.
         controller: Moves the coefficient after each iteration; null for a fixed one.
         bound: The greatest absolute value of a token's estimate, in nats, above 0: 10 in OpenRLHF; null for
             none (the papers, TRL, verl).

@@ -80,7 +80,7 @@ class HasObjective(Protocol):
 
     @property
     def objective(self) -> Objective:
-        """What is minimised."""
+        """The minimised objective."""
 
     def scored(self, batch: Experience) -> TokenScores:
         """The scores of a micro-batch by the trained models."""

@@ -34,7 +34,7 @@ class EveryN(ReferenceUpdate):
     Iterative GRPO: DeepSeekMath, arXiv:2402.03300, section 4.1.4.
 
     Args:
-        iterations: How many iterations a reference stays.
+        iterations: Iterations for which a reference stays.
     """
 
     def __init__(self, iterations: int) -> None:

@@ -59,7 +59,7 @@ class ValueHead(ModelBuilder):
 
     Args:
         pretrained: Model folder or hub name; where empty, the one of `--pretrained`.
-        dtype: Of the weights.
+        dtype: Type of the weights.
         gradient_checkpointing: Recompute activations in the backward: less memory, about a third more time.
         attention: transformers' attention implementation ("sdpa", "flash_attention_2", ...); where null, its
             choice.

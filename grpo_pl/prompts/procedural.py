@@ -96,7 +96,7 @@ class ReasoningGym(PromptSource):
 
     Args:
         task: The task's name in reasoning-gym.
-        size: How many rows to generate.
+        size: Number of rows to generate.
         seed: Seed of the rows; `data.train` and `data.val` need different ones.
         config: The task's own options, such as `{min_animals: 2, max_animals: 4}`.
     """

@@ -136,7 +136,7 @@ class RewardDataModule(AttachedDataModule):
 
 
 def replay_count(new: int, old: int, share: float) -> int:
-    """How many of `old` examples make up the given share of an epoch with `new` ones; all if they are fewer.
+    """The number of `old` examples that are this share of an epoch with `new` ones; all if they are fewer.
 
     Example: 90 new ones and a share of 0.1 take 10.
     """

@@ -31,11 +31,11 @@ class RewardModeling(OptimizedModule):
         objective: The training objective: `BradleyTerry` on pairs, or `StepLabels`.
         pretrained: Model folder or hub name to start from: a language model, whose score head starts at zero,
             or a reward model of this kind; where empty, the one of `--pretrained`.
-        dtype: Of the weights.
+        dtype: Type of the weights.
         attention: transformers' attention implementation ("eager", "sdpa", "flash_attention_2", ...); where
             null, its choice.
         gradient_checkpointing: Recompute activations in the backward: less memory, about a third more time.
-        optimizer: Of all parameters.
+        optimizer: Optimizer of all parameters.
         lr_scheduler: Stepped after each optimizer step; null for a constant learning rate.
     """
 

@@ -1,1 +1,1 @@
-"""What a response is worth: the contract and the weighted sum (`base`), rules, tests, judges, models."""
+"""Rewards of responses: the contract and the weighted sum (`base`), rules, tests, judges, models."""

@@ -53,7 +53,7 @@ class RewardFunction(ABC):
 
     @property
     def failures(self) -> Mapping[str, int]:
-        """How many samples its worker processes failed on since it was made, by kind; empty without any."""
+        """Samples that its worker processes failed on so far, by kind; empty without workers."""
         return {}
 
     @property

@@ -59,7 +59,7 @@ class Judge(RewardFunction):
             last match counts.
         api_key_variable: Environment variable that holds the API key; null sends none.
         timeout_s: The longest wait for one reply, in seconds.
-        retries: How often a request is repeated that was lost or found the server busy.
+        retries: Further attempts at a request that was lost or found the server busy.
         concurrency: Simultaneous requests.
     """
 

@@ -27,7 +27,7 @@ class _ModelReward(RewardFunction):
 
     Args:
         pretrained: Model folder or hub name of a reward model; `--pretrained` is not used here.
-        dtype: Of the weights; "auto" takes what the trainer computes in.
+        dtype: Type of the weights; "auto" takes what the trainer computes in.
         batch_tokens: The most tokens, padding included, that it reads at once; a longer response is read
             alone.
     """
@@ -113,7 +113,7 @@ class OutcomeRewardModel(_ModelReward):
 
     Args:
         pretrained: Model folder or hub name of a reward model; `--pretrained` is not used here.
-        link: What is done to the score: `none` or `sigmoid`.
+        link: Function of the score: `none` or `sigmoid`.
     """
 
     kind = "outcome"

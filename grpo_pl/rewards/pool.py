@@ -37,10 +37,10 @@ class Workers:
     """The processes in which a reward is computed, and the scores of samples that they fail on.
 
     Args:
-        processes: How many samples are computed at once, on each rank.
+        processes: Samples computed at once, on each rank.
         timeout_s: Wall-clock limit for one sample, in seconds; then its worker is killed and replaced.
         memory_gib: Memory for samples, beside what a worker holds after its imports, in GiB.
-        retries: How often a sample that timed out or crashed is tried again.
+        retries: Further attempts at a sample that timed out or crashed.
         on_timeout: The score of a sample that timed out each time: a number, or `abstain`.
         on_crash: The score of a sample whose worker died or ran out of memory: a number, or `abstain`.
     """

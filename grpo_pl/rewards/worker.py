@@ -36,7 +36,7 @@ def main(calls: int, replies: int, lifeline: int, memory_bytes: int, module: str
 
 
 def _answer(call: Callable[[], Any]) -> str:
-    """What the call returns or raises, as a line of JSON."""
+    """The result or the error of a call, as a line of JSON."""
     try:
         return json.dumps({"value": call()}, default=float)
     except MemoryError:

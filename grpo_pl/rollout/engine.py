@@ -93,7 +93,7 @@ class RolloutEngine(ABC):
 
     @property
     def lookahead(self) -> int:
-        """How many iterations ahead it wants to know the prompts; 0 if it samples when asked."""
+        """Iterations for which it wants to know the prompts ahead; 0 if it samples on request."""
         return 0
 
     @property

@@ -1,1 +1,1 @@
-"""What is kept of a run: its folder, checkpoints and lock, and how it goes on after an interruption."""
+"""Keeps runs: their folders, checkpoints and locks, and how they resume after an interruption."""

@@ -58,7 +58,7 @@ class Rates:
         return f"{self.fitting}: this {device} multiplies it {rate:.2g} times as fast as {other}"
 
     def slower(self, dtype: DType) -> float:
-        """How many times as long products take as in the fitting type."""
+        """The time of products, as a multiple of the fitting type's."""
         return self.of(self.fitting) / self.of(dtype)
 
 

@@ -67,7 +67,7 @@ class NotFinite:
     """A key of `BEFORE`, of the terms, or of `AFTER`."""
     source: Source
     where: str
-    """How many of them, or of which parameters."""
+    """Their number, or their parameters."""
 
     def __str__(self) -> str:
         return f"{self.source.description} ({self.where})"
