@@ -265,7 +265,7 @@ class Feedback:
 
 
 class Credit(NamedTuple):
-    """What an advantage estimator returns: zero where the loss mask is False."""
+    """The result of an advantage estimator: zero where the loss mask is False."""
 
     advantages: Float[Tensor, "N T"]
     returns: Float[Tensor, "N T"] | None
@@ -338,7 +338,7 @@ class Experience(Sequences):
 
 
 class TokenLoss(NamedTuple):
-    """A loss for every token, unmasked and unreduced, and what to log of it (as token mean)."""
+    """A loss for every token, unmasked and unreduced, and its metrics, logged as token means."""
 
     loss: Float[Tensor, "B T"]
     metrics: dict[str, Float[Tensor, "B T"]]
