@@ -8,11 +8,10 @@ from torch import Tensor
 
 
 def balanced_partition(lengths: Sequence[int], parts: int) -> list[list[int]]:
-    """Cut rows into exactly `parts` non-empty lists, like lengths together, with the least greatest cost.
+    """Cut rows into exactly `parts` non-empty lists, like lengths together, minimising the greatest cost.
 
-    A list costs its padded tokens, rows * longest row. Rows are sorted by length and cut so as to minimise
-    the greatest cost (bisection over the cost; greedy filling is optimal for a given bound). Needs
-    `parts <= len(lengths)`.
+    A list costs its padded tokens, rows * longest row. Rows are sorted by length and cut by bisection
+    over the cost; greedy filling is optimal for a given bound. Needs `parts <= len(lengths)`.
     """
     assert 1 <= parts <= len(lengths), "a minibatch has at least one sequence for each micro-batch"
     low, high = max(lengths), max(lengths) * len(lengths)

@@ -47,8 +47,8 @@ class Judge(RewardFunction):
     r"""The number that a language model gives a response, asked over the OpenAI protocol at temperature 0.
 
     LLM-as-a-judge, single-answer grading with a reference (Zheng et al. 2023, arXiv 2306.05685, section 3.1).
-    A response can contain text that is meant for the judge; its template must bound the gain.
-    A sample without a number stops the run or stays unscored, by `on_error`; `abstain` suits long runs.
+    A response can contain text that is meant for the judge; the template must bound what that gains. A sample
+    without a number stops the run or stays unscored, as `on_error` says; `abstain` suits long runs.
 
     Args:
         url: Address of the server up to its version, such as `http://localhost:8000/v1`.

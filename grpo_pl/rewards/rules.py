@@ -174,7 +174,7 @@ class Function(RewardFunction):
         for score in scores:
             if score is not None and not isinstance(score, Real):
                 raise TypeError(f"the function returned {score!r}, a {type(score).__name__} and not a number")
-        return scores
+        return [None if score is None else float(score) for score in scores]
 
 
 @final

@@ -59,7 +59,7 @@ class SafePlanner(DefaultLoadPlanner):
 
 
 def read_index(folder: Path) -> Metadata:
-    """The index of a sharded checkpoint, refused if it holds more than data: then torch may read it too."""
+    """The index of a sharded checkpoint, if undamaged and data alone: then torch may read it too."""
     try:
         with (folder / INDEX).open("rb") as file:
             index = IndexUnpickler(file).load()
@@ -71,7 +71,7 @@ def read_index(folder: Path) -> Metadata:
 
 
 def check_shards(folder: Path) -> None:
-    """Read everything but tensors and refuse more than data: then torch and Lightning may read it too."""
+    """Refuse shards that are damaged or hold more than data: then torch and Lightning may read the rest."""
     kinds = read_index(folder).state_dict_metadata.items()
     plain: dict[str, Any] = {key: None for key, kind in kinds if isinstance(kind, BytesStorageMetadata)}
     planner, reader = SafePlanner(flatten_state_dict=False), FileSystemReader(folder)
@@ -85,7 +85,7 @@ def check_shards(folder: Path) -> None:
 
 
 def read_file(path: Path, mapped: bool = False) -> dict[str, Any]:
-    """The content of a single-file checkpoint; refuses other files, and more than data.
+    """The content of a single-file checkpoint; refuses other or damaged files, and more than data.
 
     If `mapped`, tensors stay on the disk until they are used.
     """
@@ -101,7 +101,7 @@ def read_file(path: Path, mapped: bool = False) -> dict[str, Any]:
 
 
 def check_checkpoint(path: Path) -> None:
-    """Check the parts of a checkpoint that are quick to read, before anything is loaded."""
+    """Check that a checkpoint exists, of a run, undamaged and data alone, where that is quick to read."""
     if is_sharded(path):
         check_shards(path)
     elif path.is_dir():
