@@ -5,14 +5,13 @@ from dataclasses import fields
 
 import pytest
 import torch
-from hypothesis import given, settings
+from helpers.exact import few
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from grpo_pl.minibatches import Step, UpdateSchedule, first_pass, micro_batches
 from grpo_pl.types import Experience, Prompt, Rollout, SampleRecord, TokenScores
-
-few = settings(max_examples=30, derandomize=True)
 
 
 def flat(step: Step) -> list[int]:

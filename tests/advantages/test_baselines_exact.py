@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from helpers.exact import F64, close
 from helpers.feedbacks import feedback
 from torch import Tensor
 
@@ -23,7 +24,6 @@ from grpo_pl.advantages import (
     ReMax,
 )
 
-F64 = torch.float64
 REWARDS = torch.tensor([0.3, 1.0, -0.5, 0.4, 0.1, 0.7, -1.0, 0.2, 0.9], dtype=F64)
 
 
@@ -108,10 +108,6 @@ class Toy:
 
     def expectation(self, estimator: AdvantageEstimator, size: int, values: Tensor | None = None) -> Tensor:
         return self.moments(estimator, size, values)[0]
-
-
-def close(actual: Tensor, expected: Tensor, tolerance: float = 1e-10) -> None:
-    torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance)
 
 
 def cosine(a: Tensor, b: Tensor) -> float:

@@ -17,6 +17,6 @@ def f64(values: Sequence) -> Tensor:
     return torch.tensor(values, dtype=F64)
 
 
-def close(actual: Tensor, expected: Sequence | np.ndarray | Tensor, tolerance: float = 1e-12) -> None:
+def close(actual: Tensor, expected: Sequence | np.ndarray | Tensor | float, tolerance: float = 1e-12) -> None:
     expected = torch.as_tensor(expected, dtype=actual.dtype)
     torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)

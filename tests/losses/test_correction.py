@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from helpers.exact import F64, few
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from grpo_pl.losses.correction import ImportanceCorrection
 from grpo_pl.runs.layout import read_metrics
 
-F64 = torch.float64
 MASK = torch.tensor([[False, True, True, True], [False, True, True, False], [False, False, False, False]])
 RATIOS = torch.tensor([[9.0, 4.0, 0.25, 1.0], [9.0, 0.5, 8.0, 9.0], [9.0, 9.0, 9.0, 9.0]], dtype=F64)
 """Trainer over engine. The products over responses are 1 and 4."""
@@ -106,7 +106,7 @@ def test_an_iteration_of_which_every_weight_is_masked_counts_as_no_sample(level:
     assert metrics["sync/effective_sample_share"] == 0.0
 
 
-@settings(max_examples=30, derandomize=True)
+@few
 @given(st.lists(st.floats(-3, 3), min_size=8, max_size=8), st.sampled_from(["token", "sequence"]))
 def test_truncated_weights_are_inside_the_bounds_and_the_effective_share_inside_0_and_1(
     gaps: list[float], level: str

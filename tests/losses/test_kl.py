@@ -5,13 +5,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from helpers.exact import F64
 from helpers.run_results import NO_VALIDATION, Fit, Refused, untimed
 
 from grpo_pl.losses.entropy import EntropyBonus
 from grpo_pl.losses.kl import AdaptiveCoefficient, KLInLoss, KLInReward
 from grpo_pl.types import Experience
-
-F64 = torch.float64
 
 
 def against(ref_logprobs: torch.Tensor, old_logprobs: torch.Tensor | None = None) -> Experience:

@@ -8,13 +8,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from helpers.exact import F64, close
 from torch import Tensor
 
 from grpo_pl.losses.entropy import EntropyBonus
 from grpo_pl.losses.kl import KLInLoss, KLInReward
 from grpo_pl.types import Experience
 
-F64 = torch.float64
 VOCABULARY = 4
 
 
@@ -43,10 +43,6 @@ def every_token(old: Tensor, reference: Tensor) -> Experience:
 
 def gradient(of: Tensor) -> Tensor:
     return torch.autograd.grad(of, LOGITS, allow_unused=True, materialize_grads=True)[0]
-
-
-def close(actual: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
 
 
 def expected_loss(estimator: str, kind: str, old: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
+from helpers.exact import F64, close
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -28,8 +29,6 @@ from grpo_pl.losses import (
 )
 from grpo_pl.types import Experience
 
-F64 = torch.float64
-
 
 def experience(mask: Tensor, **columns: Tensor | None) -> Experience:
     """An experience whose other columns are zero, of one optimizer step that it fills alone."""
@@ -42,10 +41,6 @@ def experience(mask: Tensor, **columns: Tensor | None) -> Experience:
         token_ids=torch.zeros(mask.shape, dtype=torch.int64), loss_mask=mask, temperature=1.0,
         num_tokens=int(mask.sum()), num_sequences=len(mask), **given_columns,
     )  # fmt: skip
-
-
-def close(actual: Tensor, expected: Tensor | Sequence | float) -> None:
-    torch.testing.assert_close(actual, torch.as_tensor(expected, dtype=actual.dtype), rtol=1e-12, atol=1e-12)
 
 
 # ------------------------------------------------------------------------------------------- ClippedSurrogate

@@ -4,9 +4,10 @@ import math
 
 import pytest
 import torch
+from helpers.exact import F64, few
 from helpers.feedbacks import feedback
 from helpers.run_results import Fit
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from grpo_pl.losses.masks import TokenMask, TopEntropy, WithoutTruncated
@@ -52,12 +53,12 @@ def test_tokens_at_the_threshold_are_kept_together() -> None:
     assert int((TopEntropy(0.2)(feedback(NOTHING, MASK), entropy) & MASK).sum()) == 3
 
 
-@settings(max_examples=30, derandomize=True)
+@few
 @given(st.integers(1, 60), st.integers(1, 100), st.integers(0, 9))
 def test_the_share_is_kept_to_the_token_and_every_kept_one_is_above_every_other(
     tokens: int, percent: int, seed: int
 ) -> None:
-    entropy = torch.rand(1, 1 + tokens, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    entropy = torch.rand(1, 1 + tokens, generator=torch.Generator().manual_seed(seed), dtype=F64)
     mask = torch.arange(1 + tokens)[None] > 0
     kept = TopEntropy(percent / 100)(feedback(torch.zeros(mask.shape), mask), entropy) & mask
     assert int(kept.sum()) == math.ceil(percent / 100 * tokens)

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from helpers.exact import few
+from hypothesis import given
 from hypothesis import strategies as st
 from transformers import (
     AutoModelForSequenceClassification,
@@ -16,7 +17,6 @@ from transformers import (
 
 from grpo_pl.models import EncodedResponse, RewardModel
 
-few = settings(max_examples=40, derandomize=True)
 TEXTS = st.text(st.sampled_from("ab 7.\n\té€漢🙂<|>"), max_size=30)
 
 

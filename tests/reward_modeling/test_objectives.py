@@ -7,15 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from helpers.exact import F64, few
+from hypothesis import given
 from hypothesis import strategies as st
 
 from grpo_pl.models.reward_model import ResponseEncoder
 from grpo_pl.prompts.sources import Question
 from grpo_pl.reward_modeling.calibration import Calibration
 from grpo_pl.reward_modeling.objectives import BradleyTerry, LabeledBatch, LabeledResponse, StepLabels
-
-few = settings(max_examples=40, derandomize=True)
 
 
 def response(length: int, *judged: int, labels: tuple[float, ...]) -> LabeledResponse:
@@ -58,7 +57,7 @@ def test_bradley_terry_by_hand() -> None:
 @given(st.lists(st.floats(-20, 20), min_size=2, max_size=2), st.floats(-50, 50))
 def test_bradley_terry_sees_only_differences(scores: list[float], shift: float) -> None:
     batch = pairs([(1, 1)])
-    at = torch.tensor(scores, dtype=torch.float64)[:, None]
+    at = torch.tensor(scores, dtype=F64)[:, None]
     loss = BradleyTerry()(at, batch).loss
     assert torch.allclose(BradleyTerry()(at + shift, batch).loss, loss, atol=1e-9)
     at.requires_grad_()
@@ -175,8 +174,8 @@ def test_calibration_by_hand() -> None:
 def test_the_calibration_error_is_that_of_torchmetrics(events: list[tuple[float, bool]]) -> None:
     from torchmetrics.classification import BinaryCalibrationError
 
-    probability = torch.tensor([p for p, _ in events], dtype=torch.float64)
-    truth = torch.tensor([t for _, t in events], dtype=torch.float64)
+    probability = torch.tensor([p for p, _ in events], dtype=F64)
+    truth = torch.tensor([t for _, t in events], dtype=F64)
     if ((probability * 10) % 1 == 0).any():  # on a bin's very border the two round differently
         return
     ours = Calibration()

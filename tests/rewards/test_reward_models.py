@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.exact import few
 from helpers.run_results import Fit, Refused
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoTokenizer
@@ -19,8 +20,6 @@ from grpo_pl.models.builder import Build
 from grpo_pl.rewards.models import OutcomeRewardModel, ProcessRewardModel
 from grpo_pl.runs.layout import read_metrics
 from grpo_pl.types import Prompt, Sample, StepScore
-
-few = settings(max_examples=40, derandomize=True)
 
 
 def whole(build: Build) -> nn.Module:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from helpers.exact import few
+from hypothesis import given
 from hypothesis import strategies as st
 
 from grpo_pl.models.loading import load_tokenizer
@@ -17,7 +18,6 @@ from grpo_pl.rollout.assembly import token_ends
 from grpo_pl.runs.layout import read_metrics
 from grpo_pl.types import Prompt, Sample, StepScore
 
-few = settings(max_examples=40, derandomize=True)
 LINES = re.compile(r"\n+")
 TEXTS = st.text(st.sampled_from("ab =7.\n\té€漢🙂"), min_size=1, max_size=30)
 

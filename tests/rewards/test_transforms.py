@@ -8,9 +8,10 @@ from threading import Barrier
 
 import pytest
 import torch
+from helpers.exact import few
 from helpers.repository import ROOT
 from helpers.run_results import Fit
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -19,8 +20,6 @@ from grpo_pl.rewards.rules import Format
 from grpo_pl.rewards.transforms import Clip, RewardTransform, RunningNormalization
 from grpo_pl.runs.layout import read_metrics
 from grpo_pl.types import Prompt, Sample, only_here
-
-few = settings(max_examples=40, derandomize=True)
 
 
 def rewards(*values: float) -> tuple[Tensor, Tensor]:
