@@ -4,11 +4,8 @@ Nothing of grpo_pl is imported before a fixture asks for it: the jaxtyping flag 
 """
 
 import os
-import re
 import shlex
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,21 +18,27 @@ from hypothesis import HealthCheck, settings
 settings.register_profile("any_machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any_machine")  # a slow machine is no failure
 
+TINY = ROOT / "configs" / "tiny.yaml"
 EARLIER_RUN = {
     "metrics.csv": "iteration\n0\n",
     "config.yaml": "data: {}\n",
     "checkpoints/last.ckpt": "weights",
 }
-"""What stands in the run's folder where a command is refused."""
+"""Files of the earlier run that `over_a_run` must leave as they are."""
 BEGUN_FIRST = {
     *("test_engines.py", "test_overlapped.py", "test_strategies.py", "test_fit.py", "test_preemption.py"),
     *("test_bench.py", "test_invariance.py", "test_lora.py"),
 }
 """The files that take minutes: begun last, one of them would leave the other process idle."""
+STARTS_A_RUN = {"fit", "over_a_run", "train"}
+"""The fixtures whose tests are marked `run`."""
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what needs a SLURM or much time, unless its marker is asked for; the longest files first."""
+    """Mark what starts a run; leave out what needs SLURM or much time, unless asked for; long files first."""
+    for item in items:
+        if STARTS_A_RUN.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.run)
     items.sort(key=lambda item: item.path.name not in BEGUN_FIRST)
     for marker in {"slow", "slurm"} - set(config.option.markexpr.split()):
         left_out = {item for item in items if item.get_closest_marker(marker)}
@@ -62,23 +65,29 @@ def tiny_untied_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def fit(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Runs `grpo_pl fit` on configs/tiny.yaml in this process and returns the run's folder.
+    """Runs `grpo_pl fit` on configs/tiny.yaml and returns the run's folder.
 
-    Arguments are those of the command line. `root` is the run's folder, a new one where it is not given.
+    Arguments are those of the command line. `root` is the run's folder, a new one where it is not given. One
+    rank runs in this process; of several each is a forked process.
     """
     import torch
+    from helpers.commands import command
 
-    from grpo_pl.__main__ import main
-
-    def run(*arguments: object, root: Path | None = None, pretrained: Path = tiny_model) -> Path:
+    def run(
+        *arguments: object, root: Path | None = None, pretrained: Path = tiny_model, ranks: int = 1
+    ) -> Path:
         root = root or tmp_path_factory.mktemp("fit") / "run"
-        command = ["fit", "--config", ROOT / "configs" / "tiny.yaml", "--pretrained", pretrained]
-        command += ["--trainer.default_root_dir", root, *arguments]
+        words = ["--config", TINY, "--pretrained", pretrained, "--trainer.default_root_dir", root]
+        if ranks > 1:
+            from helpers.rank_runs import run_ranks
+
+            run_ranks([*words, "--trainer.devices", ranks, *arguments], ranks, root.parent)
+            return root
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # faster for a model this small, above all on a busy machine
         try:
             with patch.dict(os.environ):  # or the LOCAL_RANK of Lightning stays: the next run waits for ranks
-                main([str(word) for word in command])
+                command("fit", *words, *arguments)
         finally:
             torch.set_num_threads(threads)
         return root
@@ -86,74 +95,33 @@ def fit(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[
     return run
 
 
-@pytest.fixture(scope="session")
-def fit_on(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Runs `grpo_pl fit` as `fit` does, on so many ranks, each a forked process."""
-    from helpers.rank_runs import run_ranks
-
-    def run(ranks: int, *arguments: object, root: Path | None = None, pretrained: Path = tiny_model) -> Path:
-        root = root or tmp_path_factory.mktemp("ranks") / "run"
-        command = ["--config", ROOT / "configs" / "tiny.yaml", "--pretrained", pretrained]
-        command += ["--trainer.default_root_dir", root, "--trainer.devices", ranks, *arguments]
-        run_ranks(ranks, [str(word) for word in command], root.parent)
-        return root
-
-    return run
-
-
 @pytest.fixture
-def refused(fit: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Runs `grpo_pl fit` as `fit` does, with a mistake in it, and returns the sentence it is refused with."""
-    from helpers.run_results import said
+def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Calls what must be refused, with its arguments, and returns the sentence; the exit code is 2."""
+    from helpers.commands import refusal_in
 
-    def run(*arguments: object) -> str:
+    def call(run: Callable[..., object], *arguments: object, **options: object) -> str:
         with pytest.raises(SystemExit) as end:
-            fit(*arguments)
+            run(*arguments, **options)
         assert end.value.code == 2
-        return said(capsys)
+        return refusal_in(capsys.readouterr().err)
 
-    return run
+    return call
 
 
 @pytest.fixture
-def stopped(fit: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Runs `grpo_pl fit` to the end that a guard or an alarm makes of it, and returns the last sentence."""
+def stopped(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Calls what a guard or an alarm must end, and returns the last sentence; the exit code is 1."""
 
-    def run(*arguments: object, root: Path | None = None) -> str:
+    def call(run: Callable[..., object], *arguments: object, **options: object) -> str:
         with pytest.raises(SystemExit) as end:
-            fit(*arguments, root=root)
+            run(*arguments, **options)
         assert end.value.code == 1
         *_, last = capsys.readouterr().err.splitlines()
         assert last.startswith("grpo_pl: stopped: ")
         return last
 
-    return run
-
-
-@pytest.fixture
-def ranks(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Runs `grpo_pl fit` on configs/tiny.yaml in several processes and returns the run's folder."""
-
-    def run(count: int, *arguments: object, root: Path | None = None, pretrained: Path = tiny_model) -> Path:
-        root = root or tmp_path_factory.mktemp("ranks") / "run"
-        command = [
-            *(sys.executable, "-m", "grpo_pl", "fit", "--config", ROOT / "configs" / "tiny.yaml"),
-            *("--pretrained", pretrained, "--trainer.default_root_dir", root, "--trainer.devices", count),
-            *arguments,
-        ]
-        path = os.pathsep.join((str(ROOT), str(ROOT / "tests")))
-        done = subprocess.run(
-            [str(word) for word in command],
-            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path},
-            capture_output=True,
-            text=True,
-            timeout=500,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-        return root
-
-    return run
+    return call
 
 
 @pytest.fixture(scope="session")
@@ -205,38 +173,27 @@ def weightless(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 @pytest.fixture
-def refusal(weightless: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Runs a command that must be refused and checks that its sentence matches.
+def over_a_run(weightless: Path, tmp_path: Path) -> Callable[..., None]:
+    """Runs a command on configs/tiny.yaml where an earlier run stands, and checks that this is left alone.
 
-    `{here}` in the arguments is a folder of the test's own. The run's folder holds an earlier run. `started`
-    says that the refusal comes from a run that has begun, which has moved that one aside.
+    The arguments are one string, in which `{here}` is a folder of the test's own. `started` says that the run
+    itself begins, which moves the earlier one aside.
     """
-    from helpers.run_results import said
+    from helpers.commands import command
 
-    from grpo_pl.__main__ import main
-
-    def run(
-        arguments: str,
-        sentence: str,
-        command: str = "fit",
-        pretrained: Path = weightless,
-        started: bool = False,
-    ) -> str:
+    def run(arguments: str, name: str = "fit", pretrained: Path = weightless, started: bool = False) -> None:
         folder = tmp_path / "run"
-        for name, text in EARLIER_RUN.items():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_text(text)
-        base = ["--config", str(ROOT / "configs" / "tiny.yaml"), "--pretrained", str(pretrained)]
+        for file, text in EARLIER_RUN.items():
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            (folder / file).write_text(text)
         words = shlex.split(arguments.replace("{here}", str(tmp_path)))
-        with pytest.raises(SystemExit) as end:
-            main([command, *base, "--trainer.default_root_dir", str(folder), *words])
-        assert end.value.code == 2
-        text = said(capsys)
-        assert re.search(sentence, text), text
-        if not started:
-            assert {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()} == set(EARLIER_RUN)
-            assert all((folder / name).read_text() == content for name, content in EARLIER_RUN.items())
-            assert not (tmp_path / "run.1").exists()
-        return text
+        base = ("--config", TINY, "--pretrained", pretrained, "--trainer.default_root_dir", folder)
+        try:
+            command(name, *base, *words)
+        finally:
+            if not started:
+                files = (path for path in folder.rglob("*") if path.is_file())
+                assert {str(path.relative_to(folder)): path.read_text() for path in files} == EARLIER_RUN
+                assert not (tmp_path / "run.1").exists()
 
     return run

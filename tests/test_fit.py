@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.commands import Fit, Refused
 from helpers.repository import ROOT
-from helpers.run_results import NO_VALIDATION, Fit, Refused, column, rows, saved, untimed
+from helpers.run_results import NO_VALIDATION, column, rows, saved, untimed
 
 from grpo_pl.__main__ import main
 from grpo_pl.module import PolicyOptimization
@@ -155,8 +156,8 @@ def test_the_frozen_reference_is_in_no_checkpoint(fit: Fit) -> None:
 
 
 @pytest.mark.parametrize("precision", ["bf16-true", "16-true"])
-def test_weights_in_half_precision_are_refused(refused: Refused, precision: str) -> None:
-    assert "bf16-mixed" in refused("--trainer.precision", precision)
+def test_weights_in_half_precision_are_refused(fit: Fit, refused: Refused, precision: str) -> None:
+    assert "bf16-mixed" in refused(fit, "--trainer.precision", precision)
 
 
 VLLM = (

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from helpers.run_results import NO_VALIDATION, Fit, Refused, Stopped, column, rows
+from helpers.commands import Fit, Refused, Stopped
+from helpers.run_results import NO_VALIDATION, column, rows
 
 from grpo_pl.callbacks.alarm_rules import (
     Alarm,
@@ -188,9 +189,9 @@ def test_an_onset_is_said_once_also_where_the_run_is_resumed(
     assert column(folder, "alarm/always") == [0, 1, 1, 1]
 
 
-def test_an_alarm_may_end_the_run(stopped: Stopped, tmp_path: Path) -> None:
+def test_an_alarm_may_end_the_run(fit: Fit, stopped: Stopped, tmp_path: Path) -> None:
     ending = ("--alarms.all_truncated.window", 2, "--alarms.all_truncated.stop", "true")
-    said = stopped(*ending, *QUIET, root=tmp_path / "run")
+    said = stopped(fit, *ending, *QUIET, root=tmp_path / "run")
     assert "alarm all_truncated in iteration 2: rollout/truncated was at least 100% in 2 iterations" in said
     assert "data.sampling.max_tokens" in said
     assert column(tmp_path / "run", "alarm/all_truncated") == [0, 1]
@@ -213,6 +214,6 @@ def test_an_alarm_may_be_left_out(fit: Fit) -> None:
     ],
 )
 def test_a_wrong_setting_is_refused_by_its_key(
-    refused: Refused, arguments: tuple[object, ...], sentence: str
+    fit: Fit, refused: Refused, arguments: tuple[object, ...], sentence: str
 ) -> None:
-    assert sentence in refused(*arguments)
+    assert sentence in refused(fit, *arguments)

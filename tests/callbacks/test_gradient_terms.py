@@ -6,7 +6,8 @@ from pathlib import Path
 import lightning.pytorch as pl
 import pytest
 import torch
-from helpers.run_results import NO_VALIDATION, Fit, Refused, column, rows, same, saved, untimed
+from helpers.commands import Fit, Refused
+from helpers.run_results import NO_VALIDATION, column, rows, same, saved, untimed
 from torch import Tensor, nn
 
 from grpo_pl.callbacks.gradient_terms import PREFIX, measure
@@ -128,13 +129,13 @@ def test_a_step_that_is_not_taken_is_not_measured(fit: Fit) -> None:
 
 
 def test_what_cannot_be_measured_is_refused_before_there_is_a_folder(
-    refused: Refused, tmp_path: Path
+    fit: Fit, refused: Refused, tmp_path: Path
 ) -> None:
     root = ("--trainer.default_root_dir", tmp_path / "run")
     flat = ("--trainer.strategy.class_path", "helpers.cpu_fsdp.CPUFSDPStrategy")
-    sentence = refused(*root, *flat, *EVERY_SECOND)
+    sentence = refused(fit, *root, *flat, *EVERY_SECOND)
     assert "gradient_terms.every=2 cannot be measured with trainer.strategy CPUFSDPStrategy" in sentence
-    assert "gradient_terms.every=0: expected 1 or more" in refused(*root, "--gradient_terms.every", 0)
+    assert "gradient_terms.every=0: expected 1 or more" in refused(fit, *root, "--gradient_terms.every", 0)
     assert not (tmp_path / "run").exists()
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.run_results import NO_VALIDATION, Fit, Ranks, Stopped, callback, column, same, saved, strategy
+from helpers.commands import Fit, Stopped
+from helpers.run_results import NO_VALIDATION, callback, column, same, saved, strategy
 
 from grpo_pl.callbacks.guard import Guard
 from grpo_pl.functional import one_if_finite
@@ -66,9 +67,9 @@ def test_an_infinite_gradient_moves_and_decays_nothing(fit: Fit, fused: str) -> 
 @pytest.mark.parametrize(
     "how", [strategy("ddp"), pytest.param(strategy("fsdp2"), marks=pytest.mark.slow)], ids=["ddp", "fsdp2"]
 )
-def test_what_is_not_finite_on_one_rank_skips_the_step_on_all(ranks: Ranks, how: tuple[str, ...]) -> None:
+def test_what_is_not_finite_on_one_rank_skips_the_step_on_all(fit: Fit, how: tuple[str, ...]) -> None:
     one_rank = ("--data.engine.rank", 1, "--trainer.accumulate_grad_batches", 2)
-    folder = ranks(2, *engine(1), *one_rank, *ONE_STEP, *how, *callback("helpers.faults.Digest"))
+    folder = fit(*engine(1), *one_rank, *ONE_STEP, *how, *callback("helpers.faults.Digest"), ranks=2)
     assert_only_the_second_step_is_lost(folder)
     assert (folder / "digest-0").read_text() == (folder / "digest-1").read_text()
 
@@ -95,10 +96,10 @@ def test_where_all_is_finite_the_guard_changes_no_bit() -> None:
 
 def test_three_lost_steps_in_a_row_end_the_run_wherever_it_was_resumed(fit: Fit, stopped: Stopped) -> None:
     bad = (*engine(1, 2, 3), *ONE_STEP)
-    whole = stopped(*bad, "--trainer.max_epochs", 9)
+    whole = stopped(fit, *bad, "--trainer.max_epochs", 9)
     folder = fit(*bad, "--trainer.max_epochs", 3)
     assert column(folder, "train/skipped_steps") == [0, 1, 1]
-    again = stopped(*bad, "--trainer.max_epochs", 9, "--ckpt_path", "last", root=folder)
+    again = stopped(fit, *bad, "--trainer.max_epochs", 9, "--ckpt_path", "last", root=folder)
     for said in (whole, again):
         assert "in a row: 3 (guard.max_skipped_steps: 3)" in said
         assert "It began in iteration 2, step 1 of 1, with the engine's log-probabilities (1 of " in said
@@ -115,10 +116,10 @@ def test_a_step_between_them_is_a_new_beginning(fit: Fit) -> None:
 
 
 def test_weights_that_are_not_finite_end_the_run_at_once_and_leave_the_checkpoint_of_before(
-    stopped: Stopped, tmp_path: Path
+    fit: Fit, stopped: Stopped, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
-    said = stopped(*callback("helpers.faults.Poison"), "--samples.every", 0, *NO_VALIDATION, root=folder)
+    said = stopped(fit, *callback("helpers.faults.Poison"), "--samples.every", 0, *NO_VALIDATION, root=folder)
     assert "in a row: 1 " in said
     assert "It began in iteration 2, step 1 of 2, with the trained weights, since the step before" in said
     assert "first of policy.language_model.model.embed_tokens.weight" in said
@@ -154,9 +155,9 @@ def test_weights_that_are_not_finite_end_the_run_at_once_and_leave_the_checkpoin
     ids=["learning rate", "reference", "rewards"],
 )
 def test_the_cause_is_named_before_what_follows_from_it(
-    stopped: Stopped, settings: tuple[object, ...], cause: str, advice: str
+    fit: Fit, stopped: Stopped, settings: tuple[object, ...], cause: str, advice: str
 ) -> None:
-    said = stopped(*settings, "--samples.every", 0, *NO_VALIDATION)
+    said = stopped(fit, *settings, "--samples.every", 0, *NO_VALIDATION)
     assert f"with {cause}" in said
     assert said.count("the gradient (of ") == 2 if cause == "the gradient" else 1
     assert f"Try {advice}" in said

@@ -3,10 +3,9 @@
 from pathlib import Path
 
 import pytest
+from helpers.commands import Refused, command
 from helpers.repository import ROOT
-from helpers.run_results import said
 
-from grpo_pl.__main__ import main
 from grpo_pl.commands.table import COMMANDS
 
 TINY = str(ROOT / "configs" / "tiny.yaml")
@@ -51,43 +50,39 @@ def _in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def answer(capsys: pytest.CaptureFixture[str], command: str, *words: str) -> str:
-    with pytest.raises(SystemExit) as end:
-        main([command, *NEEDED[command], *words])
-    assert end.value.code == 2
-    return said(capsys)
+def given(name: str, *words: str) -> None:
+    """A command with what it needs, and with a mistake."""
+    command(name, *NEEDED[name], *words)
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_an_unknown_option_is_named(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "--fooo" in answer(capsys, command, "--fooo=1").replace("option fooo", "option --fooo")
+@pytest.mark.parametrize("name", COMMANDS)
+def test_an_unknown_option_is_named(name: str, refused: Refused) -> None:
+    assert "--fooo" in refused(given, name, "--fooo=1").replace("option fooo", "option --fooo")
 
 
-@pytest.mark.parametrize("command", OWN)
-def test_a_missing_value_of_an_own_option_is_named(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    expected = f"{command}: argument {OWN[command]}: expected one argument"
-    assert expected in answer(capsys, command, OWN[command])
+@pytest.mark.parametrize("name", OWN)
+def test_a_missing_value_of_an_own_option_is_named(name: str, refused: Refused) -> None:
+    expected = f"{name}: argument {OWN[name]}: expected one argument"
+    assert expected in refused(given, name, OWN[name])
 
 
-@pytest.mark.parametrize("command", CONFIGURED)
-def test_a_missing_value_of_an_option_of_fit_is_named(
-    command: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert "--pretrained" in answer(capsys, command, "--pretrained")
+@pytest.mark.parametrize("name", CONFIGURED)
+def test_a_missing_value_of_an_option_of_fit_is_named(name: str, refused: Refused) -> None:
+    assert "--pretrained" in refused(given, name, "--pretrained")
 
 
-@pytest.mark.parametrize("command", CONFIGURED)
-def test_a_config_that_does_not_exist_is_named(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "there is no file" in answer(capsys, command, "--config", "no/such.yaml")
+@pytest.mark.parametrize("name", CONFIGURED)
+def test_a_config_that_does_not_exist_is_named(name: str, refused: Refused) -> None:
+    assert "there is no file" in refused(given, name, "--config", "no/such.yaml")
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_an_option_of_another_command_is_named(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    other = "--gpus-per-node=2" if command != "submit" else "--jobs=2"
-    assert other.partition("=")[0].strip("-") in answer(capsys, command, other)
+@pytest.mark.parametrize("name", COMMANDS)
+def test_an_option_of_another_command_is_named(name: str, refused: Refused) -> None:
+    other = "--gpus-per-node=2" if name != "submit" else "--jobs=2"
+    assert other.partition("=")[0].strip("-") in refused(given, name, other)
 
 
-@pytest.mark.parametrize("command", ["bench", "check-invariance", "plan", "reward-data", "rollout"])
-def test_a_config_of_another_job_is_refused(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    answered = answer(capsys, command, "--job", "reward_model")
-    assert f"job: {command} knows the job policy alone" in answered
+@pytest.mark.parametrize("name", ["bench", "check-invariance", "plan", "reward-data", "rollout"])
+def test_a_config_of_another_job_is_refused(name: str, refused: Refused) -> None:
+    answered = refused(given, name, "--job", "reward_model")
+    assert f"job: {name} knows the job policy alone" in answered

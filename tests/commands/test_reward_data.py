@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.commands import Refused
 from helpers.repository import ROOT
 
 from grpo_pl.__main__ import main
@@ -131,9 +132,6 @@ def test_an_unverifiable_response_is_in_no_pair() -> None:
     ],
 )
 def test_a_mistake_is_answered_in_one_sentence(
-    make: Make, kind: str, arguments: tuple[str, ...], sentence: str, capsys: pytest.CaptureFixture[str]
+    make: Make, kind: str, arguments: tuple[str, ...], sentence: str, refused: Refused
 ) -> None:
-    with pytest.raises(SystemExit) as refused:
-        make(kind, *arguments)
-    assert refused.value.code == 2
-    assert sentence in capsys.readouterr().err.strip().splitlines()[-1]
+    assert sentence in refused(make, kind, *arguments)

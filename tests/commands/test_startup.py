@@ -1,16 +1,13 @@
 """What a command imports, and what it leaves alone until it is needed."""
 
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from helpers.commands import Refused, command, process
 from helpers.repository import ROOT
-from helpers.run_results import said
 
-from grpo_pl.__main__ import main
 from grpo_pl.commands.fit.command import parsers_help
 from grpo_pl.config import cli, option_names
 
@@ -78,11 +75,6 @@ OPEN = (
 )
 
 
-def python(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    words = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=300)
-
-
 @pytest.fixture
 def words(tmp_path: Path) -> dict[str, Path]:
     (tmp_path / "empty.yaml").touch()
@@ -106,7 +98,7 @@ def _names_are_kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.mark.parametrize("command", WITHOUT_TORCH)
 def test_what_needs_no_torch_is_answered_without_it(command: str, words: dict[str, Path]) -> None:
     heavy = ",".join((*HEAVY, "torch", "lightning", "jsonargparse"))
-    done = python(LEFT_ALONE, heavy, *command.format(**words).split())
+    done = process("-c", LEFT_ALONE, heavy, *command.format(**words).split())
     assert WITHOUT_TORCH[command] in done.stdout + done.stderr
     assert done.stdout.splitlines()[-1].strip() == "imported:"
 
@@ -114,7 +106,7 @@ def test_what_needs_no_torch_is_answered_without_it(command: str, words: dict[st
 @pytest.mark.parametrize("command", WITH_TORCH)
 def test_a_config_is_refused_without_the_libraries_of_a_run(command: str, words: dict[str, Path]) -> None:
     heavy = [name for name in HEAVY if name != "matplotlib.pyplot"]  # torchmetrics has it for Lightning
-    done = python(LEFT_ALONE, ",".join(heavy), *command.format(**words).split())
+    done = process("-c", LEFT_ALONE, ",".join(heavy), *command.format(**words).split())
     assert re.search(WITH_TORCH[command], done.stderr)
     assert done.stdout.splitlines()[-1].strip() == "imported:"
 
@@ -127,29 +119,22 @@ from torchmetrics.text import BERTScore
 assert issubclass(BERTScore, Metric) and issubclass(torchmetrics.Accuracy, torchmetrics.Metric)
 assert torchmetrics.Metric is Metric and torchmetrics.functional.accuracy
 print(torchmetrics.__version__)"""
-    done = python(code)
+    done = process("-c", code)
     assert done.stdout, done.stderr
-
-
-def answer(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    with pytest.raises(SystemExit) as end:
-        main(arguments)
-    assert end.value.code == 2
-    return said(capsys)
 
 
 @pytest.mark.parametrize("wrong", [*MISSPELT, *MISSPELT_KEYS])
 def test_a_misspelt_option_is_answered_as_the_parser_does(
-    wrong: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    wrong: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Refused
 ) -> None:
     (tmp_path / "own.yaml").write_text(wrong)
     more = wrong.split() if wrong in MISSPELT else ["--config", str(tmp_path / "own.yaml")]
     arguments = ["fit", *([] if "--job" in more else ["--config", str(TINY)]), *more]
     with monkeypatch.context() as patch:
         patch.setattr(cli, "CLI", lambda *_: None)
-        quick = answer(arguments, capsys)
+        quick = refused(command, *arguments)
     monkeypatch.setattr(option_names, "kept", lambda _: {})
-    assert answer(arguments, capsys) == quick
+    assert refused(command, *arguments) == quick
 
 
 @pytest.mark.parametrize("words", OPEN)
@@ -159,9 +144,9 @@ def test_what_depends_on_a_component_is_left_to_the_parser(words: str) -> None:
 
 @pytest.mark.parametrize("config", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
 def test_no_config_of_ours_is_refused_by_its_names(config: Path) -> None:
-    for command in ("fit", "validate"):
+    for name in ("fit", "validate"):
         job = "reward_model" if "reward_model.yaml" in config.read_text() else "policy"
-        option_names.check_names(command, ["--job", job, "--config", str(config)])
+        option_names.check_names(name, ["--job", job, "--config", str(config)])
 
 
 def test_help_is_made_once_for_each_width_of_a_terminal(

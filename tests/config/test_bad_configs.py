@@ -4,7 +4,8 @@ import re
 from pathlib import Path
 
 import pytest
-from helpers.refusals import Refusal, cases
+from helpers.commands import OverARun, Refused, command
+from helpers.refusals import cases
 
 LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 10)
@@ -185,10 +186,12 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_wrong_config_file_is_named_with_its_line(name: str, refusal: Refusal, tmp_path: Path) -> None:
+def test_a_wrong_config_file_is_named_with_its_line(
+    name: str, refused: Refused, over_a_run: OverARun, tmp_path: Path
+) -> None:
     content, sentence = FILES[name]
     (tmp_path / "config.yaml").write_bytes(content)
-    refusal("--config {here}/config.yaml", sentence.replace("?", r"\?"))
+    assert re.search(sentence.replace("?", r"\?"), refused(over_a_run, "--config {here}/config.yaml"))
 
 
 QUICK = (
@@ -213,26 +216,19 @@ QUICK = (
 
 @pytest.mark.parametrize("name", cases(ARGUMENTS, *QUICK))
 def test_a_wrong_setting_is_refused_before_a_model_is_loaded(
-    name: str, refusal: Refusal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, refused: Refused, over_a_run: OverARun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments, sentence = ARGUMENTS[name]
     (tmp_path / "file").write_text("no folder")
     (tmp_path / "failing_module.py").write_text("raise RuntimeError('not today')")
     (tmp_path / "exiting_module.py").write_text("raise SystemExit(7)")
     monkeypatch.syspath_prepend(tmp_path)
-    refusal(arguments, sentence)
+    assert re.search(sentence, refused(over_a_run, arguments))
 
 
 @pytest.mark.parametrize("words", COMMANDS)
-def test_a_wrong_command_names_the_right_ones(words: str, capsys: pytest.CaptureFixture[str]) -> None:
-    from helpers.run_results import said
-
-    from grpo_pl.__main__ import main
-
-    with pytest.raises(SystemExit) as end:
-        main(words.split())
-    assert end.value.code == 2
-    assert re.search(COMMANDS[words], said(capsys))
+def test_a_wrong_command_names_the_right_ones(words: str, refused: Refused) -> None:
+    assert re.search(COMMANDS[words], refused(command, *words.split()))
 
 
 def test_a_byte_order_mark_is_no_mistake(tmp_path: Path) -> None:

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
+from helpers.commands import Refused
 from helpers.repository import ROOT
-from helpers.run_results import said
 
 from grpo_pl.commands.ablate.study import read_study
 from grpo_pl.config.by_name import own_config, with_config_files
@@ -74,13 +74,11 @@ def test_nothing_outside_of_configs_is_meant_by_a_name(name: str) -> None:
     ],
 )
 def test_a_wrong_name_is_answered_with_the_nearest(
-    wrong: str, right: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    wrong: str, right: str, tmp_path: Path, refused: Refused
 ) -> None:
     (tmp_path / "mine.yaml").touch()
-    with pytest.raises(SystemExit) as end:
-        list(with_config_files(["--config", wrong]))
-    assert end.value.code == 2
-    assert said(capsys) == f"grpo_pl: error: config: there is no file {wrong}. Did you mean {right}?"
+    sentence = refused(lambda: list(with_config_files(["--config", wrong])))
+    assert sentence == f"grpo_pl: error: config: there is no file {wrong}. Did you mean {right}?"
 
 
 def test_a_study_names_configs_too_and_its_own_files_come_first(tmp_path: Path) -> None:

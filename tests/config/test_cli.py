@@ -5,11 +5,13 @@ import shlex
 import shutil
 import subprocess
 import sys
+import textwrap
 
 import pytest
 import yaml
+from helpers.commands import command, process
 from helpers.repository import ROOT
-from helpers.run_results import column, rows, said, untimed
+from helpers.run_results import column, rows, untimed
 
 from grpo_pl.__main__ import main
 from grpo_pl.config.sentences import explain
@@ -168,30 +170,24 @@ TABLE = [
 
 @pytest.mark.parametrize(("arguments", "sentence"), TABLE)
 def test_a_mistake_is_answered_by_its_key_and_the_fix(
-    arguments, sentence, files, tiny_model, tmp_path, capsys
+    arguments, sentence, files, tiny_model, tmp_path, refused
 ):
     words = shlex.split(arguments.replace("{files}", str(files)).replace("TINY", str(tiny_model)))
-    with pytest.raises(SystemExit) as end:
-        main(["fit", "--config", str(TINY), "--trainer.default_root_dir", str(tmp_path / "run"), *words])
-    assert end.value.code == 2
-    assert re.search(sentence.replace("?", r"\?"), said(capsys))
+    run = ("fit", "--config", TINY, "--trainer.default_root_dir", tmp_path / "run")
+    assert re.search(sentence.replace("?", r"\?"), refused(command, *run, *words))
     assert not (tmp_path / "run" / "metrics.csv").exists()
 
 
-def test_without_a_config_every_component_that_is_missing_is_named(capsys):
-    with pytest.raises(SystemExit):
-        main(["fit"])
-    text = said(capsys)
+def test_without_a_config_every_component_that_is_missing_is_named(refused):
+    text = refused(command, "fit")
     for key in ("policy", "rewards", "advantage", "loss", "aggregation"):
         assert f"model.{key}" in text
     assert "--config" in text
 
 
-def test_the_commands_are_fit_and_validate(capsys):
+def test_the_commands_are_fit_and_validate(refused):
     for arguments in ([], ["fti"]):
-        with pytest.raises(SystemExit):
-            main(arguments)
-        text = said(capsys)
+        text = refused(command, *arguments)
         assert "fit" in text
         assert "validate" in text
         assert "predict" not in text
@@ -201,11 +197,8 @@ def test_a_message_that_is_not_understood_is_still_one_line():
     assert explain("Something\n  - quite\n\nnew", {}) == "Something quite new"
 
 
-def test_a_reward_that_raises_shows_the_sample(fit, capsys):
-    with pytest.raises(SystemExit) as end:
-        fit("--model.rewards", reward("boom"))
-    assert end.value.code == 2
-    text = said(capsys)
+def test_a_reward_that_raises_shows_the_sample(fit, refused):
+    text = refused(fit, "--model.rewards", reward("boom"))
     for part in (
         "'mine'",
         "KeyError",
@@ -229,10 +222,7 @@ def test_a_reward_that_abstains_where_it_fails_does_not_stop_the_run(fit):
 
 
 def test_a_process_ends_with_code_2_and_one_sentence():
-    done = subprocess.run(
-        [sys.executable, "-m", "grpo_pl", "fit", "--config", TINY, "--trainer.epochs", "3"],
-        cwd=ROOT, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+    done = process("-m", "grpo_pl", "fit", "--config", TINY, "--trainer.epochs", 3)
     assert done.returncode == 2
     assert done.stdout == ""
     assert re.fullmatch(
@@ -253,22 +243,11 @@ def test_threads_that_wait_leave_the_core_to_others_unless_told_otherwise(said, 
     assert done.stdout.split() == [spins, "False"], done.stderr
 
 
-def test_a_hub_name_that_cannot_be_reached_is_named(tmp_path, monkeypatch, capsys):
+def test_a_hub_name_that_cannot_be_reached_is_named(tmp_path, monkeypatch, refused):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(SystemExit) as end:
-        main(
-            [
-                "fit",
-                "--config",
-                str(TINY),
-                "--pretrained",
-                "nobody/none",
-                "--trainer.default_root_dir",
-                str(tmp_path),
-            ]
-        )
-    assert end.value.code == 2
-    assert re.search("pretrained=nobody/none could not be loaded .*: give a complete .* folder", said(capsys))
+    words = ("--config", TINY, "--pretrained", "nobody/none", "--trainer.default_root_dir", tmp_path)
+    sentence = refused(command, "fit", *words)
+    assert re.search("pretrained=nobody/none could not be loaded .*: give a complete .* folder", sentence)
 
 
 def test_a_cache_beyond_the_memory_is_refused_before_vllm_is_imported(tiny_model, tmp_path):
@@ -282,10 +261,7 @@ def test_a_cache_beyond_the_memory_is_refused_before_vllm_is_imported(tiny_model
     """
     arguments = ["--config", TINY, "--pretrained", tiny_model, "--trainer.default_root_dir", tmp_path]
     engine = ["--data.engine", "VLLMEngine", "--data.engine.kv_cache_gib", 100000]
-    done = subprocess.run(
-        [sys.executable, "-c", re.sub("^ {8}", "", code, flags=re.M), "fit", *map(str, arguments + engine)],
-        cwd=ROOT, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+    done = process("-c", textwrap.dedent(code), "fit", *arguments, *engine)
     assert done.returncode == 2
     assert re.fullmatch(
         r"grpo_pl: error: data.engine.kv_cache_gib=100000 is more than .*: set it lower\n", done.stderr

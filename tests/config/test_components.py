@@ -1,10 +1,8 @@
 """Components are found in their folders: a new file is enough."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
+from helpers.commands import process
 from helpers.repository import ROOT
 
 from grpo_pl.config.components import COMPONENTS
@@ -29,28 +27,21 @@ main(sys.argv[2:])
 """
 
 
-def python(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """What a new process does with the code."""
-    return subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
 def test_a_reward_in_a_new_file_goes_by_its_short_name(tmp_path: Path) -> None:
     (tmp_path / "kind.py").write_text(NEW_REWARD)
     config = ROOT / "configs" / "tiny.yaml"
-    done = python(LOOK, tmp_path, "fit", "--config", config, "--model.rewards", "{a: Kind}", "--print_config")
+    done = process(
+        "-c", LOOK, tmp_path, "fit", "--config", config, "--model.rewards", "{a: Kind}", "--print_config"
+    )
     assert done.returncode == 0, done.stderr
     assert "class_path: grpo_pl.rewards.kind.Kind" in done.stdout
 
 
 def test_the_search_imports_no_library_that_is_optional_or_slow() -> None:
     heavy = {"vllm", "math_verify", "peft", "datasets", "reasoning_gym", "matplotlib", "pandas"}
-    done = python(f"import sys, grpo_pl.config.components; print(sorted({heavy} & sys.modules.keys()))")
+    done = process(
+        "-c", f"import sys, grpo_pl.config.components; print(sorted({heavy} & sys.modules.keys()))"
+    )
     assert done.stdout.strip() == "[]", done.stderr
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import yaml
+from helpers.commands import NO_TRACES
 from helpers.repository import ROOT
-from helpers.run_results import NO_TRACES
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 

@@ -1,9 +1,10 @@
 """The `config.yaml` of a run of an older version: it loads, or one sentence says which version wrote it."""
 
+import re
 from pathlib import Path
 
 import pytest
-from helpers.refusals import Refusal
+from helpers.commands import OverARun, Refused
 from helpers.repository import ROOT
 
 from grpo_pl.__main__ import main
@@ -13,13 +14,14 @@ OLD = ROOT / "tests" / "config" / "run_of_0.1.0.yaml"
 
 
 def test_a_class_that_has_moved_is_named_with_its_new_place_and_the_version_that_wrote_it(
-    refusal: Refusal,
+    refused: Refused,
+    over_a_run: OverARun,
 ) -> None:
-    refusal(
-        f"--config {OLD}",
+    expected = (
         r"error: model\.kl: there is no grpo_pl\.regularizers\.KLInLoss; write grpo_pl\.losses\.kl\.KLInLoss "
-        r"\(grpo_pl 0\.1\.0 wrote .*run_of_0\.1\.0\.yaml, and this is ",
+        r"\(grpo_pl 0\.1\.0 wrote .*run_of_0\.1\.0\.yaml, and this is "
     )
+    assert re.search(expected, refused(over_a_run, f"--config {OLD}"))
 
 
 def test_the_rest_of_it_loads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -38,5 +40,7 @@ def test_the_rest_of_it_loads(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         ("grpo_pl.regularizers.Nothing", r"there is no grpo_pl\.regularizers\.Nothing$"),
     ],
 )
-def test_a_class_that_is_nowhere_is_answered_by_the_nearest(path: str, answer: str, refusal: Refusal) -> None:
-    refusal(f"--model.kl {path}", rf"error: model\.kl: {answer}")
+def test_a_class_that_is_nowhere_is_answered_by_the_nearest(
+    path: str, answer: str, refused: Refused, over_a_run: OverARun
+) -> None:
+    assert re.search(rf"error: model\.kl: {answer}", refused(over_a_run, f"--model.kl {path}"))

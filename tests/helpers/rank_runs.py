@@ -31,10 +31,10 @@ def rank(number: int, count: int, port: int, log: Path, arguments: Sequence[str]
     main(["fit", *arguments])
 
 
-def run_ranks(count: int, arguments: Sequence[str], logs: Path) -> None:
+def run_ranks(arguments: Sequence[object], count: int, logs: Path) -> None:
     """Run `grpo_pl fit` in so many processes; they end with the first that fails."""
-    codes, said = run_each([arguments] * count, logs)
-    assert codes == [0] * count, said
+    codes, output = run_each([[str(word) for word in arguments]] * count, logs)
+    assert codes == [0] * count, output
 
 
 def run_each(arguments: Sequence[Sequence[str]], logs: Path) -> tuple[list[int | None], str]:

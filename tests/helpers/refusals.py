@@ -1,12 +1,9 @@
 """What the tables of wrong input share."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
-
-Refusal = Callable[..., str]
-"""The fixture `refusal`."""
 
 
 def cases(table: Iterable[str], *by_default: str) -> list[Any]:

@@ -1,29 +1,16 @@
-"""What a run of the command line leaves behind: numbers, weights, and the sentence it was refused with."""
+"""Arguments of runs that several tests share, and what a run leaves behind: numbers and weights."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from helpers.repository import ROOT
 
 from grpo_pl.runs.layout import read_metrics
 
-Fit = Callable[..., Path]
-"""The fixture `fit`."""
-FitOn = Callable[..., Path]
-"""The fixture `fit_on`."""
-Refused = Callable[..., str]
-"""The fixture `refused`."""
-Stopped = Callable[..., str]
-"""The fixture `stopped`."""
-Ranks = Callable[..., Path]
-"""The fixture `ranks`."""
 STRATEGIES = ROOT / "configs" / "strategy"
 NO_VALIDATION = ("--trainer.limit_val_batches", "0")
-NO_TRACES = ("Traceback", "usage:", "Union", "Parser key", "<class", "Namespace(", "typing.")
 
 
 def strategy(name: str) -> tuple[str, str]:
@@ -63,13 +50,3 @@ def same(a: Any, b: Any) -> bool:
     if isinstance(a, list):
         return len(a) == len(b) and all(map(same, a, b))
     return torch.equal(a, b) if isinstance(a, torch.Tensor) else bool(a == b)
-
-
-def said(capsys: pytest.CaptureFixture[str]) -> str:
-    """What a refused command wrote: one sentence and nothing else."""
-    lines = capsys.readouterr().err.splitlines()
-    text = "\n".join(line for line in lines if line and "Loading weights" not in line)
-    assert text.startswith("grpo_pl: error: "), text
-    assert "\n" not in text, text
-    assert not [trace for trace in NO_TRACES if trace in text], text
-    return text

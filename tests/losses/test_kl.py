@@ -5,8 +5,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from helpers.commands import Fit, Refused
 from helpers.exact import F64
-from helpers.run_results import NO_VALIDATION, Fit, Refused, untimed
+from helpers.run_results import NO_VALIDATION, untimed
 
 from grpo_pl.losses.entropy import EntropyBonus
 from grpo_pl.losses.kl import AdaptiveCoefficient, KLInLoss, KLInReward
@@ -236,8 +237,8 @@ def test_a_bad_argument_is_refused_with_its_key_and_what_is_expected(
 
 
 @pytest.mark.parametrize("build", [KLInLoss, KLInReward])
-def test_an_unknown_estimator_is_refused_by_the_command_line(build: type, refused: Refused) -> None:
-    said = refused("--model.kl", build.__name__, "--model.kl.estimator", "k4")
+def test_an_unknown_estimator_is_refused_by_the_command_line(build: type, fit: Fit, refused: Refused) -> None:
+    said = refused(fit, "--model.kl", build.__name__, "--model.kl.estimator", "k4")
     assert "model.kl.estimator: expected one of 'k1', 'k2', 'k3', got k4" in said
 
 

@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
+from helpers.commands import Fit
 from helpers.exact import F64, few
 from helpers.feedbacks import feedback
-from helpers.run_results import Fit
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -3,7 +3,8 @@
 import logging
 
 import pytest
-from helpers.run_results import NO_VALIDATION, Fit, Refused, column, same, saved
+from helpers.commands import Fit, Refused, Stopped
+from helpers.run_results import NO_VALIDATION, column, same, saved
 
 from grpo_pl.losses import Reinforce
 from grpo_pl.losses.objective import all_terms
@@ -24,12 +25,14 @@ def test_a_term_of_ones_own_is_learned_from_logged_and_measured_as_the_others_ar
 
 
 def test_a_term_that_is_not_finite_is_named_with_its_own_advice(
-    fit: Fit, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+    fit: Fit, stopped: Stopped, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with caplog.at_level(logging.WARNING), pytest.raises(SystemExit):
-        fit(*ONE, "--model.terms.pull", "helpers.own_term.Broken", "--guard.max_skipped_steps", 1)
+    with caplog.at_level(logging.WARNING):
+        sentence = stopped(
+            fit, *ONE, "--model.terms.pull", "helpers.own_term.Broken", "--guard.max_skipped_steps", 1
+        )
     assert "not finite: the pull (" in caplog.text
-    assert "Try a lower model.terms.pull.coefficient." in capsys.readouterr().err
+    assert "Try a lower model.terms.pull.coefficient." in sentence
 
 
 @pytest.mark.parametrize("name", ["kl", "policy", "value", "entropy", "no word"])
@@ -38,5 +41,5 @@ def test_a_term_cannot_have_the_name_of_another(name: str) -> None:
         all_terms({name: Reinforce()}, policy=Reinforce(), kl=None, entropy=None, value=None)
 
 
-def test_a_term_that_does_not_exist_is_refused_in_one_sentence(refused: Refused) -> None:
-    assert "model.terms.pull" in refused("--model.terms.pull", "helpers.own_term.Pul")
+def test_a_term_that_does_not_exist_is_refused_in_one_sentence(fit: Fit, refused: Refused) -> None:
+    assert "model.terms.pull" in refused(fit, "--model.terms.pull", "helpers.own_term.Pul")

@@ -1,6 +1,7 @@
 """Model folders and checkpoints that are damaged, incomplete, or another's; rewards that give no number."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -8,8 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.refusals import Refusal, cases
-from helpers.run_results import Fit, rows, saved
+from helpers.commands import Fit, OverARun, Refused
+from helpers.refusals import cases
+from helpers.run_results import rows, saved
 
 NO_VALIDATION = ("--data.val", "null", "--samples.every", 0, "--trainer.max_epochs", 1)
 Edit = Callable[[Path], Any]
@@ -145,12 +147,12 @@ QUICK = (
 
 @pytest.mark.parametrize("name", cases(MODELS, *QUICK))
 def test_a_wrong_model_folder_is_refused(
-    name: str, refusal: Refusal, tiny_model: Path, tmp_path: Path
+    name: str, refused: Refused, over_a_run: OverARun, tiny_model: Path, tmp_path: Path
 ) -> None:
     edit, sentence = MODELS[name]
     shutil.copytree(tiny_model, tmp_path / "model")
     edit(tmp_path / "model")
-    refusal("", sentence, pretrained=tmp_path / "model")
+    assert re.search(sentence, refused(over_a_run, "", pretrained=tmp_path / "model"))
 
 
 def test_a_model_without_pad_and_without_end_runs_and_says_what_is_missing(
@@ -204,41 +206,56 @@ FILES = {
 
 @pytest.mark.parametrize("name", cases(CHECKPOINTS, "of another optimizer", "of no critic", "without loops"))
 def test_a_checkpoint_of_another_run_is_refused(
-    name: str, refusal: Refusal, checkpoint: dict[str, Any], tiny_model: Path, tmp_path: Path
+    name: str,
+    refused: Refused,
+    over_a_run: OverARun,
+    checkpoint: dict[str, Any],
+    tiny_model: Path,
+    tmp_path: Path,
 ) -> None:
     changes, arguments, sentence = CHECKPOINTS[name]
     content = {key: value for key, value in (checkpoint | changes).items() if value is not None}
     torch.save(content, tmp_path / "other.ckpt")
-    refusal(f"--ckpt_path {{here}}/other.ckpt {arguments}", sentence, pretrained=tiny_model)
+    words = f"--ckpt_path {{here}}/other.ckpt {arguments}"
+    assert re.search(sentence, refused(over_a_run, words, pretrained=tiny_model))
 
 
 @pytest.mark.parametrize("command", ["fit", "validate"])
 def test_a_checkpoint_of_another_model_is_refused(
-    command: str, refusal: Refusal, checkpoint: dict[str, Any], tiny_model: Path, tmp_path: Path
+    command: str,
+    refused: Refused,
+    over_a_run: OverARun,
+    checkpoint: dict[str, Any],
+    tiny_model: Path,
+    tmp_path: Path,
 ) -> None:
     weights = {name: torch.zeros(2, 2) for name in checkpoint["state_dict"]}
     torch.save(checkpoint | {"state_dict": weights}, tmp_path / "other.ckpt")
     sentence = r"of another model: its policy.* has the shape \[2, 2\] instead of"
-    refusal("--ckpt_path {here}/other.ckpt", sentence, command=command, pretrained=tiny_model)
+    answer = refused(over_a_run, "--ckpt_path {here}/other.ckpt", name=command, pretrained=tiny_model)
+    assert re.search(sentence, answer)
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_file_that_is_no_checkpoint_is_refused_before_a_model_is_loaded(
-    name: str, refusal: Refusal, checkpoint: dict[str, Any], tmp_path: Path
+    name: str, refused: Refused, over_a_run: OverARun, checkpoint: dict[str, Any], tmp_path: Path
 ) -> None:
     content, sentence = FILES[name]
     torch.save(checkpoint, tmp_path / "other.ckpt")
     whole = (tmp_path / "other.ckpt").read_bytes()
     (tmp_path / "other.ckpt").write_bytes(whole[: len(whole) // 2] if content is None else content)
-    refusal("--ckpt_path {here}/other.ckpt", sentence)
+    assert re.search(sentence, refused(over_a_run, "--ckpt_path {here}/other.ckpt"))
 
 
 NO_CHECKPOINT = "best", "hpc", "registry", "''", "s3://a/b", "{here}", "{here}/none.ckpt"
 
 
 @pytest.mark.parametrize("words", cases(NO_CHECKPOINT, "best", "{here}"))
-def test_what_names_no_checkpoint_is_refused_before_a_model_is_loaded(words: str, refusal: Refusal) -> None:
-    refusal(f"--ckpt_path {words}", "ckpt_path=.*(there is no such file|is a folder without meta.pt)")
+def test_what_names_no_checkpoint_is_refused_before_a_model_is_loaded(
+    words: str, refused: Refused, over_a_run: OverARun
+) -> None:
+    expected = "ckpt_path=.*(there is no such file|is a folder without meta.pt)"
+    assert re.search(expected, refused(over_a_run, f"--ckpt_path {words}"))
 
 
 # ---------------------------------------------------------------------------------------------------- rewards
@@ -265,16 +282,14 @@ REWARDS = {
 
 @pytest.mark.parametrize("function", REWARDS, ids=lambda function: function.__name__)
 def test_a_reward_that_gives_no_number_stops_the_run_with_its_sample(
-    function: Callable[..., Any], refusal: Refusal, tiny_model: Path
+    function: Callable[..., Any], refused: Refused, over_a_run: OverARun, tiny_model: Path
 ) -> None:
     reward = {
         "mine": {"class_path": "Function", "init_args": {"function": f"{__name__}.{function.__name__}"}}
     }
-    text = refusal(
-        f"--data.val null --model.rewards '{json.dumps(reward)}'",
-        f"Reward 'mine' failed with {'.*' if function is not says_much else ''}{REWARDS[function]}",
-        pretrained=tiny_model,
-        started=True,
-    )
+    words = f"--data.val null --model.rewards '{json.dumps(reward)}'"
+    text = refused(over_a_run, words, pretrained=tiny_model, started=True)
+    cause = f"{'.*' if function is not says_much else ''}{REWARDS[function]}"
+    assert re.search(f"Reward 'mine' failed with {cause}", text)
     assert "on_error: abstain would skip such samples" in text
     assert len(text) < 1500

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.run_results import NO_VALIDATION, Fit, FitOn, Refused, column, saved, untimed
+from helpers.commands import Fit, Refused
+from helpers.run_results import NO_VALIDATION, column, saved, untimed
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -153,8 +154,8 @@ def test_an_adapter_that_cannot_be_is_refused(tiny_model: Path, arguments: dict,
         LoRA(str(tiny_model), **arguments).build()
 
 
-def test_a_policy_with_adapters_takes_what_one_without_takes(refused: Refused) -> None:
-    said = refused(*ADAPTED, "--model.policy.row_token", "64")
+def test_a_policy_with_adapters_takes_what_one_without_takes(fit: Fit, refused: Refused) -> None:
+    said = refused(fit, *ADAPTED, "--model.policy.row_token", "64")
     assert "Did you mean model.policy.row_tokens?" in said
 
 
@@ -226,11 +227,11 @@ def test_a_resumed_run_ends_like_one_never_stopped(run: Path, fit: Fit) -> None:
     assert all(torch.equal(tensor, state(part)[name]) for name, tensor in state(run).items())
 
 
-def test_two_ranks_toggle_adapters_and_warm_a_critic_up(fit_on: FitOn) -> None:
+def test_two_ranks_toggle_adapters_and_warm_a_critic_up(fit: Fit) -> None:
     """One joint backward, whose gradients every rank expects: of adapters switched off between, too."""
     trunk = ("--model.critic", "TrunkValueHead", "--model.critic.detach", "false", "--model.advantage", "GAE")
     every = ("--trainer.max_epochs", "2", "--checkpoint.save_top_k", "-1", "--model.critic_warmup", "1")
-    folder = fit_on(2, "--trainer.strategy", "ddp", *ADAPTED, *trunk, *every, *NO_VALIDATION)
+    folder = fit("--trainer.strategy", "ddp", *ADAPTED, *trunk, *every, *NO_VALIDATION, ranks=2)
     early, late = sorted((folder / "checkpoints").glob("iteration-*.ckpt"))
     states = [state(folder, path.name) for path in (early, late)]
     warm, done = ({n: t.abs().max() for n, t in one.items() if "lora_B" in n} for one in states)

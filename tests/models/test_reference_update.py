@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.run_results import NO_VALIDATION, Fit, Refused, column, saved, untimed
+from helpers.commands import Fit, Refused
+from helpers.run_results import NO_VALIDATION, column, saved, untimed
 from torch import Tensor, nn
 
 from grpo_pl.models import CausalLM, LoRA
@@ -104,6 +105,6 @@ def test_a_resumed_run_has_the_reference_of_one_never_stopped(fit: Fit, update: 
     ],
 )
 def test_a_reference_that_cannot_move_is_refused_in_one_sentence(
-    refused: Refused, arguments: tuple[str, ...], sentence: str
+    fit: Fit, refused: Refused, arguments: tuple[str, ...], sentence: str
 ) -> None:
-    assert sentence in refused(*arguments, *NO_VALIDATION)
+    assert sentence in refused(fit, *arguments, *NO_VALIDATION)

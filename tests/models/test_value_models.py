@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.run_results import NO_VALIDATION, Fit, Refused, rows, saved, untimed
+from helpers.commands import Fit, Refused
+from helpers.run_results import NO_VALIDATION, rows, saved, untimed
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
@@ -266,6 +267,6 @@ def test_a_critic_that_learns_is_wrong_by_less(fit: Fit) -> None:
     ],
 )
 def test_a_critic_that_cannot_be_meant_is_refused(
-    refused: Refused, arguments: tuple[str, ...], sentence: str
+    fit: Fit, refused: Refused, arguments: tuple[str, ...], sentence: str
 ) -> None:
-    assert sentence in refused(*arguments, *NO_VALIDATION)
+    assert sentence in refused(fit, *arguments, *NO_VALIDATION)

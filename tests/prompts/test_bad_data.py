@@ -1,10 +1,12 @@
 """Wrong data files and chat templates: each is refused with its line, before a model is loaded."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
-from helpers.refusals import Refusal, cases
+from helpers.commands import OverARun, Refused
+from helpers.refusals import cases
 
 GOOD = b'{"question": "What is 2 + 2?", "answer": "4"}\n'
 ANSWER = b', "answer": "4"}\n'
@@ -106,17 +108,19 @@ QUICK = (
 
 
 @pytest.mark.parametrize("name", cases(LINES, *QUICK))
-def test_a_wrong_line_is_named(name: str, refusal: Refusal, tmp_path: Path) -> None:
+def test_a_wrong_line_is_named(name: str, refused: Refused, over_a_run: OverARun, tmp_path: Path) -> None:
     content, sentence = LINES[name]
     (tmp_path / "data.jsonl").write_bytes(content)
-    refusal(f"{JSONL} {{here}}/data.jsonl", sentence)
+    assert re.search(sentence, refused(over_a_run, f"{JSONL} {{here}}/data.jsonl"))
 
 
 @pytest.mark.parametrize("name", cases(TABLES, "junk.parquet", "empty.jsonl"))
-def test_a_wrong_table_is_named(name: str, refusal: Refusal, tmp_path: Path) -> None:
+def test_a_wrong_table_is_named(name: str, refused: Refused, over_a_run: OverARun, tmp_path: Path) -> None:
     content, sentence = TABLES[name]
     (tmp_path / name).write_bytes(content)
-    assert name in refusal(f"{TABLE} {{here}}/{name}", sentence)
+    answer = refused(over_a_run, f"{TABLE} {{here}}/{name}")
+    assert re.search(sentence, answer)
+    assert name in answer
 
 
 QUICK_ARGUMENTS = (
@@ -128,10 +132,13 @@ QUICK_ARGUMENTS = (
 
 
 @pytest.mark.parametrize("name", cases(ARGUMENTS, *QUICK_ARGUMENTS))
-def test_wrong_data_settings_are_refused(name: str, refusal: Refusal, tmp_path: Path) -> None:
+def test_wrong_data_settings_are_refused(
+    name: str, refused: Refused, over_a_run: OverARun, tmp_path: Path
+) -> None:
     (tmp_path / "good.jsonl").write_bytes(GOOD)
     (tmp_path / "folder").mkdir()
-    refusal(*ARGUMENTS[name])
+    arguments, sentence = ARGUMENTS[name]
+    assert re.search(sentence, refused(over_a_run, arguments))
 
 
 def test_a_byte_order_mark_and_other_line_ends_are_no_mistakes(tmp_path: Path) -> None:

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from helpers.commands import Fit, Refused, Stopped, command
 from helpers.repository import ROOT
-from helpers.run_results import Fit, callback, rows, said, saved
+from helpers.run_results import callback, rows, saved
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from grpo_pl.__main__ import main
@@ -172,17 +173,10 @@ def test_micro_batches_accumulate_to_the_same_step(train: Train) -> None:
     assert losses[0][1]["val/loss"] == pytest.approx(losses[1][1]["val/loss"], rel=1e-4)
 
 
-def test_weights_that_are_not_finite_end_the_training(
-    train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as end:
-        train(
-            "pairs",
-            *callback("helpers.faults.Poison", model="reward_model", iteration=1),
-            root=tmp_path / "run",
-        )
-    assert end.value.code == 1
-    assert "with the trained weights, since the step before (of 1 of " in capsys.readouterr().err
+def test_weights_that_are_not_finite_end_the_training(train: Train, tmp_path: Path, stopped: Stopped) -> None:
+    poison = callback("helpers.faults.Poison", model="reward_model", iteration=1)
+    sentence = stopped(train, "pairs", *poison, root=tmp_path / "run")
+    assert "with the trained weights, since the step before (of 1 of " in sentence
 
 
 ONE_EPOCH = ("--trainer.max_epochs", 1)
@@ -229,19 +223,14 @@ def test_a_refreshed_model_begins_with_the_old_one_and_replays_old_data(
     ],
 )
 def test_a_mistake_is_answered_in_one_sentence(
-    train: Train, arguments: tuple[str, ...], sentence: str, capsys: pytest.CaptureFixture[str]
+    train: Train, arguments: tuple[str, ...], sentence: str, refused: Refused
 ) -> None:
-    with pytest.raises(SystemExit) as refused:
-        train("pairs", *arguments)
-    assert refused.value.code == 2
-    assert sentence in said(capsys)
+    assert sentence in refused(train, "pairs", *arguments)
 
 
-def test_an_unknown_job_is_answered_in_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as refused:
-        main(["fit", "--config", str(CONFIGS / "reward_model.yaml"), "--job", "reward_modell"])
-    assert refused.value.code == 2
-    assert capsys.readouterr().err == (
+def test_an_unknown_job_is_answered_in_one_sentence(refused: Refused) -> None:
+    words = ("fit", "--config", CONFIGS / "reward_model.yaml", "--job", "reward_modell")
+    assert refused(command, *words) == (
         "grpo_pl: error: job: expected one of policy, reward_model, got reward_modell. Did you mean "
-        "reward_model?\n"
+        "reward_model?"
     )

@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
-from helpers.run_results import Fit, Refused
+from helpers.commands import Fit, Refused
 from torch import nn
 
 from grpo_pl.models.builder import Build
@@ -262,11 +262,13 @@ def test_a_run_is_judged(server: Server, fit: Fit) -> None:
     assert all(0 < row["rewards/opinion_abstained"] < 1 for row in rows)
 
 
-def test_a_server_that_is_not_there_is_refused_before_training(server: Server, refused: Refused) -> None:
+def test_a_server_that_is_not_there_is_refused_before_training(
+    server: Server, fit: Fit, refused: Refused
+) -> None:
     nobody = server.url.replace(str(server.server_port), "9")
     assert re.fullmatch(
         rf"grpo_pl: error: model\.rewards\.opinion: the judge at {nobody}/chat/completions does not answer "
         r"\(.*refused.*\): "
         "start the server, or check url, model and api_key_variable",
-        refused(*arguments(nobody)),
+        refused(fit, *arguments(nobody)),
     )

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.commands import Fit, Refused
 from helpers.exact import few
-from helpers.run_results import Fit, Refused
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -150,11 +150,11 @@ def test_a_reward_model_beside_a_rule_is_logged_on_its_own_and_in_no_checkpoint(
     ],
 )
 def test_what_is_no_such_reward_model_is_refused_in_one_sentence(
-    model: str, cls: str, sentence: str, refused: Refused, request: pytest.FixtureRequest
+    model: str, cls: str, sentence: str, fit: Fit, refused: Refused, request: pytest.FixtureRequest
 ) -> None:
     pretrained = str(request.getfixturevalue(model)) if model else ""
-    assert sentence in refused(*added(cls, pretrained=pretrained))
+    assert sentence in refused(fit, *added(cls, pretrained=pretrained))
 
 
-def test_a_reward_model_must_be_named(refused: Refused) -> None:
-    assert "pretrained" in refused(*added("OutcomeRewardModel"))
+def test_a_reward_model_must_be_named(fit: Fit, refused: Refused) -> None:
+    assert "pretrained" in refused(fit, *added("OutcomeRewardModel"))

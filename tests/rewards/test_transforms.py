@@ -8,9 +8,9 @@ from threading import Barrier
 
 import pytest
 import torch
+from helpers.commands import Fit
 from helpers.exact import few
 from helpers.repository import ROOT
-from helpers.run_results import Fit
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.run_results import NO_VALIDATION, Fit, column
+from helpers.commands import Fit
+from helpers.run_results import NO_VALIDATION, column
 
 from grpo_pl.models.loading import load_tokenizer
 from grpo_pl.rollout.dataset import DatasetEngine

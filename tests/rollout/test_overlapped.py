@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.commands import Fit, Refused
 from helpers.repository import ROOT
-from helpers.run_results import NO_VALIDATION, Fit, FitOn, Refused, callback, column, saved, untimed
+from helpers.run_results import NO_VALIDATION, callback, column, saved, untimed
 from test_engines import SAMPLING, Served, mismatch, perturbed, prompts
 
 from grpo_pl.__main__ import main
@@ -154,14 +155,14 @@ def test_shutting_down_does_not_wait_for_what_is_sampled_ahead(
     assert ended.exitcode == -signal.SIGKILL
 
 
-def test_what_the_inner_engine_refuses_arrives_as_its_sentence(refused: Refused) -> None:
+def test_what_the_inner_engine_refuses_arrives_as_its_sentence(fit: Fit, refused: Refused) -> None:
     huge = ("--data.engine.engine", "VLLMEngine", "--data.engine.engine.kv_cache_gib", "100000")
-    assert "data.engine.engine.kv_cache_gib=100000 is more than" in refused(*OVERLAPPED[:4], *huge)
+    assert "data.engine.engine.kv_cache_gib=100000 is more than" in refused(fit, *OVERLAPPED[:4], *huge)
 
 
 @pytest.mark.parametrize(("key", "value"), [("max_staleness", -1), ("threads", 0)])
-def test_a_bound_that_cannot_be_is_refused(refused: Refused, key: str, value: int) -> None:
-    assert f"data.engine.{key}={value}: expected" in refused(*OVERLAPPED, f"--data.engine.{key}", value)
+def test_a_bound_that_cannot_be_is_refused(fit: Fit, refused: Refused, key: str, value: int) -> None:
+    assert f"data.engine.{key}={value}: expected" in refused(fit, *OVERLAPPED, f"--data.engine.{key}", value)
 
 
 # ----------------------------------------------------------------------------------------------------- runs
@@ -203,12 +204,12 @@ def test_versions_lag_by_one_iteration_and_validation_changes_nothing(
     ("bound", "strategy"), [("1", "ddp"), pytest.param("0", "fsdp2", marks=pytest.mark.slow)]
 )
 def test_engines_of_two_ranks_sample_ahead_what_one_does(
-    ahead: Path, fit: Fit, fit_on: FitOn, bound: str, strategy: str
+    ahead: Path, fit: Fit, bound: str, strategy: str
 ) -> None:
     """With bound 0 what no engine samples ahead."""
     one = ahead if bound == "1" else fit(*AHEAD[len(OVERLAPPED) :], *NO_VALIDATION)
     ranks = ("--trainer.strategy", strategy, "--trainer.accumulate_grad_batches", "1")
-    two = fit_on(2, *AHEAD, "--data.engine.max_staleness", bound, *ranks, *NO_VALIDATION)
+    two = fit(*AHEAD, "--data.engine.max_staleness", bound, *ranks, *NO_VALIDATION, ranks=2)
     for here, there in zip(untimed(one), untimed(two), strict=True):
         assert here == pytest.approx(there, abs=1e-4, rel=1e-4)
 
@@ -230,7 +231,7 @@ def test_a_run_whose_engine_is_killed_goes_on_from_its_checkpoint_as_if_it_had_n
     fit: Fit, stopped: Callable[..., str], tmp_path: Path
 ) -> None:
     run, folder = (*OVERLAPPED, *CORRECTED), tmp_path / "run"
-    said = stopped(*run, *callback("helpers.faults.KillEngine"), root=folder)
+    said = stopped(fit, *run, *callback("helpers.faults.KillEngine"), root=folder)
     assert "data.engine: its process has ended with exit code -9 " in said
     assert said.endswith("; the same command continues the run from its last checkpoint")
     assert column(folder, "iteration") == [0, 1]

@@ -3,13 +3,13 @@
 import re
 import shlex
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from helpers.run_results import NO_VALIDATION, Fit, Refused, column, saved, untimed
+from helpers.commands import Fit, OverARun, Refused
+from helpers.run_results import NO_VALIDATION, column, saved, untimed
 
 KEEP = ("--data.keep_rollouts", "true", "--samples.every", "0")
 SAMPLED = ("rollout/reward", "rollout/response_tokens", "rollout/truncated", "rewards/digit")
@@ -83,10 +83,8 @@ def test_what_was_looked_at_and_not_learned_from_is_kept_for_who_asks_again(fit:
 
 
 @pytest.mark.slow
-def test_ranks_keep_a_file_each_that_any_number_of_ranks_reads(
-    fit: Fit, fit_on: Callable[..., Path], kept: Path
-) -> None:
-    two = fit_on(2, *KEEP, *NO_VALIDATION, "--trainer.strategy", "ddp", "--trainer.max_epochs", "1")
+def test_ranks_keep_a_file_each_that_any_number_of_ranks_reads(fit: Fit, kept: Path) -> None:
+    two = fit(*KEEP, *NO_VALIDATION, "--trainer.strategy", "ddp", "--trainer.max_epochs", "1", ranks=2)
     assert sorted(path.name for path in (two / "rollouts").iterdir()) == [
         f"iteration-0001-rank-{n}.parquet" for n in (0, 1)
     ]
@@ -108,19 +106,19 @@ REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_run_that_does_not_fit_the_rollouts_is_refused_before_a_model_is_loaded(
-    name: str, refusal: Callable[..., str], kept: Path
+    name: str, refused: Refused, over_a_run: OverARun, kept: Path
 ) -> None:
     arguments, sentence = REFUSED[name]
-    refusal(shlex.join((*replay(kept / "rollouts"), *arguments)), sentence)
+    assert re.search(sentence, refused(over_a_run, shlex.join((*replay(kept / "rollouts"), *arguments))))
 
 
-def test_rollouts_in_the_runs_own_folder_are_refused(refused: Refused, kept: Path) -> None:
+def test_rollouts_in_the_runs_own_folder_are_refused(fit: Fit, refused: Refused, kept: Path) -> None:
     own: Any = ("--trainer.default_root_dir", kept, *NO_VAL)
-    assert "lies in the folder of this very run" in refused(*replay(kept / "rollouts"), *own)
+    assert "lies in the folder of this very run" in refused(fit, *replay(kept / "rollouts"), *own)
     assert (kept / "rollouts").is_dir()
 
 
-def test_a_second_engine_for_one_that_samples_is_refused(refused: Refused) -> None:
+def test_a_second_engine_for_one_that_samples_is_refused(fit: Fit, refused: Refused) -> None:
     assert "data.val_engine is for a data.engine that does not" in refused(
-        "--data.val_engine", "InProcessEngine"
+        fit, "--data.val_engine", "InProcessEngine"
     )

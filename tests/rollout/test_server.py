@@ -17,8 +17,9 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.commands import Fit, Refused
 from helpers.repository import ROOT
-from helpers.run_results import NO_VALIDATION, Fit, Refused, column
+from helpers.run_results import NO_VALIDATION, column
 from test_engines import Served, mismatch, perturbed, prompts
 
 from grpo_pl.__main__ import main
@@ -380,34 +381,38 @@ def test_ranks_share_servers_and_only_the_first_one_pushes(
 
 
 def test_a_server_that_is_not_there_is_named(
-    refused: Refused, servers: list[Process], run: tuple[str, ...]
+    fit: Fit, refused: Refused, servers: list[Process], run: tuple[str, ...]
 ) -> None:
     nowhere = f"http://127.0.0.1:{free_port()}"
-    said = refused(*run[:2], "--data.engine.urls", json.dumps([servers[0].url, nowhere]))
+    said = refused(fit, *run[:2], "--data.engine.urls", json.dumps([servers[0].url, nowhere]))
     assert f"data.engine: the server at {nowhere} does not answer" in said
 
 
 def test_a_wrong_key_is_refused_and_not_shown(
-    refused: Refused, run: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+    fit: Fit, refused: Refused, run: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OTHER_KEY", "another-key")
-    said = refused(*run, "--data.engine.api_key_variable", "OTHER_KEY")
+    said = refused(fit, *run, "--data.engine.api_key_variable", "OTHER_KEY")
     assert "has another API key than OTHER_KEY" in said
     assert "another-key" not in said
 
 
-def test_a_key_that_is_not_set_is_asked_for(refused: Refused, run: tuple[str, ...]) -> None:
-    said = refused(*run, "--data.engine.api_key_variable", "NO_SUCH_KEY")
+def test_a_key_that_is_not_set_is_asked_for(fit: Fit, refused: Refused, run: tuple[str, ...]) -> None:
+    said = refused(fit, *run, "--data.engine.api_key_variable", "NO_SUCH_KEY")
     assert "data.engine.api_key_variable=NO_SUCH_KEY is not set" in said
 
 
-def test_sequences_longer_than_a_server_reads_are_refused(refused: Refused, run: tuple[str, ...]) -> None:
-    said = refused(*run, "--data.sampling.max_tokens", "64")
+def test_sequences_longer_than_a_server_reads_are_refused(
+    fit: Fit, refused: Refused, run: tuple[str, ...]
+) -> None:
+    said = refused(fit, *run, "--data.sampling.max_tokens", "64")
     assert f"reads {LONGEST} tokens, and data.max_prompt_tokens and data.sampling.max_tokens make 192" in said
 
 
-def test_another_vocabulary_is_refused(refused: Refused, run: tuple[str, ...], smollm: Path) -> None:
-    said = refused(*run, "--data.engine.pretrained", smollm)
+def test_another_vocabulary_is_refused(
+    fit: Fit, refused: Refused, run: tuple[str, ...], smollm: Path
+) -> None:
+    said = refused(fit, *run, "--data.engine.pretrained", smollm)
     assert "has a model with another vocabulary" in said
 
 
@@ -428,23 +433,23 @@ def test_a_folder_that_the_servers_do_not_see_is_refused(
     [("urls", "[]"), ("urls", '["localhost:8000"]'), ("timeout_s", 0), ("max_sequences", 0)],
 )
 def test_settings_that_cannot_be_are_refused(
-    refused: Refused, run: tuple[str, ...], key: str, value: object
+    fit: Fit, refused: Refused, run: tuple[str, ...], key: str, value: object
 ) -> None:
-    assert f"data.engine.{key}=" in refused(*run, f"--data.engine.{key}", value)
+    assert f"data.engine.{key}=" in refused(fit, *run, f"--data.engine.{key}", value)
 
 
 def test_servers_shared_by_engines_that_know_nothing_of_each_other_are_refused(
-    refused: Refused, run: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+    fit: Fit, refused: Refused, run: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     inner = ("--data.engine.engine", *run[1:2], "--data.engine.engine.urls", *run[3:])
-    said = refused("--data.engine", "OverlappedEngine", *inner)
+    said = refused(fit, "--data.engine", "OverlappedEngine", *inner)
     assert "data.engine OverlappedEngine cannot share servers among ranks" in said
 
 
-def test_a_bucket_without_room_is_refused(refused: Refused, run: tuple[str, ...]) -> None:
+def test_a_bucket_without_room_is_refused(fit: Fit, refused: Refused, run: tuple[str, ...]) -> None:
     transfer = ("--data.engine.transfer", "SharedFiles", "--data.engine.transfer.bucket_mib", "0")
-    assert "data.engine.transfer.bucket_mib=0: expected" in refused(*run, *transfer)
+    assert "data.engine.transfer.bucket_mib=0: expected" in refused(fit, *run, *transfer)
 
 
 def test_a_server_as_vllm_starts_it_is_refused(tiny_model: Path, tmp_path: Path) -> None:

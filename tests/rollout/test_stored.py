@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.run_results import Fit, rows, untimed
+from helpers.commands import Fit
+from helpers.run_results import rows, untimed
 from helpers.unsteady import Unsteady
 
 from grpo_pl.models.loading import load_language_model

@@ -10,8 +10,9 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from helpers.commands import Fit, Refused
 from helpers.repository import ROOT
-from helpers.run_results import Fit, FitOn, Refused, callback, column, saved, untimed
+from helpers.run_results import callback, column, saved, untimed
 
 from grpo_pl.runs import slurm_job
 from grpo_pl.runs.checkpoint_io import AtomicCheckpointIO
@@ -89,11 +90,11 @@ AHEAD = ("--data.engine", "OverlappedEngine", "--data.engine.engine", "InProcess
     ],
 )
 def test_a_signal_in_mid_iteration_loses_nothing(
-    start: Start, fit: Fit, fit_on: FitOn, tmp_path: Path,
+    start: Start, fit: Fit, tmp_path: Path,
     number: signal.Signals, whole_group: bool, ranks: int, settings: tuple[str, ...],
 ) -> None:  # fmt: skip
     """Only the run that is stopped needs a command line of its own."""
-    run, settings = fit if ranks == 1 else partial(fit_on, ranks), (*SETTINGS, *settings)
+    run, settings = partial(fit, ranks=ranks), (*SETTINGS, *settings)
     whole, stopped = run(*settings), tmp_path / "stopped"
     process = start(stopped, *settings, "--trainer.devices", str(ranks))
     in_the_middle(process, stopped, 2)
@@ -284,10 +285,10 @@ def test_outside_of_slurm_a_folder_is_no_jobs(fit: Fit) -> None:
 
 
 def test_a_checkpoint_that_lightning_would_resume_unasked_is_refused(
-    refused: Refused, tmp_path: Path
+    fit: Fit, refused: Refused, tmp_path: Path
 ) -> None:
     (tmp_path / "hpc_ckpt_1.ckpt").write_bytes(b"")
-    said = refused("--trainer.default_root_dir", tmp_path)
+    said = refused(fit, "--trainer.default_root_dir", tmp_path)
     assert "hpc_ckpt_1.ckpt" in said
     assert "--ckpt_path" in said
 

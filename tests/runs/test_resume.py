@@ -16,8 +16,9 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
+from helpers.commands import Fit, Refused
 from helpers.repository import ROOT
-from helpers.run_results import Fit, Refused, column, rows, saved, untimed
+from helpers.run_results import column, rows, saved, untimed
 
 from grpo_pl.runs.folder import different
 from grpo_pl.runs.layout import ENDED_FILE, LAST, LOCK_FILE
@@ -147,18 +148,18 @@ def test_settings_in_a_list_may_stand_in_any_order_of_keys() -> None:
     assert not list(different({"masks": [one]}, {"masks": [other]}))
 
 
-def test_where_every_checkpoint_is_torn_nothing_begins_anew(killed: Path, refused: Refused) -> None:
+def test_where_every_checkpoint_is_torn_nothing_begins_anew(killed: Path, fit: Fit, refused: Refused) -> None:
     for path in (killed / "checkpoints").glob("iteration-*.ckpt"):
         truncate(path)
     before = (killed / "metrics.csv").read_bytes()
-    sentence = refused(*FOUR, "--trainer.default_root_dir", killed)
+    sentence = refused(fit, *FOUR, "--trainer.default_root_dir", killed)
     assert f"none of the checkpoints in {killed / 'checkpoints'} is whole" in sentence
     assert (killed / "metrics.csv").read_bytes() == before
 
 
-def test_where_the_settings_are_torn_nobody_guesses(killed: Path, refused: Refused) -> None:
+def test_where_the_settings_are_torn_nobody_guesses(killed: Path, fit: Fit, refused: Refused) -> None:
     (killed / "config.yaml").write_text("model: {kl")
-    sentence = refused(*FOUR, "--trainer.default_root_dir", killed)
+    sentence = refused(fit, *FOUR, "--trainer.default_root_dir", killed)
     assert "config.yaml is torn" in sentence
     assert "--ckpt_path last" in sentence
     assert "--resume never" in sentence
@@ -300,7 +301,7 @@ def test_a_full_disk_stops_the_run_and_room_lets_it_go_on(
     small_disk: Path, whole: Path, fit: Fit, refused: Refused
 ) -> None:
     folder = small_disk / "run"
-    sentence = refused(*FOUR, "--trainer.default_root_dir", folder)
+    sentence = refused(fit, *FOUR, "--trainer.default_root_dir", folder)
     assert "No space left on device" in sentence
     assert "make room there, and the same command continues the run" in sentence
     assert str(folder) in sentence
@@ -323,12 +324,14 @@ time.sleep(600)
 """
 
 
-def test_a_second_run_is_refused_and_the_lock_dies_with_its_process(killed: Path, refused: Refused) -> None:
+def test_a_second_run_is_refused_and_the_lock_dies_with_its_process(
+    killed: Path, fit: Fit, refused: Refused
+) -> None:
     holder = subprocess.Popen([sys.executable, "-c", HOLDER, killed], stdout=subprocess.PIPE, cwd=ROOT)
     assert holder.stdout is not None
     assert holder.stdout.readline() == b"held\n"
     before = sorted(killed.rglob("*"))
-    sentence = refused(*FOUR, "--trainer.default_root_dir", killed)
+    sentence = refused(fit, *FOUR, "--trainer.default_root_dir", killed)
     assert f"{killed} is in use by process {holder.pid} on " in sentence
     assert sorted(killed.rglob("*")) == before
     holder.send_signal(signal.SIGKILL)
@@ -339,8 +342,8 @@ def test_a_second_run_is_refused_and_the_lock_dies_with_its_process(killed: Path
     assert not (killed / LOCK_FILE).exists()
 
 
-def test_a_run_that_is_refused_leaves_no_folder(refused: Refused, tmp_path: Path) -> None:
-    refused("--trainer.default_root_dir", tmp_path / "new", "--data.minibatches", "3")
+def test_a_run_that_is_refused_leaves_no_folder(fit: Fit, refused: Refused, tmp_path: Path) -> None:
+    refused(fit, "--trainer.default_root_dir", tmp_path / "new", "--data.minibatches", "3")
     assert not (tmp_path / "new").exists()
 
 

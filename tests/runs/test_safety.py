@@ -16,8 +16,8 @@ from typing import Any, ClassVar
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from helpers.commands import Fit, Refused
 from helpers.repository import ROOT
-from helpers.run_results import Fit, Refused
 
 from grpo_pl.runs.manifest import SHARDED
 from grpo_pl.runs.safe_loading import INDEX, check_checkpoint, read_index
@@ -50,20 +50,22 @@ def test_the_trap_works(trap: Touch) -> None:
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_a_checkpoint_runs_nothing(zipped: bool, refused: Refused, trap: Touch, tmp_path: Path) -> None:
+def test_a_checkpoint_runs_nothing(
+    zipped: bool, fit: Fit, refused: Refused, trap: Touch, tmp_path: Path
+) -> None:
     path = tmp_path / "other.ckpt"
     torch.save({"state_dict": trap}, path) if zipped else path.write_bytes(pickle.dumps(trap))
-    assert "no readable checkpoint" in refused("--ckpt_path", path)
-    assert "weights_only=false would run" in refused("--ckpt_path", path, "--weights_only", "false")
+    assert "no readable checkpoint" in refused(fit, "--ckpt_path", path)
+    assert "weights_only=false would run" in refused(fit, "--ckpt_path", path, "--weights_only", "false")
     assert not trap.path.exists()
 
 
-def test_the_weights_of_a_model_run_nothing(fit: Fit, trap: Touch, tiny_model: Path, tmp_path: Path) -> None:
+def test_the_weights_of_a_model_run_nothing(
+    fit: Fit, refused: Refused, trap: Touch, tiny_model: Path, tmp_path: Path
+) -> None:
     folder = shutil.copytree(tiny_model, tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors"))
     torch.save({"model.embed_tokens.weight": trap}, folder / "pytorch_model.bin")
-    with pytest.raises(SystemExit) as end:
-        fit(pretrained=folder)
-    assert end.value.code == 2
+    refused(fit, pretrained=folder)
     assert not trap.path.exists()
 
 
@@ -83,7 +85,7 @@ def test_shards_that_are_data_are_read(shards: Path) -> None:
 
 
 @pytest.mark.parametrize("file", [INDEX, SHARDED, "an entry"])
-def test_shards_run_nothing(file: str, shards: Path, trap: Touch, refused: Refused) -> None:
+def test_shards_run_nothing(file: str, shards: Path, trap: Touch, fit: Fit, refused: Refused) -> None:
     """Their index is a pickle, which torch itself reads with all that it holds; so are their entries."""
     if file == INDEX:
         (shards / INDEX).write_bytes(pickle.dumps(trap))
@@ -91,7 +93,7 @@ def test_shards_run_nothing(file: str, shards: Path, trap: Touch, refused: Refus
         torch.save({"loops": trap}, shards / SHARDED)
     else:
         dcp.save({"optimizer_0": {"lr": trap}}, checkpoint_id=shards, no_dist=True)
-    assert "no readable checkpoint" in refused("--ckpt_path", shards)
+    assert "no readable checkpoint" in refused(fit, "--ckpt_path", shards)
     assert not trap.path.exists()
 
 
@@ -139,14 +141,14 @@ NAMED = {
 
 
 @pytest.mark.parametrize("name", NAMED)
-def test_a_config_runs_nothing(name: str, refused: Refused, trap: Touch) -> None:
+def test_a_config_runs_nothing(name: str, fit: Fit, refused: Refused, trap: Touch) -> None:
     key, value = NAMED[name]
-    refused(key, value.replace("TRAP", str(trap.path)))
+    refused(fit, key, value.replace("TRAP", str(trap.path)))
     assert not trap.path.exists()
 
 
-def test_a_class_that_is_no_component_is_refused_by_its_key(refused: Refused) -> None:
-    said = refused("--data.format.template_kwargs", f"{{a: {OTHER}}}")
+def test_a_class_that_is_no_component_is_refused_by_its_key(fit: Fit, refused: Refused) -> None:
+    said = refused(fit, "--data.format.template_kwargs", f"{{a: {OTHER}}}")
     assert "data.format.template_kwargs.a=http.server.HTTPServer is nothing that a config can give" in said
 
 
@@ -210,11 +212,11 @@ def test_no_key_is_written_into_the_runs_folder(
     ids=["for a variable", "in an address", "under a telling name", "known from the environment"],
 )
 def test_a_key_as_a_value_is_refused_and_not_shown(
-    key: str, value: str, refused: Refused, monkeypatch: pytest.MonkeyPatch
+    key: str, value: str, fit: Fit, refused: Refused, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if key == "trainer.logger":
         monkeypatch.setenv("WANDB_API_KEY", SECRET)
-    said = refused(f"--{key}", value)
+    said = refused(fit, f"--{key}", value)
     assert "environment variable" in said
     assert SECRET not in said
 

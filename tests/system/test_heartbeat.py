@@ -4,7 +4,7 @@ import os
 import re
 
 import pytest
-from helpers.run_results import Fit
+from helpers.commands import Fit
 
 from grpo_pl.system import heartbeat as module
 from grpo_pl.system.heartbeat import heartbeat

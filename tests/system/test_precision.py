@@ -2,15 +2,14 @@
 
 import os
 import platform
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from helpers.commands import Fit, Refused, process
 from helpers.repository import ROOT
-from helpers.run_results import NO_VALIDATION, Fit, Refused
+from helpers.run_results import NO_VALIDATION
 from jsonargparse import Namespace
 
 from grpo_pl.__main__ import main
@@ -68,11 +67,8 @@ def test_what_is_set_stays_and_what_is_open_is_measured() -> None:
 def test_a_cpu_with_avx2_alone_is_known_by_its_products() -> None:
     """Imitated: oneDNN and ATen take no wider instructions; float32 products are MKL's, which never asks."""
     program = "from grpo_pl.system.precision import measured_rates; print(measured_rates('cpu').fitting)"
-    avx2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-c", program], env=os.environ | avx2, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.split() == ["float32"]
+    done = process("-c", program, ONEDNN_MAX_CPU_ISA="AVX2", ATEN_CPU_CAPABILITY="avx2")
+    assert done.stdout.split() == ["float32"], done.stderr
 
 
 @pytest.mark.vllm
@@ -189,8 +185,8 @@ def test_the_type_of_a_sharding_strategy_is_the_trainers() -> None:
     assert engine.init_args.dtype == "bfloat16"
 
 
-def test_a_precision_that_does_not_exist_is_refused_with_those_that_do(refused: Refused) -> None:
-    said = refused("--trainer.precision", "bf16-mixd")
+def test_a_precision_that_does_not_exist_is_refused_with_those_that_do(fit: Fit, refused: Refused) -> None:
+    said = refused(fit, "--trainer.precision", "bf16-mixd")
     assert "trainer.precision: expected one of" in said
     assert "'auto'" in said
     assert "Did you mean bf16-mixed?" in said

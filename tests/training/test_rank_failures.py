@@ -1,11 +1,9 @@
 """One rank's mistake ends a run of several, on the real command line."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from helpers.commands import process
 from helpers.repository import ROOT
 from helpers.run_results import NO_VALIDATION
 
@@ -15,20 +13,11 @@ def test_a_mistake_on_one_rank_is_the_sentence_and_the_exit_code_of_all(
     tiny_model: Path, tmp_path: Path, rank: int
 ) -> None:
     """The other one waits for it in the sum of the rewards."""
-    command = [
-        *(sys.executable, "-m", "grpo_pl", "fit", "--config", ROOT / "configs" / "tiny.yaml", "--pretrained"),
-        *(tiny_model, "--trainer.default_root_dir", tmp_path / "run", "--trainer.strategy", "ddp"),
+    done = process(
+        *("-m", "grpo_pl", "fit", "--config", ROOT / "configs" / "tiny.yaml", "--pretrained", tiny_model),
+        *("--trainer.default_root_dir", tmp_path / "run", "--trainer.strategy", "ddp"),
         *("--trainer.devices", "2", *NO_VALIDATION, "--model.rewards", '{"mine": "Function"}'),
         *("--model.rewards.mine.function", f"helpers.rank_probes.fails_on_rank_{rank}"),
-    ]
-    path = os.pathsep.join((str(ROOT), str(ROOT / "tests")))
-    done = subprocess.run(
-        [str(word) for word in command],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        timeout=500,
-        check=False,
     )
     assert done.returncode == 2, done.stderr
     assert done.stderr.count("grpo_pl: error: Reward 'mine' failed with KeyError: 'mine'") == 1, done.stderr

@@ -7,8 +7,9 @@ from pathlib import Path
 import lightning.pytorch as pl
 import pytest
 import torch
+from helpers.commands import Fit, Refused
 from helpers.repository import ROOT
-from helpers.run_results import NO_VALIDATION, Fit, FitOn, Ranks, Refused, column, rows, strategy, untimed
+from helpers.run_results import NO_VALIDATION, column, rows, strategy, untimed
 from lightning.pytorch.strategies import FSDPStrategy
 
 from grpo_pl.__main__ import main
@@ -57,17 +58,17 @@ def alone(fit: Fit, four_models: tuple[str, ...]) -> Path:
 
 
 @pytest.fixture(scope="module")
-def in_shards(fit_on: FitOn, four_models: tuple[str, ...]) -> Path:
+def in_shards(fit: Fit, four_models: tuple[str, ...]) -> Path:
     """The run with each model divided among two ranks, and all of its checkpoints."""
     cut = ("--trainer.accumulate_grad_batches", "2", "--checkpoint.save_top_k", "-1")
-    return fit_on(2, *four_models, *strategy("fsdp2"), *cut)
+    return fit(*four_models, *strategy("fsdp2"), *cut, ranks=2)
 
 
 def test_whole_models_learn_on_two_ranks_what_they_learn_on_one(
-    alone: Path, ranks: Ranks, four_models: tuple[str, ...]
+    alone: Path, fit: Fit, four_models: tuple[str, ...]
 ) -> None:
     cut = ("--trainer.accumulate_grad_batches", "2")
-    assert_equal_runs(alone, ranks(2, *four_models, *strategy("ddp"), *cut))
+    assert_equal_runs(alone, fit(*four_models, *strategy("ddp"), *cut, ranks=2))
 
 
 def test_models_in_shards_learn_what_whole_ones_do(alone: Path, in_shards: Path) -> None:
@@ -87,61 +88,59 @@ def test_models_in_shards_learn_what_whole_ones_do(alone: Path, in_shards: Path)
     ids=["ddp on 4", "fsdp2 on 4", "hsdp", "offload"],
 )
 def test_several_ranks_learn_what_one_does(
-    alone: Path, fit_on: FitOn, four_models: tuple[str, ...], count: int, how: tuple[str, ...]
+    alone: Path, fit: Fit, four_models: tuple[str, ...], count: int, how: tuple[str, ...]
 ) -> None:
     cut = ("--trainer.accumulate_grad_batches", 4 // count)
-    assert_equal_runs(alone, fit_on(count, *four_models, *how, *cut))
+    assert_equal_runs(alone, fit(*four_models, *how, *cut, ranks=count))
 
 
 @pytest.mark.slow
-def test_flat_shards_learn_what_whole_models_do(
-    fit: Fit, fit_on: FitOn, four_models: tuple[str, ...]
-) -> None:
+def test_flat_shards_learn_what_whole_models_do(fit: Fit, four_models: tuple[str, ...]) -> None:
     unmeasured = (*four_models, "--gradient_terms.every", "null", "--trainer.accumulate_grad_batches")
-    assert_equal_runs(fit(*unmeasured, "4"), fit_on(2, *unmeasured, "2", *FSDP1_ON_A_CPU, *UNSAVED))
+    assert_equal_runs(fit(*unmeasured, "4"), fit(*unmeasured, "2", *FSDP1_ON_A_CPU, *UNSAVED, ranks=2))
 
 
 @pytest.mark.slow
-def test_ranks_that_share_layers_learn_what_one_does(fit: Fit, fit_on: FitOn, tmp_path: Path) -> None:
+def test_ranks_that_share_layers_learn_what_one_does(fit: Fit, tmp_path: Path) -> None:
     """Tensor parallelism over two ranks and FSDP2 over two pairs of them."""
     model = make_tiny_model(tmp_path / "tiny", key_value_heads=2)
     two = (*SEVERAL_UPDATES, *CRITIC, *MEASURED, "--trainer.max_epochs", "2")
     one = fit(*two, pretrained=model)
-    four = fit_on(4, *two, *strategy("fsdp2_tp"), "--trainer.accumulate_grad_batches", 1, pretrained=model)
+    four = fit(*two, *strategy("fsdp2_tp"), "--trainer.accumulate_grad_batches", 1, pretrained=model, ranks=4)
     assert_equal_runs(one, four)
 
 
 @pytest.mark.vllm
 @pytest.mark.parametrize("how", [pytest.param("ddp", marks=pytest.mark.slow), "fsdp2"])
-def test_an_engine_on_each_rank_samples_what_one_engine_does(fit: Fit, fit_on: FitOn, how: str) -> None:
+def test_an_engine_on_each_rank_samples_what_one_engine_does(fit: Fit, how: str) -> None:
     lr = ("--model.optimizer.lr", "0.01")
     two = (*SEVERAL_UPDATES, "--trainer.max_epochs", "2", *VLLM, *lr, *NO_VALIDATION)
-    assert_equal_runs(fit(*two), shared := fit_on(2, *two, *strategy(how)))
+    assert_equal_runs(fit(*two), shared := fit(*two, *strategy(how), ranks=2))
     assert max(column(shared, "sync/logprob_mismatch")) < 1e-5
 
 
 @pytest.mark.slow
 @pytest.mark.vllm
-def test_ranks_whose_engine_is_one_sample_what_one_does(fit: Fit, fit_on: FitOn, tmp_path: Path) -> None:
+def test_ranks_whose_engine_is_one_sample_what_one_does(fit: Fit, tmp_path: Path) -> None:
     """Each of two ranks has half of every layer of the engine, and prompts of its own."""
     model = make_tiny_model(tmp_path / "tiny", key_value_heads=2)
     two = (*SEVERAL_UPDATES, "--trainer.max_epochs", "2", *VLLM, *NO_VALIDATION)
     spanning = (*strategy("ddp"), "--data.engine.tensor_parallel_size", 2)
     one = fit(*two, "--trainer.accumulate_grad_batches", 4, pretrained=model)
-    assert_equal_runs(one, fit_on(2, *two, *spanning, pretrained=model))
+    assert_equal_runs(one, fit(*two, *spanning, pretrained=model, ranks=2))
 
 
 @pytest.mark.slow
-def test_a_moving_reference_moves_the_same_in_shards(fit: Fit, fit_on: FitOn) -> None:
+def test_a_moving_reference_moves_the_same_in_shards(fit: Fit) -> None:
     two = (
         *(*SEVERAL_UPDATES, "--trainer.max_epochs", "3", *NO_VALIDATION, "--model.reference_update", "EMA"),
         *("--model.reference_update.decay", "0.5"),
     )
-    assert_equal_runs(fit(*two), fit_on(2, *two, *strategy("fsdp2")))
+    assert_equal_runs(fit(*two), fit(*two, *strategy("fsdp2"), ranks=2))
 
 
 @pytest.mark.slow
-def test_a_sync_holds_no_second_copy_of_the_model(ranks: Ranks, smollm: Path) -> None:
+def test_a_sync_holds_no_second_copy_of_the_model(fit: Fit, smollm: Path) -> None:
     """Of 0.25 GiB in bfloat16, the largest parameter is 0.05 GiB; it is gathered from parts of its size."""
     probe = (
         "--trainer.callbacks",
@@ -150,8 +149,8 @@ def test_a_sync_holds_no_second_copy_of_the_model(ranks: Ranks, smollm: Path) ->
         0,
         *NO_VALIDATION,
     )
-    folder = ranks(
-        2, *strategy("fsdp2"), *probe, "--model.kl", "null", "--data.val", "null", pretrained=smollm
+    folder = fit(
+        *strategy("fsdp2"), *probe, "--model.kl", "null", "--data.val", "null", pretrained=smollm, ranks=2
     )
     for rank in range(2):
         measured = json.loads((folder / f"sync-{rank}.json").read_text())
@@ -192,11 +191,11 @@ def test_a_torn_shard_makes_the_checkpoint_before_the_last_one(in_shards: Path, 
 @pytest.mark.slow
 @pytest.mark.parametrize(("count", "tolerance"), [(2, 0.0), (4, 1e-5)])
 def test_a_sharded_run_goes_on_with_any_number_of_ranks(
-    fit_on: FitOn, in_shards: Path, four_models: tuple[str, ...], count: int, tolerance: float
+    fit: Fit, in_shards: Path, four_models: tuple[str, ...], count: int, tolerance: float
 ) -> None:
     fourth = ("--ckpt_path", in_shards / "checkpoints" / "iteration-0004.ckpt")
     cut = ("--trainer.accumulate_grad_batches", 4 // count)
-    same_weights(in_shards, fit_on(count, *four_models, *strategy("fsdp2"), *cut, *fourth), tolerance)
+    same_weights(in_shards, fit(*four_models, *strategy("fsdp2"), *cut, *fourth, ranks=count), tolerance)
 
 
 def test_a_sharded_checkpoint_is_validated_in_one_process(
@@ -219,11 +218,11 @@ def test_a_sharded_checkpoint_is_exported_in_full(in_shards: Path, tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_a_run_on_one_rank_goes_on_in_shards(fit: Fit, fit_on: FitOn) -> None:
+def test_a_run_on_one_rank_goes_on_in_shards(fit: Fit) -> None:
     one = (*SEVERAL_UPDATES, "--trainer.accumulate_grad_batches", 4, *NO_VALIDATION)
     whole, begun = fit(*one, "--trainer.max_epochs", 3), fit(*one, "--trainer.max_epochs", 2)
     on = (*SEVERAL_UPDATES, "--ckpt_path", begun / "checkpoints" / "last.ckpt", "--trainer.max_epochs", 3)
-    two = fit_on(2, *on, *strategy("fsdp2"), *NO_VALIDATION)
+    two = fit(*on, *strategy("fsdp2"), *NO_VALIDATION, ranks=2)
     same_weights(whole, two, 1e-5)
 
 
@@ -254,14 +253,14 @@ def test_weights_that_are_read_last_are_the_same(
         )
 
 
-def test_ranks_that_cannot_be_shared_out_are_refused(refused: Refused) -> None:
-    said = refused("--trainer.strategy.class_path", "FSDP2Strategy", "--trainer.strategy.replicas", "2")
+def test_ranks_that_cannot_be_shared_out_are_refused(fit: Fit, refused: Refused) -> None:
+    said = refused(fit, "--trainer.strategy.class_path", "FSDP2Strategy", "--trainer.strategy.replicas", "2")
     assert "1 ranks" in said
     assert "replicas" in said
 
 
-def test_fewer_than_one_replica_is_refused(refused: Refused) -> None:
-    said = refused("--trainer.strategy.class_path", "FSDP2Strategy", "--trainer.strategy.replicas", "0")
+def test_fewer_than_one_replica_is_refused(fit: Fit, refused: Refused) -> None:
+    said = refused(fit, "--trainer.strategy.class_path", "FSDP2Strategy", "--trainer.strategy.replicas", "0")
     assert "replicas=0" in said
 
 
@@ -277,7 +276,7 @@ def test_fsdp1_with_copies_is_refused() -> None:
 
 
 def test_fewer_validation_prompts_than_ranks_are_refused(
-    ranks: Ranks,
+    fit: Fit,
 ) -> None:
     with pytest.raises(AssertionError, match=r"data\.val has 1 prompts for 2 ranks: give it at least 2"):
-        ranks(2, *strategy("ddp"), "--data.val.held_out", 1)
+        fit(*strategy("ddp"), "--data.val.held_out", 1, ranks=2)

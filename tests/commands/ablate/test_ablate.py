@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.commands import Fit
 from helpers.repository import ROOT
-from helpers.run_results import Fit, column, rows, saved
+from helpers.run_results import column, rows, saved
 from helpers.studies import VARIANTS, ablate, start, write_study
 
 from grpo_pl.__main__ import main
@@ -103,5 +104,5 @@ def test_a_budget_of_seconds_ends_the_run_in_the_iteration_that_spends_it(fit: F
     assert column(folder, "iteration") == [0, 1]
 
 
-def test_a_budget_of_nothing_is_refused(refused: Any) -> None:
-    assert "budget.seconds=0.0: expected more than 0, or null" in refused("--budget.seconds", "0")
+def test_a_budget_of_nothing_is_refused(fit: Fit, refused: Any) -> None:
+    assert "budget.seconds=0.0: expected more than 0, or null" in refused(fit, "--budget.seconds", "0")

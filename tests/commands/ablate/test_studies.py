@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import yaml
+from helpers.commands import Refused, command
 from helpers.repository import ROOT
-from helpers.run_results import said
 
 from grpo_pl.__main__ import main
 from grpo_pl.commands.ablate.study import RunBudget, read_study
@@ -96,13 +96,11 @@ def test_a_wrong_study_is_refused_before_anything_is_written(
     written: Written,
     tmp_path: Path,
     weightless: Path,
-    capsys: pytest.CaptureFixture[str],
+    refused: Refused,
 ) -> None:
     out = tmp_path / "out"
-    with pytest.raises(SystemExit) as end:
-        main(["ablate", str(written(**keys)), "--out", str(out), "--pretrained", str(weightless)])
-    assert end.value.code == 2
-    assert re.search(sentence, said(capsys))
+    words = ("ablate", written(**keys), "--out", out, "--pretrained", weightless)
+    assert re.search(sentence, refused(command, *words))
     assert not out.exists()
 
 
@@ -120,13 +118,10 @@ def test_a_wrong_command_is_refused(
     sentence: str,
     written: Written,
     weightless: Path,
-    capsys: pytest.CaptureFixture[str],
+    refused: Refused,
 ) -> None:
     words = [word.format(written()) for word in arguments]
-    with pytest.raises(SystemExit) as end:
-        main(["ablate", *words, "--pretrained", str(weightless)])
-    assert end.value.code == 2
-    assert sentence in said(capsys)
+    assert sentence in refused(command, "ablate", *words, "--pretrained", weightless)
 
 
 def test_a_dry_run_lists_every_variant_for_one_seed_after_the_other(

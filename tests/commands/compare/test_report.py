@@ -6,10 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.commands import command
 from helpers.made_up import write_run, write_samples
-from helpers.run_results import said
 
-from grpo_pl.__main__ import main
 from grpo_pl.commands.compare import compare
 from grpo_pl.commands.compare.costs import TIME, cost_of, pareto
 from grpo_pl.commands.compare.curves import curve
@@ -151,11 +150,9 @@ def test_one_run_alone_has_a_report_too(config, tmp_path):
         (["{tmp}", "--metrics", "x"], "unrecognized arguments: --metrics"),
     ],
 )
-def test_a_mistake_is_one_sentence_and_exit_code_2(arguments, sentence, tmp_path, capsys):
-    with pytest.raises(SystemExit) as end:
-        main(["compare", *(argument.format(tmp=tmp_path) for argument in arguments)])
-    assert end.value.code == 2
-    assert sentence in said(capsys)
+def test_a_mistake_is_one_sentence_and_exit_code_2(arguments, sentence, tmp_path, refused):
+    words = (argument.format(tmp=tmp_path) for argument in arguments)
+    assert sentence in refused(command, "compare", *words)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 from helpers import broken_engines
+from helpers.commands import Refused, command
 from helpers.repository import ROOT
-from helpers.run_results import said
 
 from grpo_pl.__main__ import main
 from grpo_pl.commands.doctor.engine import check_engine
@@ -141,25 +141,18 @@ def test_gpus_that_are_not_there_are_a_problem_before_anything_is_made(
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(
-    arguments: str, sentence: str, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+    arguments: str, sentence: str, tiny_model: Path, refused: Refused
 ) -> None:
-    with pytest.raises(SystemExit) as end:
-        main(["doctor", "--config", str(CONFIG), "--pretrained", str(tiny_model), *arguments.split()])
-    assert end.value.code == 2
-    assert sentence in said(capsys)
+    words = ("doctor", "--config", CONFIG, "--pretrained", tiny_model, *arguments.split())
+    assert sentence in refused(command, *words)
 
 
 @pytest.mark.parametrize(
     "arguments",
     ["doctor --engine maybe", "doctor --out /no/such/folder/file.json", "--config {config} doctor"],
 )
-def test_its_own_options_are_checked_before_anything_else(
-    arguments: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as end:
-        main(arguments.format(config=CONFIG).split())
-    assert end.value.code == 2
-    assert "doctor" in said(capsys)
+def test_its_own_options_are_checked_before_anything_else(arguments: str, refused: Refused) -> None:
+    assert "doctor" in refused(command, *arguments.format(config=CONFIG).split())
 
 
 def test_help_lists_it_beside_fit_and_plan(capsys: pytest.CaptureFixture[str]) -> None:

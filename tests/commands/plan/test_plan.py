@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.commands import Refused
 from helpers.repository import ROOT
-from helpers.run_results import said
 from helpers.small_runs import FLOAT32, MIXED, TINY, TINY_PARAMETERS, model, small_run
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
@@ -455,9 +455,6 @@ def test_the_quickstart_is_planned_without_vllm_and_weights(tmp_path: Path) -> N
     ],
 )
 def test_what_fit_refuses_is_refused(
-    arguments: str, sentence: str, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    arguments: str, sentence: str, tiny_model: Path, tmp_path: Path, refused: Refused
 ) -> None:
-    with pytest.raises(SystemExit) as end:
-        plan(tmp_path, "--pretrained", tiny_model, *arguments.split())
-    assert end.value.code == 2
-    assert sentence in said(capsys)
+    assert sentence in refused(plan, tmp_path, "--pretrained", tiny_model, *arguments.split())

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from helpers.commands import Refused
 from helpers.repository import ROOT
-from helpers.run_results import said
 
 from grpo_pl.__main__ import main
 from grpo_pl.commands.submit.script import TEMPLATES, fill
@@ -117,24 +117,18 @@ MISTAKES = {
 @pytest.mark.parametrize(("arguments", "sentence"), MISTAKES.values(), ids=MISTAKES)
 def test_a_mistake_is_answered_before_anything_is_submitted(
     submit: Submit,
-    capsys: pytest.CaptureFixture[str],
+    refused: Refused,
     tmp_path: Path,
     arguments: tuple[object, ...],
     sentence: str,
 ) -> None:
-    with pytest.raises(SystemExit) as end:
-        submit(*arguments)
-    assert end.value.code == 2
-    assert re.search(sentence, said(capsys))
+    assert re.search(sentence, refused(submit, *arguments))
     assert not (tmp_path / "run").exists()
 
 
 def test_where_there_is_no_slurm_nothing_is_written(
-    submit: Submit, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    submit: Submit, refused: Refused, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(SystemExit) as end:
-        submit("--nodes", 2)
-    assert end.value.code == 2
-    assert "no sbatch" in said(capsys)
+    assert "no sbatch" in refused(submit, "--nodes", 2)
     assert not (tmp_path / "run").exists()
