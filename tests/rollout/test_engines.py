@@ -5,60 +5,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.engines import SAMPLING, Served, check_a_sync, mismatch, perturbed, prompts
 
-from grpo_pl.models import CausalLM, LanguageModel
-from grpo_pl.models.full_weights import full_weights
-from grpo_pl.models.loading import eos_token_ids, load_tokenizer
+from grpo_pl.models import CausalLM
+from grpo_pl.models.loading import eos_token_ids
 from grpo_pl.rollout import vllm as vllm_module
-from grpo_pl.rollout.engine import RolloutEngine, SamplingConfig
+from grpo_pl.rollout.engine import SamplingConfig
 from grpo_pl.rollout.in_process import InProcessEngine
 from grpo_pl.rollout.vllm import VLLMEngine
-from grpo_pl.types import Prompt, Rollout
 
-SAMPLING = SamplingConfig(max_tokens=24, temperature=0.8)
 CASES = [("InProcessEngine", "tied"), ("InProcessEngine", "untied")] + [
     pytest.param(("VLLMEngine", kind), marks=pytest.mark.vllm, id=f"VLLMEngine-{kind}")
     for kind in ("tied", "untied")
 ]
-
-
-def prompts(
-    folder: Path, questions: tuple[str, ...] = ("What is 2?", "Say a number.", "What is the answer, then?")
-) -> list[Prompt]:
-    tokenizer = load_tokenizer(str(folder))
-    encoded = [tokenizer(question)["input_ids"] for question in questions]
-    return [
-        Prompt(token_ids=list(ids), text=text, answer="", seed=100 + i)
-        for i, (ids, text) in enumerate(zip(encoded, questions, strict=True))
-    ]
-
-
-def perturbed(folder: Path, scale: float = 0.05) -> LanguageModel:
-    """The model with every parameter moved by noise of that share of its own size."""
-    model = CausalLM(str(folder)).build()
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += scale * parameter.std() * torch.randn(parameter.shape, generator=generator)
-    return model
-
-
-def mismatch(model: LanguageModel, rollout: Rollout) -> torch.Tensor:
-    """|engine - transformers| of each sampled token, in nats."""
-    with torch.no_grad():
-        said = model(rollout.token_ids, rollout.loss_mask, rollout.temperature)
-    return (said.logprobs - rollout.sampling_logprobs)[rollout.loss_mask].abs()
-
-
-class Served:
-    """An engine on a model folder, with what it was told to serve."""
-
-    def __init__(self, engine: RolloutEngine, folder: Path) -> None:
-        self.engine, self.folder = engine, folder
-        engine.start(max_sequence_tokens=96, max_sequences=16, device=torch.device("cpu"))
-
-    def sync(self, model: LanguageModel, version: int = 1) -> None:
-        self.engine.load_weights(full_weights(model.language_model), version=version)
 
 
 @pytest.fixture(scope="module", params=CASES, ids=lambda case: "-".join(case))
@@ -73,12 +32,7 @@ def served(request: pytest.FixtureRequest) -> Iterator[Served]:
 
 
 def test_after_a_sync_the_logprobs_are_those_of_the_trainer(served: Served) -> None:
-    model = perturbed(served.folder)
-    served.sync(CausalLM(str(served.folder)).build())
-    stale = served.engine.generate(prompts(served.folder), 4, SAMPLING)
-    assert mismatch(model, stale).mean() > 0.01, "the perturbation is too small to show a stale engine"
-    served.sync(model)
-    assert mismatch(model, served.engine.generate(prompts(served.folder), 4, SAMPLING)).mean() < 1e-4
+    check_a_sync(served)
 
 
 def test_without_the_repack_a_tied_head_would_be_stale(

@@ -9,11 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 from helpers.commands import Fit, Refused
+from helpers.engines import SAMPLING, Served, check_a_sync, perturbed, prompts, same_rollout
 from helpers.repository import ROOT
-from helpers.run_results import NO_VALIDATION, callback, column, saved, untimed
-from test_engines import SAMPLING, Served, mismatch, perturbed, prompts
+from helpers.run_results import NO_VALIDATION, callback, column, same, saved, untimed
 
 from grpo_pl.__main__ import main
 from grpo_pl.models import CausalLM
@@ -23,7 +22,6 @@ from grpo_pl.rollout.engine import EngineLostError, RolloutEngine, SamplingConfi
 from grpo_pl.rollout.in_process import InProcessEngine
 from grpo_pl.rollout.overlapped import OverlappedEngine
 from grpo_pl.rollout.vllm import VLLMEngine
-from grpo_pl.types import Rollout
 
 CONFIG = ROOT / "configs" / "tiny.yaml"
 OVERLAPPED = (
@@ -31,17 +29,6 @@ OVERLAPPED = (
     *("--data.engine.engine", "InProcessEngine"),
 )
 CORRECTED = ("--model.correction", "ImportanceCorrection")
-
-
-def same(one: Rollout, other: Rollout) -> bool:
-    names = ("token_ids", "sampling_logprobs")
-    return all(torch.equal(getattr(one, name), getattr(other, name)) for name in names)
-
-
-def same_weights(one: Path, other: Path) -> None:
-    ours, theirs = saved(one)["state_dict"], saved(other)["state_dict"]
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 # ----------------------------------------------------------------------------------------------- the engine
@@ -63,12 +50,7 @@ def served(request: pytest.FixtureRequest, tiny_model: Path) -> Iterator[Served]
 
 
 def test_after_a_sync_the_logprobs_are_those_of_the_trainer(served: Served) -> None:
-    model = perturbed(served.folder)
-    served.sync(CausalLM(str(served.folder)).build())
-    stale = served.engine.generate(prompts(served.folder), 4, SAMPLING)
-    assert mismatch(model, stale).mean() > 0.01, "the perturbation is too small to show a stale engine"
-    served.sync(model)
-    assert mismatch(model, served.engine.generate(prompts(served.folder), 4, SAMPLING)).mean() < 1e-4
+    check_a_sync(served)
 
 
 def test_what_is_prefetched_is_sampled_by_the_weights_before_the_next_ones(served: Served) -> None:
@@ -81,7 +63,7 @@ def test_what_is_prefetched_is_sampled_by_the_weights_before_the_next_ones(serve
     served.engine.prefetch(some, 4, SAMPLING)
     ahead = served.engine.generate(some, 4, SAMPLING)
     assert (now.policy_version, ahead.policy_version) == (3, 3)
-    assert same(now, ahead)
+    assert same_rollout(now, ahead)
     assert served.engine.generate(some, 4, SAMPLING).policy_version == 5
 
 
@@ -173,7 +155,7 @@ def test_with_bound_0_a_run_is_the_synchronous_one(fit: Fit) -> None:
     assert untimed(alone) == untimed(wrapped)
     assert (alone / "samples.jsonl").read_text() == (wrapped / "samples.jsonl").read_text()
     assert column(alone, "rollout/staleness") == [0, 0, 0]
-    same_weights(alone, wrapped)
+    assert same(saved(alone)["state_dict"], saved(wrapped)["state_dict"])
 
 
 AHEAD = (
@@ -197,7 +179,7 @@ def test_versions_lag_by_one_iteration_and_validation_changes_nothing(
         assert column(folder, "rollout/policy_version") == [0, 0, 2, 4]
         assert column(folder, "rollout/staleness") == [0, 2, 2, 2]
         assert "RolloutDataModule" not in saved(folder), "sampled for an iteration that the run has not"
-    same_weights(ahead, often)
+    assert same(saved(ahead)["state_dict"], saved(often)["state_dict"])
 
 
 @pytest.mark.parametrize(
@@ -223,7 +205,7 @@ def test_a_resumed_run_ends_like_one_never_stopped(fit: Fit, tmp_path: Path) -> 
     fit(*run, "--ckpt_path", killed / "checkpoints" / "iteration-0001.ckpt", root=killed)
     assert untimed(whole) == untimed(killed)
     assert (whole / "samples.jsonl").read_text() == (killed / "samples.jsonl").read_text()
-    same_weights(whole, killed)
+    assert same(saved(whole)["state_dict"], saved(killed)["state_dict"])
 
 
 @pytest.mark.slow
@@ -238,7 +220,7 @@ def test_a_run_whose_engine_is_killed_goes_on_from_its_checkpoint_as_if_it_had_n
     fit(*run, "--ckpt_path", "last", root=folder)
     whole = fit(*run)
     assert untimed(whole) == untimed(folder)
-    same_weights(whole, folder)
+    assert same(saved(whole)["state_dict"], saved(folder)["state_dict"])
 
 
 def test_with_bound_0_what_a_checkpoint_has_sampled_ahead_is_forgotten(fit: Fit) -> None:
