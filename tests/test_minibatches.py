@@ -44,7 +44,7 @@ def composition(steps: Sequence[Step]) -> list[set[int]]:
     return [set(flat(step)) for step in steps]
 
 
-def test_every_epoch_iteration_and_seed_has_minibatches_of_its_own_and_the_same_ones_again() -> None:
+def test_minibatches_follow_from_the_epoch_the_iteration_and_the_seed_alone() -> None:
     lengths = list(range(1, 33))
 
     def steps(seed: int, iteration: int, epoch: int) -> list[set[int]]:

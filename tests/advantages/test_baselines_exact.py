@@ -147,7 +147,7 @@ def test_a_baseline_that_does_not_depend_on_the_response_adds_no_bias(
 
 
 @pytest.mark.parametrize("size", [2, 3])
-def test_the_mean_of_the_group_shrinks_the_gradient_by_g_minus_1_over_g_and_does_nothing_else(
+def test_the_mean_of_the_group_shrinks_the_gradient_by_g_minus_1_over_g_alone(
     size: int,
 ) -> None:
     close(TOY.expectation(GroupRelative(scale="none"), size), EXACT * (size - 1) / size)
@@ -212,7 +212,7 @@ def test_statistics_that_contain_the_response_itself_turn_the_gradient(estimator
     assert 0.5 < turned < 0.9995
 
 
-def test_two_responses_scaled_by_their_std_follow_the_gradient_of_how_often_one_beats_the_other() -> None:
+def test_two_responses_scaled_by_their_std_climb_how_often_one_beats_the_other() -> None:
     # (r_1 - r_2) / 2 over |r_1 - r_2| / sqrt(2) is +-1 / sqrt(2), however large the difference
     signs = (TOY.rewards[:, None] - TOY.rewards).sign()
     wins = TOY.gradient(lambda p: (p @ signs @ TOY.probabilities) / math.sqrt(2))

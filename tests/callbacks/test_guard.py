@@ -115,7 +115,7 @@ def test_a_step_between_them_is_a_new_beginning(fit: Fit) -> None:
     assert column(folder, "train/skipped_steps") == [0, 1, 0, 1, 0]
 
 
-def test_weights_that_are_not_finite_end_the_run_at_once_and_leave_the_checkpoint_of_before(
+def test_weights_that_are_not_finite_end_the_run_and_leave_the_last_checkpoint(
     fit: Fit, stopped: Stopped, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"

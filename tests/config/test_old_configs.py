@@ -13,7 +13,7 @@ OLD = ROOT / "tests" / "config" / "run_of_0.1.0.yaml"
 """As 0.1.0 wrote it for configs/tiny.yaml; KLInLoss stood in grpo_pl.regularizers."""
 
 
-def test_a_class_that_has_moved_is_named_with_its_new_place_and_the_version_that_wrote_it(
+def test_a_class_that_has_moved_is_named_with_its_new_place_and_the_old_version(
     refused: Refused,
     over_a_run: OverARun,
 ) -> None:

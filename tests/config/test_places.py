@@ -82,7 +82,7 @@ def test_in_python_the_argument_stands_alone() -> None:
         ClippedSurrogate(clip_low=-1.0)
 
 
-def test_what_an_engine_refuses_when_it_starts_has_the_key_too_in_a_copy_in_another_process_as_well() -> None:
+def test_what_an_engine_refuses_at_its_start_has_the_key_also_in_another_process() -> None:
     settings = Namespace(pretrained="model", kv_cache_gib=1e9)
     engines = {
         key: Namespace(class_path="grpo_pl.rollout.vllm.VLLMEngine", init_args=copy.deepcopy(settings))

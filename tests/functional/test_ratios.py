@@ -44,7 +44,7 @@ def test_the_expectation_of_k3_under_the_policy_is_the_exact_kl() -> None:
     close((logp.exp() * kl_k3(logp, ref)).sum(), exact)
 
 
-def test_the_expected_gradient_of_k3_is_that_of_the_forward_kl_and_not_of_the_reverse_one() -> None:
+def test_the_expected_gradient_of_k3_is_the_forward_kls_and_not_the_reverse_ones() -> None:
     logits, ref = small_vocabulary()
     logp = logits.log_softmax(-1)
     expected_k3 = (

@@ -37,7 +37,7 @@ def test_a_term_that_is_not_finite_is_named_with_its_own_advice(
 
 @pytest.mark.parametrize("name", ["kl", "policy", "value", "entropy", "no word"])
 def test_a_term_cannot_have_the_name_of_another(name: str) -> None:
-    with pytest.raises(ValueError, match=f"model.terms: '{name}' cannot be the name of a further term"):
+    with pytest.raises(ValueError, match=f"^terms: '{name}' cannot be the name of a further term"):
         all_terms({name: Reinforce()}, policy=Reinforce(), kl=None, entropy=None, value=None)
 
 

@@ -154,7 +154,7 @@ def stalled(process: subprocess.Popen[str], file: Path) -> None:
         ("validate", signal.SIGINT, CTRL_C_EXIT_CODE),
     ],
 )
-def test_before_the_first_iteration_a_signal_ends_a_run_at_once_and_the_same_command_begins_again(
+def test_a_signal_before_the_first_iteration_ends_a_run_that_can_begin_again(
     start: Start, fit: Fit, tmp_path: Path, stage: str, number: signal.Signals, code: int
 ) -> None:
     """The engine would stall for an hour."""

@@ -32,7 +32,7 @@ def table(out: Path) -> str:
 
 
 @pytest.mark.timeout(900)
-def test_a_run_that_fails_is_named_the_others_go_on_and_the_same_command_does_what_is_left(
+def test_a_failed_run_is_named_the_others_go_on_and_the_same_command_does_the_rest(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests"))

@@ -234,7 +234,7 @@ def test_an_engine_that_answers_from_a_file_is_not_compared(tiny_model: Path) ->
 
 
 @pytest.mark.vllm
-def test_vllm_with_log_probabilities_from_before_the_temperature_is_found_and_its_sync_is_right(
+def test_vllms_logprobs_from_before_the_temperature_are_found_and_its_sync_is_right(
     tiny_model: Path,
 ) -> None:
     raw = {"logprobs_mode": "raw_logprobs"}

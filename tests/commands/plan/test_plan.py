@@ -1,20 +1,16 @@
-"""What `plan` says, against hand-computed bytes, against autograd, and as a command."""
+"""What `plan` says: phases and their peaks by hand, advice, and the command."""
 
 import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 from helpers.commands import Refused
 from helpers.repository import ROOT
 from helpers.small_runs import FLOAT32, MIXED, TINY, TINY_PARAMETERS, model, small_run
-from torch import Tensor
-from torch.autograd.graph import saved_tensors_hooks
 
 from grpo_pl.__main__ import main
 from grpo_pl.commands.plan.advice import warnings
@@ -27,201 +23,9 @@ from grpo_pl.commands.plan.estimate import (
     smallest_that_fits,
     update_bytes,
 )
-from grpo_pl.commands.plan.formulas import (
-    Network,
-    Rows,
-    activation_bytes,
-    cast_bytes,
-    head_bytes,
-    layer_bytes,
-    packed_rows,
-)
-from grpo_pl.commands.plan.requirements import Model, optimizer_costs
-from grpo_pl.models import CausalLM
-from grpo_pl.models.architecture import Architecture
-from grpo_pl.models.loading import load_language_model, without_weights
-from grpo_pl.models.packing import pack
-from grpo_pl.rollout.engine import Demand, EngineMemory
-from grpo_pl.rollout.in_process import InProcessEngine
-from grpo_pl.rollout.vllm import VLLMEngine
+from grpo_pl.commands.plan.requirements import Model
+from grpo_pl.rollout.engine import EngineMemory
 from grpo_pl.system.memory import GIB
-
-CPU = torch.device("cpu")
-
-
-# ------------------------------------------------------------------------------------------------- formulas
-
-
-def test_the_bytes_of_a_tiny_layer_computed_by_hand() -> None:
-    """3 rows of 32 tokens; of each token: norms 2 (256 + 4 + 256), inputs 5 64 c + 64 c, inner 4 128 c."""
-    rows, tokens = Rows(3, 32), 96
-    shared_inputs = 2 * 64 * 4 + 64 * 4
-    assert layer_bytes(FLOAT32, rows) == tokens * (1032 + shared_inputs + 2048 + 3 * 64 * 4 + 2 * 32 * 4)
-    copies = 5 * 64 * 2 + 64 * 2
-    assert layer_bytes(MIXED, rows) == tokens * (1032 + copies + 1024 + 3 * 64 * 2 + 2 * 32 * (4 + 2))
-    kernel = 64 * 2 + 2 * 32 * 2 + 2 * 4
-    assert layer_bytes(replace(MIXED, eager=False), rows) == tokens * (1032 + copies + 1024 + kernel)
-
-
-def kept_by_autograd(network: Network, rows: Rows, layers: int) -> int:
-    """Bytes that the real layers keep for a backward, their weights and the copies of those apart."""
-    from transformers import AutoModelForCausalLM, LlamaConfig
-
-    a = network.architecture
-    config = LlamaConfig(
-        vocab_size=a.vocabulary,
-        hidden_size=a.hidden,
-        intermediate_size=a.intermediate,
-        num_attention_heads=a.heads,
-        num_key_value_heads=a.kv_heads,
-        head_dim=a.head_dim,
-        num_hidden_layers=layers,
-    )
-    dtype = torch.float32 if network.weight_bytes == 4 else torch.bfloat16
-    attention = "eager" if network.eager else "sdpa"
-    built = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention).train()
-    weights = {p.untyped_storage().data_ptr() for p in built.parameters()}
-    kept: dict[int, Tensor] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        if (pointer := tensor.untyped_storage().data_ptr()) not in weights:
-            kept[pointer] = tensor
-        return tensor
-
-    mask: Tensor | None = None
-    if network.row_tokens is not None:
-        mask = torch.ones(rows.number, 1, rows.tokens, rows.tokens, dtype=torch.bool).tril()
-        mask = torch.zeros(mask.shape).masked_fill(~mask, -1e30) if network.eager else mask
-    tokens = torch.zeros(rows, dtype=torch.long)
-    mixed = network.compute_bytes != network.weight_bytes
-    with torch.autocast("cpu", torch.bfloat16, enabled=mixed), saved_tensors_hooks(keep, lambda t: t):
-        built.base_model(tokens, attention_mask=mask, use_cache=False)
-    copies = sum(m.weight.numel() for m in built.base_model.modules() if isinstance(m, torch.nn.Linear))
-    return sum(t.untyped_storage().nbytes() for t in kept.values()) - (2 * copies if mixed else 0)
-
-
-@pytest.mark.parametrize("row_tokens", [None, 32])
-@pytest.mark.parametrize("eager", [True, False])
-@pytest.mark.parametrize("sizes", [(4, 4), (4, 2), (2, 2)])
-def test_a_layer_keeps_what_autograd_keeps(
-    sizes: tuple[int, int], eager: bool, row_tokens: int | None
-) -> None:
-    network = Network(
-        replace(TINY, heads=4, kv_heads=2, head_dim=16),
-        linear_parameters=0,
-        weight_bytes=sizes[0],
-        compute_bytes=sizes[1],
-        eager=eager,
-        row_tokens=row_tokens,
-    )
-    rows = Rows(3, 32)
-    two, four = (kept_by_autograd(network, rows, layers) for layers in (2, 4))
-    assert layer_bytes(network, rows) == (four - two) // 2
-
-
-def test_the_vocabulary_enters_the_logits_alone() -> None:
-    larger = replace(MIXED, architecture=replace(TINY, vocabulary=640))
-    rows = Rows(4, 64)
-    assert activation_bytes(larger, rows) == activation_bytes(MIXED, rows)
-    assert head_bytes(larger, False) == 2 * head_bytes(MIXED, False)
-    assert head_bytes(MIXED, False) == 320 * (2 * 16 + 2 * 4 * 16 + (2 + 4) * 64)
-
-
-def test_gradient_checkpointing_keeps_the_input_of_each_layer() -> None:
-    rows = Rows(4, 64)
-    again = replace(MIXED, checkpointing=True)
-    assert activation_bytes(again, rows) == 2 * 4 * 64 * 64 * 4 + 2 * layer_bytes(MIXED, rows)
-
-
-def test_autocast_copies_the_weights_of_another_type_alone() -> None:
-    assert cast_bytes(MIXED) == 2 * 94_208
-    assert cast_bytes(FLOAT32) == 0
-
-
-@pytest.mark.parametrize(
-    ("groups", "size", "prompt", "response", "row_tokens"),
-    [
-        (2, 8, 47, 24, 256),
-        (3, 8, 96, 24, 256),
-        (5, 1, 30, 20, 256),
-        (2, 4, 100, 100, 64),
-        (7, 3, 20, 15, 128),
-    ],
-)
-def test_the_rows_are_those_of_pack(
-    groups: int, size: int, prompt: int, response: int, row_tokens: int
-) -> None:
-    prompts = torch.arange(groups)[:, None].expand(-1, prompt).repeat_interleave(size, 0)
-    answers = torch.arange(groups * size)[:, None].expand(-1, response)
-    token_ids = torch.cat([prompts, answers], 1)
-    mask = torch.zeros(token_ids.shape, dtype=torch.bool)
-    mask[:, prompt:] = True
-    made = pack(token_ids, mask, row_tokens).token_ids.shape
-    assert packed_rows(groups, size, prompt, response, row_tokens) == made
-
-
-# ----------------------------------------------------------------------------------------------- optimizers
-
-
-def adamw(parameters: object) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(parameters, lr=3e-4)  # type: ignore[arg-type]
-
-
-def sgd(parameters: object) -> torch.optim.Optimizer:
-    return torch.optim.SGD(parameters, lr=0.5)  # type: ignore[arg-type]
-
-
-def momentum(parameters: object) -> torch.optim.Optimizer:
-    return torch.optim.SGD(parameters, lr=0.5, momentum=0.9)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(("factory", "costs"), [(adamw, (8, 3e-4)), (sgd, (0, 0.5)), (momentum, (4, 0.5))])
-def test_an_optimizer_says_its_state_by_one_step(factory: Callable, costs: tuple[float, float]) -> None:
-    assert optimizer_costs(factory) == costs
-
-
-# --------------------------------------------------------------------------------------------------- models
-
-
-def test_without_weights_nothing_is_held(tiny_model: Path) -> None:
-    with without_weights():
-        built = CausalLM(str(tiny_model)).build()
-    assert all(p.is_meta for p in built.parameters())
-    assert sum(p.numel() for p in built.parameters()) == TINY_PARAMETERS
-    assert Architecture.of(built.language_model) == TINY
-    assert not any(p.is_meta for p in load_language_model(str(tiny_model), "float32").parameters())
-
-
-def test_the_key_value_cache_by_hand() -> None:
-    assert TINY.cache_bytes(tokens=10, element_bytes=2) == 2 * 2 * 1 * 32 * 10 * 2
-
-
-DEMAND = Demand(sequences=16, group_size=4, prompt_tokens=20, response_tokens=10)
-
-
-def test_vllm_on_a_cpu_packs_a_tied_head_again(tiny_model: Path, tiny_untied_model: Path) -> None:
-    tied, untied = (
-        VLLMEngine(str(folder), dtype="bfloat16", kv_cache_gib=0.5).memory(DEMAND, CPU)
-        for folder in (tiny_model, tiny_untied_model)
-    )
-    assert tied.weights == untied.weights == 2 * (TINY_PARAMETERS + 320 * 64)
-    assert tied.cache == GIB // 2
-    assert tied.cache_needed == TINY.cache_bytes(4 * 20 + 16 * 10, 2)
-    assert not tied.sleeps
-
-
-def test_vllm_on_a_gpu_sleeps(tiny_model: Path) -> None:
-    engine = VLLMEngine(str(tiny_model), dtype="bfloat16").memory(DEMAND, torch.device("cuda", 0))
-    assert engine.sleeps
-    assert engine.weights == 2 * TINY_PARAMETERS
-    assert engine.libraries == 0
-
-
-def test_the_engine_in_the_process_holds_a_copy(tiny_model: Path) -> None:
-    engine = InProcessEngine(str(tiny_model), max_sequences=8).memory(DEMAND, CPU)
-    assert engine.weights == 4 * TINY_PARAMETERS
-    assert engine.cache == TINY.cache_bytes(8 * 30, 4)
-
 
 # --------------------------------------------------------------------------------------------------- phases
 

@@ -121,7 +121,7 @@ def test_only_a_request_with_the_key_is_answered(servers: list[Process]) -> None
 # -------------------------------------------------------------------------------------------------- failures
 
 
-def test_what_a_killed_server_owes_is_asked_of_the_other_and_it_comes_back_with_new_weights(
+def test_the_other_server_answers_for_a_killed_one_which_comes_back_with_new_weights(
     servers: list[Process],
     tiny_model: Path,
     monkeypatch: pytest.MonkeyPatch,
