@@ -99,7 +99,7 @@ def test_a_function_that_a_worker_could_not_import_is_refused():
 def test_all_settings_of_workers_are_options():
     parser = ArgumentParser()
     parser.add_argument("--reward", type=RewardFunction)
-    chosen = ["--reward=WorkerFunction", "--reward.function=worker_calls.plus_metadata"]
+    chosen = ["--reward=WorkerFunction", "--reward.function=helpers.worker_calls.plus_metadata"]
     limits = {
         "processes": 3,
         "timeout_s": 7,
