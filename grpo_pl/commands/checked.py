@@ -1,4 +1,4 @@
-"""Checking what `fit` would run, on a machine that may have none of its devices."""
+"""Checks what `fit` would run, on a machine that may lack its devices."""
 
 import re
 from pathlib import Path
@@ -14,11 +14,11 @@ from grpo_pl.system.precision import AUTO
 
 
 class Checked(CLI):
-    """A command line of `fit` whose components go together; `build` checks them and needs no GPU."""
+    """The config of `fit`, whose components `build` checks together without a GPU."""
 
     @override
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
-        """Build one that shares out data as the true one does, without its devices."""
+        """Build a CPU trainer with the same ranks and shares of the data as the configured one."""
         if re.search(r"FSDPStrategy|^fsdp(_|$)", str(self.settings.trainer.strategy)):
             kwargs["strategy"] = "ddp"  # Lightning's FSDPStrategy insists on GPUs
         if self.settings.trainer.precision == AUTO:
@@ -27,7 +27,7 @@ class Checked(CLI):
 
     @override
     def settle_types(self, config: Namespace) -> None:
-        """Leave open what the machine that runs it will decide."""
+        """Leave `auto` types open: the machine that runs it decides."""
 
     @override
     def build(self) -> None:
@@ -39,17 +39,17 @@ class Checked(CLI):
 
     @property
     def ended(self) -> bool:
-        """Whether its folder holds this very run, at its end."""
+        """Whether the run's folder holds this very run, at its end."""
         return self.run_folder.has_ended(Path(self.settings.trainer.default_root_dir))
 
     def prepare(self) -> None:
-        """Make the run's folder ready for it, with its config in it."""
+        """Make the run's folder ready, with its config in it."""
         with self.run_folder.occupied(self.trainer):
             self.run_folder.prepare(self.trainer)
 
 
 def check(for_fit: list[str]) -> Checked:
-    """Read and check what is for `fit`."""
+    """Read and check the options of `fit`."""
     checked = Checked(for_fit)
     checked.build()
     return checked

@@ -1,4 +1,4 @@
-"""The engine of a config, started for a look at what it samples before anything is trained."""
+"""Starts the engine of a config for commands that look at its samples and train nothing."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +19,7 @@ ONE_PROCESS = (
 
 
 def of_policy(cli: CLI) -> tuple[pl.Trainer, PolicyOptimization, RolloutDataModule]:
-    """The components of a config for the job `policy`, which know each other."""
+    """Connect and return the components of a config for the job `policy`."""
     module, data = cli.model, cli.datamodule
     assert isinstance(module, PolicyOptimization)
     assert isinstance(data, RolloutDataModule)
@@ -31,12 +31,12 @@ def of_policy(cli: CLI) -> tuple[pl.Trainer, PolicyOptimization, RolloutDataModu
 def started(
     trainer: pl.Trainer, data: RolloutDataModule, few: tuple[int, SamplingConfig] | None = None
 ) -> Iterator[RolloutEngine]:
-    """The engine with the pretrained weights, as `fit` starts it; it is shut down, whatever happens.
+    """The engine with the pretrained weights, as `fit` starts it; always shut down afterwards.
 
     Args:
-        trainer: What `data` is connected with, by `of_policy`.
+        trainer: The trainer that `data` is connected with (`of_policy`).
         data: Holds the engine.
-        few: How many responses at once are sampled, and how, where that is less than in `fit`.
+        few: Sequences at once and their sampling, for fewer or shorter responses than in `fit`.
     """
     try:
         if few is None:

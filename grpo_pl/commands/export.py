@@ -1,4 +1,4 @@
-"""`grpo_pl export`: from a checkpoint of a run a Hugging Face folder, which transformers and vLLM load."""
+"""`grpo_pl export`: makes a Hugging Face folder, which transformers and vLLM load, from a checkpoint."""
 
 import os
 import pickle
@@ -23,7 +23,7 @@ def export(checkpoint: Path, out: Path, pretrained: str = "") -> Path:
     """Write the policy's weights with the base model's configuration, tokenizer and chat template.
 
     Raises:
-        ConfigError: If that cannot be done, in one sentence.
+        ConfigError: If the checkpoint holds no policy or does not fit the base model, or `out` is not empty.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} exists and is not empty: name a new folder")
@@ -44,7 +44,7 @@ def export(checkpoint: Path, out: Path, pretrained: str = "") -> Path:
 
 
 def policy_weights(checkpoint: Path) -> Weights:
-    """The policy's parameters under their Hugging Face names."""
+    """The policy's parameters by their Hugging Face names."""
     import torch
 
     from grpo_pl.runs.checkpoint_io import read_shards
@@ -70,7 +70,7 @@ def policy_weights(checkpoint: Path) -> Weights:
 
 
 def policy_arguments(checkpoint: Path, remedy: str) -> dict[str, Any]:
-    """What the run's policy was built with, as the run's config.yaml says."""
+    """The arguments of the run's policy, from the run's config.yaml."""
     path = checkpoint.resolve().parent.parent / CONFIG_FILE
     if not path.is_file():
         raise ConfigError(f"there is no {path} that describes the policy: {remedy}")
@@ -78,7 +78,7 @@ def policy_arguments(checkpoint: Path, remedy: str) -> dict[str, Any]:
 
 
 def merge_adapters(weights: Weights, pretrained: str, checkpoint: Path) -> Weights:
-    """The weights of the base model with a checkpoint's LoRA adapters merged into them."""
+    """The base model's weights with the checkpoint's LoRA adapters merged in."""
     from grpo_pl.models import LoRA
     from grpo_pl.models.full_weights import full_weights
     from grpo_pl.models.loading import load_language_model
@@ -87,9 +87,8 @@ def merge_adapters(weights: Weights, pretrained: str, checkpoint: Path) -> Weigh
         checkpoint, "the adapters' scale is known there, leave it beside the checkpoint"
     )
     adapted = LoRA(**arguments | {"pretrained": pretrained}).build().language_model
-    check_fit(
-        weights, {n: p for n, p in adapted.named_parameters() if p.requires_grad}, pretrained, checkpoint
-    )
+    adapters = {name: p for name, p in adapted.named_parameters() if p.requires_grad}
+    check_fit(weights, adapters, pretrained, checkpoint)
     adapted.load_state_dict(weights, strict=False)
     plain = load_language_model(pretrained, arguments["dtype"])
     plain.load_state_dict(dict(full_weights(adapted)), strict=False)
@@ -101,16 +100,16 @@ def misfit(reason: str, pretrained: str, checkpoint: Path) -> ConfigError:
     return ConfigError(f"{checkpoint} does not fit the base model {pretrained} ({reason}): say --pretrained")
 
 
-def check_fit(weights: Weights, own: Weights, pretrained: str, checkpoint: Path) -> None:
-    """Refuse weights of other names or shapes than the model's own."""
-    for name in sorted(own.keys() | weights.keys()):
-        here, there = (tuple(some[name].shape) if name in some else "nothing" for some in (weights, own))
-        if here != there:
-            raise misfit(f"{name} is {here}, expected {there}", pretrained, checkpoint)
+def check_fit(weights: Weights, expected: Weights, pretrained: str, checkpoint: Path) -> None:
+    """Refuse weights whose names or shapes differ from the model's."""
+    for name in sorted(expected.keys() | weights.keys()):
+        got, needed = (tuple(w[name].shape) if name in w else "nothing" for w in (weights, expected))
+        if got != needed:
+            raise misfit(f"{name} is {got}, expected {needed}", pretrained, checkpoint)
 
 
 def save(weights: Weights, pretrained: str, folder: Path, checkpoint: Path) -> None:
-    """Put the weights into the base model's architecture and save it with everything around it."""
+    """Save the weights in the base model's architecture, with its tokenizer and configuration."""
     import torch
 
     from grpo_pl.models.loading import load_tokenizer, untrained_language_model

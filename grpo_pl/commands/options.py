@@ -1,4 +1,4 @@
-"""The options of a command itself, beside those of `fit`."""
+"""The options of a command itself, as opposed to those of `fit`."""
 
 import argparse
 from typing import NoReturn
@@ -11,11 +11,11 @@ from grpo_pl.system.refusal import ConfigError
 
 
 class Options(argparse.ArgumentParser):
-    """Reads a command line; a mistake is answered in one sentence.
+    """Parses a command's own options; a mistake becomes one sentence.
 
     Args:
-        command: Its name.
-        description: What `--help` prints first.
+        command: The command's name.
+        description: The first lines of `--help`.
     """
 
     def __init__(self, command: str, description: str) -> None:
@@ -30,8 +30,8 @@ class Options(argparse.ArgumentParser):
         """The command's own options, and those of `fit`, whose names are checked.
 
         Args:
-            args: What follows the command.
-            policy_alone: Whether the command knows no other job.
+            args: The words after the command.
+            policy_alone: Whether the command knows no job but `policy`.
         """
         own, for_fit = self.parse_known_args(args)
         check_names("fit", for_fit)

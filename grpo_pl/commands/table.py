@@ -1,4 +1,4 @@
-"""The commands by name, none of them imported before it runs; a new one is its folder and one entry here."""
+"""The commands by name, imported only when they run. A new command is its folder and one entry here."""
 
 import argparse
 from collections.abc import Callable
@@ -77,15 +77,13 @@ COMMANDS = {
 def command(name: str) -> Callable[[list[str]], int | None]:
     """The function of a command, imported only now."""
     module, _, function = COMMANDS[name].path.partition(":")
-    found: Callable[[list[str]], int | None] = getattr(import_module(module), function)
-    return found
+    return getattr(import_module(module), function)  # type: ignore[no-any-return]
 
 
 def answer(words: list[str]) -> bool:
-    """Whether a command line asks for the version or the list of commands, which is printed.
+    """Print the version or the list of commands if the command line asks for it; whether it did.
 
-    Raises:
-        SystemExit: With code 2 and one sentence if it begins with no command.
+    A command line that begins with no command ends in one sentence and exit code 2.
     """
     if words[:1] == ["--version"]:
         print(f"grpo_pl {__version__}")
@@ -112,7 +110,7 @@ def check_name(words: list[str]) -> None:
 
 
 def listing() -> argparse.ArgumentParser:
-    """What prints the commands, a line for each."""
+    """A parser for the list of commands, one line each."""
     parser = argparse.ArgumentParser("grpo_pl", description="Reinforcement learning on language models.")
     parser.add_argument("--version", action="version", help="print the version and exit")
     listed = parser.add_subparsers(title="commands", description="each has a --help of its own")

@@ -18,7 +18,7 @@ REPORT_SCRIPT = "report.sbatch"
 
 
 class ArrayJob(NamedTuple):
-    """An array of jobs, before it is submitted."""
+    """An array of jobs, not submitted yet."""
 
     script: str
     partition: list[str]
@@ -26,16 +26,15 @@ class ArrayJob(NamedTuple):
 
 
 def submit_array(runs: Sequence[PlannedRun], out: Path, job: ArrayJob, *, base: str) -> None:
-    """Submit runs as one array, and the report on the study as a job that waits for all of it.
+    """Submit runs that have not ended as one array, and the report on the study as a job that waits for it.
+
+    Refuses a run whose folder belongs to another job that has not ended.
 
     Args:
-        runs: Those that have not ended.
+        runs: One array task each.
         out: The study's folder.
-        job: What runs them.
-        base: The variant that others are compared with.
-
-    Raises:
-        ConfigError: If a run's folder is a job's that has not ended, or if SLURM refuses the job.
+        job: The array's script.
+        base: The variant that the others are compared with.
     """
     check_sbatch()
     for run in runs:
@@ -53,25 +52,15 @@ def submit_array(runs: Sequence[PlannedRun], out: Path, job: ArrayJob, *, base: 
 
 
 def read_options(text: str) -> argparse.Namespace:
-    """The options of `submit` in one string.
-
-    Raises:
-        ConfigError: If an array cannot have them.
-    """
-    said = submission.options().parse_args(shlex.split(text))
-    if said.server_nodes:
+    """The options of `submit` in one string; those for server nodes are refused."""
+    options = submission.options().parse_args(shlex.split(text))
+    if options.server_nodes:
         raise ConfigError("ablate: --slurm: jobs with --server-nodes are no array: submit each by itself")
-    return said
+    return options
 
 
 def array_job(runs: Sequence[PlannedRun], out: Path, options: argparse.Namespace) -> ArrayJob:
-    """The script that runs each in a job of its own, one of an array.
-
-    Args:
-        runs: What is to be run, on the nodes of the options.
-        out: The study's folder.
-        options: Of `submit`.
-    """
+    """The array whose tasks run one of `runs` each, on nodes as the options of `submit` say."""
     configs = shlex.join(str(run.folder / CONFIG_FILE) for run in runs)
     choose = [f"configs=({configs})", 'set -- --config "${configs[$SLURM_ARRAY_TASK_ID]}"']
     more = {"array": f"0-{len(runs) - 1}", "output": shlex.quote(f"{out}/slurm-%A_%a.out")}
@@ -80,7 +69,7 @@ def array_job(runs: Sequence[PlannedRun], out: Path, options: argparse.Namespace
 
 
 def report_script(out: Path, base: str) -> str:
-    """What compares the runs."""
+    """The script of the job that compares the runs."""
     command = [sys.executable, "-m", "grpo_pl", "compare", str(out), "--base", base]
     output = f"#SBATCH --output={shlex.quote(f'{out}/report-%j.out')}"
     return "\n".join(["#!/usr/bin/env bash", output, shlex.join(command), ""])

@@ -14,14 +14,7 @@ What is not listed here goes to `fit`, for all runs."""
 
 
 def ablate(args: list[str]) -> int:
-    """Run a study and report on it; gives the exit code.
-
-    Args:
-        args: The options of `ablate`, and those of `fit`.
-
-    Raises:
-        ConfigError: If something is wrong with the study, before any run begins.
-    """
+    """Run a study and report on it; returns the exit code. A wrong study is refused before any run begins."""
     parser = Options("ablate", DESCRIPTION)
     say = parser.add_argument
     say("study", type=Path, metavar="STUDY", help="a file, or a name such as studies/quick")

@@ -1,4 +1,4 @@
-"""A study from its file to its report: check all runs, run what has not ended, and compare."""
+"""A study from its file to its report: checks all runs, runs those that have not ended, and compares."""
 
 import argparse
 import shutil
@@ -25,23 +25,16 @@ FAILED = 1
 
 
 def conduct(
-    study: Study,
-    out: Path,
-    options: argparse.Namespace,
-    for_fit: list[str],
-    server: ForkServer,
+    study: Study, out: Path, options: argparse.Namespace, for_fit: list[str], server: ForkServer
 ) -> int:
-    """Run a study and report on it; gives the exit code.
+    """Run a study in the folder `out` and report on it; returns the exit code.
 
     Args:
-        study: What to run.
-        out: Its folder.
-        options: Of `ablate`.
+        study: What to run. All its runs are checked before any begins.
+        out: The study's folder.
+        options: The options of `ablate`.
         for_fit: Options of `fit`, for all runs.
-        server: What runs are forked from.
-
-    Raises:
-        ConfigError: If something is wrong with the study, before any run begins.
+        server: Forks the runs.
     """
     shares_of_machine(options.jobs)
     on_slurm = None if options.slurm is None else read_options(options.slurm)
@@ -72,7 +65,7 @@ def conduct(
 
 
 def run_here(study: Study, runs: list[PlannedRun], out: Path, jobs: int, server: ForkServer) -> int:
-    """Run what has not ended, and report on all."""
+    """Run what has not ended on this machine, and report on all runs; returns the exit code."""
     to_do = [run for run in runs if not run.ended]
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     progress = StudyProgress(to_do, len(runs) - len(to_do), jobs, study.metric)
@@ -90,7 +83,7 @@ def run_here(study: Study, runs: list[PlannedRun], out: Path, jobs: int, server:
         report([run.folder for run in started], out, base=base, metric=study.metric)
     for name, problem in progress.problems.items():
         progress.say(f"! {name} failed: {problem}")
-    if progress.problems:
-        count = f"{len(progress.problems)} of {len(runs)} runs"
-        progress.say(f"{count} failed: the same command tries them again.")
-    return FAILED if progress.problems else 0
+    if not progress.problems:
+        return 0
+    progress.say(f"{len(progress.problems)} of {len(runs)} runs failed: the same command tries them again.")
+    return FAILED

@@ -1,4 +1,4 @@
-"""The process that runs are forked from: it imports what they use, and does nothing else.
+"""The process that runs are forked from: it imports their modules and does nothing else.
 
 A child of a process that has been through a parallel region of OpenMP hangs in its own first one, and CUDA
 knows no forks at all.
@@ -22,14 +22,12 @@ from grpo_pl.system.output import captured_output, tame_logs
 
 
 def main(descriptor: int, modules: Iterable[str]) -> None:
-    """Import modules, fork for each request; in a child, run the command.
+    """Import modules and fork for each request of a connection, by its descriptor; a child runs the command.
 
-    Args:
-        descriptor: Of the connection that requests come by.
-        modules: Names; what cannot be imported is left to the run that needs it.
+    A module that cannot be imported is left to the run that needs it.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # where SLURM tells every process, runs save
-    tame_logs()  # libraries read what it says when they are imported
+    tame_logs()  # libraries read their log level when they are imported
     with captured_output():
         for module in modules:
             with suppress(ImportError):
@@ -42,7 +40,7 @@ def main(descriptor: int, modules: Iterable[str]) -> None:
 
 
 def serve(connection: Connection) -> Request | None:
-    """Fork until the connection ends, and tell of children that have; in a child, give its request."""
+    """Fork until the connection ends, and report children that have ended; in a child, return its request."""
     children: dict[int, int] = {}  # descriptor -> process
     while True:
         for ready in wait([connection, *children]):
@@ -88,7 +86,7 @@ def run(request: Request) -> None:
 
 
 def exit_code(program: Callable[[], None]) -> int:
-    """Run a program; the code that Python would end with."""
+    """Run a program; returns the exit code that Python would give it."""
     try:
         program()
     except SystemExit as end:
@@ -103,7 +101,7 @@ def exit_code(program: Callable[[], None]) -> int:
 
 
 def leave(code: int) -> NoReturn:
-    """End the process as multiprocessing ends its own: without clearing away what all children share."""
+    """End the process as multiprocessing ends its own: without tearing down what all children share."""
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     sys.stdout.flush()

@@ -12,16 +12,12 @@ from typing import NamedTuple
 
 PROGRAM = "grpo_pl.__main__"
 IMPORTED = (
-    *(
-        PROGRAM,
-        "grpo_pl.commands.fit.running",
-        "transformers.models.auto.modeling_auto",
-        "transformers.modeling_utils",
-    ),
-    *("transformers.models.llama.modeling_llama", "transformers.models.qwen2.modeling_qwen2"),
-    *("matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg"),
+    *(PROGRAM, "grpo_pl.commands.fit.running", "transformers.models.auto.modeling_auto"),
+    *("transformers.modeling_utils", "transformers.models.llama.modeling_llama"),
+    *("transformers.models.qwen2.modeling_qwen2", "matplotlib.backends.backend_agg"),
+    "matplotlib.backends.backend_svg",
 )
-"""What most runs use; the rest they import themselves."""
+"""Modules that most runs use; a run imports the rest itself."""
 POLL_S = 0.01
 
 
@@ -30,13 +26,13 @@ class Request(NamedTuple):
 
     arguments: list[str]
     log: Path
-    """Where its output is appended."""
+    """The file to which its output is appended."""
     environment: Mapping[str, str]
     """All its variables."""
     folder: Path
-    """The one it works in."""
+    """Its working directory."""
     path: list[str]
-    """Where it looks for modules."""
+    """Its `sys.path`."""
 
 
 class Ended(NamedTuple):
@@ -48,7 +44,7 @@ class Ended(NamedTuple):
 
 
 class ForkServer:
-    """Starts processes by forking one that has imported what they use, and that ends with this one."""
+    """Starts processes by forking one that has imported their modules; it ends with this process."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
@@ -56,11 +52,7 @@ class ForkServer:
         """Process -> its exit code; None while it goes on."""
 
     def begin(self, more: Sequence[str] = ()) -> None:
-        """Have it import, unless it does or has; nobody waits for it.
-
-        Args:
-            more: Modules besides `IMPORTED`.
-        """
+        """Have it import `IMPORTED` and `more` modules, once, without waiting for it."""
         if self._process is not None:
             return
         self._connection, theirs = Pipe()
@@ -75,7 +67,7 @@ class ForkServer:
         theirs.close()
 
     def fork(self, request: Request) -> int:
-        """Start a process; gives its id."""
+        """Start a process; returns its id."""
         self._listen()
         self.begin()
         self._connection.send(request)
@@ -85,12 +77,12 @@ class ForkServer:
         return int(answer)
 
     def code(self, pid: int) -> int | None:
-        """The exit code of a process that it has started; None while that goes on."""
+        """The exit code of a process that it has started; None while that runs."""
         self._listen()
         return self._codes[pid]
 
     def wait(self, seconds: float) -> None:
-        """Return when it has something to tell, such as the end of a process, or after so many seconds."""
+        """Return when it reports something, such as the end of a process, or after so many seconds."""
         if self._process is None:
             time.sleep(seconds)
         else:
@@ -109,7 +101,7 @@ class ForkServer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End it, with all that it has started and that goes on."""
+        """Kill it, and with it all processes that it has started."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -118,25 +110,17 @@ class ForkServer:
 
 
 class ForkedRun:
-    """A command in a forked process, with a session of its own.
-
-    Args:
-        server: What forks it.
-        arguments: As after the name of the program.
-        log: The file to which its output is appended.
-        environment: All its variables.
-    """
+    """A command, as after `grpo_pl`, in a forked process with a session of its own."""
 
     def __init__(
         self, server: ForkServer, arguments: Sequence[str], log: Path, environment: Mapping[str, str]
     ) -> None:
         self._server = server
-        request = Request(list(arguments), log, dict(environment), Path.cwd(), list(sys.path))
-        self.pid = server.fork(request)
+        self.pid = server.fork(Request(list(arguments), log, dict(environment), Path.cwd(), list(sys.path)))
 
     @property
     def code(self) -> int | None:
-        """Its exit code, below 0 for a signal; None while it goes on."""
+        """Its exit code, below 0 for a signal; None while it runs."""
         return self._server.code(self.pid)
 
     def wait(self) -> None:

@@ -1,4 +1,4 @@
-"""The runs of a study: what each is, and how far it has come."""
+"""The runs of a study: their options, and how far each has come."""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -30,21 +30,21 @@ class PlannedRun:
 
     @property
     def name(self) -> str:
-        """As one says it."""
+        """The run's name in messages."""
         return f"{self.variant}, seed {self.seed}"
 
     @property
     def log(self) -> Path:
-        """Where what it says is kept; its folder may move aside."""
+        """The file of its output; beside its folder, which may move aside."""
         return self.folder.with_name(f"{self.folder.name}.log")
 
     @property
     def command(self) -> list[str]:
-        """What runs it, and continues it."""
+        """The command that starts and continues it, as its log names it."""
         return [sys.executable, "-m", "grpo_pl", "fit", *self.options]
 
     def reading_from(self, folder: Path, instead_of: Path) -> "PlannedRun":
-        """The same run, with the settings of the study in another folder."""
+        """The same run, with the study's settings in another folder."""
         return replace(self, options=[word.replace(str(instead_of), str(folder)) for word in self.options])
 
     def rows(self) -> list[dict[str, float]]:
@@ -53,7 +53,7 @@ class PlannedRun:
         return read_metrics(path) if path.exists() else []
 
     def share_done(self) -> float:
-        """How much of its budget is spent, from 0 to 1."""
+        """The spent share of its budget, from 0 to 1."""
         if (self.folder / ENDED_FILE).exists():
             return 1.0
         rows = self.rows()
@@ -74,23 +74,20 @@ def plan_runs(
         options: Variant -> its options of `fit`.
         out: The study's folder; a run's is `<out>/<variant>/seed-<seed>`.
         more: Options of `fit` for all runs.
-
-    Raises:
-        ConfigError: If something is wrong with one.
     """
     for seed in study.seeds:
         for variant in study.variants:
             folder = out / variant / f"seed-{seed}"
-            own = ["--seed_everything", str(seed), "--data.seed", str(seed)]
-            said = [*options[variant], *more, *own, "--trainer.default_root_dir", str(folder)]
-            fit = check(said)
+            of_run = ["--seed_everything", str(seed), "--data.seed", str(seed)]
+            for_fit = [*options[variant], *more, *of_run, "--trainer.default_root_dir", str(folder)]
+            fit = check(for_fit)
             budget = study.budget or iterations_of(fit.settings, study)
             check_last_validation(fit.settings, budget, variant, study)
-            yield PlannedRun(variant, seed, folder, said, budget, fit, fit.ended)
+            yield PlannedRun(variant, seed, folder, for_fit, budget, fit, fit.ended)
 
 
 def iterations_of(settings: Any, study: Study) -> RunBudget:
-    """The budget of a config."""
+    """The budget of a config in iterations: `trainer.max_epochs`."""
     if (settings.trainer.max_epochs or 0) < 1:
         raise ConfigError(f"study {study.path}: budget: name one, for trainer.max_epochs is no limit")
     return RunBudget("iterations", settings.trainer.max_epochs)

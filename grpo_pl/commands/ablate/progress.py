@@ -1,6 +1,7 @@
-"""What one sees of a study while it runs: a bar over all of it, and a line for each run that ends."""
+"""The progress of a study: a bar over all of it, and a line for each run that ends."""
 
 from collections.abc import Sequence
+from statistics import fmean
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
@@ -12,13 +13,13 @@ from grpo_pl.commands.ablate.running import Running
 
 
 class StudyProgress:
-    """A bar over the whole study with the time left; where the output is no terminal, lines alone.
+    """A bar over the whole study with the time left; only lines where the output is no terminal.
 
     Args:
-        runs: All that are to be run.
-        ended: How many runs of the study had ended before.
-        jobs: How many run at once.
-        metric: What is told of a run that ends.
+        runs: The runs to do.
+        ended: The number of runs that had ended before.
+        jobs: Runs at once.
+        metric: Shown, first value to last, of each run that ends.
     """
 
     def __init__(self, runs: Sequence[PlannedRun], ended: int, jobs: int, metric: str) -> None:
@@ -46,16 +47,16 @@ class StudyProgress:
             self.bar.stop()
 
     def say(self, text: str) -> None:
-        """Write a line above the bar."""
+        """Print a line above the bar."""
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def start(self, run: PlannedRun) -> None:
-        """A run begins."""
+        """Print that a run begins."""
         _, share = self.waiting.pop(run.name)
         self.say(f"{run.name}: " + (f"goes on from {share:.0%}" if share else "begins"))
 
     def look(self, running: list[Running]) -> None:
-        """Runs are under way."""
+        """Update the bar from the runs under way."""
         shares = [each.run.share_done() for each in running]
         left = self.seconds_left(running, shares)
         newest = [f"{each.run.name} {share:.0%}" for each, share in zip(running, shares, strict=True)]
@@ -68,10 +69,9 @@ class StudyProgress:
         )
 
     def end(self, run: Running) -> None:
-        """A run has ended."""
+        """Print the result of a run that has ended, or its problem."""
         self.ended += 1
-        problem = run.problem
-        if problem:
+        if problem := run.problem:
             self.problems[run.run.name] = problem
             self.say(f"! {run.run.name}: {problem} ({run.run.log})")
             return
@@ -84,7 +84,7 @@ class StudyProgress:
         self.say(f"{run.run.name}: {result} in {clock(run.seconds)} ({self.ended} of {self.total})")
 
     def seconds_left(self, running: list[Running], shares: list[float]) -> float | None:
-        """By what runs of the same variant have taken, else all runs; None as long as none has come far."""
+        """Estimated from runs of the same variant, else from all runs; None until one has progressed."""
         known = list(self._seconds)
         for each, share in zip(running, shares, strict=True):
             if share > each.share_before:
@@ -94,12 +94,10 @@ class StudyProgress:
 
         def whole(run: PlannedRun) -> float:
             same = [seconds for variant, seconds in known if variant == run.variant]
-            chosen = same or [seconds for _, seconds in known]
-            return sum(chosen) / len(chosen)
+            return fmean(same or [seconds for _, seconds in known])
 
-        to_do = sum(whole(run) * (1 - share) for run, share in self.waiting.values())
-        to_do += sum(whole(each.run) * (1 - share) for each, share in zip(running, shares, strict=True))
-        return to_do / self.jobs
+        unfinished = [*self.waiting.values(), *zip([each.run for each in running], shares, strict=True)]
+        return sum(whole(run) * (1 - share) for run, share in unfinished) / self.jobs
 
 
 def clock(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""Runs as processes: so many at once, each on its share of the machine."""
+"""Runs as processes: `--jobs` of them at once, each on its share of the machine."""
 
 import os
 import time
@@ -17,9 +17,9 @@ LAST_WORDS = 300
 
 
 class Running:
-    """A run under way, in a process that ends with this one.
+    """A run under way, in a process that ends with this one, even by SIGKILL.
 
-    Even by SIGKILL: the same command continues it from its last checkpoint to the last bit.
+    The same command continues it from its last checkpoint, with results equal to the last bit.
     """
 
     def __init__(self, run: PlannedRun, server: ForkServer, environment: dict[str, str]) -> None:
@@ -32,7 +32,7 @@ class Running:
 
     @property
     def seconds(self) -> float:
-        """How long it has run."""
+        """Its running time."""
         return time.monotonic() - self.begin
 
     @property
@@ -42,23 +42,18 @@ class Running:
             return ""
         return f"exit code {self.process.code}: {last_words(self.run.log)}"
 
-    def stop(self) -> None:
-        """Have it save at the end of its iteration."""
-        self.process.stop()
-
 
 def last_words(log: Path) -> str:
-    """The last line of a log."""
+    """The last line of a log that is no command."""
     lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
-    said = [line for line in lines if line.strip() and not line.startswith("$ ")]
-    return said[-1].strip()[-LAST_WORDS:] if said else "it said nothing"
+    output = [line for line in lines if line.strip() and not line.startswith("$ ")]
+    return output[-1].strip()[-LAST_WORDS:] if output else "it said nothing"
 
 
 def shares_of_machine(jobs: int) -> list[dict[str, str]]:
-    """For each of the runs at once, the environment that gives it its GPUs, or its cores.
+    """The environment of each of the runs at once: its GPUs, or its share of the cores.
 
-    Raises:
-        ConfigError: If there are more runs than GPUs.
+    More runs than GPUs are refused.
     """
     if jobs == 1:
         return [{}]
@@ -81,18 +76,18 @@ def run_all(
     on_end: Callable[[Running], None],
     on_look: Callable[[list[Running]], None],
 ) -> None:
-    """Run them in their order, `jobs` at once; where one fails, the others go on.
+    """Run `runs` in their order, `jobs` at once; where one fails, the others go on.
 
     Args:
-        runs: What is to be run.
-        jobs: How many at once.
-        server: What they are forked from.
-        on_start: Told of a run that begins.
-        on_end: Told of one that has ended, however it has.
-        on_look: Told of those under way, twice a second.
+        runs: The runs to do.
+        jobs: Runs at once.
+        server: Forks them.
+        on_start: Called with each run that begins.
+        on_end: Called with each run that has ended, also by a failure.
+        on_look: Called with the runs under way, twice a second.
 
     Raises:
-        KeyboardInterrupt: If the user, or a signal, has ended it; all that ran have saved.
+        KeyboardInterrupt: If the user, or a signal, has ended it; all runs under way have saved.
     """
     waiting, free, running = list(runs), shares_of_machine(jobs), list[tuple[Running, dict[str, str]]]()
     try:
@@ -108,6 +103,6 @@ def run_all(
                 on_end(each)
     finally:
         for each, _ in running:
-            each.stop()
+            each.process.stop()
         for each, _ in running:
             each.process.wait()

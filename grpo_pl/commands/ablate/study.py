@@ -30,7 +30,7 @@ class RunBudget(NamedTuple):
 
     @property
     def options(self) -> list[str]:
-        """The options of `fit` that keep to it."""
+        """The options of `fit` that set this budget."""
         if self.unit == "iterations":
             return ["--trainer.max_epochs", str(self.amount)]
         return ["--trainer.max_epochs", "-1", f"--budget.{self.unit}", str(self.amount)]
@@ -45,60 +45,49 @@ class Study:
 
     path: Path
     variants: dict[str, list[Part]]
-    """Name -> what is laid over each other, the base first; the others are compared with the first one."""
+    """Name -> its configs, later ones over earlier ones, the base first; the first variant is the base of
+    comparisons."""
     seeds: list[int]
     budget: RunBudget | None
     """None leaves it to the configs."""
     metric: str
 
     def write_settings(self, folder: Path) -> dict[str, list[str]]:
-        """Write what stands in the study itself into files that `fit` reads; variant -> its options.
-
-        Raises:
-            ConfigError: If a file that the study names is no config.
-        """
+        """Write the settings inside the study into files that `fit` reads; returns variant -> its options."""
         return {name: list(self._options(name, parts, folder)) for name, parts in self.variants.items()}
 
     def imports(self, options: Sequence[str]) -> list[str]:
-        """Modules that its runs may use, and that not all runs do.
-
-        Args:
-            options: Of `fit`, for all runs.
-        """
+        """Modules that only some studies need, by their configs and the options for all of their runs."""
         parts = [part for parts in self.variants.values() for part in parts]
-        said = [part.read_text(errors="replace") if isinstance(part, Path) else str(part) for part in parts]
-        return ["vllm.entrypoints.llm"] if "VLLMEngine" in " ".join((*said, *options)) else []
+        texts = [part.read_text(errors="replace") if isinstance(part, Path) else str(part) for part in parts]
+        return ["vllm.entrypoints.llm"] if "VLLMEngine" in " ".join((*texts, *options)) else []
 
     def _options(self, name: str, parts: Sequence[Part], folder: Path) -> list[str]:
-        said: list[str] = []
+        options: list[str] = []
         for i, part in enumerate(parts):
             path = part if isinstance(part, Path) else folder / f"{name}.{i}.yaml"
             if isinstance(part, dict) and part:
                 folder.mkdir(parents=True, exist_ok=True)
                 path.write_text(yaml.safe_dump(part, sort_keys=False), encoding="utf-8")
             if part:
-                said += ["--config", str(path)]
-        return said + (self.budget.options if self.budget else [])
+                options += ["--config", str(path)]
+        return options + (self.budget.options if self.budget else [])
 
 
 def read_study(path: Path) -> Study:
-    """Read a study's file; paths in it are relative to it, or names of configs that come with grpo_pl.
-
-    Raises:
-        ConfigError: In one sentence with the file and the key.
-    """
+    """Read a study's file; paths in it are relative to it, or names of configs that come with grpo_pl."""
     try:
-        said = read_config(str(path))
+        content = read_config(str(path))
     except FileNotFoundError:
         raise ConfigError(f"ablate: there is no study {path}") from None
     where = f"study {path}"
-    for key in said:
+    for key in content:
         if key not in KEYS:
             raise ConfigError(f"{where}: there is no {key}{nearest(key, KEYS)} It has {', '.join(KEYS)}")
-    base = parts_of(said.get("base"), f"{where}: base", path.parent)
+    base = parts_of(content.get("base"), f"{where}: base", path.parent)
     if not base:
         raise ConfigError(f"{where}: base: expected a config file, which all variants begin with")
-    variants = said.get("variants")
+    variants = content.get("variants")
     if not isinstance(variants, dict) or not variants:
         raise ConfigError(f"{where}: variants: expected a name and its settings for each, {EXAMPLE}")
     for name in variants:
@@ -107,53 +96,53 @@ def read_study(path: Path) -> Study:
     return Study(
         path,
         {name: base + parts_of(v, f"{where}: variants.{name}", path.parent) for name, v in variants.items()},
-        seeds_of(said.get("seeds", [0]), where),
-        budget_of(said.get("budget"), where),
-        str(said.get("metric", ACCURACY)),
+        seeds_of(content.get("seeds", [0]), where),
+        budget_of(content.get("budget"), where),
+        str(content.get("metric", ACCURACY)),
     )
 
 
-def parts_of(said: Any, where: str, folder: Path) -> list[Part]:
+def parts_of(value: Any, where: str, folder: Path) -> list[Part]:
     """A config file, settings, or a list of both."""
-    if said is None:
+    if value is None:
         return []
-    if isinstance(said, list):
-        return [part for one in said for part in parts_of(one, where, folder)]
-    if isinstance(said, dict):
-        return [said]
-    if not isinstance(said, str):
+    if isinstance(value, list):
+        return [part for one in value for part in parts_of(one, where, folder)]
+    if isinstance(value, dict):
+        return [value]
+    if not isinstance(value, str):
         raise ConfigError(
-            f"{where}: expected a config file, settings, or a list of both, got {shortened(said)}"
+            f"{where}: expected a config file, settings, or a list of both, got {shortened(value)}"
         )
-    path = folder / said
+    path = folder / value
     if not path.is_file():
-        path = own_config(said) or path
+        path = own_config(value) or path
     if not path.is_file():
         raise ConfigError(f"{where}: there is no file {path}")
     return [path]
 
 
-def seeds_of(said: Any, where: str) -> list[int]:
+def seeds_of(value: Any, where: str) -> list[int]:
     """Different whole numbers; `3` means 1, 2 and 3."""
-    if isinstance(said, int) and not isinstance(said, bool) and said > 0:
-        return list(range(1, said + 1))
-    seeds = said if isinstance(said, list) else []
+    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+        return list(range(1, value + 1))
+    seeds = value if isinstance(value, list) else []
     whole = all(isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed < 2**32 for seed in seeds)
     if not seeds or not whole or len(set(seeds)) < len(seeds):
         raise ConfigError(
             f"{where}: seeds: expected different whole numbers such as [1, 2, 3], or how many, "
-            f"got {shortened(said)}"
+            f"got {shortened(value)}"
         )
     return seeds
 
 
-def budget_of(said: Any, where: str) -> RunBudget | None:
+def budget_of(value: Any, where: str) -> RunBudget | None:
     """One limit in one unit."""
-    if said is None:
+    if value is None:
         return None
-    if not isinstance(said, Mapping) or len(said) != 1 or (unit := next(iter(said))) not in UNITS:
+    if not isinstance(value, Mapping) or len(value) != 1 or (unit := next(iter(value))) not in UNITS:
         raise ConfigError(f"{where}: budget: expected one of {', '.join(UNITS)}, as in {{iterations: 10}}")
-    amount = said[unit]
+    amount = value[unit]
     kinds = (int, float) if UNITS[unit] is float else int
     if isinstance(amount, bool) or not isinstance(amount, kinds) or not amount > 0:
         raise ConfigError(f"{where}: budget.{unit}: expected a number above 0, got {shortened(amount)}")

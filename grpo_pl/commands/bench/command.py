@@ -32,6 +32,7 @@ from rich.console import Console
 from rich.status import Status
 from rich.table import Table
 
+from grpo_pl.commands.bench import Numbers
 from grpo_pl.commands.options import Options
 from grpo_pl.config.by_name import config_file
 from grpo_pl.system.refusal import fail
@@ -60,27 +61,26 @@ WORK: dict[str, Any] = {
     "checkpoint.save_last": "false",
 }
 LONG = "What is {a} {operator} {b}? Explain every step in great detail, as to a child, with many examples."
-"""What asks for answers that reach any limit."""
+"""A prompt whose answers reach any limit."""
 SCALING = {"data.group_size": (4, 8, 16, 32), "data.sampling.max_tokens": (32, 64, 128, 256)}
 SCALING_PROMPTS = 2
 """Fewer than in the work itself: 8 groups of 32 would take an hour."""
-Numbers = dict[str, int | float]
 Measure = Callable[..., list[Numbers]]
 """Runs a part: a `Bench`."""
 
 
-def options_of(work: dict[str, Any], said: list[str], dtype: "DType | None" = None) -> list[str]:
-    """The command line of a part: the config, the work, the type it computes in, and what the user said."""
+def options_of(work: dict[str, Any], for_fit: list[str], dtype: "DType | None" = None) -> list[str]:
+    """The command line of a part: the config, the work, the type it computes in, and the user's options."""
     from grpo_pl.system.precision import PRECISIONS, device_here, measured_rates
 
     dtype = dtype or measured_rates(device_here().type).fitting
     work = work | {"trainer.precision": PRECISIONS[dtype], "data.engine.init_args.dtype": dtype}
     options = [f"--{key}={value}" for key, value in work.items()]
-    return ["--config", config_file("configs/quickstart.yaml"), *options, *said]
+    return ["--config", config_file("configs/quickstart.yaml"), *options, *for_fit]
 
 
 class Bench:
-    """Runs the parts one after the other, each in a process of its own, and shows where it is."""
+    """Runs each part in a process of its own and shows its progress."""
 
     def __init__(self, status: Status) -> None:
         self.status = status
@@ -88,18 +88,18 @@ class Bench:
     def __call__(
         self, part: str, label: str, options: list[str], iterations: int, path: str = ""
     ) -> list[Numbers]:
-        """What a part found in each iteration; its failure ends everything."""
+        """A part's measurements of each iteration; its failure ends the command."""
         with tempfile.TemporaryDirectory() as folder:
             result, log = Path(folder) / "result.json", Path(folder) / "log"
-            module = "grpo_pl.commands.bench.parts"
-            command = [sys.executable, "-m", module, part, str(iterations), str(result), *options]
+            program = [sys.executable, "-m", "grpo_pl.commands.bench.parts"]
+            command = [*program, part, str(iterations), str(result), *options]
             environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (path, *sys.path)))}
             with log.open("w") as file:
                 process = subprocess.Popen(command, stdout=file, stderr=file, env=environment)
                 try:
                     while process.poll() is None:
-                        reached = [it for it in log.read_text().splitlines() if it.startswith("measured")]
-                        self.status.update(f"{label}: {reached[-1] if reached else 'starting'}")
+                        lines = [line for line in log.read_text().splitlines() if line.startswith("measured")]
+                        self.status.update(f"{label}: {lines[-1] if lines else 'starting'}")
                         time.sleep(0.5)
                 finally:
                     process.kill()
@@ -107,12 +107,11 @@ class Bench:
                 text = log.read_text().strip()
                 sys.stderr.write((text.splitlines()[-1] if process.returncode == 2 else text) + "\n")
                 sys.exit(process.returncode)
-            found: list[Numbers] = json.loads(result.read_text())
-            return found
+            return json.loads(result.read_text())  # type: ignore[no-any-return]
 
 
 def trl_folder() -> Path:
-    """Where TRL is installed, for this alone, on top of this environment's packages."""
+    """The folder that TRL is installed into, on top of this environment's packages."""
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     folder = Path(cache) / "grpo_pl" / "bench" / TRL.replace("==", "-")
     if not (folder / "trl").is_dir():
@@ -123,17 +122,17 @@ def trl_folder() -> Path:
 
 
 def median(rows: list[Numbers], key: str) -> float:
-    """Over all iterations but the first."""
+    """The median over all iterations but the first."""
     return statistics.median(row[key] for row in rows[1:])
 
 
 def limit(row: Numbers) -> float:
-    """The seconds of the engine alone, and of the faster of the two ways to read the same tokens."""
+    """Seconds of the engine alone plus those of the faster forward and backward, padded or packed."""
     return row["engine_s"] + min(row["padded_s"], row["packed_s"])
 
 
 def ratio_to_limit(rows: list[Numbers]) -> float:
-    """An iteration over what it had to cost."""
+    """The median of an iteration's time over its limit."""
     return statistics.median(row["iteration_s"] / limit(row) for row in rows[1:])
 
 
@@ -161,16 +160,16 @@ def summary(rows: list[Numbers]) -> dict[str, Any]:
 
 
 def precision_of(options: list[str]) -> str:
-    """What a command line says last of the Trainer's precision."""
+    """The last `--trainer.precision` of a command line."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--trainer.precision", dest="precision")
     return str(parser.parse_known_args(options)[0].precision)
 
 
-def fastest_peer(bench: Measure, said: list[str], iterations: int) -> dict[str, Any]:
-    """TRL in the precision that is best for it here: float32's, or the one that fits the machine."""
+def fastest_peer(bench: Measure, for_fit: list[str], iterations: int) -> dict[str, Any]:
+    """TRL in its faster precision on this machine: float32, or the type that `auto` takes."""
     tried: dict[str, dict[str, Any]] = {}
-    for options in (options_of(WORK, said), options_of(WORK, said, "float32")):
+    for options in (options_of(WORK, for_fit), options_of(WORK, for_fit, "float32")):
         if (precision := precision_of(options)) not in tried:
             rows = bench("peer", f"{TRL}, {precision}", options, iterations, str(trl_folder()))
             numbers = {key: median(rows, key) for key in ("iteration_s", "peak_gib", "response_tokens")}
@@ -178,21 +177,20 @@ def fastest_peer(bench: Measure, said: list[str], iterations: int) -> dict[str, 
     return min(tried.values(), key=lambda peer: float(peer["iteration_s"]))
 
 
-def scaling(bench: Measure, said: list[str], iterations: int) -> dict[str, list[Numbers]]:
-    """How the cost grows with the group and with the length of responses."""
-    grown: dict[str, list[Numbers]] = {}
+def scaling(bench: Measure, for_fit: list[str], iterations: int) -> dict[str, list[Numbers]]:
+    """The cost of an iteration by the size of a group and by the length of responses."""
+    costs: dict[str, list[Numbers]] = {}
     for key, values in SCALING.items():
         name = key.rpartition(".")[2]
-        grown[name] = []
+        costs[name] = []
         for value in values:
             work = WORK | {key: value, "data.train.init_args.template": LONG}
             work |= {"data.prompts_per_iteration": SCALING_PROMPTS, "data.engine.init_args.kv_cache_gib": 1.0}
             of_16_sequences = max(int(work["data.group_size"]) * SCALING_PROMPTS // 16, 1)
-            of_whole_groups = SCALING_PROMPTS
-            work["trainer.accumulate_grad_batches"] = min(of_16_sequences, of_whole_groups)
-            rows = bench("train", f"{name} {value}", options_of(work, said), iterations)
+            work["trainer.accumulate_grad_batches"] = min(of_16_sequences, SCALING_PROMPTS)  # whole groups
+            rows = bench("train", f"{name} {value}", options_of(work, for_fit), iterations)
             tokens, whole = median(rows, "rollout/tokens"), median(rows, "iteration_s")
-            grown[name].append(
+            costs[name].append(
                 {
                     name: value,
                     "response_tokens": tokens,
@@ -202,54 +200,54 @@ def scaling(bench: Measure, said: list[str], iterations: int) -> dict[str, list[
                     "peak_gib": median(rows, "peak_gib"),
                 }
             )
-    return grown
+    return costs
 
 
-def measure(said: argparse.Namespace, options: list[str]) -> dict[str, Any]:
-    """Everything that was asked for."""
+def measure(options: argparse.Namespace, for_fit: list[str]) -> dict[str, Any]:
+    """All numbers that the options of `bench` ask for."""
     with Console(stderr=True).status("starting") as status:
-        bench, work = Bench(status), options_of(WORK, options)
-        found = summary(bench("train", "grpo_pl and its limit", work, said.iterations))
-        memory = found["memory_gib"]
+        bench, work = Bench(status), options_of(WORK, for_fit)
+        numbers = summary(bench("train", "grpo_pl and its limit", work, options.iterations))
+        memory = numbers["memory_gib"]
         memory["engine_alone"] = bench("engine", "the engine's memory", work, 1)[0]["peak_gib"]
         memory["above_engine"] = memory["peak"] - memory["engine_alone"]
-        if said.peer:
-            found["peer"] = fastest_peer(bench, options, said.peer_iterations)
-            found["ratio_to_peer"] = found["peer"]["iteration_s"] / found["stages"]["iteration"]
-            found["peak_memory_ratio_to_peer"] = memory["peak"] / found["peer"]["peak_gib"]
-        if said.scaling:
-            found["scaling"] = scaling(bench, options, max(said.iterations - 2, 2))
-    found["precision"] = precision_of(work)
-    return found | {"work": {key: str(value) for key, value in WORK.items()} | {"options": options}}
+        if options.peer:
+            numbers["peer"] = fastest_peer(bench, for_fit, options.peer_iterations)
+            numbers["ratio_to_peer"] = numbers["peer"]["iteration_s"] / numbers["stages"]["iteration"]
+            numbers["peak_memory_ratio_to_peer"] = memory["peak"] / numbers["peer"]["peak_gib"]
+        if options.scaling:
+            numbers["scaling"] = scaling(bench, for_fit, max(options.iterations - 2, 2))
+    numbers["precision"] = precision_of(work)
+    return numbers | {"work": {key: str(value) for key, value in WORK.items()} | {"options": for_fit}}
 
 
-def show(found: dict[str, Any]) -> None:
-    """The tables."""
-    console, stages, limits = Console(), found["stages"], found["limit"]
-    table = Table("what", "seconds", "share", title=f"an iteration (medians), {found['precision']}")
+def show(numbers: dict[str, Any]) -> None:
+    """Print the tables."""
+    console, stages, limits, peer = Console(), numbers["stages"], numbers["limit"], numbers["peer"]
+    table = Table("what", "seconds", "share", title=f"an iteration (medians), {numbers['precision']}")
     for name, value in stages.items():
         table.add_row(name, f"{value:.2f}", f"{value / stages['iteration']:.0%}")
     table.add_section()
     table.add_row("limit: engine alone", f"{limits['engine']:.2f}", "")
     table.add_row("limit: forward and backward, padded", f"{limits['padded']:.2f}", "")
     table.add_row("limit: forward and backward, packed", f"{limits['packed']:.2f}", "")
-    if found["peer"]:
-        table.add_row(f"{TRL}, {found['peer']['precision']}", f"{found['peer']['iteration_s']:.2f}", "")
+    if peer:
+        table.add_row(f"{TRL}, {peer['precision']}", f"{peer['iteration_s']:.2f}", "")
     console.print(table)
-    memory, tokens = found["memory_gib"], found["tokens"]
+    memory, tokens = numbers["memory_gib"], numbers["tokens"]
     lines = {
-        "ratio to the limit": f"{found['ratio_to_limit']:.2f}",
-        "weight sync": f"{found['sync_share']:.1%} of an iteration",
+        "ratio to the limit": f"{numbers['ratio_to_limit']:.2f}",
+        "weight sync": f"{numbers['sync_share']:.1%} of an iteration",
         "response tokens": f"{tokens['response']:.0f}, {tokens['per_s']:.0f} a second",
         "positions without a token": f"{tokens['padding']:.0%}",
         "peak memory": f"{memory['peak']:.2f} GiB, {memory['above_engine']:.2f} above the engine's own",
     }
-    if found["peer"]:
-        lines["iteration rate to TRL's"] = f"{found['ratio_to_peer']:.1f} times"
-        lines["peak memory to TRL's"] = f"{found['peak_memory_ratio_to_peer']:.2f}"
+    if peer:
+        lines["iteration rate to TRL's"] = f"{numbers['ratio_to_peer']:.1f} times"
+        lines["peak memory to TRL's"] = f"{numbers['peak_memory_ratio_to_peer']:.2f}"
     for name, text in lines.items():
         console.print(f"{name:26} {text}")
-    for name, rows in (found["scaling"] or {}).items():
+    for name, rows in (numbers["scaling"] or {}).items():
         table = Table(*rows[0], title=f"growth with {name}")
         for row in rows:
             table.add_row(*(f"{value:.4g}" for value in row.values()))
@@ -257,7 +255,7 @@ def show(found: dict[str, Any]) -> None:
 
 
 def bench(args: list[str]) -> None:
-    """Measure, show, write."""
+    """Measure, print the tables, and write the numbers."""
     parser = Options("bench", __doc__ or "")
     add = parser.add_argument
     add("--iterations", type=int, default=5, help="the first is left out (%(default)s)")
@@ -265,10 +263,10 @@ def bench(args: list[str]) -> None:
     add("--peer-iterations", type=int, default=3, help="the first is left out (%(default)s)")
     add("--scaling", action=argparse.BooleanOptionalAction, default=True, help="measure growth, too")
     add("--out", type=Path, help="a file for the numbers, as JSON")
-    said, options = parser.split(args, policy_alone=True)
-    if min(said.iterations, said.peer_iterations) < 2:
+    options, for_fit = parser.split(args, policy_alone=True)
+    if min(options.iterations, options.peer_iterations) < 2:
         fail("bench: --iterations and --peer-iterations: expected 2 or more, for the first is left out")
-    found = measure(said, options)
-    show(found)
-    if said.out:
-        said.out.write_text(json.dumps(found, indent=2) + "\n")
+    numbers = measure(options, for_fit)
+    show(numbers)
+    if options.out:
+        options.out.write_text(json.dumps(numbers, indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""What `bench` measures, each part in a process of its own.
+"""The parts of `bench`, each measured in a process of its own.
 
 python -m grpo_pl.commands.bench.parts {train,engine,peer} ITERATIONS RESULT [any option of `grpo_pl fit`]
 """
@@ -15,6 +15,7 @@ import lightning.pytorch as pl
 import torch
 
 from grpo_pl.callbacks.metrics_table import newest_row
+from grpo_pl.commands.bench import Numbers
 from grpo_pl.commands.bench.peer import peer
 from grpo_pl.config.cli import CLI, configure
 from grpo_pl.config.exits import mistakes_answered
@@ -23,18 +24,16 @@ from grpo_pl.rollout.vllm import VLLMEngine, requests
 from grpo_pl.system.memory import forget_peak, peak_gib, release_free_memory
 from grpo_pl.system.output import tame_logs
 
-Numbers = dict[str, float]
-
 
 def seconds(work: Callable[[], Any]) -> float:
-    """How long a call takes."""
+    """The running time of a call."""
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
 
 
 class Measure(pl.Callback):
-    """Measures an iteration from its first moment to its last, and then what it had to cost."""
+    """Measures an iteration from its first moment to its last, and then its limit."""
 
     def __init__(self) -> None:
         self.rows: list[Numbers] = []
@@ -42,19 +41,19 @@ class Measure(pl.Callback):
         self._start = 0.0
 
     def on_train_epoch_start(self, *_: object) -> None:
-        """Begin."""
+        """Start the clock, with freed memory handed back and the peak forgotten."""
         release_free_memory()
         forget_peak()
         self._batches, self._start = [], time.perf_counter()
 
     def on_train_batch_start(self, _: object, __: object, batch: Any, ___: object) -> None:
-        """Keep what is read."""
+        """Keep the micro-batch, to be read again."""
         self._batches.append(batch)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """End; then generate and read the same again, with nothing around it."""
-        whole, peak = time.perf_counter() - self._start, peak_gib()
-        row = (newest_row(trainer) or {}) | {"iteration_s": whole, "peak_gib": peak}
+        """Stop the clock; then generate and read the same again, with nothing around it."""
+        measured = {"iteration_s": time.perf_counter() - self._start, "peak_gib": peak_gib()}
+        row = (newest_row(trainer) or {}) | measured
         engine = trainer.datamodule.engine  # type: ignore[attr-defined]
         engine.load_weights(module.policy_weights(), version=module.version)  # type: ignore[operator]
         row["engine_s"] = engine_seconds(trainer)
@@ -75,14 +74,14 @@ class Measure(pl.Callback):
 
 
 def engine_seconds(trainer: Any) -> float:
-    """The engine alone on the requests of this iteration."""
+    """Seconds of the engine alone on the requests of this iteration."""
     data = trainer.datamodule
     prompts = data.prompts_of(trainer.current_epoch)
     engine = data.engine.engine if isinstance(data.engine, StoredRollouts) else data.engine
     if not isinstance(engine, VLLMEngine):
         return seconds(lambda: engine.generate(prompts, data.group_size, data.sampling))
-    llm, asked = engine.llm, requests(prompts, data.group_size, data.sampling)
-    return seconds(lambda: llm.generate(*asked, use_tqdm=False))
+    llm, arguments = engine.llm, requests(prompts, data.group_size, data.sampling)
+    return seconds(lambda: llm.generate(*arguments, use_tqdm=False))
 
 
 def padded(policy: Any, batch: Any) -> torch.Tensor:
@@ -93,7 +92,7 @@ def padded(policy: Any, batch: Any) -> torch.Tensor:
 
 
 def packed(policy: Any, batch: Any) -> torch.Tensor:
-    """The log-likelihood of the responses by grpo_pl's policy, and nothing else of grpo_pl."""
+    """The log-likelihood of the responses by grpo_pl's policy alone."""
     logprobs: torch.Tensor = policy(batch.token_ids, batch.loss_mask, batch.temperature).logprobs
     return logprobs.sum()
 
@@ -107,16 +106,16 @@ def train(cli: CLI) -> list[Numbers]:
 
 
 def engine(cli: CLI) -> list[Numbers]:
-    """The peak memory of a process that holds nothing but the engine, after it has answered an iteration."""
+    """The peak memory of a process that holds nothing but the engine, after one iteration's responses."""
     data: Any = cli.datamodule
     prompts = data.read_prompts("train", data.train)
-    asked = [prompts[i] for i in range(data.prompts_per_iteration)]
     data.engine.start(
         max_sequence_tokens=data.max_prompt_tokens + data.sampling.max_tokens,
         max_sequences=data.prompts_per_iteration * data.group_size,
         device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
     )
-    data.engine.generate(asked, data.group_size, data.sampling)
+    first = [prompts[i] for i in range(data.prompts_per_iteration)]
+    data.engine.generate(first, data.group_size, data.sampling)
     return [{"peak_gib": peak_gib()}]
 
 
@@ -124,7 +123,7 @@ PARTS = {"train": train, "engine": engine, "peer": peer}
 
 
 def main() -> None:
-    """Measure one part and write what was found."""
+    """Measure one part and write its numbers."""
     part, iterations, result, *options = sys.argv[1:]
     tame_logs()
     with mistakes_answered(), tempfile.TemporaryDirectory() as folder:

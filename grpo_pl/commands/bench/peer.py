@@ -6,15 +6,14 @@ from typing import Any
 
 import torch
 
+from grpo_pl.commands.bench import Numbers
 from grpo_pl.config.cli import CLI
 from grpo_pl.models.loading import resolve_pretrained
 from grpo_pl.system.memory import forget_peak, peak_gib
 
-Numbers = dict[str, float]
-
 
 def peer(cli: CLI) -> list[Numbers]:
-    """What each iteration costs."""
+    """The cost of each iteration of TRL."""
     from datasets import Dataset
     from transformers import TrainerCallback
     from trl import GRPOTrainer
@@ -51,7 +50,7 @@ def reward(completions: list[Any], answer: list[str], **_: object) -> list[float
 
 
 def settings(cli: CLI) -> Any:
-    """The same work in TRL's words."""
+    """The same work as a config of TRL."""
     from trl import GRPOConfig
 
     data: Any = cli.datamodule

@@ -1,1 +1,1 @@
-"""Whether a config has the same gradient whatever number of ranks, micro-batches and strategy computes it."""
+"""`check-invariance`: whether ranks, micro-batches and strategy leave the gradient of a config as it is."""

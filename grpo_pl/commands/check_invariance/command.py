@@ -9,11 +9,7 @@ micro-batches. Takes every option of `grpo_pl fit`."""
 
 
 def check_invariance(args: list[str]) -> int:
-    """Compare the gradient of one rollout over strategies, ranks and micro-batches; 1 if they differ.
-
-    Raises:
-        ConfigError: If the config is one that `fit` refuses, or its rollout has no gradient.
-    """
+    """Compare the gradient of one rollout over strategies, ranks and micro-batches; 1 if they differ."""
     parser = Options("check-invariance", DESCRIPTION)
     parser.add_argument("--out", type=Path, help="a JSON file to write the table to, too")
     own, for_fit = parser.split(args, policy_alone=True)

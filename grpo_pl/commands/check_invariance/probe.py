@@ -1,4 +1,4 @@
-"""One optimizer step of a stored rollout, in a process of its own: its gradient goes to a file.
+"""One optimizer step on a stored rollout, in a process of its own, which writes its gradient to a file.
 
 python -m grpo_pl.commands.check_invariance.probe FILE [any option of `grpo_pl fit`]
 """
@@ -19,11 +19,7 @@ from grpo_pl.system.output import tame_logs
 
 
 class GradientProbe(pl.Callback):
-    """Writes the gradient of the first optimizer step, before it is clipped.
-
-    Args:
-        path: The safetensors file to write, by rank 0.
-    """
+    """Writes the gradient of the first optimizer step, before clipping, to a safetensors file (rank 0)."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -32,7 +28,7 @@ class GradientProbe(pl.Callback):
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
-        """Gather the gradient, one parameter at a time; collective where it is sharded."""
+        """Gather the gradient one parameter at a time; collective where it is sharded."""
         whole: dict[str, Tensor] = {}
         for name, gradient in full_gradients(pl_module):
             if trainer.is_global_zero:

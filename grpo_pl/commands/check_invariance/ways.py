@@ -22,23 +22,13 @@ from grpo_pl.system.refusal import ConfigError
 
 TOLERANCE = 1e-4
 """A relative error above it is no rounding in float32."""
-TAKEN_FROM_CONFIG = (
-    *(
-        "--data.minibatches",
-        "1",
-        "--data.update_epochs",
-        "1",
-        "--data.val",
-        "null",
-        "--data.resample",
-        "null",
-    ),
-    *("--trainer.max_epochs", "1", "--trainer.max_steps", "-1", "--trainer.num_nodes", "1"),
-    *("--trainer.precision", "32-true", "--trainer.logger", "false", "--trainer.callbacks", "null"),
-    *("--checkpoint.every_n_epochs", "1000000", "--checkpoint.save_last", "false"),
-    *("--gradient_terms.every", "null"),
+ONE_STEP = (
+    *("--data.minibatches=1", "--data.update_epochs=1", "--data.val=null", "--data.resample=null"),
+    *("--trainer.max_epochs=1", "--trainer.max_steps=-1", "--trainer.num_nodes=1"),
+    *("--trainer.precision=32-true", "--trainer.logger=false", "--trainer.callbacks=null"),
+    *("--checkpoint.every_n_epochs=1000000", "--checkpoint.save_last=false", "--gradient_terms.every=null"),
 )
-"""What every variant has instead of what the config says: one step, in float32, and nothing else."""
+"""Every variant's changes to the config: one step, in float32, and nothing else."""
 
 
 @dataclass(frozen=True)
@@ -53,14 +43,14 @@ class Variant:
 
 @dataclass
 class Row:
-    """What a variant gave."""
+    """The result of a variant."""
 
     strategy: str
     ranks: int
     micro_batches: int
     gradient_norm: float | None = None
     relative_error: float | None = None
-    """|g - g0| / |g0| over all trained parameters; g0 is that of the first row."""
+    """|g - g0| / |g0| over all trained parameters, with g0 the gradient of the first row."""
     seconds: float | None = None
     note: str = ""
     """Why there is no gradient; empty where there is one."""
@@ -70,11 +60,11 @@ def check(options: list[str], out: Path | None) -> int:
     """Compare the gradient of one rollout over strategies, ranks and micro-batches; 1 if they differ.
 
     Args:
-        options: Of `fit`.
-        out: A JSON file to write the table to, too.
+        options: The options of `fit`.
+        out: A JSON file for the table, too.
 
     Raises:
-        ConfigError: If the config is one that `fit` refuses, or its rollout has no gradient.
+        ConfigError: If `fit` would refuse the config, or if the rollout has no gradient.
     """
     cli = configure([*options, *ONE_PROCESS, "--data.resample", "null"])
     with tempfile.TemporaryDirectory() as folder:
@@ -91,7 +81,7 @@ def check(options: list[str], out: Path | None) -> int:
 
 
 def sample(cli: CLI, path: Path) -> bool:
-    """Store the pretrained model's rollout of iteration 0; whether this machine computes on a GPU."""
+    """Store the pretrained model's rollout of iteration 0; returns whether this machine computes on a GPU."""
     trainer, _, data = of_policy(cli)
     with started(trainer, data):
         save_rollout(replace(data.sampler, resample=None).sample(0), path)
@@ -99,28 +89,28 @@ def sample(cli: CLI, path: Path) -> bool:
 
 
 def variants(cli: CLI, on_gpu: bool) -> list[Variant]:
-    """What this machine can compare, the reference first."""
+    """The variants that this machine can compute, the reference first."""
     data = cli.datamodule
-    own = cli.trainer.accumulate_grad_batches
+    configured = cli.trainer.accumulate_grad_batches
     units = data.prompts_per_iteration * (1 if data.keep_groups else data.group_size)
-    single = [Variant("single", 1, k) for k in (own, 2 * own, 4 * own) if k <= units]
+    single = [Variant("single", 1, k * configured) for k in (1, 2, 4) if k * configured <= units]
     counts = [n for n in (2, 4, 8) if data.prompts_per_iteration % n == 0]
     ranks = [n for n in counts if n <= (torch.cuda.device_count() if on_gpu else 4)]
-    found = single
+    sharded = []
     for n in ranks:
-        cuts = sorted({k for k in (max(own // n, 1), own) if k <= units // n})
-        found += [Variant(strategy, n, k) for strategy in ("ddp", "fsdp2") for k in cuts]
-        found.append(Variant("fsdp", n, cuts[0]))
-    return found
+        cuts = sorted({k for k in (max(configured // n, 1), configured) if k <= units // n})
+        sharded += [Variant(strategy, n, k) for strategy in ("ddp", "fsdp2") for k in cuts]
+        sharded.append(Variant("fsdp", n, cuts[0]))
+    return single + sharded
 
 
-def measure(found: list[Variant], options: list[str], rollouts: Path, on_gpu: bool) -> list[Row]:
-    """The gradient of each variant beside that of the first."""
+def measure(compared: list[Variant], options: list[str], rollouts: Path, on_gpu: bool) -> list[Row]:
+    """The gradient of each variant against that of the first."""
     rows: list[Row] = []
     reference = rollouts.with_name("0.safetensors")
     with Progress() as progress:
-        task = progress.add_task("check-invariance", total=len(found))
-        for i, variant in enumerate(found):
+        task = progress.add_task("check-invariance", total=len(compared))
+        for i, variant in enumerate(compared):
             progress.update(task, description=f"{variant.strategy}, ranks {variant.ranks}")
             row = Row(**asdict(variant))
             file = rollouts.with_name(f"{i}.safetensors")
@@ -140,16 +130,9 @@ def measure(found: list[Variant], options: list[str], rollouts: Path, on_gpu: bo
 
 
 def step(variant: Variant, options: list[str], rollouts: Path, file: Path) -> str:
-    """Take the step in processes of its own; empty, or why there is no gradient."""
+    """Take the step in its own processes; returns the reason if there is no gradient, else an empty text."""
     command = [
-        *(
-            sys.executable,
-            "-m",
-            "grpo_pl.commands.check_invariance.probe",
-            str(file),
-            *options,
-            *TAKEN_FROM_CONFIG,
-        ),
+        *(sys.executable, "-m", "grpo_pl.commands.check_invariance.probe", str(file), *options, *ONE_STEP),
         *("--data.engine", "ReplayEngine", "--data.engine.path", str(rollouts)),
         *("--trainer.default_root_dir", str(rollouts.parent / "run")),
         *("--trainer.strategy", "auto" if variant.strategy == "single" else variant.strategy),
@@ -167,16 +150,16 @@ def step(variant: Variant, options: list[str], rollouts: Path, file: Path) -> st
 
 
 def compare(file: Path, reference: Path) -> tuple[float, float]:
-    """Norm of a gradient, and its distance from another one in units of that one's norm."""
+    """Norm of a gradient, and its distance from the reference in units of the reference's norm."""
     square = distance = base = 0.0
     with safe_open(file, framework="pt") as ours, safe_open(reference, framework="pt") as theirs:
         if set(ours.keys()) != set(theirs.keys()):
             raise RuntimeError(f"other parameters have a gradient: {set(ours.keys()) ^ set(theirs.keys())}")
         for name in ours.keys():  # noqa: SIM118 - it is no dict
-            here, there = ours.get_tensor(name).double(), theirs.get_tensor(name).double()
-            square += float(here.square().sum())
-            base += float(there.square().sum())
-            distance += float((here - there).square().sum())
+            gradient, expected = ours.get_tensor(name).double(), theirs.get_tensor(name).double()
+            square += float(gradient.square().sum())
+            base += float(expected.square().sum())
+            distance += float((gradient - expected).square().sum())
     if base == 0:
         raise ConfigError(
             "data.seed: the rollout has no gradient, since no group has responses of different reward: "

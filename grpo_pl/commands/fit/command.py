@@ -1,4 +1,4 @@
-"""`grpo_pl fit` and `grpo_pl validate`: their help and misspelt options are answered without torch."""
+"""`grpo_pl fit` and `grpo_pl validate`: answers help and misspelt options without importing torch."""
 
 from contextlib import redirect_stdout, suppress
 from io import StringIO
@@ -25,11 +25,7 @@ def validate(args: list[str]) -> None:
 
 
 def answered(command: str, args: list[str]) -> bool:
-    """Whether a command line asks for the help, which is printed.
-
-    Raises:
-        SystemExit: With code 2 and one sentence if an option is surely misspelt.
-    """
+    """Print the help if the command line asks for it, else refuse a misspelt option; whether it was help."""
     if args in (["-h"], ["--help"]):
         print(help_text(command, lambda: parsers_help(command)), end="")
         return True
@@ -38,7 +34,7 @@ def answered(command: str, args: list[str]) -> bool:
 
 
 def parsers_help(command: str) -> str:
-    """What the parser of a command writes of its options."""
+    """The parser's help on a command and its options."""
     from grpo_pl.config.cli import CLI
 
     with redirect_stdout(StringIO()) as text, suppress(SystemExit):

@@ -1,4 +1,4 @@
-"""Runs of a config: in the run's folder, until their end, a signal, or the failure of a rank."""
+"""Runs a config in its folder until the end, a signal, or the failure of a rank."""
 
 from pathlib import Path
 
@@ -33,7 +33,7 @@ def run_validate(options: list[str]) -> None:
 
 
 def check_checkpoints(cli: CLI) -> None:
-    """Refuse a checkpoint that is none; write and read single files whole, as plain data."""
+    """Refuse a file that is no checkpoint; have single files written atomically and read as plain data."""
     if cli.settings.weights_only is False:
         fail("weights_only=false would run what a checkpoint holds: leave it out")
     if cli.settings.ckpt_path not in (None, "last"):
@@ -46,7 +46,7 @@ def check_checkpoints(cli: CLI) -> None:
 
 
 def fit_in_folder(cli: CLI) -> None:
-    """Fit; an unfinished run goes on where it was, whatever checkpoint its command names."""
+    """Fit; an unfinished run resumes where it was, whatever checkpoint the command names."""
     listener: preemption.Preemption = cli.config_init["fit"].preemption
     with cli.run_folder.occupied(cli.trainer) as beginning:
         if beginning is None:

@@ -30,20 +30,20 @@ def options() -> Options:
 
 def reward_data(args: list[str]) -> None:
     """Sample, verify and write the rows."""
-    asked, for_fit = options().split(args, policy_alone=True)
-    check(asked)
+    own, for_fit = options().split(args, policy_alone=True)
+    check(own)
     from grpo_pl.commands.reward_data.making import make, write
 
-    counts = write(make(asked, for_fit), asked.out, asked.val_share)
-    print(f"{asked.out}: {counts['train']} rows in train.jsonl, {counts['val']} in val.jsonl")
+    counts = write(make(own, for_fit), own.out, own.val_share)
+    print(f"{own.out}: {counts['train']} rows in train.jsonl, {counts['val']} in val.jsonl")
 
 
-def check(asked: argparse.Namespace) -> None:
+def check(options: argparse.Namespace) -> None:
     """Refuse numbers out of range, and recorded responses where steps are to be continued."""
     for name in ("prompts", "pairs_per_prompt", "continuations"):
-        if getattr(asked, name) < 1:
-            fail(f"--{name.replace('_', '-')} is {getattr(asked, name)}: expected 1 or more")
-    if not 0 <= asked.val_share < 1:
-        fail(f"--val-share is {asked.val_share}: expected 0 or more and less than 1")
-    if asked.kind == "steps" and asked.samples:
+        if (got := getattr(options, name)) < 1:
+            fail(f"--{name.replace('_', '-')} is {got}: expected 1 or more")
+    if not 0 <= options.val_share < 1:
+        fail(f"--val-share is {options.val_share}: expected 0 or more and less than 1")
+    if options.kind == "steps" and options.samples:
         fail("--samples makes pairs: the steps of recorded responses cannot be continued")

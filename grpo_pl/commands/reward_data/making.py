@@ -26,29 +26,29 @@ CHUNK = 32
 """Prompts that the engine gets at once."""
 
 
-def make(asked: argparse.Namespace, for_fit: list[str]) -> list[Row]:
+def make(options: argparse.Namespace, for_fit: list[str]) -> list[Row]:
     """The rows that the options of `reward-data` ask for, sampled by the config of `for_fit`."""
     trainer, model, data = of_policy(configure(for_fit))
-    name = asked.verifier or next(iter(model.verifiers), "")
+    name = options.verifier or next(iter(model.verifiers), "")
     if name not in model.verifiers:
         fail(f"--verifier {name}: model.verifiers has {', '.join(model.verifiers) or 'none'}")
     verifier, rows = model.verifiers[name], []
-    if asked.samples:
-        rows = make_pairs(recorded(asked.samples), verifier, asked.pairs_per_prompt)
+    if options.samples:
+        rows = make_pairs(recorded(options.samples), verifier, options.pairs_per_prompt)
     else:
-        for rollout in rollouts(data, asked.prompts, trainer.strategy.root_device):
-            if asked.kind == "pairs":
-                rows += make_pairs(rollout.samples, verifier, asked.pairs_per_prompt)
+        for rollout in rollouts(data, options.prompts, trainer.strategy.root_device):
+            if options.kind == "pairs":
+                rows += make_pairs(rollout.samples, verifier, options.pairs_per_prompt)
             else:
-                rows += label_steps(rollout, data, verifier, asked.steps, asked.continuations)
+                rows += label_steps(rollout, data, verifier, options.steps, options.continuations)
     if not rows:
-        what = "both a right and a wrong response" if asked.kind == "pairs" else "a response to judge"
+        what = "both a right and a wrong response" if options.kind == "pairs" else "a response to judge"
         fail(f"no prompt had {what}: raise --prompts or data.group_size, or take another policy")
     return rows
 
 
 def rollouts(data: RolloutDataModule, num_prompts: int, device: Any) -> Iterator[Rollout]:
-    """Groups of responses to the training prompts, as a run of this config would sample them first."""
+    """Groups of responses to the training prompts, as the first iterations of a run sample them."""
     prompts = data.read_prompts("train", data.train)
     chunks = -(-num_prompts // CHUNK)
     data.engine.start(
@@ -83,14 +83,15 @@ def recorded(path: Path) -> list[Sample]:
         fail(f"--samples {path} is no samples.jsonl of a run ({type(error).__name__}: {error})")
 
 
-def make_pairs(samples: Sequence[Sample], verifier: Verifier, most: int) -> list[Row]:
-    """For each prompt, up to `most` pairs of a right and a wrong response, different in their text.
+def verdicts(verifier: Verifier, samples: Sequence[Sample]) -> Sequence[float | None]:
+    """The verifier's score of each response; None where it gives none."""
+    return score_samples({"verifier": verifier}, samples).by_name["verifier"]
 
-    Examples: prompt, chosen, rejected and the gold answer.
-    """
-    scores = score_samples({"verifier": verifier}, samples).by_name["verifier"]
+
+def make_pairs(samples: Sequence[Sample], verifier: Verifier, most: int) -> list[Row]:
+    """For each prompt, up to `most` pairs of a right and a wrong response, no two pairs alike."""
     by_prompt: dict[tuple[str, str], dict[str, float]] = {}
-    for sample, score in zip(samples, scores, strict=True):
+    for sample, score in zip(samples, verdicts(verifier, samples), strict=True):
         if score is not None:
             by_prompt.setdefault((sample.prompt.text, sample.prompt.answer), {})[sample.response] = score
     rows = []
@@ -107,14 +108,14 @@ def make_pairs(samples: Sequence[Sample], verifier: Verifier, most: int) -> list
 def label_steps(
     rollout: Rollout, data: RolloutDataModule, verifier: Verifier, steps: str, continuations: int
 ) -> list[Row]:
-    """For each different response, its steps and how often the policy gets from each to a right answer.
+    """Each distinct response with its steps, labelled by how often the policy gets from them to the answer.
 
     The label of a step is the share of right answers among `continuations` responses that begin with all
-    steps up to it, that of the last step the verifier's word (Math-Shepherd, Wang et al. 2024, arXiv:
-    2312.08935, section 3.3, soft estimation).
+    steps up to it; the last step's is the verifier's score of the response (Math-Shepherd, Wang et al. 2024,
+    arXiv:2312.08935, section 3.3, soft estimation).
     """
     separator, samples = compiled("--steps", steps), rollout.samples
-    final = score_samples({"verifier": verifier}, samples).by_name["verifier"]
+    final = verdicts(verifier, samples)
     seen: dict[tuple[str, str], int] = {}
     for n, sample in enumerate(samples):
         if final[n] is not None and sample.response.strip():
@@ -155,7 +156,7 @@ def continued(
     verifier: Verifier,
     continuations: int,
 ) -> dict[int, list[float]]:
-    """Of each response (by its row), the share of right answers among continuations of each prefix."""
+    """Row of a response -> the share of right answers among the continuations of each of its prefixes."""
     labels: dict[int, list[float]] = {}
     if not prefixes:
         return labels
@@ -165,10 +166,10 @@ def continued(
         n, end, _ = prefixes[i // continuations]
         sample.response = samples[n].response[:end] + sample.response
         whole.append(sample)
-    scores = score_samples({"verifier": verifier}, whole).by_name["verifier"]
+    scores = verdicts(verifier, whole)
     for i, (n, _, _) in enumerate(prefixes):
-        of_prefix = [score or 0.0 for score in scores[i * continuations : (i + 1) * continuations]]
-        labels.setdefault(n, []).append(sum(of_prefix) / continuations)
+        judged = scores[i * continuations : (i + 1) * continuations]
+        labels.setdefault(n, []).append(sum(score or 0.0 for score in judged) / continuations)
     return labels
 
 
@@ -179,7 +180,7 @@ def write(rows: Sequence[Row], out: Path, val_share: float) -> dict[str, int]:
         held_out = derive_seed("val", row["prompt"]) % 1000 < round(1000 * val_share)
         files["val" if held_out else "train"].append(row)
     out.mkdir(parents=True, exist_ok=True)
-    for name, of_file in files.items():
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in of_file)
+    for name, part in files.items():
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in part)
         (out / f"{name}.jsonl").write_text(text, encoding="utf-8")
-    return {name: len(of_file) for name, of_file in files.items()}
+    return {name: len(part) for name, part in files.items()}

@@ -10,11 +10,7 @@ where it was."""
 
 
 def rollout(args: list[str]) -> None:
-    """Make the files that are not there yet, and say what the folder holds.
-
-    Raises:
-        ConfigError: If `fit` would refuse the config, or if the folder has rollouts of another one.
-    """
+    """Make the missing files, and print what the folder holds."""
     parser = Options("rollout", DESCRIPTION)
     parser.add_argument("--out", type=Path, required=True, help="folder of the files, one an iteration")
     own, for_fit = parser.split(args, policy_alone=True)

@@ -1,4 +1,4 @@
-"""Rollouts that are sampled, scored and kept, and that nothing learns from yet."""
+"""Samples, scores and keeps rollouts for later training."""
 
 from functools import partial
 from pathlib import Path
@@ -22,11 +22,7 @@ DECIDES = "data", "pretrained", "model.rewards", "model.advantage"
 
 
 def make(out: Path, options: list[str]) -> None:
-    """Make the files that are not there yet, and say what the folder holds.
-
-    Args:
-        out: The folder of the files.
-        options: Of `fit`.
+    """Make the missing files in the folder `out`, and print what it holds.
 
     Raises:
         ConfigError: If `fit` would refuse the config, or if the folder has rollouts of another one.
@@ -46,11 +42,7 @@ def make(out: Path, options: list[str]) -> None:
 
 
 def check_same_settings(run: RunFolder, out: Path) -> None:
-    """Refuse a folder whose files were made with other settings.
-
-    Raises:
-        ConfigError: In one sentence, with the keys that differ.
-    """
+    """Refuse a folder whose files were made with other settings, and name the keys that differ."""
     run.folder = out
     if (out / CONFIG_FILE).exists() and (keys := [k for k in run.changed() if k.startswith(DECIDES)]):
         raise ConfigError(
@@ -59,7 +51,7 @@ def check_same_settings(run: RunFolder, out: Path) -> None:
 
 
 def make_files(cli: CLI, out: Path) -> None:
-    """Sample, score and write every iteration that has no file."""
+    """Sample, score and write every iteration without a file."""
     trainer, module, data = of_policy(cli)
     if (trainer.max_epochs or -1) < 1:
         raise ConfigError("trainer.max_epochs: rollout needs a number of iterations: set it to 1 or more")
@@ -80,7 +72,7 @@ def make_files(cli: CLI, out: Path) -> None:
 
 
 def content(folder: Path) -> str:
-    """What the files of a folder hold, in words."""
+    """A summary of a folder's files."""
     columns = ["prompt_seed", "token_ids", "reward"]
     tables = [read_columns(file, columns) for file in files_of(folder)]
     prompts = sum(pc.count_distinct(table["prompt_seed"]).as_py() for table in tables)

@@ -23,36 +23,29 @@ What is not listed here goes to `fit`; what is left out is as in the templates o
 def options() -> Options:
     """The options of `submit` itself."""
     parser = Options("submit", DESCRIPTION)
-    say = parser.add_argument
-    say("--nodes", type=int, required=True, help="nodes that train")
-    say("--gpus-per-node", type=int, default=8, help="ranks of a node; 0: trainer.devices on CPUs")
-    say("--server-nodes", type=int, default=0, help="more nodes, with a vLLM server each")
-    say("--server-args", default="", help="more options of each server, in one string")
-    say("--cpus-per-task", type=int, help="CPU cores of a rank")
-    say("--time", help="time limit, as in sbatch")
-    say("--warning-s", type=int, help="seconds before its end: enough for an iteration and a checkpoint")
-    say("--partition")
-    say("--sbatch", action="append", default=[], metavar="NAME=VALUE", help="any other option of sbatch")
-    say("--dry-run", action="store_true", help="show the job and change nothing")
+    add = parser.add_argument
+    add("--nodes", type=int, required=True, help="nodes that train")
+    add("--gpus-per-node", type=int, default=8, help="ranks of a node; 0: trainer.devices on CPUs")
+    add("--server-nodes", type=int, default=0, help="more nodes, with a vLLM server each")
+    add("--server-args", default="", help="more options of each server, in one string")
+    add("--cpus-per-task", type=int, help="CPU cores of a rank")
+    add("--time", help="time limit, as in sbatch")
+    add("--warning-s", type=int, help="seconds before its end: enough for an iteration and a checkpoint")
+    add("--partition")
+    add("--sbatch", action="append", default=[], metavar="NAME=VALUE", help="any other option of sbatch")
+    add("--dry-run", action="store_true", help="show the job and change nothing")
     return parser
 
 
 def submit(args: list[str]) -> None:
-    """Check, write and submit a job.
-
-    Args:
-        args: The options of `submit`, and those of `fit`.
-
-    Raises:
-        ConfigError: If it is wrong, or if the folder is that of another job that has not ended.
-    """
+    """Check, write and submit a job; `args` are the options of `submit` and of `fit`."""
     own, for_fit = options().split(args)
     for_fit += for_nodes(own)
     from grpo_pl.commands.checked import check
 
     fit = check(for_fit)
     folder = Path(fit.settings.trainer.default_root_dir)
-    script = write(own, fit.settings, folder, read_config_of(folder))
+    script = write(own, fit.settings, folder, [f"set -- --config {shlex.quote(str(folder / CONFIG_FILE))}"])
     if own.dry_run:
         print(script, end="")
         return
@@ -68,41 +61,32 @@ def submit(args: list[str]) -> None:
 
 
 def for_nodes(options: argparse.Namespace) -> list[str]:
-    """The options of `fit` that say what it runs on.
-
-    Raises:
-        ConfigError: If there is no such number of nodes or GPUs.
-    """
+    """The options of `fit` for the requested nodes and GPUs."""
     for key, least in (("nodes", 1), ("server_nodes", 0), ("gpus_per_node", 0)):
         if (got := getattr(options, key)) < least:
             raise ConfigError(f"submit: --{key.replace('_', '-')}={got}: expected {least} or more")
-    said = ["--trainer.num_nodes", str(options.nodes)]
+    for_fit = ["--trainer.num_nodes", str(options.nodes)]
     if options.gpus_per_node:
-        said += ["--trainer.accelerator", "gpu", "--trainer.devices", str(options.gpus_per_node)]
+        for_fit += ["--trainer.accelerator", "gpu", "--trainer.devices", str(options.gpus_per_node)]
     if options.server_nodes:
-        said += ["--data.engine.urls", '["http://localhost"]']  # the job knows them
-    return said
+        for_fit += ["--data.engine.urls", '["http://localhost"]']  # the job fills in the real ones
+    return for_fit
 
 
 def check_sbatch() -> None:
-    """Refuse a machine from which nothing can be submitted."""
+    """Refuse a machine without sbatch."""
     if shutil.which("sbatch") is None:
         raise ConfigError("submit: this machine has no sbatch: log in where SLURM is, or say --dry-run")
 
 
 def check_free(folder: Path) -> None:
-    """Refuse a run's folder that is another job's which has not ended."""
+    """Refuse a run's folder that belongs to another job which has not ended."""
     before = slurm_job.owner(folder)
     if before and (state := slurm_job.state(before.job)):
         raise ConfigError(
             f"trainer.default_root_dir={folder} is the folder of job {before.job}, which is {state}: name "
             f"another, or scancel {before.job}"
         )
-
-
-def read_config_of(folder: Path) -> list[str]:
-    """Shell commands that make a script run the config of a folder."""
-    return [f"set -- --config {shlex.quote(str(folder / CONFIG_FILE))}"]
 
 
 def write(
@@ -115,11 +99,11 @@ def write(
     """The job's script: the template for these nodes.
 
     Args:
-        options: Of `submit`.
-        settings: The config of the run, or of one like all that the script runs.
-        folder: Where the job writes what it says.
+        options: The options of `submit`.
+        settings: The config of the run; of an array of runs, that of any.
+        folder: The folder of the job's output.
         choose: Shell commands that set the options of `fit`.
-        more: Other directives of the job that trains.
+        more: Further directives of the job that trains.
     """
     ranks = options.gpus_per_node or settings.trainer.devices
     if not str(ranks).isdigit():
@@ -127,7 +111,7 @@ def write(
             f"trainer.devices={ranks}: on nodes without GPUs set it to the processes of a node, a number"
         )
     gpus, cpus = options.gpus_per_node, options.cpus_per_task
-    everywhere = {"gpus-per-node": str(gpus) if gpus else None} | given("partition", options.partition)
+    everywhere = {"gpus-per-node": str(gpus) if gpus else None} | directive("partition", options.partition)
     everywhere |= dict(pair.partition("=")[::2] for pair in options.sbatch)
     training = {
         "job-name": shlex.quote(folder.name),
@@ -135,9 +119,9 @@ def write(
         "ntasks-per-node": str(ranks),
         "output": shlex.quote(f"{folder}/slurm-%j.out"),
         "chdir": shlex.quote(str(Path.cwd())),
-        **given("cpus-per-task", cpus),
-        **given("time", options.time),
-        **given("signal", options.warning_s and f"USR1@{options.warning_s}"),
+        **directive("cpus-per-task", cpus),
+        **directive("time", options.time),
+        **directive("signal", options.warning_s and f"USR1@{options.warning_s}"),
         **everywhere,
         **(more or {}),
     }
@@ -149,27 +133,18 @@ def write(
     serving = ["--pretrained", data.engine.init_args.pretrained, "--max_model_len", str(tokens)]
     server_args = f"{shlex.join(serving)} {options.server_args}".strip()
     commands.append(f"export SERVER_ARGS={shlex.quote(server_args)}")
-    servers = (
-        everywhere | {"nodes": str(options.server_nodes)} | given("cpus-per-task", cpus and cpus * ranks)
-    )
+    servers = everywhere | {"nodes": str(options.server_nodes)}
+    servers |= directive("cpus-per-task", cpus and cpus * ranks)
     return fill("server_nodes", [training, servers], commands)
 
 
-def given(name: str, value: Any) -> dict[str, str | None]:
-    """A directive, if there is a value for it."""
+def directive(name: str, value: Any) -> dict[str, str | None]:
+    """A directive, if it has a value."""
     return {name: str(value)} if value else {}
 
 
 def hand_in(script: Path, *options: str) -> str:
-    """Submit a script and give the job's id.
-
-    Args:
-        script: The file.
-        options: Of sbatch, beside those in the file.
-
-    Raises:
-        ConfigError: With what SLURM says against it.
-    """
+    """Submit a script with more options of sbatch; returns the job's id. SLURM's refusal is passed on."""
     done = subprocess.run(
         ["sbatch", "--parsable", *options, script], capture_output=True, text=True, check=False
     )

@@ -1,4 +1,4 @@
-"""A job script: one of the templates beside this file, with its values replaced."""
+"""A job script: one of the templates beside this file with its values replaced."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,12 +12,12 @@ Directives = Mapping[str, str | None]
 
 
 def fill(template: str, parts: Sequence[Directives], commands: Sequence[str]) -> str:
-    """A template with other directives, and with commands that come before its own.
+    """A template with changed directives, and with shell commands before its own.
 
     Args:
         template: The name of the template.
-        parts: For each part of a heterogeneous job what differs from the template, or is added to it.
-        commands: Shell commands.
+        parts: The changed and added directives of each part of a heterogeneous job.
+        commands: The shell commands.
     """
     text = (TEMPLATES / f"{template}.sbatch").read_text(encoding="utf-8")
     header, rest = text.split(f"\n{SHELL_OPTIONS}\n")
@@ -31,16 +31,16 @@ def directives(lines: Sequence[str], parts: Sequence[Directives]) -> Iterator[st
     missing = dict(next(later))
     for line in lines:
         if line == "#SBATCH hetjob":
-            yield from added(missing)
+            yield from written(missing)
             missing = dict(next(later))
         option = re.match(r"#SBATCH --([\w-]+)", line)
         if option and option[1] in missing:
-            yield from added({option[1]: missing.pop(option[1])})
+            yield from written({option[1]: missing.pop(option[1])})
         else:
             yield line
-    yield from added(missing)
+    yield from written(missing)
 
 
-def added(values: Directives) -> Iterator[str]:
+def written(values: Directives) -> Iterator[str]:
     """The lines of some directives."""
     return (f"#SBATCH --{name}={value}" for name, value in values.items() if value is not None)
