@@ -10,11 +10,7 @@ nothing. Takes every option of `fit`."""
 
 
 def plan(args: list[str]) -> None:
-    """Say what `fit` would need.
-
-    Raises:
-        ValueError: If `fit` would refuse the config too, or if the job is another one.
-    """
+    """Print what `fit` would need. A config that `fit` would refuse, or of another job, is refused."""
     parser = Options("plan", DESCRIPTION)
     parser.add_argument("--out", type=Path, help="a JSON file to write the plan to, too")
     own, for_fit = parser.split(args, policy_alone=True)

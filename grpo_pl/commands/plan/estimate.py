@@ -1,4 +1,4 @@
-"""From what a run is to what it needs: memory of each phase, passes of each model."""
+"""The needs of a run, from its requirements: memory of each phase, passes of each model."""
 
 from dataclasses import dataclass, replace
 
@@ -17,14 +17,10 @@ PROCESS_BYTES = int(0.44 * GIB)
 host memory and does not count."""
 CUDA_BYTES = int(0.5 * GIB)
 """A CUDA context with its libraries: between 0.3 and 0.6 GiB by model of GPU; not measured by us."""
-
-
 HEAP_HOLES = 0.42
 """What glibc's heap loses between the blocks of a backward, as a share of them. A process with SmolLM2-135M
 alone, in bf16-mixed and rows of 256 tokens, grew by 1.49 GiB for 1.05 GiB of tensors; by 1.05 GiB with
 MALLOC_MMAP_THRESHOLD_=262144, which gives every large tensor pages of its own."""
-
-
 KEPT_ASIDE = 2
 """Gradients that `gradient_terms` keeps beside the one that a backward makes: the whole, and a term's."""
 
@@ -47,12 +43,12 @@ def resident_bytes(run: Requirements) -> int:
 
 
 def overhead_bytes(run: Requirements) -> int:
-    """What the process needs for itself, the engine's libraries included."""
+    """The process itself, including the engine's libraries."""
     return (PROCESS_BYTES if run.on_cpu else CUDA_BYTES) + run.engine.libraries
 
 
 def update_bytes(run: Requirements) -> dict[str, int]:
-    """What the backward of one micro-batch needs, by its terms, summed over the trained models."""
+    """The terms of what a micro-batch's backward needs, each summed over the trained models."""
     learning = [model.network for model in run.models if model.trained and model.network is not None]
     terms = {
         "activations": sum(activation_bytes(n, run.rows(n, run.micro_batches)) for n in learning),
@@ -65,7 +61,7 @@ def update_bytes(run: Requirements) -> dict[str, int]:
 
 
 def score_bytes(run: Requirements) -> int:
-    """What the passes without gradient need: autocast keeps the copies of trained weights alone."""
+    """The passes without gradient; autocast keeps copies of trained weights alone."""
     passes, casts, rewards = [0], 0, [0]
     for model in run.models:
         network = model.network
@@ -82,7 +78,7 @@ def score_bytes(run: Requirements) -> int:
 
 
 def phases(run: Requirements) -> dict[str, int]:
-    """The most bytes in each phase of an iteration; an engine that sleeps is not there while one learns."""
+    """The most bytes in each phase of an iteration; a sleeping engine holds none while the policy learns."""
     held, engine = resident_bytes(run), run.engine.weights + run.engine.cache
     resting = 0 if run.engine.sleeps else engine
     return {
@@ -113,7 +109,7 @@ def passes(run: Requirements) -> list[Passes]:
 
 
 def passes_of(run: Requirements, model: Model) -> Passes:
-    """Those of one model; a trained one scores at most once and learns in every epoch of updates."""
+    """Those of one model; a trained model scores at most once and learns in every epoch of updates."""
     epochs = run.update_epochs if model.trained else 0
     again = 2 if model.network is not None and model.network.checkpointing else 1
     spares = model.trained and epochs == 1 and not run.scores_first

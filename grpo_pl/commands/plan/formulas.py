@@ -15,7 +15,7 @@ LOGITS_COPIES_WITH_ENTROPY = 3
 
 
 class Rows(NamedTuple):
-    """The shape that a model reads: so many rows of so many tokens."""
+    """The shape that a model reads: a number of rows of equally many tokens."""
 
     number: int
     tokens: int

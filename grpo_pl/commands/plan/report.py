@@ -20,18 +20,11 @@ from grpo_pl.system.memory import GIB
 
 
 def as_json(run: Requirements) -> dict[str, Any]:
-    """Everything that the plan says, in bytes, of one rank."""
+    """Everything in the plan, in bytes, for one rank."""
     fits, (phase, needed) = smallest_that_fits(run), peak(run)
     return {
         "models": [
-            {
-                "name": model.name,
-                "parameters": model.parameters,
-                "parameter_bytes": model.parameter_bytes,
-                "gradient_bytes": model.gradient_bytes,
-                "optimizer_bytes": model.optimizer_bytes,
-            }
-            for model in run.models
+            {key: value for key, value in vars(model).items() if key != "network"} for model in run.models
         ],
         "engine": asdict(run.engine),
         "overhead_bytes": overhead_bytes(run),
@@ -50,13 +43,13 @@ def as_json(run: Requirements) -> dict[str, Any]:
 
 
 def tokens_at_most(run: Requirements) -> dict[str, int]:
-    """Of one iteration: those generated, and those that each pass over the rollout reads."""
+    """Tokens of one iteration: those generated, and those that each pass over the rollout reads."""
     generated = run.responses * run.response_tokens
     return {"generated": generated, "read": generated + run.responses * run.prompt_tokens}
 
 
 def show(run: Requirements, console: Console) -> None:
-    """Write the plan where a person reads it."""
+    """Print the plan."""
     console.print(models_table(run))
     console.print(phases_table(run))
     tokens, fits = tokens_at_most(run), smallest_that_fits(run)
@@ -88,13 +81,10 @@ def models_table(run: Requirements) -> Table:
             f"{made.score:.2g} + {made.update}",
             str(made.backward),
         )
-    if run.engine.weights:
-        table.add_row("engine", "", gib(run.engine.weights))
-        table.add_row("engine's cache", "", gib(run.engine.cache))
-    for name, needed in update_bytes(run).items():
-        if needed:
-            table.add_row(name, "", gib(needed))
-    table.add_row("libraries", "", gib(overhead_bytes(run)))
+    engine = {"engine": run.engine.weights, "engine's cache": run.engine.cache} if run.engine.weights else {}
+    needs = {name: needed for name, needed in update_bytes(run).items() if needed}
+    for name, needed in (engine | needs | {"libraries": overhead_bytes(run)}).items():
+        table.add_row(name, "", gib(needed))
     return table
 
 
@@ -105,12 +95,11 @@ def phases_table(run: Requirements) -> Table:
     table.add_column("")
     highest, needed = peak(run)
     for phase, size in phases(run).items():
-        table.add_row(
-            phase, gib(size), "#" * round(24 * size / needed) + (" peak" if phase == highest else "")
-        )
+        bar = "#" * round(24 * size / needed)
+        table.add_row(phase, gib(size), f"{bar} peak" if phase == highest else bar)
     return table
 
 
 def gib(size: int) -> str:
-    """Bytes as a person reads them."""
+    """Bytes as GiB; a dash for none."""
     return f"{size / GIB:.2f}" if size else "-"

@@ -1,4 +1,4 @@
-"""Reads what a run is, in plain numbers, from components that have loaded nothing."""
+"""Reads the numbers that a run's needs depend on from components that have loaded nothing."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -41,7 +41,7 @@ class Model:
 
     @property
     def bytes(self) -> int:
-        """All that stays in memory."""
+        """The memory that it occupies throughout."""
         return self.parameter_bytes + self.gradient_bytes + self.optimizer_bytes
 
     @property
@@ -52,7 +52,7 @@ class Model:
 
 @dataclass(frozen=True, kw_only=True)
 class Requirements:
-    """What decides memory and passes of a run, on one rank."""
+    """Everything that decides memory and passes of a run, on one rank."""
 
     on_cpu: bool
     free_bytes: int
@@ -109,7 +109,7 @@ class Requirements:
         return -(-self.units // micro_batches) * (self.group_size if self.keep_groups else 1)
 
     def rows(self, network: Network, micro_batches: int) -> Rows:
-        """What a model reads at once if all prompts and responses are as long as they may be."""
+        """The rows that a model reads at once if all prompts and responses are as long as they may be."""
         sequences = self.sequences(micro_batches)
         if network.row_tokens is None:
             return Rows(sequences, self.sequence_tokens)
@@ -121,11 +121,7 @@ class Requirements:
 def read_requirements(
     trainer: pl.Trainer, module: PolicyOptimization, data: RolloutDataModule
 ) -> Requirements:
-    """Everything that the plan is made of.
-
-    Raises:
-        ConfigError: If the configuration is one that `fit` would refuse, with the key to change.
-    """
+    """The requirements of a run; a configuration that `fit` refuses is refused with the key to change."""
     connect(trainer, module, data)
     data.check("fit")
     with without_weights():
@@ -158,7 +154,7 @@ def read_requirements(
         val_cache_bytes=val_cache_bytes,
         reward_tokens=max(reward.tokens_at_once for reward in module.rewards.values()),
         with_entropy=module.objective.needs_entropy,
-        measures_terms=measures_terms(trainer),
+        measures_terms=any(isinstance(c, GradientTerms) and c.every for c in trainer.callbacks),  # type: ignore[attr-defined]
         loss_name=None if isinstance(loss, Reinforce) else type(loss).__name__,
         learning_rate=learning_rate,
         adapters=isinstance(module.builders["policy"], LoRA),
@@ -169,17 +165,11 @@ def read_requirements(
 
 
 def longest_prompt(module: PolicyOptimization, data: RolloutDataModule) -> int:
-    """The tokens of the longest training prompt, when all prompts are found to be fit for the rewards."""
+    """The tokens of the longest training prompt, after a check that the rewards can use all prompts."""
     train = data.read_prompts("train", data.train)
     prompts = [train[row] for row in range(len(train))]
     module.check_prompts("data.train", prompts)
     return max(len(prompt.token_ids) for prompt in prompts)
-
-
-def measures_terms(trainer: pl.Trainer) -> bool:
-    """Whether `gradient_terms` keeps gradients aside."""
-    callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    return any(isinstance(callback, GradientTerms) and callback.every for callback in callbacks)
 
 
 def bucket_bytes(trainer: pl.Trainer, models: Iterable[Model]) -> int:
@@ -199,12 +189,8 @@ def read_engines(
         prompt_tokens=prompt_tokens,
         response_tokens=data.sampling.max_tokens,
     )
-    validation = Demand(
-        sequences=max(val_prompts, 1),
-        group_size=1,
-        prompt_tokens=prompt_tokens,
-        response_tokens=data.val_sampling.max_tokens,
-    )
+    tokens = data.val_sampling.max_tokens
+    validation = replace(demand, sequences=max(val_prompts, 1), group_size=1, response_tokens=tokens)
     engine = data.engine.memory(demand, device)
     validating = (data.val_engine or data.engine).memory(validation, device)
     if data.val_engine is not None:
@@ -213,7 +199,7 @@ def read_engines(
 
 
 def optimizer_costs(factory: OptimizerFactory) -> tuple[float, float]:
-    """Bytes of state for each trained element, and the learning rate: an optimizer of two parameters says it.
+    """Bytes of state for each trained element, and the learning rate: read from one step on two parameters.
 
     State of a fixed size, such as a count of steps, is the same for both and drops out.
     """
@@ -222,11 +208,12 @@ def optimizer_costs(factory: OptimizerFactory) -> tuple[float, float]:
     for parameter in (one, more):
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
-    held = [
-        tensor_bytes(v for v in optimizer.state[p].values() if isinstance(v, torch.Tensor))
+    states = [
+        [value for value in optimizer.state[p].values() if isinstance(value, torch.Tensor)]
         for p in (one, more)
     ]
-    return (held[1] - held[0]) / (more.numel() - one.numel()), float(optimizer.param_groups[0]["lr"])
+    grown = tensor_bytes(states[1]) - tensor_bytes(states[0])
+    return grown / (more.numel() - one.numel()), float(optimizer.param_groups[0]["lr"])
 
 
 def read_models(trainer: pl.Trainer, held: dict[str, nn.Module], state_bytes: float) -> Iterable[Model]:
@@ -234,17 +221,17 @@ def read_models(trainer: pl.Trainer, held: dict[str, nn.Module], state_bytes: fl
     amp_bytes, shards = 2 if "mixed" in trainer.precision else None, num_shards(trainer)
     counted: set[int] = set()
     for name, model in held.items():
-        own = {id(p): p for p in model.parameters() if id(p) not in counted}
-        counted |= own.keys()
-        trained = [p for p in own.values() if p.requires_grad]
+        new = {id(p): p for p in model.parameters() if id(p) not in counted}
+        counted |= new.keys()
+        trained = [p for p in new.values() if p.requires_grad]
         share = shards if trained else 1
         elements = sum(p.numel() for p in trained)
         gradients = tensor_bytes(trained)
         scale = gradients / max(elements, 1) / FLOAT32  # the state has the dtype of its parameter
         yield Model(
             name=name,
-            parameters=sum(p.numel() for p in own.values()),
-            parameter_bytes=tensor_bytes(own.values()) // share,
+            parameters=sum(p.numel() for p in new.values()),
+            parameter_bytes=tensor_bytes(new.values()) // share,
             gradient_bytes=gradients // share,
             optimizer_bytes=int(elements * state_bytes * scale) // share,
             network=read_network(model, None if name.startswith("rewards.") else amp_bytes),
@@ -252,7 +239,7 @@ def read_models(trainer: pl.Trainer, held: dict[str, nn.Module], state_bytes: fl
 
 
 def read_network(model: nn.Module, amp_bytes: int | None) -> Network | None:
-    """How a model computes; reward models do so outside of the trainer's precision."""
+    """How a model computes; reward models do so outside the trainer's precision."""
     inside: PreTrainedModel
     row_tokens, chunk_tokens = None, 0
     if isinstance(model, LanguageModel):
@@ -278,7 +265,7 @@ def read_network(model: nn.Module, amp_bytes: int | None) -> Network | None:
 
 
 def free_bytes(device: torch.device, processes: int) -> int:
-    """What a rank may take: of the device, or of the memory that the processes of this machine share."""
+    """A rank's share of free memory: of its device, or of what the processes of this machine share."""
     if device.type == "cpu":
         return int(psutil.virtual_memory().available) // processes
     return int(torch.cuda.mem_get_info(device)[0])
