@@ -1,5 +1,6 @@
 """Runs, compared: `compare(folders)` for the statistics, `table` and `history` for pandas."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -10,13 +11,8 @@ __all__ = ["Comparison", "compare", "history", "table"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import scipy and pandas for who compares, and for nobody else."""
-    if name in ("Comparison", "compare"):
-        from grpo_pl.commands.compare import comparison
-
-        return getattr(comparison, name)
-    if name in ("history", "table"):
-        from grpo_pl.commands.compare import tidy
-
-        return getattr(tidy, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    """Import scipy and pandas only for a caller that compares."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = "tidy" if name in ("history", "table") else "comparison"
+    return getattr(import_module(f"{__name__}.{module}"), name)

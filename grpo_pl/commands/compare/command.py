@@ -10,18 +10,14 @@ report.md. Runs that differ in nothing but seeds and folders are repetitions of 
 
 
 def compare(args: list[str]) -> None:
-    """Compare the runs that a command line names, print the tables and write the report.
-
-    Raises:
-        ConfigError: If they cannot be compared.
-    """
+    """Compare the runs of a command line, print the tables and write the report."""
     parser = Options("compare", DESCRIPTION)
-    say = parser.add_argument
+    add = parser.add_argument
     runs = "a run's folder, or one with <variant>/seed-<n> in it"
-    say("runs", type=Path, nargs="+", metavar="RUN", help=runs)
-    say("--base", help="the group to compare with, or the folder of a run of it; default: the first")
-    say("--metric", default=ACCURACY, help="the column of metrics.csv to compare (%(default)s)")
-    say("--out", type=Path, help="folder of the report; default: RUN if there is one, else this one")
+    add("runs", type=Path, nargs="+", metavar="RUN", help=runs)
+    add("--base", help="the group to compare with, or the folder of a run of it; default: the first")
+    add("--metric", default=ACCURACY, help="the column of metrics.csv to compare (%(default)s)")
+    add("--out", type=Path, help="folder of the report; default: RUN if there is one, else this one")
     options = parser.parse_args(args)
     from grpo_pl.commands.compare.reporting import report
 

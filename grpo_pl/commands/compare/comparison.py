@@ -1,4 +1,4 @@
-"""Groups of runs, compared: final accuracies, and their paired differences from the base."""
+"""Compares groups of runs: final accuracies, and their paired differences from the base."""
 
 from dataclasses import dataclass, replace
 from statistics import fmean
@@ -22,14 +22,14 @@ from grpo_pl.system.refusal import ConfigError
 
 @dataclass(frozen=True)
 class Result:
-    """What a group's runs came to."""
+    """A group's final values of the metric."""
 
     group: Group
     by_seed: dict[str, float]
     """Seed -> the last value of the metric, of finished runs."""
     over_seeds: Interval | None
     over_problems: Interval | None
-    """Mean over runs of the interval that the number of validation problems alone gives."""
+    """Mean over runs of the interval by the number of validation problems alone."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,12 @@ class Effect:
     g: float | None
     """Hedges' g over the paired seeds."""
     over_problems: Interval | None
-    """Mean difference with Newcombe's interval: as far as the problems alone tell."""
+    """Mean difference with Newcombe's interval, by the number of problems alone."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Everything that a report says."""
+    """The content of a report."""
 
     metric: str
     results: list[Result]
@@ -65,7 +65,7 @@ class Comparison:
 
     @property
     def base(self) -> Group:
-        """What the others are compared with."""
+        """The group that the others are compared with."""
         return self.results[0].group
 
     @property
@@ -79,12 +79,12 @@ def compare(paths: Paths, base: str | None = None, metric: str = ACCURACY) -> Co
 
     Args:
         paths: Run folders, folders with `seed-<n>` in them, or folders of studies.
-        base: Name of the base group, or the folder of one of its runs; the first group where it is None.
+        base: Name of the base group, or the folder of one of its runs; None for the first group.
         metric: A column of `metrics.csv`.
 
     Raises:
-        ConfigError: If a folder is no run, if two runs are the same, if runs cannot be compared, or if
-            none has measured the metric.
+        ConfigError: If a folder is no run, if two runs are the same, if runs cannot be compared, or if none
+            has measured the metric.
     """
     groups = group_runs(read_runs(paths), base)
     check_comparable(groups, metric)
@@ -121,27 +121,27 @@ def setting(run: Run, key: str) -> Any:
 def result_of(group: Group, metric: str) -> Result:
     """A group's last values of the metric."""
     by_seed = {s: v for s, run in group.finished.items() if (v := run.last(metric)) is not None}
-    own = [i for run in group.finished.values() if (i := interval_of(run, metric)) is not None]
+    of_runs = [i for run in group.finished.values() if (i := interval_of(run, metric)) is not None]
     over_seeds = mean_interval(list(by_seed.values())) if by_seed else None
-    if over_seeds is None or not own:
+    if over_seeds is None or not of_runs:
         return Result(group, by_seed, over_seeds, None)
-    return Result(group, by_seed, over_seeds.of_share(), average(own))
+    return Result(group, by_seed, over_seeds.of_share(), average(of_runs))
 
 
 def average(intervals: list[Interval]) -> Interval:
-    """Means of the estimates and of their ends."""
+    """The means of the estimates and of their bounds."""
     return Interval(*map(fmean, zip(*intervals, strict=True)))
 
 
 def interval_of(run: Run, metric: str) -> Interval | None:
-    """The interval that the run's last validation gave."""
+    """The Wilson interval of the run's last validation."""
     values = [run.last(key) for key in (metric, f"{metric}_low", f"{metric}_high")]
     measured = [value for value in values if value is not None]
     return Interval(*measured) if len(measured) == len(values) else None
 
 
 def problems_of(run: Run, metric: str) -> int | None:
-    """How many problems stand behind a run's last value; None where it is no share of problems solved."""
+    """The number of problems behind a run's last value; None unless it is a share of solved problems."""
     interval = interval_of(run, metric)
     if interval is None or not 0 < interval.high - interval.low < 1:
         return None
@@ -163,28 +163,30 @@ def effect_of(result: Result, base: Result, metric: str) -> Effect:
 
 
 def with_holm(effects: list[Effect]) -> list[Effect]:
-    """The effects with their p adjusted for each other; one without a test is none of the comparisons."""
+    """The effects with their p adjusted for each other; an effect without a test is not counted."""
     adjusted = iter(holm([effect.test.p for effect in effects if effect.test.p is not None]))
     return [e if e.test.p is None else replace(e, p_holm=next(adjusted)) for e in effects]
 
 
 def remarks(groups: list[Group], effects: list[Effect]) -> list[str]:
-    """What a reader must know: runs that are not in the numbers, and pairs that are missing."""
-    said = [
+    """Runs that are not in the numbers, and pairs that are missing."""
+    sentences = [
         f"{g.name}, seed {r.seed}, {r.problem} ({r.folder})." for g in groups for r in g.runs if r.problem
     ]
-    if said:
-        said.append("Runs that did not come to their end are in no mean and no test.")
+    if sentences:
+        sentences.append("Runs that did not come to their end are in no mean and no test.")
     if len(groups) == 1:
-        said.append("All runs have the same settings: there is nothing to compare them with.")
+        sentences.append("All runs have the same settings: there is nothing to compare them with.")
     base = groups[0].name
     for effect in effects:
         name = effect.result.group.name
         if not effect.pairs:
-            said.append(
+            sentences.append(
                 f"{name} and {base} have no finished runs of a common seed: there is no difference to test."
             )
         elif effect.alone:
-            seeds = ", ".join(effect.alone)
-            said.append(f"Seed {seeds}: only {name} or only {base} has it, so it is not in their difference.")
-    return said
+            sentences.append(
+                f"Seed {', '.join(effect.alone)}: only {name} or only {base} has it, so it is not in their "
+                "difference."
+            )
+    return sentences

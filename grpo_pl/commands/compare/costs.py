@@ -1,4 +1,4 @@
-"""What a group's runs cost."""
+"""The costs of a group's runs."""
 
 from collections.abc import Callable
 from statistics import median
@@ -9,18 +9,18 @@ from grpo_pl.commands.compare.runs import SECONDS, TOKENS, VALIDATION, Run
 
 
 class Cost(NamedTuple):
-    """A quantity of a run that one has to pay."""
+    """A cost of a run."""
 
     name: str
     unit: str
     digits: int
     metric: str
     over: Callable[[list[float]], float]
-    """Iterations: `max`, `sum`, or `median`, for the first one pays for what is made once."""
+    """Reduces iterations: `max`, `sum`, or `median`, since the first one pays one-time costs."""
     divisor: float = 1
 
     def of(self, run: Run) -> float | None:
-        """What a run has paid; None where it was not measured."""
+        """A run's cost; None where it was not measured."""
         values = run.measured(self.metric)
         return self.over(values) / self.divisor if values else None
 
@@ -51,7 +51,7 @@ def cost_of(group: Group, cost: Cost) -> float | None:
 
 
 def pareto(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Those (cost, gain) that no other beats in one of the two and at least equals in the other."""
+    """The Pareto front of (cost, gain), by cost."""
     best, front = float("-inf"), []
     for cost, gain in sorted(set(points), key=lambda p: (p[0], -p[1])):
         if gain > best:

@@ -1,4 +1,4 @@
-"""What was measured on the way, over the seeds of a group."""
+"""Metrics over the course of training, over the seeds of a group."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +12,7 @@ from grpo_pl.commands.compare.statistics import mean_interval
 
 Numbers = NDArray[np.float64]
 GRID = 60
-"""Points of a curve over tokens or seconds, which no two runs have the same of."""
+"""Points of a curve over tokens or seconds, where no two runs measure at the same places."""
 
 
 @dataclass(frozen=True)
@@ -22,11 +22,11 @@ class Curve:
     x: Numbers
     mean: Numbers
     low: Numbers | None
-    """None where one run says nothing of the spread."""
+    """None for a single run, which has no spread."""
     high: Numbers | None
     runs: tuple[tuple[Numbers, Numbers], ...]
     unfinished: tuple[tuple[Numbers, Numbers], ...]
-    """Runs that are in neither mean nor band."""
+    """Runs outside mean and band."""
 
 
 def path(run: Run, metric: str, along: str | None) -> tuple[Numbers, Numbers]:
@@ -43,7 +43,7 @@ def path(run: Run, metric: str, along: str | None) -> tuple[Numbers, Numbers]:
 def curve(group: Group, metric: str, along: str | None = None) -> Curve | None:
     """A group's curve; None where no run has measured it.
 
-    Runs that measured at other places than each other are interpolated linearly, where all of them have been.
+    Runs that measured at different places are interpolated linearly over the range that they have in common.
     """
     done = {run.folder for run in group.finished.values()}
     paths = [(run, path(run, metric, along)) for run in group.runs]
@@ -63,6 +63,6 @@ def curve(group: Group, metric: str, along: str | None = None) -> Curve | None:
 
 
 def range_of_runs(curves: list[Curve]) -> tuple[float, float] | None:
-    """Least and greatest value of any run: what a picture must show, however wide a band of two seeds is."""
+    """Least and greatest value of any run: the range of a picture, however wide a band of two seeds is."""
     values = [y for c in curves for _, y in (*c.runs, *c.unfinished)]
     return (float(min(y.min() for y in values)), float(max(y.max() for y in values))) if values else None

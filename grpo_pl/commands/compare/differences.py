@@ -1,4 +1,4 @@
-"""What differs between the configs of two runs, and nothing else."""
+"""The differences between the configs of two runs."""
 
 import inspect
 import json
@@ -15,11 +15,11 @@ WITHOUT_EFFECT = (
     *("checkpoint", "ckpt_path", "weights_only", "preemption"),
     *("samples", "curves", "reliability", "metrics", "progress"),
 )
-"""Where a run lies and what one sees of it: no result depends on these."""
+"""Settings of a run's folder and output, on which no result depends."""
 
 
 class Difference(NamedTuple):
-    """A setting that two configs have different values of, as a command line would say them."""
+    """A setting with different values in two configs, as written on a command line."""
 
     key: str
     base: str
@@ -27,12 +27,12 @@ class Difference(NamedTuple):
 
     @property
     def short(self) -> str:
-        """`leaf=value`, of the other config."""
+        """`leaf=value`, for the other config."""
         return f"{self.key.rpartition('.')[2]}={self.other}"
 
 
 def settings(run: Run) -> dict[str, Any]:
-    """What a run's result depends on, but for its seed: equal for the runs that repeat each other.
+    """The settings that a run's result depends on, except its seed: equal for repetitions of one another.
 
     A path into the run's own folder, or through a folder `seed-<n>` of its own seed, counts as the same. A
     model that `pretrained` names for all is named once.
@@ -52,17 +52,17 @@ def settings(run: Run) -> dict[str, Any]:
             return f"<run>{value[len(folder) :]}"
         return re.sub(rf"\bseed-{run.place.seed}\b", "seed-<n>", value) if run.place else value
 
-    found = {key: normal(value) for key, value in run.config.items()} | {"pretrained": model}
+    config = {key: normal(value) for key, value in run.config.items()} | {"pretrained": model}
     for key in (*SEEDS, *WITHOUT_EFFECT):
         group, _, leaf = key.rpartition(".")
-        owner = found.get(group) if group else found
+        owner = config.get(group) if group else config
         if isinstance(owner, dict):
             owner.pop(leaf, None)
-    return found
+    return config
 
 
 def fingerprint(run: Run) -> str:
-    """A text that is the same for runs with equal settings."""
+    """A text that is equal for runs with equal settings."""
     return json.dumps(settings(run), sort_keys=True, default=str)
 
 
@@ -78,15 +78,14 @@ def differences(base: Any, other: Any, key: str = "") -> Iterator[Difference]:
 
 
 def shown(value: Any) -> str:
-    """A value as one reads it: `null`, `0.2`, `GAE(lam=1)` with those arguments that are not its defaults."""
+    """A value in a table: `null`, `0.2`, or `GAE(lam=1)`, with arguments that differ from the defaults."""
     if isinstance(value, dict) and "class_path" in value:
-        usual = _defaults(value["class_path"])
-        said = {
-            name: v
+        defaults = _defaults(value["class_path"])
+        inside = ", ".join(
+            f"{name}={shown(v)}"
             for name, v in (value.get("init_args") or {}).items()
-            if name not in usual or not _same(v, usual[name])
-        }
-        inside = ", ".join(f"{name}={shown(v)}" for name, v in said.items())
+            if name not in defaults or not _same(v, defaults[name])
+        )
         return str(value["class_path"]).rpartition(".")[2] + (f"({inside})" if inside else "")
     if isinstance(value, dict):
         return "{" + ", ".join(f"{name}: {shown(v)}" for name, v in value.items()) + "}"
@@ -104,7 +103,7 @@ def _same(value: Any, default: Any) -> bool:
 
 
 def _defaults(class_path: str) -> dict[str, Any]:
-    """The constructor's arguments and their defaults; none for a class that is not installed here."""
+    """The constructor's arguments and their defaults; empty for a class that is not installed."""
     try:
         cls = locate(class_path)
     except ErrorDuringImport:
@@ -114,7 +113,7 @@ def _defaults(class_path: str) -> dict[str, Any]:
     constructors = [vars(owner).get("__init__") for owner in reversed(cls.__mro__)]
     return {
         name: parameter.default
-        for constructor in constructors  # what a class hands on to its base is an argument of its own
+        for constructor in constructors  # an argument that a class hands on to its base is its own, too
         if inspect.isfunction(constructor)
         for name, parameter in inspect.signature(constructor).parameters.items()
     }

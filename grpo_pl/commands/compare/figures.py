@@ -1,4 +1,4 @@
-"""Pictures: drawn once, written as SVG in the page's own colours, and as PNG."""
+"""Draws pictures as SVG in the page's own colours, and as PNG."""
 
 import io
 import re
@@ -30,11 +30,11 @@ class Palette:
     others: tuple[str, ...]
 
     def index(self, i: int) -> int:
-        """Which colour the i-th group has, the base's being 0."""
+        """The colour of the i-th group; the base has 0."""
         return (i - 1) % len(self.others) + 1 if i else 0
 
     def line(self, i: int) -> dict[str, Any]:
-        """How the i-th group is drawn; group 0 is the base. No two of the first 24 look the same."""
+        """The line style of the i-th group; group 0 is the base. No two of the first 24 look the same."""
         turn = max(i - 1, 0) // len(self.others)
         return {
             "color": (self.base, *self.others)[self.index(i)],
@@ -73,7 +73,7 @@ COLORED = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "yt
 
 @contextmanager
 def drawing(palette: Palette) -> Iterator[None]:
-    """Everything that is no data has the text's colour."""
+    """Draws frames, ticks and labels in the text's colour."""
     with rc_context(STYLE | dict.fromkeys(COLORED, palette.text)):
         yield
 
@@ -89,13 +89,9 @@ def draw(picture: Picture, axes: Axes, palette: Palette) -> None:
 
 
 def svg(picture: Picture, prefix: str) -> Markup:
-    """A picture as an inline SVG element without a background, in the page's variables `--s0`, `--s1`, ...
+    """A picture as an inline SVG element without background, in the page's variables `--s0`, `--s1`, ...
 
-    Its title is there for those who cannot see it, too.
-
-    Args:
-        picture: What is drawn.
-        prefix: Of the ids in it, which are the page's.
+    Its title is its label for screen readers. `prefix` makes its ids unique in the page.
     """
     with drawing(PAGE):
         figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
@@ -104,7 +100,7 @@ def svg(picture: Picture, prefix: str) -> Markup:
 
 
 def key_svg(i: int, prefix: str) -> Markup:
-    """How the i-th group's lines look."""
+    """A sample of the i-th group's lines."""
     with drawing(PAGE):
         figure = Figure(figsize=(0.42, 0.16))
         style = PAGE.line(i) | {"linewidth": 2, "markersize": 6, "markevery": [1]}
@@ -113,7 +109,7 @@ def key_svg(i: int, prefix: str) -> Markup:
 
 
 def inline(figure: Figure, prefix: str, attributes: Markup) -> Markup:
-    """A figure as an element of a page, with more attributes."""
+    """A figure as an SVG element with further attributes."""
     FigureCanvasSVG(figure)
     figure.patch.set_visible(False)
     out = io.StringIO()
@@ -133,15 +129,14 @@ def png(pictures: Sequence[Picture], names: Sequence[str], path: Path) -> None:
     columns = 2 if len(pictures) == 4 else min(len(pictures), COLUMNS)
     rows = -(-len(pictures) // columns)
     with drawing(LIGHT):
-        figure = Figure(
-            figsize=(WIDTH * columns, HEIGHT * rows + 0.3), layout="constrained", facecolor="white"
-        )
+        size = (WIDTH * columns, HEIGHT * rows + 0.3)
+        figure = Figure(figsize=size, layout="constrained", facecolor="white")
         FigureCanvasAgg(figure)
         every = figure.subplots(rows, columns, squeeze=False).flatten()
         for axes, picture in zip(every, pictures, strict=False):
             draw(picture, axes, LIGHT)
         for axes in every[len(pictures) :]:
             axes.set_visible(False)
-        shown = [Line2D([], [], label=name, **LIGHT.line(i)) for i, name in enumerate(names)]
-        figure.legend(handles=shown, loc="outside lower center", ncols=max(2 * columns, 1), frameon=False)
+        lines = [Line2D([], [], label=name, **LIGHT.line(i)) for i, name in enumerate(names)]
+        figure.legend(handles=lines, loc="outside lower center", ncols=max(2 * columns, 1), frameon=False)
         figure.savefig(path, dpi=110)

@@ -1,4 +1,4 @@
-"""Runs that repeat each other but for the seed are a group; one group is the base of all comparisons."""
+"""Groups runs that differ in nothing but their seed; one group is the base of all comparisons."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -22,28 +22,28 @@ class Group:
 
     @property
     def finished(self) -> dict[str, Run]:
-        """Seed -> a run that came to its end."""
+        """Seed -> its finished run."""
         return {run.seed: run for run in self.runs if run.finished}
 
 
 def group_runs(runs: Iterable[Run], base: str | None = None) -> list[Group]:
     """Group runs by their settings, and in a study by variant too; the base comes first.
 
-    A group has its variant's name; outside of a study, that of its differences from the base.
+    A group has its variant's name; outside a study, a name from its differences to the base.
 
     Args:
-        runs: All of them.
-        base: The name of the base, or the folder of one of its runs; the first group where it is None.
+        runs: All runs.
+        base: The name of the base, or the folder of one of its runs; None for the first group.
 
     Raises:
         ConfigError: If there is no such base, or if two runs of a group have the same seed.
     """
-    found: dict[tuple[str, str], list[Run]] = {}
+    alike: dict[tuple[str, str], list[Run]] = {}
     unstarted: list[Run] = []
     for run in runs:
-        where = found.setdefault((variant(run), fingerprint(run)), []) if run.config else unstarted
+        where = alike.setdefault((variant(run), fingerprint(run)), []) if run.config else unstarted
         where.append(run)
-    groups = [Group(name, tuple(members)) for (name, _), members in found.items()]
+    groups = [Group(name, tuple(members)) for (name, _), members in alike.items()]
     for group in groups:
         refuse_repeated_seeds(group)
     if not groups and base is None:
@@ -52,33 +52,33 @@ def group_runs(runs: Iterable[Run], base: str | None = None) -> list[Group]:
     if first is None:
         raise ConfigError(f"compare: --base {base}: no such group; {known(groups)}")
     ordered = [first, *(group for group in groups if group is not first)]
-    return named(with_unstarted([compared(group, first) for group in ordered], unstarted))
+    compared = [replace(group, differences=differences_of(group, first)) for group in ordered]
+    return named(with_unstarted(compared, unstarted))
 
 
 def variant(run: Run) -> str:
-    """The name of its variant; empty outside of a study."""
+    """The run's variant; empty outside a study."""
     return run.place.variant if run.place else ""
 
 
-def compared(group: Group, base: Group) -> Group:
-    """The group with its differences from the base."""
-    found = differences(settings(base.runs[0]), settings(group.runs[0]))
-    return replace(group, differences=tuple(found))
+def differences_of(group: Group, base: Group) -> tuple[Difference, ...]:
+    """The group's differences from the base."""
+    return tuple(differences(settings(base.runs[0]), settings(group.runs[0])))
 
 
-def is_base(group: Group, said: str) -> bool:
-    """Whether a group is what `--base` names."""
-    return group.name == said or any(run.folder.resolve() == Path(said).resolve() for run in group.runs)
+def is_base(group: Group, base: str) -> bool:
+    """Whether `--base` names this group, or a folder of its runs."""
+    return group.name == base or any(run.folder.resolve() == Path(base).resolve() for run in group.runs)
 
 
 def known(groups: list[Group]) -> str:
-    """What `--base` may be."""
+    """The possible values of `--base`."""
     names = list(dict.fromkeys(g.name for g in groups if g.name))
     return f"there are {', '.join(names)}" if names else "name the folder of one of its runs"
 
 
 def refuse_repeated_seeds(group: Group) -> None:
-    """Runs of the same seed are no independent repetitions."""
+    """Refuse runs with the same seed, which are not independent repetitions."""
     first: dict[str, Run] = {}
     for run in group.runs:
         if run.seed in first:
@@ -90,7 +90,7 @@ def refuse_repeated_seeds(group: Group) -> None:
 
 
 def with_unstarted(groups: list[Group], runs: list[Run]) -> list[Group]:
-    """The groups, and runs that never started: in their variant's group, or in one of their own."""
+    """The groups with the runs that never started: each in its variant's group, or in a new one."""
     for run in runs:
         at = next((i for i, g in enumerate(groups) if g.name == variant(run)), None)
         if at is None:
@@ -101,7 +101,7 @@ def with_unstarted(groups: list[Group], runs: list[Run]) -> list[Group]:
 
 
 def named(groups: list[Group]) -> list[Group]:
-    """The groups, each with a name of its own."""
+    """The groups with unique names."""
     taken: set[str] = set()
     out: list[Group] = []
     for group in groups:
@@ -118,7 +118,6 @@ def named(groups: list[Group]) -> list[Group]:
 
 
 def difference_name(group: Group) -> str:
-    """Its first differences from the base, and how many more there are."""
-    said = [d.short for d in group.differences[:MAX_IN_NAME]]
-    more = len(group.differences) - len(said)
-    return ", ".join(said) + (f" +{more}" if more else "")
+    """The group's first differences from the base, and the number of the others."""
+    more = max(len(group.differences) - MAX_IN_NAME, 0)
+    return ", ".join(d.short for d in group.differences[:MAX_IN_NAME]) + (f" +{more}" if more else "")

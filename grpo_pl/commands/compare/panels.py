@@ -1,4 +1,4 @@
-"""What the pictures of a comparison show."""
+"""The pictures of a comparison."""
 
 from typing import Any
 
@@ -41,21 +41,21 @@ PATHS = (
     ("gradient/entropy_policy_cosine", "entropy against policy term", "cosine of gradients"),
     ("gradient/value_policy_cosine", "value against policy term", "cosine of gradients"),
 )
-"""Metric, what it is called, and its unit: each becomes a picture where a run has measured it."""
+"""Metric, title and unit: each becomes a picture where a run has measured it."""
 
 
 def learning_curves(comparison: Comparison) -> list[Picture]:
     """The compared metric against iterations, tokens and seconds, and the training reward."""
     metric, name = comparison.metric, readable(comparison.metric)
-    found = [curves_picture(comparison, metric, f"{name} by {by}", name, along, x) for along, by, x in ALONG]
-    found.append(curves_picture(comparison, "rollout/reward", "training reward", "reward", None, "iteration"))
-    return [picture for picture in found if picture is not None]
+    curves = [curves_picture(comparison, metric, f"{name} by {by}", name, along, x) for along, by, x in ALONG]
+    reward = curves_picture(comparison, "rollout/reward", "training reward", "reward", None, "iteration")
+    return [picture for picture in (*curves, reward) if picture is not None]
 
 
 def paths(comparison: Comparison) -> list[Picture]:
-    """What happens inside: one picture for each quantity that a run has measured."""
-    found = (curves_picture(comparison, key, title, unit, None, "iteration") for key, title, unit in PATHS)
-    return [picture for picture in found if picture is not None]
+    """The course of training: a picture for each quantity that a run has measured."""
+    curves = (curves_picture(comparison, key, title, unit, None, "iteration") for key, title, unit in PATHS)
+    return [picture for picture in curves if picture is not None]
 
 
 def readable(metric: str) -> str:
@@ -66,7 +66,7 @@ def readable(metric: str) -> str:
 def curves_picture(
     comparison: Comparison, metric: str, title: str, y: str, along: str | None, x: str
 ) -> Picture | None:
-    """A metric of all groups; None where no run has measured it."""
+    """The curves of all groups for a metric; None where no run has measured it."""
     curves = [curve(group, metric, along) for group in comparison.groups]
     measured = [c for c in curves if c is not None]
     limits = range_of_runs(measured)
@@ -86,7 +86,7 @@ def curves_picture(
 
 
 def draw_curve(axes: Axes, curve: Curve, i: int, palette: Palette) -> None:
-    """Mean with its band, each seed thin, and dotted the runs that did not come to their end."""
+    """The mean with its band, each seed thin, and unfinished runs dotted."""
     style = palette.line(i)
     color = style["color"]
     for x, y in curve.runs if len(curve.runs) > 1 else ():
@@ -100,7 +100,7 @@ def draw_curve(axes: Axes, curve: Curve, i: int, palette: Palette) -> None:
 
 
 def final_values(comparison: Comparison) -> Picture:
-    """Each group's last values, over seeds."""
+    """Each group's final values over seeds."""
     rows = [(r.group.name, list(r.by_seed.values()), r.over_seeds) for r in comparison.results]
     return intervals("last value, 95 % over seeds", readable(comparison.metric), rows)
 
@@ -122,10 +122,10 @@ def intervals(
     """A row for each group: its name, a ring for each seed, and mean and interval over them.
 
     Args:
-        title: Of the picture.
-        x: What the axis says.
+        title: The picture's title.
+        x: The label of the axis.
         rows: Name, values and interval, from top to bottom.
-        from_base: Whether they are differences from the base, which is no row itself.
+        from_base: Whether the values are differences from the base, which has no row itself.
     """
 
     def draw(axes: Axes, palette: Palette) -> None:
@@ -133,19 +133,13 @@ def intervals(
             axes.axvline(0, color=palette.line(0)["color"], linewidth=1.2)
         for i, (_, values, interval) in enumerate(rows):
             style = palette.line(i + from_base)
-            draw_seeds(axes, values, i, style)
+            rings = {"s": 14, "facecolors": "none", "edgecolors": style["color"], "linewidths": 0.9}
+            axes.scatter(values, [i + 0.2] * len(values), **rings)  # slightly below the group's line
             if interval is not None:
                 draw_interval(axes, interval, i, style)
         name_rows(axes, [name for name, _, _ in rows])
 
     return Picture(title, x, "", draw)
-
-
-def draw_seeds(axes: Axes, values: list[float], row: int, style: dict[str, Any]) -> None:
-    """A ring for each seed, a little below the group's line."""
-    axes.scatter(
-        values, [row + 0.2] * len(values), s=14, facecolors="none", edgecolors=style["color"], linewidths=0.9
-    )
 
 
 def draw_interval(axes: Axes, interval: Interval, row: int, style: dict[str, Any]) -> None:
@@ -158,24 +152,24 @@ def draw_interval(axes: Axes, interval: Interval, row: int, style: dict[str, Any
 
 
 def name_rows(axes: Axes, names: list[str]) -> None:
-    """Rows from top to bottom, with the groups' names."""
+    """Order the rows from top to bottom and label them with the groups' names."""
     axes.set_yticks(range(len(names)), [shortened(name) for name in names])
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.grid(visible=False, axis="y")
 
 
 def shortened(name: str, limit: int = 22) -> str:
-    """A name that leaves room for the picture."""
+    """A name short enough for the picture."""
     return name if len(name) <= limit else f"{name[: limit - 1]}…"
 
 
 def trade_offs(comparison: Comparison) -> list[Picture]:
-    """Accuracy against memory and against time, with the line of those that no other one beats in both."""
+    """Accuracy against memory and against time, each with its Pareto front."""
     return [picture for cost in (MEMORY, TIME) if (picture := trade_off(comparison, cost)) is not None]
 
 
 def trade_off(comparison: Comparison, cost: Cost) -> Picture | None:
-    """One of them; None where it was not measured."""
+    """Accuracy against one cost; None where it was not measured."""
     points = [
         (i, paid, result.over_seeds)
         for i, result in enumerate(comparison.results)
@@ -200,7 +194,7 @@ def trade_off(comparison: Comparison, cost: Cost) -> Picture | None:
 
 
 def stages(comparison: Comparison) -> Picture | None:
-    """Seconds of an iteration, stage by stage; None where none was measured."""
+    """Seconds of an iteration by stage; None where none was measured."""
     seconds = {cost.name: [cost_of(group, cost) or 0.0 for group in comparison.groups] for cost in STAGES}
     if not any(map(any, seconds.values())):
         return None

@@ -15,11 +15,7 @@ HTML_FILE, MARKDOWN_FILE, PICTURES_FOLDER = "report.html", "report.md", "report_
 
 
 def report(runs: list[Path], out: Path, *, base: str | None, metric: str) -> None:
-    """Compare runs, print the tables and write the report into a folder.
-
-    Raises:
-        ConfigError: If they cannot be compared.
-    """
+    """Compare runs, print the tables and write the report into a folder."""
     comparison = compare(runs, base, metric)
     console = Console()
     show(comparison, console)
@@ -37,25 +33,23 @@ def write(comparison: Comparison, out: Path) -> None:
 
 
 def show(comparison: Comparison, console: Console) -> None:
-    """Print what differs, what it brings and what it costs, and what must be said of it."""
+    """Print the tables, findings and remarks."""
     what_differs, outcome = content.what_differs(comparison), content.outcome(comparison)
     for section in (what_differs, outcome, content.costs(comparison)):
-        for said in section.text:
-            console.print(f"{section.title}: {said}", highlight=False, markup=False)
+        for text in section.text:
+            console.print(f"{section.title}: {text}", highlight=False, markup=False)
         for i, each in enumerate(section.tables):
             wide = section is outcome and i > 0
             console.print(terminal_table(each.transposed() if wide else each, section.title))
-    for said in content.findings(comparison):
-        console.print(said, highlight=False, markup=False)
-    for remark in comparison.remarks:
-        console.print(f"! {remark}", highlight=False, markup=False)
+    for line in (*content.findings(comparison), *(f"! {remark}" for remark in comparison.remarks)):
+        console.print(line, highlight=False, markup=False)
 
 
-def terminal_table(said: content.Table, title: str) -> Table:
+def terminal_table(cells: content.Table, title: str) -> Table:
     """A table of the report, on a terminal."""
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    for i, heading in enumerate(said.header):
-        table.add_column(escape(heading), justify="right" if said.numeric and i else "left", overflow="fold")
-    for row in said.rows:
+    for i, heading in enumerate(cells.header):
+        table.add_column(escape(heading), justify="right" if cells.numeric and i else "left", overflow="fold")
+    for row in cells.rows:
         table.add_row(*map(escape, row))
     return table

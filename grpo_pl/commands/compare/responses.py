@@ -1,4 +1,4 @@
-"""What the groups answered to the same prompt."""
+"""The responses of groups to the same prompts."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +10,7 @@ COUNT = 4
 
 @dataclass(frozen=True)
 class GroupResponse:
-    """One group's."""
+    """The response of one group."""
 
     group: str
     text: str
@@ -20,7 +20,7 @@ class GroupResponse:
 
 @dataclass(frozen=True)
 class Dialogue:
-    """A prompt, and what each group's run of one seed answered in the same iteration."""
+    """A prompt with the response of each group's run of one seed in the same iteration."""
 
     prompt: str
     answer: str
@@ -30,10 +30,10 @@ class Dialogue:
 
 
 def side_by_side(groups: list[Group], count: int = COUNT) -> list[Dialogue]:
-    """The first response of each group to the first prompts of the last iteration that two or more share.
+    """The first response of each group to the first prompts of the last iteration that its runs share.
 
-    Of the first seed for which there are such; empty where no two groups have a record of the same prompt in
-    the same iteration.
+    The runs are of the first seed with such an iteration; empty where no two groups have a record of the same
+    prompt in the same iteration.
     """
     for seed in dict.fromkeys(run.seed for group in groups for run in group.runs):
         records = {group.name: first for group in groups if (first := first_records(group, seed))}
@@ -41,17 +41,17 @@ def side_by_side(groups: list[Group], count: int = COUNT) -> list[Dialogue]:
         common = [key for key in first if all(key in other for other in others)]
         if others and common:
             last = max(iteration for iteration, _ in common)
+            prompts = [prompt for iteration, prompt in common if iteration == last][:count]
             return [
                 Dialogue(
                     prompt,
                     first[last, prompt]["answer"],
                     seed,
                     last,
-                    tuple(response_of(name, own[last, prompt]) for name, own in records.items()),
+                    tuple(response_of(name, of_group[last, prompt]) for name, of_group in records.items()),
                 )
-                for iteration, prompt in common
-                if iteration == last
-            ][:count]
+                for prompt in prompts
+            ]
     return []
 
 

@@ -1,4 +1,4 @@
-"""Run folders, read back."""
+"""Reads run folders."""
 
 import json
 from collections.abc import Iterable
@@ -29,18 +29,18 @@ TOKENS, SECONDS, VALIDATION = "rollout/tokens", "time/iteration_s", "time/valida
 
 @dataclass(frozen=True)
 class Run:
-    """One run, as its folder tells it."""
+    """A run, read from its folder."""
 
     folder: Path
     config: dict[str, Any] = field(repr=False)
-    """Empty where there is none: the run never started."""
+    """Empty for a run that never started."""
     rows: list[dict[str, float]] = field(repr=False)
-    """Of `metrics.csv`, one an iteration; row 0 is the validation before training."""
+    """The rows of `metrics.csv`, one an iteration; row 0 is the validation before training."""
     place: StudyPlace | None
 
     @property
     def seed(self) -> str:
-        """What pairs it with runs of other groups: `seed_everything`, and `data.seed` where that differs."""
+        """Pairs it with runs of other groups: `seed_everything`, and `data.seed` where that differs."""
         if not self.config:
             return self.place.seed if self.place else "-"
         seeds = [self.config.get("seed_everything"), (self.config.get("data") or {}).get("seed")]
@@ -48,7 +48,7 @@ class Run:
 
     @cached_property
     def problem(self) -> str:
-        """Why its last row is not the result that its config asks for; empty where it is."""
+        """Why its last row is not the final result of its config; empty where it is."""
         if not self.config:
             return f"has no {CONFIG_FILE}: it never started"
         if not self.rows:
@@ -68,11 +68,11 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether it has come to the end that its config names."""
+        """Whether it has reached the end that its config names."""
         return not self.problem
 
     def measured(self, metric: str) -> list[float]:
-        """A metric in all iterations that have it."""
+        """The values of a metric, in all iterations that have it."""
         return [row[metric] for row in self.rows if metric in row]
 
     def last(self, metric: str) -> float | None:
@@ -81,7 +81,7 @@ class Run:
         return values[-1] if values else None
 
     def samples(self) -> list[dict[str, Any]]:
-        """The records of `samples.jsonl`; a line that a kill has torn is left out."""
+        """The records of `samples.jsonl`, without a line torn by a kill."""
         path = self.folder / SAMPLES_FILE
         if not path.exists():
             return []
@@ -90,11 +90,7 @@ class Run:
 
 
 def read_run(folder: Path) -> Run:
-    """Read a run's folder.
-
-    Raises:
-        ConfigError: If a file in it cannot be read.
-    """
+    """Read a run's folder, and refuse one whose files are not those of `fit`."""
     config, metrics = folder / CONFIG_FILE, folder / METRICS_FILE
     try:
         settings = yaml.safe_load(config.read_text(encoding="utf-8")) if config.exists() else {}
@@ -112,30 +108,22 @@ def read_run(folder: Path) -> Run:
 
 
 def find_folders(path: Path) -> list[Path]:
-    """The run folders that a path means: itself, or those of the variant or of the study that it holds.
-
-    Raises:
-        ConfigError: If there is none.
-    """
+    """The run folders at a path: itself, or those of its variant or study; a path without any is refused."""
     if not path.is_dir():
         raise ConfigError(f"compare: there is no folder {path}")
     if any((path / file).exists() for file in (CONFIG_FILE, METRICS_FILE)) or study_place(path):
         return [path]
-    found = [(where, f) for f in (*path.glob("seed-*"), *path.glob("*/seed-*")) if (where := study_place(f))]
-    if not found:
+    inside = [(where, f) for f in (*path.glob("seed-*"), *path.glob("*/seed-*")) if (where := study_place(f))]
+    if not inside:
         raise ConfigError(
             f"compare: {path} holds no run: expected {CONFIG_FILE} and {METRICS_FILE}, as `fit` writes them, "
             "or folders <variant>/seed-<n> with them"
         )
-    return [folder for _, folder in sorted(found, key=lambda pair: (pair[0].variant, int(pair[0].seed)))]
+    return [folder for _, folder in sorted(inside, key=lambda pair: (pair[0].variant, int(pair[0].seed)))]
 
 
 def read_runs(paths: Paths) -> list[Run]:
-    """Read all runs that the paths mean, each once.
-
-    Raises:
-        ConfigError: If a path holds no run, or a file cannot be read.
-    """
+    """Read all runs at the paths, each once; a path without runs, or an unreadable file, is refused."""
     each = [paths] if isinstance(paths, str | Path) else paths
     folders = {folder.resolve(): folder for path in each for folder in find_folders(Path(path))}
     runs = [read_run(folder) for folder in folders.values()]

@@ -1,4 +1,4 @@
-"""Intervals, paired tests and effect sizes of a few repetitions: pure functions of numbers."""
+"""Intervals, paired tests and effect sizes for few repetitions, as pure functions of numbers."""
 
 import math
 from collections.abc import Sequence
@@ -14,21 +14,21 @@ ROUNDING = 1e-9
 
 
 class Interval(NamedTuple):
-    """An estimate with the ends of its 95 % confidence interval."""
+    """An estimate with the bounds of its 95 % confidence interval."""
 
     mean: float
     low: float
     high: float
 
     def of_share(self) -> "Interval":
-        """Cut off at 0 and 1, beyond which no share is; an unbounded one stays so, for it tells nothing."""
+        """Cut off at 0 and 1, the bounds of a share; an unbounded interval stays so, for it tells nothing."""
         if math.isinf(self.low):
             return self
         return Interval(self.mean, max(self.low, 0.0), min(self.high, 1.0))
 
 
 class PairedTest(NamedTuple):
-    """What the differences of pairs tell of their mean; None for what they cannot."""
+    """Statistics of the mean of paired differences; None where there are too few pairs."""
 
     difference: Interval | None
     """Student's; of one pair, the difference without an interval."""
@@ -125,7 +125,7 @@ def newcombe(a: Interval, b: Interval) -> Interval:
 
 
 def problems(share: Interval) -> float:
-    """How many problems a share with this Wilson interval was measured on.
+    """The number of problems behind a share, from its Wilson interval.
 
     With c = z^2 / n, its width is 2 / (1 + c) sqrt(c p (1 - p) + c^2 / 4): quadratic, with one positive root.
     """

@@ -12,12 +12,7 @@ from grpo_pl.commands.compare.runs import SECONDS, TOKENS, Paths, Run, read_runs
 def table(paths: Paths, base: str | None = None) -> pd.DataFrame:
     """One row a run: group, seed, what differs between the groups, costs, and the last value of each metric.
 
-    Args:
-        paths: Run folders, folders with `seed-<n>` in them, or folders of studies.
-        base: Name of the base group, or the folder of one of its runs; the first group where it is None.
-
-    Raises:
-        ConfigError: As `compare` does.
+    `paths`, `base` and what is refused are as in `compare`.
     """
     groups = group_runs(read_runs(paths), base)
     keys = {d.key: d.base for group in groups for d in group.differences}
@@ -34,12 +29,7 @@ def table(paths: Paths, base: str | None = None) -> pd.DataFrame:
 def history(paths: Paths, base: str | None = None) -> pd.DataFrame:
     """One row a run and iteration, with all metrics, and tokens and training seconds so far.
 
-    Args:
-        paths: As in `table`.
-        base: As in `table`.
-
-    Raises:
-        ConfigError: As `compare` does.
+    `paths`, `base` and what is refused are as in `compare`.
     """
     rows = []
     for group in group_runs(read_runs(paths), base):
@@ -52,5 +42,5 @@ def history(paths: Paths, base: str | None = None) -> pd.DataFrame:
 
 
 def identity(group: Group, run: Run) -> dict[str, Any]:
-    """What names a row."""
+    """The columns that identify a run."""
     return {"group": group.name, "seed": run.seed, "finished": run.finished, "folder": str(run.folder)}

@@ -1,1 +1,1 @@
-"""What is wrong with a machine, an installation, a model or an engine, and how to mend it."""
+"""`doctor`: finds faults of a machine, an installation, a model or an engine, with their fixes."""

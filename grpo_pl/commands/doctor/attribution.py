@@ -1,7 +1,7 @@
-"""Why an engine's log-probabilities are not the trainer's: pure functions of their difference.
+"""The cause of a difference between an engine's and the trainer's log-probabilities, by pure functions.
 
-A gap is `sampling_logprob - logprob` of a sampled token, in nats. A hypothesis says what every gap would be
-if one thing were wrong; the one that explains most of them is the cause.
+A gap is `sampling_logprob - logprob` of a sampled token, in nats. A hypothesis predicts every gap under the
+assumption that one thing is wrong; the one that explains most of the gaps is the cause.
 """
 
 from collections.abc import Sequence
@@ -13,18 +13,18 @@ from torch import Tensor
 FLOOR = 1e-4
 """Nats on average that float32 kernels may differ by; engines of the tests stay below a tenth of it."""
 ROUNDINGS = 3.0
-"""How many times the rounding that the trainer measures on itself an engine may be off."""
+"""An engine may be off by so many times the rounding that the trainer measures on itself."""
 BEYOND = 0.2
 """Nats at which a ratio of policies reaches the usual clip."""
 SCALE = 0.3
-"""How far from 1 the scale may be with which a hypothesis fits best."""
+"""The largest deviation from 1 of the scale with which a hypothesis fits best."""
 CERTAINTY = 6.0
 """Standard errors of that scale that it must be away from 0."""
 
 
 @dataclass(frozen=True)
 class Cause:
-    """What is wrong, and how to mend it."""
+    """A fault and its fix."""
 
     cause: str
     """One word or two; hypotheses with the same cause exclude each other."""
@@ -34,14 +34,14 @@ class Cause:
 
 @dataclass(frozen=True)
 class Hypothesis(Cause):
-    """A possible cause, with what the gaps would be if it were the one."""
+    """A possible cause, with the gaps that it predicts."""
 
     gaps: Float[Tensor, "M"]
 
 
 @dataclass(frozen=True)
 class Attribution:
-    """The causes of the gaps, the largest first, and what they leave."""
+    """The causes of the gaps, the largest first, and the rest."""
 
     causes: tuple[Cause, ...]
     rest: float
@@ -52,7 +52,7 @@ class Attribution:
 
 @dataclass(frozen=True)
 class Summary:
-    """Gaps in a few numbers, all of absolute values in nats."""
+    """Statistics of the absolute gaps, in nats."""
 
     mean: float
     p99: float
@@ -60,11 +60,11 @@ class Summary:
     beyond: float
     """The share above `BEYOND`."""
     worst: int
-    """Where the largest one is."""
+    """The index of the largest one."""
 
 
 def summarize(gaps: Float[Tensor, "M"]) -> Summary:
-    """What one looks at first."""
+    """Mean, tail and maximum of |gap|."""
     size = gaps.abs()
     return Summary(
         mean=float(size.mean()),
@@ -81,12 +81,12 @@ def attribute(
     hypotheses: Sequence[Hypothesis],
     rounding: float = 0.0,
 ) -> Attribution:
-    """Find causes one after the other, each in what those before it leave.
+    """Find causes one after the other, each in the gaps that those before it leave.
 
     Args:
         gaps: The engine's log-probability of each sampled token, minus the trainer's in float32.
-        positions: Of each token in its response, from 0.
-        hypotheses: What may be wrong.
+        positions: The position of each token in its response, from 0.
+        hypotheses: The possible causes.
         rounding: Nats on average that the trainer's own log-probabilities change in the engine's dtype.
     """
     tolerance = max(FLOOR, ROUNDINGS * rounding)
@@ -103,18 +103,18 @@ def attribute(
 
 
 def likeliest(gaps: Float[Tensor, "M"], hypotheses: Sequence[Hypothesis]) -> Hypothesis | None:
-    """The hypothesis that explains most; None if none of them does more than chance would."""
-    fitting = [h for h in hypotheses if fits(gaps, h.gaps)]
+    """The hypothesis that explains most; None if none explains more than chance would."""
+    fitting = (h for h in hypotheses if fits(gaps, h.gaps))
     return max(fitting, key=lambda h: explained(gaps, h.gaps), default=None)
 
 
 def explained(gaps: Float[Tensor, "M"], predicted: Float[Tensor, "M"]) -> float:
-    """The share of the sum of squares that a prediction takes away; negative if it adds to it."""
+    """The share of the gaps' sum of squares that a prediction removes; negative if it adds to it."""
     return 1 - float((gaps - predicted).square().sum() / gaps.square().sum())
 
 
 def fits(gaps: Float[Tensor, "M"], predicted: Float[Tensor, "M"]) -> bool:
-    """Whether a prediction is right in size, beyond doubt: the least-squares fit gaps = c * predicted.
+    """Whether a prediction has the right size, beyond doubt, by the least-squares fit gaps = c * predicted.
 
     c must be near 1, and `CERTAINTY` of its standard errors, rms(gaps - c * predicted) / |predicted|, from 0.
     """
@@ -127,9 +127,8 @@ def fits(gaps: Float[Tensor, "M"], predicted: Float[Tensor, "M"]) -> bool:
 
 
 def pattern(gaps: Float[Tensor, "M"], positions: Float[Tensor, "M"], tolerance: float) -> Cause:
-    """What the place of the gaps in their responses says, where no hypothesis explains them."""
-    size = gaps.abs()
-    first = positions == 0
+    """The cause that the positions of unexplained gaps in their responses suggest."""
+    size, first = gaps.abs(), positions == 0
     half = positions >= positions.float().quantile(0.5)
     if average(size, first) > tolerance >= average(size, ~first):
         return Cause(
@@ -155,11 +154,11 @@ def pattern(gaps: Float[Tensor, "M"], positions: Float[Tensor, "M"], tolerance: 
 
 
 def average(values: Float[Tensor, "M"], where: Bool[Tensor, "M"]) -> float:
-    """The mean of some values; 0 of none."""
+    """The mean of the selected values; 0 if none is."""
     return float(values[where].mean()) if bool(where.any()) else 0.0
 
 
 def by_position(gaps: Float[Tensor, "M"], positions: Float[Tensor, "M"]) -> tuple[float, float, float]:
-    """Mean |gap| of first tokens, of the first half of positions without them, and of the other half."""
+    """Mean |gap| of first tokens, of the other positions in the first half, and of the second half."""
     size, half = gaps.abs(), positions >= positions.float().quantile(0.5).clamp(min=1)
     return average(size, positions == 0), average(size, ~half & (positions > 0)), average(size, half)

@@ -1,4 +1,4 @@
-"""`grpo_pl doctor`: imports nothing that could be what is broken before it has looked."""
+"""`grpo_pl doctor`: imports a library only after a look at its installation."""
 
 import argparse
 import json
@@ -6,7 +6,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-from grpo_pl.commands.doctor.findings import Finding
 from grpo_pl.commands.doctor.installation import check_installation
 from grpo_pl.commands.doctor.machine import check_machine
 from grpo_pl.commands.doctor.report import Report
@@ -20,30 +19,15 @@ without any it looks at machine and installation alone."""
 
 
 def writable(text: str) -> Path:
-    """A file in a folder that exists.
-
-    Raises:
-        ArgumentTypeError: If there is no such folder.
-    """
+    """A file in a folder that exists."""
     path = Path(text)
     if not path.parent.is_dir() or path.is_dir():
         raise argparse.ArgumentTypeError(f"{text} is no file in a folder that exists: name another")
     return path
 
 
-def products() -> Finding:
-    """Which type the machine multiplies fastest, once torch is known to work."""
-    from grpo_pl.commands.doctor.products import trainers_products
-
-    return trainers_products()
-
-
 def doctor(args: list[str]) -> int:
-    """Check machine, installation and, given a config, all that it would run; 1 if there is a problem.
-
-    Raises:
-        ValueError: In one sentence if the command line or the config is a mistake.
-    """
+    """Check machine, installation and, given a config, all that it would run; 1 if there is a problem."""
     parser = Options("doctor", DESCRIPTION)
     parser.add_argument("--out", type=writable, help="a JSON file to write everything to, too")
     parser.add_argument(
@@ -53,19 +37,24 @@ def doctor(args: list[str]) -> int:
         help="whether to start the engine and compare its log-probabilities, which takes a minute; "
         "servers get other weights meanwhile: no run may be using them",
     )
-    said, options = parser.parse_known_args(args)
+    own, for_fit = parser.parse_known_args(args)
     report = Report(Console())
     works = report.add("installation", check_installation())
-    report.add("machine", [*check_machine(), *([products()] if works else [])])
-    if not options:
+    machine = check_machine()
+    if works:
+        from grpo_pl.commands.doctor.products import trainers_products
+
+        machine.append(trainers_products())
+    report.add("machine", machine)
+    if not for_fit:
         report.skip(CONFIGURED, "no --config is given")
     elif not works:
         report.skip(CONFIGURED, "the installation comes first")
     else:
         from grpo_pl.commands.doctor.configured import check_configured
 
-        check_configured(report, options, with_engine=said.engine == "true")
+        check_configured(report, for_fit, with_engine=own.engine == "true")
     healthy = report.close()
-    if said.out is not None:
-        said.out.write_text(json.dumps(report.as_json(), indent=2) + "\n", encoding="utf-8")
+    if own.out is not None:
+        own.out.write_text(json.dumps(report.as_json(), indent=2) + "\n", encoding="utf-8")
     return 0 if healthy else 1

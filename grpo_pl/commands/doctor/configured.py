@@ -1,4 +1,4 @@
-"""The checks of what a config would run, each only where those before it leave it a chance."""
+"""The checks of a config, each only if those before it have passed."""
 
 from grpo_pl.commands.doctor.components import check_components
 from grpo_pl.commands.doctor.engine import check_engine
@@ -14,19 +14,10 @@ FROM_ONE_MODEL = ("model.policy.init_args.pretrained", "data.engine.init_args.pr
 
 
 def check_configured(report: Report, options: list[str], *, with_engine: bool) -> None:
-    """Add the themes that need a config.
-
-    Args:
-        report: Where they are added.
-        options: Those of `fit`.
-        with_engine: Whether to start the engine.
-
-    Raises:
-        ConfigError: If `fit` would refuse the config.
-    """
+    """Add the themes that need a config of `fit`; a config that `fit` would refuse is refused."""
     cli = CLI(options)
-    said = cli.settings.as_dict()
-    if not report.add("components", check_components(said)):
+    settings = cli.settings.as_dict()
+    if not report.add("components", check_components(settings)):
         report.skip(["model", "run", "engine"], "they need these components")
         return
     cli.build()
@@ -35,16 +26,15 @@ def check_configured(report: Report, options: list[str], *, with_engine: bool) -
         report.skip(["model", "run", "engine"], "they are those of the job policy")
         return
     models = {key.replace(".init_args", ""): cli.settings.get(key) for key in FROM_ONE_MODEL}
-    findings = [*check_model(data.pretrained, data.format), names(models)]
-    if not report.add("model", findings):
+    if not report.add("model", [*check_model(data.pretrained, data.format), names(models)]):
         report.skip(["run", "engine"], "the model comes first")
         return
-    fits = report.add("run", [types(cli.settings), *check_run(cli.trainer, module, data, said)])
+    fits = report.add("run", [types(cli.settings), *check_run(cli.trainer, module, data, settings)])
     if not with_engine:
         report.skip(["engine"], "--engine false")
     elif not fits:
         report.skip(["engine"], "the run has to fit first")
     else:
         with report.console.status("") as status:
-            found = check_engine(cli.trainer, module, data, lambda stage: status.update(f"{stage} ..."))
-        report.add("engine", found)
+            findings = check_engine(cli.trainer, module, data, lambda stage: status.update(f"{stage} ..."))
+        report.add("engine", findings)

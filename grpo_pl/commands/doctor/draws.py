@@ -1,4 +1,4 @@
-"""The log-probabilities that an engine would report if it drew tokens in another way than it was told."""
+"""Log-probabilities that an engine would report if it sampled by other settings than it was given."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 LIKELIEST = 1024
-"""Tokens of a distribution that are sorted: all that these truncations keep, or their mass to one token's."""
+"""Likeliest tokens that are sorted: all that truncation keeps, or their mass up to that of one token."""
 SUSPECTS: dict[str, Sequence[float]] = {
     "temperature": (1.0, 0.5, 0.6, 0.7, 0.8, 0.9, 1.2, 1.5),
     "top_p": (0.5, 0.7, 0.8, 0.9, 0.95),
@@ -17,7 +17,7 @@ SUSPECTS: dict[str, Sequence[float]] = {
     "min_p": (0.02, 0.05, 0.1, 0.2),
     "repetition_penalty": (1.05, 1.1, 1.2),
 }
-"""Setting of a `Draw` -> values that defaults and recipes have."""
+"""Setting of a `Draw` -> its values in common defaults and recipes."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Draw:
 
     @property
     def untruncated(self) -> "Draw":
-        """The same, keeping all tokens."""
+        """The same settings without truncation."""
         return replace(self, top_p=1.0, top_k=0, min_p=0.0)
 
     def kept_mass(self, likeliest: Float[Tensor, "M K"]) -> Float[Tensor, "M"]:
@@ -64,12 +64,12 @@ def logprobs(
     seen: Bool[Tensor, "M V"],
     draws: Sequence[Draw],
 ) -> Float[Tensor, "D M"]:
-    """Log-probability of each target in nats, for each way to draw; what would be cut off counts as kept.
+    """Log-probability of each target in nats, for each way to draw; a target that is cut off counts as kept.
 
     Args:
         logits: Before the temperature, float32.
         targets: The tokens that were drawn.
-        seen: Which tokens stand before, in prompt or response.
+        seen: The tokens that stand before a target, in prompt or response.
         draws: The ways to draw.
     """
     distributions: dict[Draw, tuple[Tensor, Tensor]] = {}
@@ -85,24 +85,24 @@ def logprobs(
 
 
 def distribution(logits: Float[Tensor, "M V"], seen: Bool[Tensor, "M V"], draw: Draw) -> Float[Tensor, "M V"]:
-    """Log-probabilities of all tokens before any is cut off."""
+    """Log-probabilities of all tokens before truncation."""
     if draw.repetition_penalty != 1:
-        punished = torch.where(logits > 0, logits / draw.repetition_penalty, logits * draw.repetition_penalty)
-        logits = torch.where(seen, punished, logits)
+        penalized = torch.where(
+            logits > 0, logits / draw.repetition_penalty, logits * draw.repetition_penalty
+        )
+        logits = torch.where(seen, penalized, logits)
     return (logits / draw.temperature).log_softmax(-1)
 
 
 def suspects(temperature: float, defaults: dict[str, Any]) -> list[tuple[str, Draw]]:
-    """Other ways to draw, each with the one setting that differs from what was asked for.
+    """Other ways to draw, each with its one setting that differs from the requested temperature alone.
 
-    Args:
-        temperature: What was asked for.
-        defaults: The model's own, of its `generation_config.json`.
+    The model's own defaults, from its `generation_config.json`, come first.
     """
-    asked = Draw(temperature)
+    requested = Draw(temperature)
     return [
-        (key, replace(asked, **{key: type(getattr(asked, key))(value)}))
+        (key, replace(requested, **{key: type(getattr(requested, key))(value)}))
         for key, usual in SUSPECTS.items()
         for value in dict.fromkeys([*([defaults[key]] if key in defaults else []), *usual])
-        if value != getattr(asked, key)
+        if value != getattr(requested, key)
     ]

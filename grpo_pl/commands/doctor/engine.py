@@ -1,4 +1,4 @@
-"""The config's own engine beside the trainer: a small rollout, scored, and its differences attributed."""
+"""Compares the config's own engine with the trainer: samples, scores, and attributes the differences."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -44,13 +44,13 @@ from grpo_pl.training.strategies import FSDP2Strategy
 from grpo_pl.types import Prompt, Rollout
 
 PROMPTS, RESPONSES, TOKENS = 8, 4, 64
-"""What is sampled: prompts, responses to each, and tokens of the longest one."""
+"""The size of the rollout: prompts, responses to each, and tokens of the longest response."""
 SERIOUS = 0.1
-"""Nats on average without a cause that are a problem: a ratio is then off by a tenth."""
+"""Unexplained nats on average that are a problem: ratios of policies are then off by a tenth."""
 CONTEXT = 30
 """Characters before the worst token that are shown."""
 FAILURES = ValueError, RuntimeError, OSError, ImportError, AssertionError, LookupError
-"""What engines raise, theirs and ours, where something does not work."""
+"""The errors of engines, vLLM's and ours."""
 
 
 def check_engine(
@@ -61,7 +61,7 @@ def check_engine(
 ) -> list[Finding]:
     """Sample with the engine before and after a sync of perturbed weights, and explain every difference.
 
-    Afterwards the engine is shut down; servers have the pretrained weights.
+    Afterwards the engine is shut down; servers have the pretrained weights again.
     """
     if data.engine.offline or data.engine.ranks > 1:
         why = "has its responses already" if data.engine.offline else "needs several ranks"
@@ -82,7 +82,7 @@ def check_engine(
 
 @dataclass
 class Examination:
-    """One engine beside one trainer."""
+    """The comparison of one engine with one trainer."""
 
     trainer: pl.Trainer
     module: PolicyOptimization
@@ -91,7 +91,7 @@ class Examination:
     stage: str = "the engine's start"
 
     def examine(self) -> Iterator[Finding]:
-        """Everything, as soon as it is known."""
+        """All findings, each as soon as it is known."""
         engine, begin = self.data.engine, time.perf_counter()
         name = type(engine).__name__
         self._enter(f"starting {name}")
@@ -129,13 +129,12 @@ class Examination:
         del policy
         old = self._build().float()
         stale = stale_weights(old, reading, rollout)
-        hypotheses += stale
         off = float(stale[0].gaps.abs().mean())
         moved = (
             f"weights moved by {PERTURBATION:.0%}: with the old ones an engine would be {off:.2g} nats off"
         )
         yield good("perturbation", moved, stale=off)
-        yield from self._compared("synced", rollout, reading.logprobs, hypotheses, rounding)
+        yield from self._compared("synced", rollout, reading.logprobs, hypotheses + stale, rounding)
         self._sync("syncing the pretrained weights back", old)
 
     # ------------------------------------------------------------------------------------------ doing
@@ -175,29 +174,28 @@ class Examination:
 
     @cached_property
     def prompts(self) -> list[Prompt]:
-        """The first ones of the run, each with its seed."""
+        """The first prompts of the run, each with its seed."""
         prompts = self.data.read_prompts("train", self.data.train)
         return iteration_prompts(prompts, iteration=0, prompts_per_iteration=PROMPTS, seed=self.data.seed)
 
     @cached_property
     def sampling(self) -> SamplingConfig:
-        """As the run samples, but not longer than `TOKENS`."""
-        asked = self.data.sampling
-        return SamplingConfig(min(asked.max_tokens, TOKENS), asked.temperature)
+        """The run's sampling, with responses of at most `TOKENS`."""
+        return SamplingConfig(min(self.data.sampling.max_tokens, TOKENS), self.data.sampling.temperature)
 
     @cached_property
     def tokenizer(self) -> Any:
-        """The trainer's."""
+        """The trainer's tokenizer."""
         return load_tokenizer(self.data.pretrained)
 
     @cached_property
     def defaults(self) -> dict[str, float]:
-        """The sampling settings that the model itself brings."""
+        """The model's own sampling settings."""
         return sampling_defaults(self.data.pretrained)
 
     @property
     def engine_dtype(self) -> torch.dtype:
-        """What the engine computes in; where it cannot be told, what a server takes by default."""
+        """The engine's dtype; where it is unknown, the default of a server."""
         return self.data.engine.weights_dtype or torch.bfloat16
 
     # ----------------------------------------------------------------------------------------- saying
@@ -211,12 +209,12 @@ class Examination:
 
     def _texts(self, rollout: Rollout) -> Finding:
         ids = [rollout.token_ids[n][mask].tolist() for n, mask in enumerate(rollout.loss_mask)]
-        own = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
-        pairs = zip(own, rollout.responses, strict=True)
+        texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        pairs = zip(texts, rollout.responses, strict=True)
         same = sum(ours.rstrip("\ufffd") == theirs.rstrip("\ufffd") for ours, theirs in pairs)
-        found = f"{same} of {len(own)} responses have the trainer's text for their tokens"
+        found = f"{same} of {len(texts)} responses have the trainer's text for their tokens"
         fix = "--pretrained once for all, so that engine and trainer have one tokenizer"
-        return fail_if(2 * same < len(own), "tokens", found, fix, same=same, responses=len(own))
+        return fail_if(2 * same < len(texts), "tokens", found, fix, same=same, responses=len(texts))
 
     def _rounding(self, engine: float, trainer: float) -> Finding:
         dtype = str(self.engine_dtype).removeprefix("torch.")
@@ -235,19 +233,19 @@ class Examination:
             fix = "--data.engine.dtype float32, or bfloat16 instead of float16"
             yield Finding(check, "problem", "log-probabilities that are no numbers", fix)
             return
-        summary, cause = summarize(gaps), attribute(gaps, places, hypotheses, rounding)
+        summary, attribution = summarize(gaps), attribute(gaps, places, hypotheses, rounding)
         found = (
             f"|engine - trainer| {summary.mean:.2g} nats on average, p99 {summary.p99:.2g}, most "
             f"{summary.most:.2g}; {summary.beyond:.1%} of {len(gaps)} tokens above {BEYOND}"
         )
         numbers = {"mean": summary.mean, "p99": summary.p99, "max": summary.most, "beyond": summary.beyond}
-        numbers |= {"rest": cause.rest, "tolerance": cause.tolerance}
-        if not cause.causes:
-            found += f" (at most {cause.tolerance:.2g} on average is rounding)"
+        numbers |= {"rest": attribution.rest, "tolerance": attribution.tolerance}
+        if not attribution.causes:
+            found += f" (at most {attribution.tolerance:.2g} on average is rounding)"
         else:
-            found += ": " + "; ".join(f"{each.cause}: {each.found}" for each in cause.causes)
-        fix = "; ".join(dict.fromkeys(each.fix for each in cause.causes))
-        yield Finding(check, verdict_of(cause), found, fix, numbers)
+            found += ": " + "; ".join(f"{each.cause}: {each.found}" for each in attribution.causes)
+        fix = "; ".join(dict.fromkeys(each.fix for each in attribution.causes))
+        yield Finding(check, verdict_of(attribution), found, fix, numbers)
         first, then, last = by_position(gaps, places)
         where = f"first tokens {first:.2g}, first half {then:.2g}, second half {last:.2g} nats"
         yield good(f"{check}: places", where, first=first, then=then, last=last)

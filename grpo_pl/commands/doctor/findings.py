@@ -1,4 +1,4 @@
-"""What a check found."""
+"""The findings of checks."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -13,31 +13,31 @@ class Finding:
     check: str
     verdict: Verdict
     found: str
-    """What it is, in numbers."""
+    """The state of things, in numbers."""
     fix: str = ""
-    """What to change, as a command or a key; empty where nothing is to be mended."""
+    """The change to make, as a command or a key; empty where nothing is wrong."""
     numbers: dict[str, int | float] = field(default_factory=dict)
-    """The measured ones, for machines."""
+    """The measurements, for programs."""
 
     def __post_init__(self) -> None:
         assert bool(self.fix) == (self.verdict != "ok"), "whatever is wrong can be mended, and nothing else"
 
 
 def good(check: str, found: str, **numbers: int | float) -> Finding:
-    """Nothing to mend."""
+    """A finding with nothing to mend."""
     return Finding(check, "ok", found, numbers=numbers)
 
 
 def warn_if(bad: bool, check: str, found: str, fix: str, **numbers: int | float) -> Finding:
-    """A warning, or nothing to mend."""
+    """A warning if it is bad, else a good finding."""
     return Finding(check, "warning", found, fix, numbers) if bad else good(check, found, **numbers)
 
 
 def fail_if(bad: bool, check: str, found: str, fix: str, **numbers: int | float) -> Finding:
-    """A problem, or nothing to mend."""
+    """A problem if it is bad, else a good finding."""
     return Finding(check, "problem", found, fix, numbers) if bad else good(check, found, **numbers)
 
 
 def broken(findings: list[Finding]) -> bool:
-    """Whether there is a problem among them."""
+    """Whether any finding is a problem."""
     return any(finding.verdict == "problem" for finding in findings)

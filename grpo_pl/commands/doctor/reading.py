@@ -1,4 +1,4 @@
-"""What the trainer says of tokens that an engine sampled, and what it would say if something were wrong."""
+"""The trainer's log-probabilities of sampled tokens, and those that it would have if something were wrong."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from grpo_pl.commands.doctor import draws
 from grpo_pl.commands.doctor.attribution import Hypothesis
-from grpo_pl.commands.doctor.draws import Draw, logprobs, suspects
 from grpo_pl.functional import pad_rows
 from grpo_pl.models import LanguageModel
 from grpo_pl.models.logprobs import chunked_logprobs, chunks, whole_logits
@@ -19,7 +19,7 @@ from grpo_pl.types import Rollout
 ROWS = 64
 """Rows of logits that exist at once."""
 PERTURBATION = 0.02
-"""Of each parameter, by noise of this share of its own deviation; of one that is constant, by this itself."""
+"""Noise for a parameter, as a share of its standard deviation; for a constant one, the noise itself."""
 WRONG_DRAWS = {
     "temperature": (
         "they are those at temperature {got:g}, and data.sampling.temperature is {asked:g}",
@@ -40,7 +40,7 @@ GENERATION_CONFIG = ": say so in each request, or take it out of the model's gen
 
 @dataclass(frozen=True)
 class Reading:
-    """What a policy says of the sampled tokens of a rollout, in their order, on the CPU."""
+    """A policy's log-probabilities of a rollout's sampled tokens, in their order, on the CPU."""
 
     logprobs: Float[Tensor, "M"]
     hidden: Float[Tensor, "M H"]
@@ -53,7 +53,7 @@ def targets(rollout: Rollout) -> Int[Tensor, "M"]:
 
 
 def positions(rollout: Rollout) -> Float[Tensor, "M"]:
-    """Where in its response each sampled token stands, from 0."""
+    """The position of each sampled token in its response, from 0."""
     return (rollout.loss_mask.cumsum(-1) - 1)[rollout.loss_mask].float()
 
 
@@ -67,15 +67,16 @@ def read(
 
     Args:
         policy: The model.
-        rollout: What was sampled.
+        rollout: The sampled responses.
         precision: The context to compute in.
-        prompt: What is read instead of a prompt's token ids.
+        prompt: Changes a prompt's token ids before they are read.
     """
     device = next(policy.parameters()).device
-    said: list[Tensor] = []
+    logprobs: list[Tensor] = []
     hidden: list[Tensor] = []
     with torch.no_grad(), precision or nullcontext():
-        for rows in grouped(rollout):
+        for group in rollout.group_ids.unique_consecutive():
+            rows = (rollout.group_ids == group).nonzero()[:, 0].tolist()
             pairs = [
                 (prompt(rollout.prompts[n].token_ids), rollout.token_ids[n][rollout.loss_mask[n]].tolist())
                 for n in rows
@@ -84,20 +85,14 @@ def read(
             ids = pad_rows([torch.tensor([*before, *after]) for before, after in pairs], width)
             masks = [torch.tensor([False] * len(before) + [True] * len(after)) for before, after in pairs]
             mask = pad_rows(masks, width)
-            read_them = policy(ids.to(device), mask.to(device), rollout.temperature)
-            said.append(read_them.logprobs.cpu()[mask].float())
-            hidden.append(read_them.hidden)
-    return Reading(torch.cat(said), torch.cat(hidden))
-
-
-def grouped(rollout: Rollout) -> Iterator[list[int]]:
-    """The rows of each prompt."""
-    for group in rollout.group_ids.unique_consecutive():
-        yield (rollout.group_ids == group).nonzero()[:, 0].tolist()
+            scores = policy(ids.to(device), mask.to(device), rollout.temperature)
+            logprobs.append(scores.logprobs.cpu()[mask].float())
+            hidden.append(scores.hidden)
+    return Reading(torch.cat(logprobs), torch.cat(hidden))
 
 
 def perturb(policy: LanguageModel) -> None:
-    """Move every parameter that is trained by small noise, always the same."""
+    """Add small noise, the same each time, to every trained parameter."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in policy.parameters():
@@ -117,14 +112,14 @@ def drawn_otherwise(
     """Other temperatures, truncations and penalties than the trainer knows of.
 
     Args:
-        policy: The model that the reading is of.
-        reading: What it says.
-        rollout: What was sampled.
-        defaults: The sampling settings that the model itself brings.
+        policy: The model.
+        reading: Its log-probabilities of the rollout.
+        rollout: The sampled responses.
+        defaults: The model's own sampling settings.
     """
     asked = rollout.temperature
-    others = suspects(asked, defaults)
-    draws = [Draw(asked), *(draw for _, draw in others)]
+    others = draws.suspects(asked, defaults)
+    ways = [draws.Draw(asked), *(draw for _, draw in others)]
     tokens, seen, parts = targets(rollout), list(seen_before(rollout)), []
     for rows in chunks(len(tokens), ROWS):
         logits = whole_logits(reading.hidden[rows], policy.language_model)
@@ -132,19 +127,19 @@ def drawn_otherwise(
         for mark, before in zip(marks, seen[rows], strict=True):
             mark[before] = True
         device = logits.device
-        parts.append(logprobs(logits, tokens[rows].to(device), marks.to(device), draws).cpu())
-    said = torch.cat(parts, -1)
-    made = []
-    for (key, draw), row in zip(others, said[1:], strict=True):
+        parts.append(draws.logprobs(logits, tokens[rows].to(device), marks.to(device), ways).cpu())
+    expected, *predicted = torch.cat(parts, -1)
+    hypotheses = []
+    for (key, draw), row in zip(others, predicted, strict=True):
         found, fix = WRONG_DRAWS[key]
         fix += "" if key == "temperature" else GENERATION_CONFIG
-        got = getattr(draw, key)
-        made.append(Hypothesis(key.replace("_", "-"), found.format(got=got, asked=asked), fix, row - said[0]))
-    return made
+        found = found.format(got=getattr(draw, key), asked=asked)
+        hypotheses.append(Hypothesis(key.replace("_", "-"), found, fix, row - expected))
+    return hypotheses
 
 
 def seen_before(rollout: Rollout) -> Iterator[Tensor]:
-    """Of each sampled token, those that stand before it."""
+    """The tokens before each sampled token."""
     for row, column in rollout.loss_mask.nonzero().tolist():
         yield rollout.token_ids[row, :column]
 
@@ -152,14 +147,13 @@ def seen_before(rollout: Rollout) -> Iterator[Tensor]:
 def read_otherwise(
     policy: LanguageModel, reading: Reading, rollout: Rollout, bos: int | None
 ) -> list[Hypothesis]:
-    """Another beginning of the prompt than the trainer reads; nothing for a tokenizer without BOS."""
+    """Other beginnings of the prompt than the trainer reads; none for a tokenizer without BOS."""
     if bos is None:
         return []
-    begins = rollout.prompts[0].token_ids[:1] == [bos]
     variants: dict[str, Callable[[list[int]], list[int]]] = {
         "one BOS token more than the trainer": lambda ids: [bos, *ids]
     }
-    if begins:
+    if rollout.prompts[0].token_ids[:1] == [bos]:
         variants["no BOS token where the trainer reads one"] = lambda ids: ids[1:]
     return [
         Hypothesis(
@@ -177,8 +171,8 @@ def stale_weights(old: LanguageModel, reading: Reading, rollout: Rollout) -> lis
 
     Args:
         old: The policy before it was perturbed.
-        reading: What the perturbed one says.
-        rollout: What the engine sampled after the sync.
+        reading: The log-probabilities of the perturbed one.
+        rollout: The engine's responses after the sync.
     """
     before = read(old, rollout).logprobs
     tokens = targets(rollout).to(reading.hidden.device)

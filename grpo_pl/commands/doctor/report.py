@@ -1,4 +1,4 @@
-"""What was found, on the terminal theme by theme and as JSON."""
+"""The findings, on the terminal theme by theme and as JSON."""
 
 from dataclasses import asdict
 from typing import Any
@@ -13,11 +13,7 @@ COLORS: dict[Verdict, str] = {"ok": "green", "warning": "yellow", "problem": "bo
 
 
 class Report:
-    """Findings as they come, in themes that the terminal shows one after the other.
-
-    Args:
-        console: Where they are written.
-    """
+    """Collects findings by theme, and prints each theme on the console."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -25,7 +21,7 @@ class Report:
         self.skipped: dict[str, str] = {}
 
     def add(self, theme: str, findings: list[Finding]) -> bool:
-        """Show a theme; whether nothing in it is a problem."""
+        """Print a theme; whether it has no problem."""
         self.themes[theme] = findings
         self.console.print(Text(theme, style="bold"))
         width = max(len(finding.check) for finding in findings)
@@ -42,20 +38,20 @@ class Report:
         return not broken(findings)
 
     def skip(self, themes: list[str], reason: str) -> None:
-        """Say what is not looked at."""
+        """Print the themes that are not checked, and the reason."""
         self.skipped |= dict.fromkeys(themes, reason)
         self.console.print(Text(f"not looked at: {', '.join(themes)} ({reason})", style="dim"))
 
     def close(self) -> bool:
-        """Show the sum; whether nothing is a problem."""
-        found = [finding.verdict for findings in self.themes.values() for finding in findings]
-        counts = {verdict: found.count(verdict) for verdict in COLORS}
+        """Print the counts; whether there is no problem."""
+        verdicts = [finding.verdict for findings in self.themes.values() for finding in findings]
+        counts = {verdict: verdicts.count(verdict) for verdict in COLORS}
         self.console.print(
             Text(f"{counts['problem']} problems, {counts['warning']} warnings, {counts['ok']} checks ok")
         )
         return not counts["problem"]
 
     def as_json(self) -> dict[str, Any]:
-        """Everything that was found."""
-        themes = {theme: [asdict(finding) for finding in found] for theme, found in self.themes.items()}
+        """All findings and skipped themes."""
+        themes = {theme: list(map(asdict, findings)) for theme, findings in self.themes.items()}
         return {"themes": themes, "not_looked_at": self.skipped}

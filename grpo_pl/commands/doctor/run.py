@@ -1,4 +1,4 @@
-"""Whether a run fits this machine: its memory by `plan`, and its checkpoints on the disk."""
+"""Checks that a run fits this machine: its memory by `plan`, and its checkpoints on the disk."""
 
 import os
 import shutil
@@ -18,17 +18,13 @@ from grpo_pl.system.memory import GIB
 from grpo_pl.training.ranks import num_shards
 
 TIGHT = 0.9
-"""The share of what is free above which a run is likely to meet the end of it."""
+"""The share of free memory or disk above which a run is likely to run out of it."""
 
 
 def check_run(
     trainer: pl.Trainer, module: PolicyOptimization, data: RolloutDataModule, settings: Mapping[str, Any]
 ) -> list[Finding]:
-    """Memory and disk.
-
-    Raises:
-        ConfigError: If the configuration is one that `fit` refuses, with the key to change.
-    """
+    """Memory and disk. A configuration that `fit` refuses is refused with the key to change."""
     run = read_requirements(trainer, module, data)
     folder = existing(Path(trainer.default_root_dir))
     size = checkpoint_bytes(run) * num_shards(trainer)
@@ -49,15 +45,15 @@ def memory(run: Requirements) -> Finding:
 
 
 def checkpoint_bytes(run: Requirements) -> int:
-    """What is trained, with its optimizer's state: 12 bytes a parameter in float32 with Adam."""
+    """Trained parameters with their optimizer state: 12 bytes a parameter in float32 with Adam."""
     return sum(model.gradient_bytes + model.optimizer_bytes for model in run.models)
 
 
 def checkpoints_kept(settings: Mapping[str, Any], iterations: int) -> int | None:
-    """How many are on the disk at once, the one being written among them; None for no end of them.
+    """The most checkpoints on the disk at once, including the one being written; None without a limit.
 
     Args:
-        settings: Those of the callback ModelCheckpoint.
+        settings: The settings of the callback ModelCheckpoint.
         iterations: `trainer.max_epochs`; -1 for no end.
     """
     every = settings["every_n_epochs"] or 1
@@ -68,18 +64,20 @@ def checkpoints_kept(settings: Mapping[str, Any], iterations: int) -> int | None
 
 
 def disk(folder: Path, free: int, size: int, kept: int | None) -> Finding:
-    """The checkpoints that a run keeps against what is free where they go.
+    """The run's checkpoints against the free space of their disk.
 
     Args:
-        folder: Where they go, or the nearest folder above it that exists.
-        free: Bytes there.
-        size: Of one of them.
-        kept: At once; None for no end of them.
+        folder: Their folder, or the nearest existing folder above it.
+        free: Free bytes there.
+        size: Bytes of one checkpoint.
+        kept: Checkpoints at once; None without a limit.
     """
     count = "all" if kept is None else f"{kept}"
     found = f"{free / GIB:.1f} GiB free in {folder}; {count} checkpoints of {size / GIB:.2f} GiB at once"
-    fix = "--trainer.default_root_dir on a larger disk, or --checkpoint.save_top_k 1 and a larger "
-    fix += "--checkpoint.every_n_epochs"
+    fix = (
+        "--trainer.default_root_dir on a larger disk, or --checkpoint.save_top_k 1 and a larger "
+        "--checkpoint.every_n_epochs"
+    )
     if kept is None:
         return Finding("disk", "warning", f"{found}, without an end", fix)
     needed = size * kept
@@ -95,8 +93,7 @@ def existing(folder: Path) -> Path:
 
 
 def writable(folder: Path) -> Finding:
-    """Whether the run may write there."""
-    may = os.access(folder, os.W_OK | os.X_OK)
-    fix = "--trainer.default_root_dir where you may write"
-    found = f"{folder} can{'' if may else 'not'} be written to"
-    return fail_if(not may, "run folder", found, fix)
+    """Whether the run may write into its folder."""
+    denied = not os.access(folder, os.W_OK | os.X_OK)
+    found = f"{folder} can{'not' if denied else ''} be written to"
+    return fail_if(denied, "run folder", found, "--trainer.default_root_dir where you may write")

@@ -1,4 +1,4 @@
-"""What a report says, section by section."""
+"""The content of a report, section by section."""
 
 import math
 from dataclasses import dataclass, field
@@ -64,15 +64,11 @@ class Document:
 
 
 def document(comparison: Comparison, title: str = "Comparison of runs") -> Document:
-    """Everything that a report of a comparison says."""
+    """The whole report on a comparison."""
     sections = [
         what_differs(comparison),
         outcome(comparison),
-        Section(
-            "Learning curves",
-            pictures=panels.learning_curves(comparison),
-            notes=methods.CURVES,
-        ),
+        Section("Learning curves", pictures=panels.learning_curves(comparison), notes=methods.CURVES),
         costs(comparison),
         Section("Inside training", pictures=panels.paths(comparison)),
         responses(comparison),
@@ -83,12 +79,12 @@ def document(comparison: Comparison, title: str = "Comparison of runs") -> Docum
 
 
 def findings(comparison: Comparison) -> list[str]:
-    """Each group but the base in a sentence."""
+    """A sentence on each group but the base."""
     return [finding(comparison, effect) for effect in comparison.effects]
 
 
 def what_differs(comparison: Comparison) -> Section:
-    """The settings that are not the same in all groups."""
+    """The settings that differ between groups."""
     keys = {d.key: d.base for group in comparison.groups for d in group.differences}
     others = comparison.groups[1:]
     if not keys:
@@ -144,7 +140,7 @@ def effects(comparison: Comparison) -> Table:
 
 
 def costs(comparison: Comparison) -> Section:
-    """What each group needs, side by side."""
+    """The costs of each group, side by side."""
     groups = comparison.groups
     rows = []
     for cost in COSTS:
@@ -160,7 +156,7 @@ def costs(comparison: Comparison) -> Section:
 
 
 def beside_base(ours: float | None, base: float | None, digits: int) -> str:
-    """A cost, and how many times the base's it is."""
+    """A cost, and its ratio to the base's."""
     text = number(ours, digits)
     if ours is None or not base or text == number(base, digits):
         return text
@@ -168,7 +164,7 @@ def beside_base(ours: float | None, base: float | None, digits: int) -> str:
 
 
 def responses(comparison: Comparison) -> Section:
-    """What the groups answered to the same prompts."""
+    """The groups' responses to the same prompts."""
     dialogues = side_by_side(comparison.groups)
     text = "No two groups have answered the same prompt in the same iteration (samples.jsonl of one seed)."
     if dialogues:
@@ -178,7 +174,7 @@ def responses(comparison: Comparison) -> Section:
 
 
 def runs(comparison: Comparison) -> Section:
-    """Every run that was looked at."""
+    """Every run of the comparison."""
     metric = comparison.metric
     rows = [
         {

@@ -1,4 +1,4 @@
-"""How the numbers of a report are made, and what they cannot know."""
+"""The methods behind the numbers of a report, and their limits."""
 
 from grpo_pl.commands.compare.comparison import Comparison, Effect
 from grpo_pl.commands.compare.statistics import LEVEL, smallest_rank_p
@@ -19,29 +19,27 @@ COSTS = [
 
 
 def how_tested(comparison: Comparison) -> list[str]:
-    """The statistics of the outcome."""
-    of = "the validation problems"
-    if comparison.problems:
-        of = f"the {comparison.problems} validation problems"
-    said = [
+    """The statistical methods of the outcome."""
+    number = f"{comparison.problems} " if comparison.problems else ""
+    of = f"the {number}validation problems"
+    notes = [
         "Final: the last validation of each finished run. Over seeds: Student's interval of the mean, for "
         f"{of} as they are, of a share cut off at 0 and 1. Over problems: the Wilson interval that a run's "
         f"share of {of} has, mean over runs; of a difference Newcombe's, which takes the two runs for "
         "independent and is therefore rather too wide.",
     ]
-    tested = len([effect for effect in comparison.effects if effect.test.p is not None])
-    if tested:
-        said.append(
+    if tested := sum(effect.test.p is not None for effect in comparison.effects):
+        notes.append(
             "Differences are taken seed by seed, and tested two-sided: paired t-test; Holm's adjustment of "
             f"it (comparisons: {tested}), which the last column goes by at the level 0.05; Wilcoxon's "
             "signed ranks (exact up to 13 pairs). Intervals are not adjusted. Hedges' g: difference of means "
             "in units of the pooled standard deviation over seeds, corrected for few runs."
         )
-    return [*said, *what_few_seeds_tell(comparison.effects)]
+    return [*notes, *what_few_seeds_tell(comparison.effects)]
 
 
 def what_few_seeds_tell(effects: list[Effect]) -> list[str]:
-    """What no test can show with so few pairs."""
+    """The limits of a test with so few pairs."""
     fewest = min((len(effect.pairs) for effect in effects if effect.pairs), default=0)
     if fewest == 1:
         return ["One pair tells nothing of the spread over seeds: there is no test of it."]

@@ -1,4 +1,4 @@
-"""A report as one HTML file, and as Markdown with pictures beside it."""
+"""Renders a report as one HTML file, and as Markdown with pictures beside it."""
 
 import re
 from pathlib import Path
@@ -22,18 +22,13 @@ def html(report: Document) -> str:
 
 
 def markdown(report: Document, pictures: str) -> str:
-    """The whole text.
-
-    Args:
-        report: What it says.
-        pictures: The folder of the pictures, as the text names it.
-    """
+    """The whole text; `pictures` is the folder of its pictures."""
     text = templates().get_template("report.md.jinja").render(report=report, pictures=pictures)
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 
 def write_pictures(report: Document, folder: Path) -> None:
-    """Draw each section's pictures into a PNG of its name."""
+    """Draw each section's pictures into a PNG with its name."""
     folder.mkdir(parents=True, exist_ok=True)
     for section in report.sections:
         if section.pictures:
@@ -41,7 +36,7 @@ def write_pictures(report: Document, folder: Path) -> None:
 
 
 def templates() -> Environment:
-    """The templates beside this file: HTML escapes all that runs say, Markdown what goes through `plain`."""
+    """The templates beside this file: HTML escapes all texts of runs, Markdown those filtered by `plain`."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=select_autoescape(["html.jinja"]),
@@ -54,10 +49,10 @@ def templates() -> Environment:
 
 
 def plain(text: str) -> str:
-    """The text in one line, with Markdown's own characters escaped."""
+    """The text on one line, with Markdown's special characters escaped."""
     return " ".join(text.split()).translate(MARKDOWN)
 
 
 def printable(text: str) -> str:
-    """The text without control characters, which no page may hold."""
+    """The text without control characters, which a page may not contain."""
     return "".join(c if c.isprintable() or c == "\n" else "�" for c in text)

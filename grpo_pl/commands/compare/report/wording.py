@@ -1,4 +1,4 @@
-"""Numbers and findings in words."""
+"""Words for numbers and findings."""
 
 from grpo_pl.commands.compare.comparison import Comparison, Effect
 from grpo_pl.commands.compare.costs import MEMORY, TIME, Cost, cost_of
@@ -8,12 +8,12 @@ NONE = "-"
 
 
 def number(value: float | None, digits: int = 3, sign: bool = False) -> str:
-    """A number with thousands, or a dash for none."""
+    """A number with thousands separators; a dash for None."""
     return NONE if value is None else f"{value:{'+' if sign else ''},.{digits}f}"
 
 
 def p_value(p: float | None) -> str:
-    """Three digits, or that it is smaller."""
+    """Three digits, or `<0.001`."""
     return NONE if p is None else "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
@@ -30,7 +30,7 @@ def ends(interval: Interval | None, sign: bool = False) -> str:
 
 
 def verdict(effect: Effect) -> str:
-    """What the paired test says at the 5 % level, corrected for all comparisons."""
+    """The outcome of the paired test at the 5 % level, corrected for all comparisons."""
     if not effect.pairs:
         return "no pairs"
     if len(effect.pairs) == 1:
@@ -43,7 +43,7 @@ def verdict(effect: Effect) -> str:
 
 
 def finding(comparison: Comparison, effect: Effect) -> str:
-    """One group in a sentence: what it brings, and what it costs."""
+    """A group's difference and costs in a sentence."""
     name, base = effect.result.group.name, comparison.base.name
     difference = effect.test.difference
     if difference is None:
@@ -54,18 +54,18 @@ def finding(comparison: Comparison, effect: Effect) -> str:
         direction = "above" if difference.mean > 0 else "below"
         where = f"ends {number(abs(difference.mean))} {direction} {base}"
     interval = ends(difference, sign=True)
-    known = [] if interval == NONE else [f"95 % {interval}"]
-    known.append(f"{len(effect.pairs)} pair{'s' if len(effect.pairs) > 1 else ''}")
+    evidence = [] if interval == NONE else [f"95 % {interval}"]
+    evidence.append(f"{len(effect.pairs)} pair{'s' if len(effect.pairs) > 1 else ''}")
     if effect.p_holm is not None:
         p = p_value(effect.p_holm)
-        known.append(f"adjusted p {p}" if p.startswith("<") else f"adjusted p = {p}")
-    said = f"{name} {where} ({', '.join(known)}): {verdict(effect)}."
+        evidence.append(f"adjusted p {p}" if p.startswith("<") else f"adjusted p = {p}")
+    outcome = f"{name} {where} ({', '.join(evidence)}): {verdict(effect)}."
     costs = [text for cost in (MEMORY, TIME) if (text := relative(comparison, effect, cost))]
-    return said + (f" It takes {' and '.join(costs)}." if costs else "")
+    return outcome + (f" It takes {' and '.join(costs)}." if costs else "")
 
 
 def relative(comparison: Comparison, effect: Effect, cost: Cost) -> str:
-    """A cost beside the base's."""
+    """A cost as a multiple of the base's."""
     ours, theirs = cost_of(effect.result.group, cost), cost_of(comparison.base, cost)
     if ours is None or not theirs:
         return ""
