@@ -87,7 +87,7 @@ def merge_adapters(weights: Weights, pretrained: str, checkpoint: Path) -> Weigh
         checkpoint, "the adapters' scale is known there, leave it beside the checkpoint"
     )
     adapted = LoRA(**arguments | {"pretrained": pretrained}).build().language_model
-    adapters = {name: p for name, p in adapted.named_parameters() if p.requires_grad}
+    adapters: Weights = {name: p for name, p in adapted.named_parameters() if p.requires_grad}
     check_fit(weights, adapters, pretrained, checkpoint)
     adapted.load_state_dict(weights, strict=False)
     plain = load_language_model(pretrained, arguments["dtype"])
