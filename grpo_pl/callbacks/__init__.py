@@ -1,1 +1,1 @@
-"""What one looks at while a run goes on, and what it leaves behind."""
+"""Callbacks for watching a run, and for the files that it leaves."""

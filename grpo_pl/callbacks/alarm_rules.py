@@ -1,4 +1,4 @@
-"""What can be read off a run's metrics before it is lost: each alarm looks at the rows of `metrics.csv`."""
+"""Rules that find a failing run by its metrics: each alarm reads the rows of `metrics.csv`."""
 
 import math
 import re
@@ -18,7 +18,7 @@ COLUMN = "alarm/"
 
 
 class Alarm(ABC):
-    """Something that goes wrong, as the metrics show it.
+    """A failure that the metrics show.
 
     `alarm/<name>` in `metrics.csv` is 1 in each iteration in which it holds. The name is that of the class.
     """
@@ -42,7 +42,7 @@ class Alarm(ABC):
 
     @abstractmethod
     def check(self, rows: Sequence[Row]) -> str | None:
-        """What is wrong in the last of the rows, with its numbers; None where all is well."""
+        """The failure in the last of the rows, with its numbers; None if there is none."""
 
 
 def lasting(rows: Sequence[Row], key: str, window: int) -> list[float]:
@@ -52,7 +52,7 @@ def lasting(rows: Sequence[Row], key: str, window: int) -> list[float]:
 
 
 class Threshold(Alarm):
-    """A metric that was beyond a bound in each of the last iterations."""
+    """A metric beyond a bound in each of the last `window` iterations."""
 
     metric: ClassVar[str]
     window: int
@@ -64,7 +64,7 @@ class Threshold(Alarm):
 
     @abstractmethod
     def judge(self, values: list[float]) -> str | None:
-        """As `check`, of the metric in the last `window` iterations."""
+        """The failure in the metric's values in the last `window` iterations; None if there is none."""
 
 
 @final
@@ -127,9 +127,8 @@ class KLExplosion(Threshold):
     def judge(self, values: list[float]) -> str | None:
         if median(values) <= self.above:
             return None
-        return (
-            f"train/kl is {values[-1]:.3g} (above {self.above:g} in the median of {self.window} iterations)"
-        )
+        bound = f"above {self.above:g} in the median of {self.window} iterations"
+        return f"train/kl is {values[-1]:.3g} ({bound})"
 
 
 @final
@@ -163,8 +162,8 @@ class NoSignal(Alarm):
         else:
             return None
         means = lasting(rows, "rollout/reward", self.window)
-        said = f"rollout/reward {means[-1]:.3g}" if means else "no reward was given"
-        return f"{what} in {self.window} iterations ({said})"
+        reward = f"rollout/reward {means[-1]:.3g}" if means else "no reward was given"
+        return f"{what} in {self.window} iterations ({reward})"
 
 
 @final
@@ -262,10 +261,8 @@ class RewardHacking(Alarm):
 
     @override
     def check(self, rows: Sequence[Row]) -> str | None:
-        for name in sorted({key for row in rows for key in row if f"{key}_low" in row and "@" not in key}):
-            if said := self._fallen(rows, name):
-                return said
-        return None
+        names = sorted({key for row in rows for key in row if f"{key}_low" in row and "@" not in key})
+        return next(filter(None, (self._fallen(rows, name) for name in names)), None)
 
     def _fallen(self, rows: Sequence[Row], name: str) -> str | None:
         low, high = f"{name}_low", f"{name}_high"
@@ -296,10 +293,10 @@ class RewardHacking(Alarm):
 
 
 def onsets(rows: Sequence[Row]) -> dict[float, list[str]]:
-    """The iterations in which alarms began to hold, and their names."""
-    begun: dict[float, list[str]] = {}
+    """Iteration -> the names of the alarms that began to hold in it."""
+    names: dict[float, list[str]] = {}
     for before, row in zip([{}, *rows], rows, strict=False):
         for key in sorted(row):
             if key.startswith(COLUMN) and row[key] == 1 and before.get(key) != 1:
-                begun.setdefault(row["iteration"], []).append(key.removeprefix(COLUMN))
-    return begun
+                names.setdefault(row["iteration"], []).append(key.removeprefix(COLUMN))
+    return names

@@ -1,4 +1,4 @@
-"""Alarms of a run, read off its metrics after each iteration."""
+"""Checks the alarms of a run after each iteration."""
 
 import logging
 
@@ -44,28 +44,28 @@ class Alarms(pl.Callback):
         reward_hacking: RewardHacking | None = RewardHacking(),
         own: list[Alarm] | None = None,
     ) -> None:
-        given = entropy_collapse, kl_explosion, no_signal, all_truncated, mismatch_growth, reward_hacking
-        self.alarms: list[Alarm] = [alarm for alarm in (*given, *(own or [])) if alarm is not None]
+        ours = entropy_collapse, kl_explosion, no_signal, all_truncated, mismatch_growth, reward_hacking
+        self.alarms: list[Alarm] = [alarm for alarm in (*ours, *(own or [])) if alarm is not None]
 
     @override
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Look at the row that `MetricsTable` has just written."""
+        """Check the row that `MetricsTable` has just written."""
         table = metrics_table(trainer)
         if table is None:
             return
         before = table.rows[-2] if len(table.rows) > 1 else {}
-        said = {alarm: alarm.check(table.rows) for alarm in self.alarms}
-        columns = {f"{COLUMN}{alarm.name}": float(text is not None) for alarm, text in said.items()}
+        failures = {alarm: alarm.check(table.rows) for alarm in self.alarms}
+        columns = {f"{COLUMN}{alarm.name}": float(text is not None) for alarm, text in failures.items()}
         table.add(trainer, columns)
         pl_module.log_dict(columns)
-        begun = {
+        new = {
             alarm: f"{alarm.name} in iteration {table.rows[-1]['iteration']:.0f}: {text}; {alarm.advice}"
-            for alarm, text in said.items()
+            for alarm, text in failures.items()
             if text is not None and before.get(f"{COLUMN}{alarm.name}") != 1
         }
-        for sentence in begun.values() if trainer.is_global_zero else ():
+        for sentence in new.values() if trainer.is_global_zero else ():
             log.warning("ALARM %s", sentence)
-        ends = [f"alarm {sentence}" for alarm, sentence in begun.items() if alarm.stop]
+        ends = [f"alarm {sentence}" for alarm, sentence in new.items() if alarm.stop]
         if any(alarm.stop for alarm in self.alarms) and trainer.strategy.reduce_boolean_decision(
             bool(ends), all=False
         ):

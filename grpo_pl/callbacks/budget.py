@@ -1,4 +1,4 @@
-"""A run that ends when it has spent what it may spend: so runs of unlike cost can be compared."""
+"""Ends a run when its budget is spent, so that runs of unlike cost can be compared."""
 
 import time
 from typing import Any
@@ -11,19 +11,19 @@ from grpo_pl.system.refusal import ArgumentError
 from grpo_pl.types import Experience
 
 SPENT = {"response_tokens": "rollout/tokens", "seconds": "time/iteration_s"}
-"""What is limited -> the metric whose sum over iterations it limits."""
+"""Budget -> the metric whose sum over iterations it limits."""
 STAGES = "time/sync_s", "time/generate_s", "time/score_s"
 
 
 class Budget(pl.Callback):
-    """Makes that iteration the last in which the budget is spent; it is validated and saved as any last one.
+    """Ends the run with the iteration that spends the budget; it is validated and saved like any last one.
 
     `trainer.max_epochs` remains a limit of its own; -1 leaves the budget alone to decide.
 
     Args:
         response_tokens: Tokens of all responses so far, over all ranks; null for no limit.
-        seconds: Of all iterations so far (`time/iteration_s`), without validation, start and checkpoints;
-            null for no limit.
+        seconds: Seconds of all iterations so far (`time/iteration_s`), without validation, start and
+            checkpoints; null for no limit.
     """
 
     def __init__(self, response_tokens: int | None = None, seconds: float | None = None) -> None:
@@ -35,7 +35,7 @@ class Budget(pl.Callback):
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """End a run at once that was killed after its last iteration."""
+        """End a run at once if it was killed after its last iteration."""
         if trainer.current_epoch > 0 and self._spent(trainer, {}):
             trainer.fit_loop.max_epochs = trainer.current_epoch
 
@@ -63,7 +63,7 @@ class Budget(pl.Callback):
     def _spent(self, trainer: pl.Trainer, now: dict[str, float]) -> bool:
         """Whether a budget is spent, with what this iteration has taken; the same on all ranks."""
         table = metrics_table(trainer)
-        rows = [] if table is None else table.rows
+        rows = table.rows if table else []
         spent = any(
             limit is not None and sum(row.get(SPENT[key], 0.0) for row in rows) + now.get(key, 0.0) >= limit
             for key, limit in self.limits.items()

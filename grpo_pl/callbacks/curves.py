@@ -26,11 +26,11 @@ Rows = list[dict[str, float]]
 class Curves(pl.Callback):
     """Draws `curves.png` into the run's folder when the run ends, also when it was interrupted."""
 
-    _begun = False
+    _started = False
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._begun = True
+        self._started = True
 
     @override
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -40,7 +40,7 @@ class Curves(pl.Callback):
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        if self._begun and not isinstance(exception, DiskFullError):  # else they are of another run
+        if self._started and not isinstance(exception, DiskFullError):  # else they are another run's
             self._draw(trainer)
 
     def _draw(self, trainer: pl.Trainer) -> None:
@@ -61,20 +61,20 @@ class Reliability(pl.Callback):
 
 
 def draw_reliability(bins: list[tuple[float, float, int]], path: Path) -> None:
-    """Draw how often what a model holds for likely does happen: (mean probability, frequency, events)."""
+    """Draw how often events of a predicted probability occur; bins: (mean probability, frequency, events)."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5.5, 6.5), layout="constrained")
     FigureCanvasAgg(figure)
     diagram, histogram = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    said, happened, events = zip(*bins, strict=True) if bins else ((), (), ())
+    predicted, observed, events = zip(*bins, strict=True) if bins else ((), (), ())
     diagram.plot([0, 1], [0, 1], color="grey", linestyle="--", linewidth=1, label="calibrated")
-    diagram.plot(said, happened, color=BLUE, marker="o", label="this reward model", clip_on=False)
+    diagram.plot(predicted, observed, color=BLUE, marker="o", label="this reward model", clip_on=False)
     diagram.set(ylim=(0, 1), ylabel="frequency")
     diagram.set_title("how often what is held for likely is true", loc="left", fontsize=11)
     diagram.legend(frameon=False)
-    histogram.bar(said, events, width=0.06, color=ORANGE)
+    histogram.bar(predicted, events, width=0.06, color=ORANGE)
     histogram.set(xlim=(0, 1), xlabel="probability, by the reward model", ylabel="events")
     for axes in (diagram, histogram):
         _quiet(axes)
@@ -107,7 +107,7 @@ def draw_curves(rows: Rows, path: Path) -> None:
 
 
 def _onsets(panels: "Sequence[Axes]", rows: Rows) -> None:
-    """A line in each panel where an alarm began to hold; its name stands in the first one."""
+    """Mark in each panel where an alarm began to hold; its name stands in the first panel."""
     top = panels[0].get_xaxis_transform()
     for iteration, names in onsets(rows).items():
         for axes in panels:
@@ -130,7 +130,7 @@ def _quiet(axes: "Axes") -> None:
 
 
 def _legend(axes: "Axes") -> None:
-    """Between the panel and its title, where it hides nothing."""
+    """Place the legend between the panel and its title, where it hides nothing."""
     axes.legend(
         loc="lower left", bbox_to_anchor=(-0.02, 1), borderaxespad=0, ncols=4, frameon=False, fontsize=8,
         handlelength=1.2, columnspacing=1.0,
@@ -175,4 +175,4 @@ PANELS: dict[str, Callable[["Axes", Rows], None]] = {
     "entropy (nats a token)": partial(_line, key="train/entropy", color=PURPLE),
     "seconds an iteration": _stages,
 }
-"""Title -> what draws the panel."""
+"""Title -> the function that draws the panel."""

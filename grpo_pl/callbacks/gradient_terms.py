@@ -1,4 +1,4 @@
-"""The gradient of each term of the objective, on request."""
+"""Measures the gradient of each term of the objective, on request."""
 
 import math
 from functools import reduce
@@ -27,9 +27,9 @@ class GradientTerms(pl.Callback):
 
     After that step's backward and before its gradient is clipped, all of its micro-batches are read again,
     once for each term, with the other terms weighted 0. So the terms' gradients are those of the whole step,
-    over all ranks, and add up to the one that is there, which is put aside and given back. What is trained
-    does not change by a bit. Of g, the gradient of a term on the policy's parameters (its adapters, where
-    it has some), and of the whole gradient:
+    over all ranks, and add up to the step's gradient, which is set aside and restored. What is trained does
+    not change by a bit. Of g, the gradient of a term on the policy's parameters (its adapters, where it has
+    some), and of the whole gradient:
 
     - `gradient/norm`: |whole|;
     - `gradient/<term>_norm`: |g|; `<term>` is `policy`, `kl`, `entropy`, `value`, or a name in
@@ -40,7 +40,7 @@ class GradientTerms(pl.Callback):
     - `gradient/<term>_policy_cosine`: of the angle between g and the policy term's gradient;
     - `gradient/<term>_critic_norm`: the norm of the term's gradient on the critic's own parameters.
 
-    What is exactly 0 is left out, and everything in a step that is not taken because a number is not finite.
+    Values of exactly 0 are left out, and everything in a step that is skipped because a number is not finite.
     A measurement costs a forward and a backward of the step for each term, and memory for two more gradients.
 
     Args:
@@ -54,11 +54,7 @@ class GradientTerms(pl.Callback):
         self._batches: list[Experience] = []
 
     def check(self, trainer: pl.Trainer) -> None:
-        """Refuse to measure where gradients are not those of parameters, or are scaled.
-
-        Raises:
-            ConfigError: In one sentence, with the key to change.
-        """
+        """Refuse strategies that keep no gradient with its parameter, and precisions that scale gradients."""
         if self.every is None:
             return
         if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy | FSDP2Strategy):
@@ -74,7 +70,7 @@ class GradientTerms(pl.Callback):
 
     @override
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Forget what another iteration has measured: Lightning would say it of this one again."""
+        """Drop the last measurement, which Lightning would log for this iteration again."""
         for key in [key for key in trainer.callback_metrics if key.startswith(PREFIX)]:
             del trainer.callback_metrics[key]
 
@@ -82,7 +78,7 @@ class GradientTerms(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Keep the micro-batches of the step that will be measured."""
+        """Keep the micro-batches of a step that will be measured."""
         due = self.every is not None and (trainer.current_epoch + 1) % self.every == 0
         if due and batch_idx < trainer.accumulate_grad_batches:
             self._batches.append(batch)
@@ -112,12 +108,13 @@ def measure(trainer: pl.Trainer, module: HasObjective, batches: list[Experience]
             backward(trainer, module, term, batches)
             for group, parameters in others:
                 measured[f"{term}_{group}_norm"] = length(summed(trainer, parameters))
-            own = summed(trainer, policy)
-            first = first or own
-            about = {"norm": length(own), "share": length(own) / norm, "cosine": cosine(own, whole)}
-            if first is not own:
-                about["policy_cosine"] = cosine(own, first)
-            measured |= {f"{term}_{what}": value for what, value in about.items()}
+            gradient = summed(trainer, policy)
+            first = first or gradient
+            size = length(gradient)
+            of_term = {"norm": size, "share": size / norm, "cosine": cosine(gradient, whole)}
+            if first is not gradient:
+                of_term["policy_cosine"] = cosine(gradient, first)
+            measured |= {f"{term}_{name}": value for name, value in of_term.items()}
     return {name: value for name, value in measured.items() if value}
 
 
@@ -131,7 +128,7 @@ def backward(trainer: pl.Trainer, module: HasObjective, term: str, batches: list
 
 
 def summed(trainer: pl.Trainer, parameters: list[nn.Parameter]) -> Gradient:
-    """Take away the gradients that a backward has left, those of whole models averaged as DDP would."""
+    """Take a backward's gradients from the parameters; those of whole models are averaged, as DDP would."""
     gradients = taken(parameters)
     if isinstance(trainer.strategy, DDPStrategy):
         gradients = [None if g is None else trainer.strategy.reduce(g, reduce_op="mean") for g in gradients]

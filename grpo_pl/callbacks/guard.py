@@ -1,4 +1,4 @@
-"""A run whose loss stays not finite ends, and says why."""
+"""Ends a run whose loss stays NaN or infinite, and says why."""
 
 import logging
 from pathlib import Path
@@ -19,19 +19,19 @@ SHOWN = (
     *("rollout/reward", "train/loss", "train/grad_norm", "train/kl", "train/entropy", "train/clip_fraction"),
     *("sync/logprob_mismatch", "lr"),
 )
-"""What is told of the iteration before."""
+"""The metrics of the last iteration that the diagnosis shows."""
 
 
 class RunStoppedError(RuntimeError):
-    """A guard or an alarm has ended the run: what it saw, and what to try."""
+    """A guard or an alarm has ended the run: its observation, and what to try."""
 
 
 class Guard(pl.Callback):
     """Reports each optimizer step that is skipped because a number is not finite, and ends a hopeless run.
 
-    Hopeless are several such steps in a row, and one whose weights are no longer finite: no later step mends
-    them. Steps that float16's loss scaling overflows are skipped as well and count as no failure, for it
-    finds its scale by them.
+    A run is hopeless after several such steps in a row, or when its weights are no longer finite, since no
+    later step repairs them. Steps that float16's loss scaling overflows are skipped as well but do not count:
+    they are how the scale is found.
 
     Args:
         max_skipped_steps: Skipped optimizer steps in a row with which the run ends.
@@ -75,12 +75,12 @@ class Guard(pl.Callback):
     def _diagnosis(self, trainer: pl.Trainer, skipped: SkippedStep) -> str:
         before = newest_row(trainer) or {}
         numbers = ", ".join(f"{key} {before[key]:.4g}" for key in SHOWN if key in before)
-        told = f" Iteration {before['iteration']:.0f} had {numbers}." if numbers else ""
-        kept = f" From before: {self.checkpoint}." if Path(self.checkpoint).exists() else ""
+        metrics = f" Iteration {before['iteration']:.0f} had {numbers}." if numbers else ""
+        healthy = f" From before: {self.checkpoint}." if Path(self.checkpoint).exists() else ""
         return (
             f"optimizer steps that were not taken, in a row: {self.in_a_row} (guard.max_skipped_steps: "
-            f"{self.max_skipped_steps}). It began in {self.began}; the last one: {skipped}.{told}{kept} "
-            f"Try {skipped.cause.source.advice}."
+            f"{self.max_skipped_steps}). It began in {self.began}; the last one: {skipped}."
+            f"{metrics}{healthy} Try {skipped.cause.source.advice}."
         )
 
     @override
@@ -94,13 +94,13 @@ class Guard(pl.Callback):
 
 
 def scales_the_loss(trainer: pl.Trainer) -> bool:
-    """Whether a loss scale is being looked for, which is found by gradients that overflow."""
+    """Whether the loss scale is still being searched, by gradients that overflow."""
     plugin = trainer.precision_plugin
     scaler = plugin.scaler if isinstance(plugin, MixedPrecision) else None
     return scaler is not None and float(scaler.get_scale()) > 1
 
 
 def newest_checkpoint(trainer: pl.Trainer) -> str:
-    """The file that was saved last; empty where nothing has been saved."""
+    """The file that was saved last; empty if there is none."""
     saved = [c._last_checkpoint_saved for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
     return next((path for path in saved if path), "")

@@ -1,4 +1,4 @@
-"""Runs of a study have the same groups and tags in every logger that knows such."""
+"""Gives runs of a study the same groups and tags in every logger that has them."""
 
 from pathlib import Path
 from typing import Any
@@ -9,14 +9,10 @@ from grpo_pl.runs.layout import study_place
 
 
 def label_loggers(loggers: Any, folder: Path) -> None:
-    """Tell the loggers of a config which study, variant and seed a run in this folder is of.
+    """Label the loggers of a config, in place, with the study, variant and seed of the run in this folder.
 
-    Weights & Biases gets them as name, group and tags; MLflow as run name and tags, of which one is `group`.
-    What the config says itself stays. Outside of a study, and for other loggers, nothing happens.
-
-    Args:
-        loggers: `trainer.logger`: changed in place.
-        folder: `trainer.default_root_dir`.
+    Weights & Biases gets them as name, group and tags; MLflow as run name and tags, one of which is `group`.
+    Labels in the config stay. Outside a study, and for other loggers, nothing changes.
     """
     where = study_place(folder)
     for logger in loggers if isinstance(loggers, list) else [loggers]:
@@ -27,14 +23,14 @@ def label_loggers(loggers: Any, folder: Path) -> None:
         match logger.class_path.rpartition(".")[2]:
             case "WandbLogger":
                 tags = [f"{key}={value}" for key, value in labels.items()]
-                say(logger.init_args, name=name, group=group, tags=tags)
+                fill_in(logger.init_args, name=name, group=group, tags=tags)
             case "MLFlowLogger":
-                given = logger.init_args.get("tags") or {}
-                logger.init_args["tags"] = labels | {"group": group} | dict(given)
-                say(logger.init_args, run_name=name)
+                configured = logger.init_args.get("tags") or {}
+                logger.init_args["tags"] = labels | {"group": group} | dict(configured)
+                fill_in(logger.init_args, run_name=name)
 
 
-def say(arguments: Namespace, **values: Any) -> None:
+def fill_in(arguments: Namespace, **values: Any) -> None:
     """Set those arguments that have no value."""
     for name, value in values.items():
         arguments[name] = arguments.get(name) or value

@@ -1,4 +1,4 @@
-"""Who writes `metrics.csv`, one row an iteration."""
+"""Writes `metrics.csv`, one row an iteration."""
 
 import resource
 import time
@@ -28,7 +28,7 @@ class MetricsTable(pl.Callback):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        """All rows: a run that goes on writes the file again, whatever has become of it."""
+        """All rows, so that a resumed run can write the whole file again."""
         return {"rows": self.rows}
 
     @override
@@ -38,8 +38,7 @@ class MetricsTable(pl.Callback):
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.current_epoch > 0:
-            if trainer.is_global_zero:
-                write_metrics(Path(trainer.default_root_dir) / METRICS_FILE, self.rows)
+            self._write(trainer)
             return
         self._last_batch = time.perf_counter()
         validate_now(trainer)
@@ -47,9 +46,8 @@ class MetricsTable(pl.Callback):
 
     @override
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write the file of a run that was killed after its last checkpoint, and has nothing more to do."""
-        if trainer.is_global_zero:
-            write_metrics(Path(trainer.default_root_dir) / METRICS_FILE, self.rows)
+        """Write the file of a run that was killed after its last checkpoint and has nothing left to do."""
+        self._write(trainer)
 
     @override
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -94,7 +92,7 @@ class MetricsTable(pl.Callback):
         self._write(trainer)
 
     def add(self, trainer: pl.Trainer, columns: dict[str, float]) -> None:
-        """Write more numbers into the row of the last iteration."""
+        """Add columns to the row of the last iteration."""
         self.rows[-1] |= columns
         self._write(trainer)
 
@@ -104,7 +102,7 @@ class MetricsTable(pl.Callback):
 
 
 def metrics_table(trainer: pl.Trainer) -> MetricsTable | None:
-    """What keeps the run's metrics, if anything does."""
+    """The run's `MetricsTable`, if it has one."""
     tables = [c for c in trainer.callbacks if isinstance(c, MetricsTable)]  # type: ignore[attr-defined]
     return tables[0] if tables else None
 

@@ -1,4 +1,4 @@
-"""The progress bar: where the run stands, what it is doing now, and one line for each iteration."""
+"""The progress bar: iterations, the current stage, and one line for each iteration."""
 
 from contextlib import ExitStack
 from typing import Any
@@ -60,7 +60,7 @@ class Progress(ProgressBar):
             datamodule.on_stage = self.show_stage
 
     def show_stage(self, stage: str) -> None:
-        """Name what is under way beside the bar."""
+        """Show the current stage beside the bar."""
         self._stage = stage
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], stage=stage)
@@ -70,13 +70,8 @@ class Progress(ProgressBar):
         if not self._enabled:
             return
         columns = (
-            TextColumn("iteration"),
-            MofNCompleteColumn(),
-            BarColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[stage]}"),
+            *(TextColumn("iteration"), MofNCompleteColumn(), BarColumn(), TimeElapsedColumn()),
+            *(TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[stage]}")),
         )
         total = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else None
         self._bar = RichProgress(*columns, console=self.console, transient=True)
@@ -88,7 +83,7 @@ class Progress(ProgressBar):
 
     @override
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Show that it goes on where no bar does: the first one comes before the bar."""
+        """Print signs of life where no bar does: the first validation comes before the bar."""
         if self._enabled and not (self._bar is not None and self.console.is_terminal):
             self._stage = "validate"
             self._validation.enter_context(heartbeat(lambda: self._stage))
@@ -110,7 +105,7 @@ class Progress(ProgressBar):
         self.print_row(trainer)
 
     def print_row(self, trainer: pl.Trainer) -> None:
-        """Write the newest row of the metrics as one line."""
+        """Print the newest row of the metrics as one line."""
         row = newest_row(trainer)
         if self._enabled and row is not None and len(row) > 1:
             self.console.print(line(row), highlight=False, soft_wrap=True)
@@ -133,9 +128,7 @@ class Progress(ProgressBar):
 
 
 def line(row: dict[str, float]) -> str:
-    """One iteration in one line: what was measured, then seconds by stage."""
+    """One iteration in one line: its metrics, then seconds by stage."""
     numbers = [f"{name} {form.format(row[key])}" for name, (key, form) in SHOWN.items() if key in row]
     times = [f"{stage} {row[f'time/{stage}_s']:.1f}" for stage in STAGES if f"time/{stage}_s" in row]
-    return (
-        f"iteration {row['iteration']:3.0f}  " + "  ".join(numbers) + f"  [dim]({', '.join(times)} s)[/dim]"
-    )
+    return "  ".join([f"iteration {row['iteration']:3.0f}", *numbers, f"[dim]({', '.join(times)} s)[/dim]"])

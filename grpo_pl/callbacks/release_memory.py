@@ -1,4 +1,4 @@
-"""The memory of a process without a GPU: used again in its updates, small between phases."""
+"""Memory of a CPU process: reused within updates, handed back between phases."""
 
 from typing import Any
 

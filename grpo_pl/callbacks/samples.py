@@ -1,4 +1,4 @@
-"""Responses that people read: `samples.jsonl`, and a table now and then."""
+"""Responses for people to read: `samples.jsonl`, and a table now and then."""
 
 import json
 import logging
@@ -37,7 +37,7 @@ class Samples(pl.Callback):
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Drop what a run that is being continued had written after its checkpoint."""
+        """Drop the lines that a resumed run had written after its checkpoint."""
         path = Path(trainer.default_root_dir) / SAMPLES_FILE
         if not trainer.is_global_zero or not path.exists():
             return
@@ -57,12 +57,9 @@ class Samples(pl.Callback):
         if not batch.records or not trainer.is_global_zero:
             return
         iteration = trainer.current_epoch + 1
-        lines = [
-            json.dumps({"iteration": iteration, **asdict(record)}) + "\n"
-            for record in batch.records[: self.keep]
-        ]
+        kept = [{"iteration": iteration, **asdict(record)} for record in batch.records[: self.keep]]
         path = Path(trainer.default_root_dir) / SAMPLES_FILE
-        append(path, "".join(lines))
+        append(path, "".join(json.dumps(record) + "\n" for record in kept))
         if self.every and (iteration - 1) % self.every == 0 and self.rows:
             bar = trainer.progress_bar_callback
             console = bar.console if isinstance(bar, Progress) else Console()
@@ -70,7 +67,7 @@ class Samples(pl.Callback):
 
 
 def iteration_of(line: bytes) -> int | None:
-    """The iteration of a line of the file; None for one that is torn."""
+    """The iteration of a line of the file; None for a torn line."""
     try:
         return int(json.loads(line)["iteration"]) if line.endswith(b"\n") else None
     except (ValueError, KeyError, TypeError):
@@ -78,7 +75,7 @@ def iteration_of(line: bytes) -> int | None:
 
 
 def best_to_worst(records: list[SampleRecord], count: int) -> list[SampleRecord]:
-    """Some of the records, from best to worst reward, as far apart as can be."""
+    """`count` records, evenly spread from best to worst reward."""
     ranked = sorted(records, key=lambda r: -(r.reward if r.reward is not None else float("-inf")))
     if len(ranked) <= count:
         return ranked
@@ -86,7 +83,7 @@ def best_to_worst(records: list[SampleRecord], count: int) -> list[SampleRecord]
 
 
 def samples_table(records: list[SampleRecord], title: str) -> Table:
-    """Prompt, response, reward by component, and advantage, side by side."""
+    """A table of prompts, responses, rewards by component, and advantages."""
     out = Table(title=title, title_justify="left", show_lines=True)
     for column in ("prompt", "response"):
         out.add_column(column, ratio=3, overflow="fold")
