@@ -1,4 +1,4 @@
-"""What no config may say: a secret, which the run's folder would keep; a number that is none; any code.
+"""Rejects configs with secrets, which the run's folder would keep, NaN or infinite numbers, or any code.
 
 A config can name components, optimizers, schedulers, and what Lightning takes by class; functions by import
 path alone, without arguments; nothing else, so that a config from anywhere runs no command.
@@ -30,9 +30,9 @@ NAMEABLE = (
     *(Optimizer, LRScheduler, Callback, Logger, Profiler, Strategy, Accelerator),
     *(Precision, ClusterEnvironment, CheckpointIO, LayerSync),
 )
-"""Beside the components and settings of grpo_pl, the classes whose implementations a config may name."""
+"""The classes beside those of grpo_pl whose implementations a config may name."""
 SETTINGS_OF = "grpo_pl.", "torch.distributed.fsdp."
-"""The packages of which it may name any class."""
+"""The packages whose classes it may all name."""
 SECRET = re.compile(r"(?:^|_)(?:api_?key|(?:access|auth|api|hf)_token|password|secret)$", re.IGNORECASE)
 HOLDS_SECRETS = re.compile(r"_(?:KEY|TOKEN|SECRET|PASSWORD)$")
 LOGIN = re.compile(r"\w://[^/\s@]*:[^/\s@]*@")
@@ -40,11 +40,7 @@ VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
 
 
 def check_values(config: Any) -> None:
-    """Refuse what must not be built, and must not be written into the run's folder.
-
-    Raises:
-        ConfigError: In one sentence, with the key to change.
-    """
+    """Refuse values that must be neither built nor written into the run's folder."""
     keys = [name for name in os.environ if HOLDS_SECRETS.search(name)]
     secrets = {os.environ[name]: name for name in keys if len(os.environ[name]) >= 8}
     for key, value in entries(config):
@@ -70,33 +66,25 @@ def check_values(config: Any) -> None:
 
 
 def check_folder(key: str, folder: Any) -> None:
-    """Refuse a folder that cannot be written.
-
-    Raises:
-        ConfigError: In one sentence, with the key to change.
-    """
+    """Refuse a folder that cannot be written."""
     if not folder or "://" in str(folder):
         raise ConfigError(f"{key}={folder}: expected a folder of this machine")
     try:
-        there = next(place for place in (Path(folder), *Path(folder).absolute().parents) if place.exists())
+        nearest = next(path for path in (Path(folder), *Path(folder).absolute().parents) if path.exists())
     except OSError as error:
         raise ConfigError(f"{key}={folder}: is no folder ({error.strerror}); name another one") from error
-    if not there.is_dir():
-        raise ConfigError(f"{key}={folder}: {there} is a file; name a folder, or move the file away")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise ConfigError(f"{key}={folder}: {there} cannot be written; name another folder")
+    if not nearest.is_dir():
+        raise ConfigError(f"{key}={folder}: {nearest} is a file; name a folder, or move the file away")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise ConfigError(f"{key}={folder}: {nearest} cannot be written; name another folder")
 
 
 def check_class(key: str, path: str) -> None:
-    """Refuse to build what is not of a kind that a config is meant to name.
-
-    Raises:
-        ConfigError: In one sentence, with the key to change.
-    """
-    named = locate(path)
-    if inspect.isclass(named) and (issubclass(named, NAMEABLE) or named.__module__.startswith(SETTINGS_OF)):
+    """Refuse to build a class of a kind that no config is meant to name."""
+    cls = locate(path)
+    if inspect.isclass(cls) and (issubclass(cls, NAMEABLE) or cls.__module__.startswith(SETTINGS_OF)):
         return
-    if inspect.isclass(named) and any(base.__module__.startswith("grpo_pl.") for base in named.__mro__):
+    if inspect.isclass(cls) and any(base.__module__.startswith("grpo_pl.") for base in cls.__mro__):
         return  # a component of the user
     raise ConfigError(
         f"{key}={path} is nothing that a config can give settings to: name a component, an optimizer, a "
@@ -105,7 +93,7 @@ def check_class(key: str, path: str) -> None:
 
 
 def entries(config: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Each plain value of a config with its key as one says it on the command line."""
+    """Each plain value of a config with its key on the command line."""
     if isinstance(config, Namespace):
         config = vars(config)
     if isinstance(config, list | tuple):

@@ -26,10 +26,7 @@ def config_file(name: str, refusal: str = "config: there is no file") -> str:
 
     Args:
         name: A path, the name of a config of grpo_pl, or settings in YAML, which stay as they are.
-        refusal: How the sentence begins that refuses a name of neither.
-
-    Raises:
-        SystemExit: With code 2 and that sentence, with the nearest name.
+        refusal: Begins the sentence that ends the command for any other name, with the nearest one.
     """
     if not os.path.isfile(name) and (own := own_config(name)):
         return str(own)
@@ -47,7 +44,7 @@ def config_file(name: str, refusal: str = "config: there is no file") -> str:
 
 
 def with_config_files(words: list[str]) -> Iterator[str]:
-    """A command line with the file of each config in place of its name."""
+    """The command line with the file of each config in place of its name."""
     before = ""
     for i, word in enumerate(words):
         if word == "--":

@@ -1,4 +1,4 @@
-"""Reading a config: the command line and the config files that it names."""
+"""Reads the command line and the config files that it names."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -29,13 +29,13 @@ from grpo_pl.system.refusal import ConfigError, fail
 
 
 class CLI(LightningCLI):
-    """A command line of `fit` or `validate` with its config files: reads and checks it, and runs nothing.
+    """Reads and checks a command line of `fit` or `validate` with its config files, and runs nothing.
 
     `--pretrained` reaches every model; the run's folder is `trainer.default_root_dir`.
 
     Args:
-        options: What follows the command.
-        command: Whose options they are.
+        options: The words after the command.
+        command: `fit` or `validate`.
     """
 
     @failed_imports_answered()
@@ -85,19 +85,11 @@ class CLI(LightningCLI):
         parser.add_argument(
             "--job", type=Literal["policy", "reward_model"], default=self.job, help="What is trained."
         )
-        parser.add_argument(
-            "--pretrained",
-            type=str,
-            default="",
-            help="Model folder or hub name, for every model, engine and tokenizer that names none itself.",
-        )
-        parser.add_argument(
-            "--resume",
-            type=Literal["auto", "never"],
-            default="auto",
-            help="auto: an unfinished run in trainer.default_root_dir goes on if its settings are the same; "
-            "never: it is moved aside.",
-        )
+        text = "Model folder or hub name, for every model, engine and tokenizer that names none itself."
+        parser.add_argument("--pretrained", type=str, default="", help=text)
+        text = "auto: an unfinished run in trainer.default_root_dir goes on if its settings are the same; "
+        text += "never: it is moved aside."
+        parser.add_argument("--resume", type=Literal["auto", "never"], default="auto", help=text)
         parser.add_lightning_class_args(guard.Guard, "guard")
         parser.add_lightning_class_args(metrics_table.MetricsTable, "metrics")
         for key, callback in JOBS[self.job].callbacks.items():
@@ -129,16 +121,16 @@ class CLI(LightningCLI):
             owner = config.get(group)
             if isinstance(owner, Namespace) and owner.get(leaf) == "":
                 owner[leaf] = config.pretrained
-        if config.get("checkpoint") and config.checkpoint.dirpath is None:
-            check_folder("trainer.default_root_dir", config.trainer.default_root_dir)
-            config.checkpoint.dirpath = str(Path(config.trainer.default_root_dir) / "checkpoints")
         if config.get("checkpoint"):
+            if config.checkpoint.dirpath is None:
+                check_folder("trainer.default_root_dir", config.trainer.default_root_dir)
+                config.checkpoint.dirpath = str(Path(config.trainer.default_root_dir) / "checkpoints")
             check_folder("checkpoint.dirpath", config.checkpoint.dirpath)
         label_loggers(config.trainer.logger, Path(config.trainer.default_root_dir))
         self.settle_types(config)
 
     def settle_types(self, config: Namespace) -> None:
-        """Give `trainer.precision` and each `dtype` that is `auto` its value, and say so."""
+        """Replace `auto` as `trainer.precision` and as any `dtype` by a value, and print it."""
         folder = RunFolder(self._parser(self.subcommand), config)
         before = folder.settings_to_keep(Path(config.trainer.default_root_dir)) if left_open(config) else {}
         for line in settle(config, before):
@@ -153,11 +145,11 @@ class CLI(LightningCLI):
 
     @override
     def instantiate_classes(self) -> None:
-        """Leave it to `build`: a command may look at the settings first."""
+        """Left to `build`: a command may look at the settings first."""
 
     @failed_imports_answered()
     def build(self) -> None:
-        """Build what the config names; what a library refuses there is about the config as well."""
+        """Build the components of the config; errors of libraries are about the config as well."""
         try:
             super().instantiate_classes()
         except (TypeError, ValueError) as error:
@@ -165,7 +157,7 @@ class CLI(LightningCLI):
 
     @override
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
-        """Build the Trainer; what it refuses is about the settings below `trainer`."""
+        """Build the Trainer; its errors are about the settings below `trainer`."""
         try:
             return super().instantiate_trainer(**kwargs)
         except (MisconfigurationException, ImportError, RuntimeError, TypeError, ValueError) as error:
@@ -173,11 +165,11 @@ class CLI(LightningCLI):
 
     @override
     def _parse_ckpt_path(self) -> None:
-        """A checkpoint restores a run's state; what its settings are, the config alone says."""
+        """Take no settings from a checkpoint: it restores a run's state; settings are the config's alone."""
 
     @override
     def _run_subcommand(self, subcommand: str) -> None:
-        """Leave it to the command."""
+        """Left to the command."""
 
     @property
     def settings(self) -> Namespace:
@@ -186,23 +178,18 @@ class CLI(LightningCLI):
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """What the Trainer's method takes that is called like the command."""
+        """The arguments of the Trainer's method with the command's name."""
         return self._prepare_subcommand_kwargs(str(self.subcommand))
 
     @property
     def run_folder(self) -> RunFolder:
-        """What keeps the folder of this run."""
+        """The callback that keeps this run's folder."""
         callbacks: list[pl.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
         return next(callback for callback in callbacks if isinstance(callback, RunFolder))
 
 
 def configure(options: list[str], command: str = "fit") -> CLI:
-    """Read a command line and build what it names.
-
-    Args:
-        options: What follows the command.
-        command: Whose options they are: `fit` or `validate`.
-    """
+    """Read the words after a command, `fit` or `validate`, and build what they name."""
     cli = CLI(options, command)
     cli.build()
     return cli

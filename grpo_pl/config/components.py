@@ -1,6 +1,6 @@
-"""The components that a config names by their short names: found in the folders, entered nowhere.
+"""The components that a config names by their short names; found in the folders, registered nowhere.
 
-A module is imported if it defines a component, as its text says: others may need a library that is optional.
+A module is imported only if its text defines a component: others may need an optional library.
 """
 
 import inspect
@@ -22,18 +22,20 @@ CLASS = re.compile(r"^class (\w+)\(([^)]*)\)", re.MULTILINE)
 
 def modules() -> Iterator[ModuleType]:
     """Every module of the folders that defines an abstract class or an implementation of one."""
-    bases: dict[str, dict[str, set[str]]] = {}
+    defined: dict[str, dict[str, set[str]]] = {}  # module -> its classes and their bases
     for folder in FOLDERS:
-        for found in pkgutil.walk_packages(folder.__path__, f"{folder.__name__}."):
-            spec = found.module_finder.find_spec(found.name, None)
+        for module in pkgutil.walk_packages(folder.__path__, f"{folder.__name__}."):
+            spec = module.module_finder.find_spec(module.name, None)
             assert spec is not None
-            text = Path(str(spec.origin)).read_text(encoding="utf-8")
-            bases[found.name] = {name: set(re.findall(r"\w+", bases)) for name, bases in CLASS.findall(text)}
+            classes = CLASS.findall(Path(str(spec.origin)).read_text(encoding="utf-8"))
+            defined[module.name] = {name: set(re.findall(r"\w+", bases)) for name, bases in classes}
     components, before = {"ABC"}, 0
     while len(components) > before:
         before = len(components)
-        components |= {name for own in bases.values() for name, of in own.items() if of & components}
-    return (import_module(name) for name, own in bases.items() if components & own.keys())
+        components |= {
+            name for classes in defined.values() for name, bases in classes.items() if bases & components
+        }
+    return (import_module(name) for name, classes in defined.items() if components & classes.keys())
 
 
 COMPONENTS = tuple(
@@ -50,11 +52,11 @@ def implementations(typehint: Any) -> set[type]:
     family = [typehint] if inspect.isclass(typehint) and issubclass(typehint, COMPONENTS) else []
     for cls in family:
         family += cls.__subclasses__()
-    found = {
+    concrete = {
         cls
         for cls in family
         if cls.__module__.startswith("grpo_pl.")
         and not inspect.isabstract(cls)
         and not issubclass(cls, EngineWrapper)
     }
-    return found.union(*(implementations(part) for part in get_args(typehint)))
+    return concrete.union(*(implementations(part) for part in get_args(typehint)))

@@ -1,4 +1,4 @@
-"""How a command ends that cannot go on: a mistake of the user in one sentence, with exit code 2."""
+"""The exits of a command: a user's mistake ends it with one sentence and exit code 2."""
 
 import os
 import sys
@@ -15,7 +15,7 @@ STOPPED = 1
 
 @contextmanager
 def mistakes_answered() -> Iterator[None]:
-    """Whatever in the body is a user's mistake ends in one sentence and exit code 2."""
+    """End with one sentence and exit code 2 if the body raises a user's mistake."""
     try:
         yield
     except DiskFullError as error:
@@ -33,7 +33,7 @@ def mistakes_answered() -> Iterator[None]:
 
 
 def answer_for_a_run(error: Exception) -> None:
-    """End if it is what a run ends with; a command that has run nothing need not import this."""
+    """End if the error is one that ends a run; a command that has run nothing need not import these."""
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
     from grpo_pl.callbacks.guard import RunStoppedError
@@ -55,7 +55,7 @@ def own_cause(error: BaseException) -> ConfigError | None:
 
 
 def stop(error: Exception) -> NoReturn:
-    """Say why a run has ended before its time, once for all ranks, and end with exit code 1."""
+    """Print why a run has ended early, once for all ranks, and end with exit code 1."""
     sys.stdout.flush()
     from lightning.pytorch.utilities import rank_zero_only
 
@@ -64,7 +64,7 @@ def stop(error: Exception) -> NoReturn:
 
 
 def refuse(error: Exception) -> NoReturn:
-    """End with the error's sentence; `GRPO_PL_TRACEBACK=1` shows where it came from."""
+    """End with the error's sentence; `GRPO_PL_TRACEBACK=1` shows its traceback."""
     if os.environ.get("GRPO_PL_TRACEBACK"):
         raise error
     fail(str(error))

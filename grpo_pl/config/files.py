@@ -1,4 +1,4 @@
-"""Config files as they stand on the disk: what is no mapping of settings is refused before it is read."""
+"""Reads config files: a file that is no mapping of settings is refused."""
 
 import argparse
 import re
@@ -14,14 +14,12 @@ from grpo_pl.system.refusal import ConfigError, fail, nearest
 EXAMPLE = "settings such as `data: {group_size: 8}`"
 MAX_VALUES = 100_000
 """Far above any config: aliases of aliases (a "billion laughs") name more in a few lines."""
-
-
 JOBS = "policy", "reward_model"
 """What the key `job` may be."""
 
 
 class StrictLoader(yaml.SafeLoader):  # type: ignore[misc]
-    """Plain data only, as PyYAML's SafeLoader; a key that stands twice is an error."""
+    """Plain data only, like PyYAML's SafeLoader; a duplicate key is an error."""
 
     @override
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -40,8 +38,8 @@ def read_config(path: str) -> dict[str, Any]:
     """The settings in a config file.
 
     Raises:
-        ConfigError: In one sentence with the file, and the line where there is one.
-        FileNotFoundError: If there is none.
+        ConfigError: With the file, and the line where there is one, if it holds no settings.
+        FileNotFoundError: If there is no such file.
     """
     where = f"config {path}"
     settings = parsed(path, where)
@@ -58,21 +56,16 @@ def read_config(path: str) -> dict[str, Any]:
 
 
 def read_job_config(path: str) -> dict[str, Any]:
-    """The same, of a config for `fit`: the parser would pass over an empty section, whatever its name.
-
-    Raises:
-        ConfigError: In one sentence with the file.
-        FileNotFoundError: If there is none.
-    """
+    """`read_config` for `fit`: refuses an empty section, which the parser would ignore, whatever its name."""
     settings = read_config(path)
-    for section, said in settings.items():
-        if said == {}:
+    for section, content in settings.items():
+        if content == {}:
             raise ConfigError(f"config {path}: {section}: is empty; write settings into it, or leave it out")
     return settings
 
 
 def parsed(path: str, where: str) -> Any:
-    """What a YAML file says."""
+    """The content of a YAML file."""
     try:
         return yaml.load(Path(path).read_bytes().decode("utf-8-sig"), StrictLoader)
     except FileNotFoundError:
@@ -83,12 +76,12 @@ def parsed(path: str, where: str) -> Any:
         raise ConfigError(f"{where}: is not UTF-8 at its byte {error.start}; name a YAML file") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{where}: is not YAML ({reason(error)}); mend it there") from error
-    except (ValueError, RecursionError) as error:  # a date that is none, brackets in brackets in brackets
+    except (ValueError, RecursionError) as error:  # an impossible date, brackets nested too deep
         raise ConfigError(f"{where}: is not YAML ({error}); mend it") from error
 
 
 def reason(error: yaml.YAMLError) -> str:
-    """What is wrong and where, in one line."""
+    """The error and its place, in one line."""
     if not isinstance(error, yaml.MarkedYAMLError):
         return " ".join(str(error).split())
     mark = error.problem_mark or error.context_mark
@@ -97,7 +90,7 @@ def reason(error: yaml.YAMLError) -> str:
 
 
 def num_values(value: Any, known: dict[int, int], inside: tuple[int, ...]) -> int:
-    """How many values a nest of lists and mappings holds when aliases are written out; many in a circle."""
+    """The number of values of nested lists and mappings, aliases written out; a cycle has too many."""
     if not isinstance(value, dict | list):
         return 1
     if id(value) in inside:
@@ -109,12 +102,12 @@ def num_values(value: Any, known: dict[int, int], inside: tuple[int, ...]) -> in
 
 
 def shortened(value: Any) -> str:
-    """A value as a message shows it."""
+    """A value as messages show it."""
     return "null" if value is None else f"{value!r:.60}"
 
 
 def other_version(path: str) -> str:
-    """A half-sentence if the first line of a file says that another version of grpo_pl wrote it."""
+    """A clause for a message if the file's first line names another version of grpo_pl; else empty."""
     with Path(path).open("rb") as file:
         first = re.match(rb"# grpo_pl==([\w.+-]{1,40})", file.readline(200))
     version = first[1].decode() if first else __version__
@@ -122,33 +115,30 @@ def other_version(path: str) -> str:
 
 
 def read_ahead(args: list[str]) -> tuple[str, str]:
-    """The job that the command line and its config files name, and which of these are of another version.
+    """The job of a command line and its config files, which decides what else they may say.
 
-    The job decides what else they may say.
-
-    Raises:
-        ConfigError: If a config file is none, in one sentence.
+    Also returns a clause for messages that names the files written by another version.
     """
     try:
-        said = said_ahead(args)
-        read = [read_job_config(path) for path in said.config]
+        options = first_options(args)
+        configs = [read_job_config(path) for path in options.config]
     except (argparse.ArgumentError, FileNotFoundError):
-        return "policy", ""  # whatever is wrong there, the parser itself will name it
-    job = said.job or ([config["job"] for config in read if "job" in config] or ["policy"])[-1]
+        return "policy", ""  # the parser itself will name the mistake
+    job = options.job or ([config["job"] for config in configs if "job" in config] or ["policy"])[-1]
     if not isinstance(job, str) or job not in JOBS:
         fail(f"job: expected one of {', '.join(JOBS)}, got {job}{nearest(str(job), JOBS)}")
-    return job, "".join(map(other_version, said.config))
+    return job, "".join(map(other_version, options.config))
 
 
 def config_files(args: list[str]) -> list[str]:
-    """The config files that a command line names; none if it cannot be read."""
+    """The config files of a command line; none if it cannot be read."""
     try:
-        return list(said_ahead(args).config)
+        return list(first_options(args).config)
     except argparse.ArgumentError:
         return []
 
 
-def said_ahead(args: list[str]) -> argparse.Namespace:
+def first_options(args: list[str]) -> argparse.Namespace:
     """The options that decide how the others are read."""
     reader = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     reader.add_argument("-c", "--config", action="append", default=[])

@@ -1,4 +1,4 @@
-"""What a config can ask for: a policy, or a reward model."""
+"""The jobs of a config: training a policy, or a reward model."""
 
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ from grpo_pl.reward_modeling.module import RewardModeling
 
 
 class Job(NamedTuple):
-    """Which modules a config configures, and what one looks at."""
+    """The modules that a config configures, and the callbacks of the job."""
 
     model: type[pl.LightningModule]
     data: type[pl.LightningDataModule]

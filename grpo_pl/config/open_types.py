@@ -1,4 +1,4 @@
-"""What a config leaves open: `trainer.precision` and each `dtype` that is `auto`, settled for a machine."""
+"""Settles the open types of a config for a machine: `trainer.precision` and each `dtype` that is `auto`."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple, cast
@@ -38,7 +38,7 @@ class Trainer(pl.Trainer):
 
 
 class Setting(NamedTuple):
-    """A value of the config and where it stands."""
+    """A value of the config and its place."""
 
     key: str
     """As the config nests it, `init_args` and all."""
@@ -46,13 +46,13 @@ class Setting(NamedTuple):
     name: str
 
     @property
-    def said(self) -> str:
-        """The key as one writes it on the command line."""
+    def option(self) -> str:
+        """The key on the command line."""
         return self.key.replace(".init_args", "")
 
     @property
     def value(self) -> Any:
-        """What it is now."""
+        """Its current value."""
         return self.owner[self.name]
 
 
@@ -76,16 +76,13 @@ def left_open(config: Namespace) -> list[Setting]:
 
 
 def settle(config: Namespace, before: Mapping[str, Any]) -> list[str]:
-    """Give each open setting its value, in place: that of a run that goes on, else what fits this machine.
+    """Give each open setting its value, in place: the resumed run's, else the one that fits this machine.
 
-    Engines and reward models take what the trainer computes in. What is set explicitly stays.
+    Engines and reward models take the trainer's type. Explicit settings stay. Returns lines to print.
 
     Args:
         config: The whole config.
-        before: The settings of the run that goes on, nested as in its `config.yaml`; empty for a new one.
-
-    Returns:
-        What there is to say of it, a line each.
+        before: The settings of the resumed run, nested as in its `config.yaml`; empty for a new one.
     """
     opened, explicit = left_open(config), explicit_types(config)
     if not (opened or explicit):
@@ -104,32 +101,29 @@ def settle(config: Namespace, before: Mapping[str, Any]) -> list[str]:
 
 
 def summary(opened: list[Setting], dtype: DType, goes_on: bool, rates: Rates) -> str:
-    """What the open settings have become, and why."""
-    what = ", ".join(f"{each.said} {each.value}" for each in opened)
+    """The values that the open settings got, and why."""
+    what = ", ".join(f"{each.option} {each.value}" for each in opened)
     if goes_on:
-        said = f"Computes in {dtype}, as the run began ({what})"
+        sentence = f"Computes in {dtype}, as the run began ({what})"
         if dtype == rates.fitting:
-            return f"{said}."
+            return f"{sentence}."
         cost = f"products take {rates.slower(dtype):.2g} times as long as in {rates.fitting}"
-        return f"! {said}: on this machine {cost}; --resume never begins anew in that."
+        return f"! {sentence}: on this machine {cost}; --resume never begins anew in that."
     if dtype != rates.fitting:
         return f"Computes in {dtype}, as the trainer does ({what})."
     return f"Computes in {rates.reason} ({what})."
 
 
 def explicit_types(config: Namespace) -> list[tuple[str, str, DType]]:
-    """The key, value and type of what a user has set: the Trainer's precision, an engine's 16 bits."""
-    found = []
-    if (precision := config.trainer.precision) in COMPUTE_IN:
-        found.append((PRECISION, precision, COMPUTE_IN[precision]))
-    for each in types_of(config.get("data"), "data"):
-        if each.value in ("bfloat16", "float16"):
-            found.append((each.said, each.value, each.value))
-    return found
+    """Key, value and type of explicit settings: the Trainer's precision, an engine's 16 bits."""
+    precision = config.trainer.precision
+    trainers = [(PRECISION, precision, COMPUTE_IN[precision])] if precision in COMPUTE_IN else []
+    engines = [each for each in types_of(config.get("data"), "data") if each.value in ("bfloat16", "float16")]
+    return [*trainers, *((each.option, each.value, each.value) for each in engines)]
 
 
 def too_slow(key: str, value: str, dtype: DType, rates: Rates) -> str | None:
-    """A warning, if what a user has set is much slower than what fits."""
+    """A warning if an explicit type is much slower than the fitting one."""
     factor = rates.slower(dtype)
     if factor < WORTH:
         return None
@@ -138,19 +132,19 @@ def too_slow(key: str, value: str, dtype: DType, rates: Rates) -> str | None:
 
 
 def trainer_dtype(config: Namespace) -> DType:
-    """What the trainer multiplies in: its strategy's type, where that has one, or its precision's."""
+    """The trainer's type for products: its strategy's, if it has one, else its precision's."""
     strategy = config.trainer.strategy
     own = strategy.get("init_args.dtype") if isinstance(strategy, Namespace) else None
     return cast(DType, own or COMPUTE_IN.get(str(config.trainer.precision), "float32"))
 
 
 def device_of(accelerator: Any) -> torch.device:
-    """Where a Trainer with such an accelerator computes."""
+    """The device of a Trainer with this accelerator."""
     return torch.device("cpu") if accelerator == "cpu" else device_here()
 
 
 def at(settings: Mapping[str, Any], key: str) -> Any:
-    """A value of nested settings; None where there is none."""
+    """A value of nested settings; None if there is none."""
     value: Any = settings
     for name in key.split("."):
         value = value.get(name) if isinstance(value, dict) else None

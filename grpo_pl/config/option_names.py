@@ -1,8 +1,7 @@
-"""The options of `fit` and `validate` as their parser knows them, kept in the user's cache.
+"""Caches the option names of `fit` and `validate` for the user.
 
-To read a command line takes the imports of everything that it may name. A misspelt name, and `--help`, are
-answered from what the last command that had imported all has left here. A name inside a component is left to
-the parser.
+Reading a command line imports everything that it may name. A misspelt name, and `--help`, are answered from
+the cache of the last command that had imported all. A name inside a component is left to the parser.
 """
 
 import hashlib
@@ -29,7 +28,7 @@ OPTION = re.compile(r"--([A-Za-z_][\w.-]*)\+?(?:=.*)?", re.DOTALL)
 
 
 class Names(NamedTuple):
-    """Those of one command and job."""
+    """The names of one command and job."""
 
     options: list[str]
     groups: list[str]
@@ -43,19 +42,15 @@ class Names(NamedTuple):
 
 
 def check_names(command: str, words: list[str]) -> None:
-    """Refuse a misspelt option of a command line or its config files, if all names are known.
-
-    Args:
-        command: `fit` or `validate`.
-        words: What follows it.
-    """
+    """Refuse a misspelt option after a command, or in its config files, if the names are known."""
     job, written_by = read_ahead(words)
-    names = kept(job).get(command)
-    if names is None:
+    of_commands = kept(job)
+    if command not in of_commands:
         return
-    for name in (*names_in(words), *names_in_configs(words, Names(*names))):
-        if Names(*names).surely_lack(name):
-            fail(no_such_option(name, names[0]) + written_by)
+    names = Names(*of_commands[command])
+    for name in (*names_in(words), *names_in_configs(words, names)):
+        if names.surely_lack(name):
+            fail(no_such_option(name, names.options) + written_by)
 
 
 def names_in(words: list[str]) -> Iterator[str]:
@@ -68,7 +63,7 @@ def names_in(words: list[str]) -> Iterator[str]:
 
 
 def names_in_configs(words: list[str], names: Names) -> Iterator[str]:
-    """The settings in the config files that a command line names, as far as they are options."""
+    """The settings in the config files of a command line, down to the options."""
     for path in config_files(words):
         with suppress(FileNotFoundError):  # the parser says so, with the nearest name
             yield from names_in_settings(read_config(path), names)
@@ -85,28 +80,18 @@ def names_in_settings(settings: Mapping[str, Any], names: Names, group: str = ""
 
 
 def keep(job: str, names: Mapping[str, Names]) -> None:
-    """Write down the names of all commands, where that is allowed and was not done before.
-
-    Args:
-        job: What is trained.
-        names: Command -> its names.
-    """
+    """Cache the names of all commands (command -> names) for a job, unless they are."""
     if not kept(job):
         write(kept_in(f"options-{job}"), names)
 
 
 def kept(job: str) -> dict[str, list[list[str]]]:
-    """Command -> its names; empty if other code has written them."""
+    """Command -> its cached names; empty if other code has written them."""
     return read(kept_in(f"options-{job}"))
 
 
 def help_text(command: str, make: Callable[[], str]) -> str:
-    """What `--help` of a command prints, made once for each width of a terminal.
-
-    Args:
-        command: Its name.
-        make: Has the parser write it, which takes all imports.
-    """
+    """The `--help` of a command, made once for each width of a terminal, since `make` takes all imports."""
     texts = read(kept_in("help"))
     key = f"{command}, {shutil.get_terminal_size().columns} columns"
     if key not in texts:
@@ -116,23 +101,23 @@ def help_text(command: str, make: Callable[[], str]) -> str:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """What a file keeps; nothing if other code has written it."""
+    """The content of a cache file; empty if other code has written it."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return dict(found["kept"]) if found.get("of") == state() else {}
+    return dict(content["kept"]) if content.get("of") == state() else {}
 
 
 def write(path: Path, what: Mapping[str, Any]) -> None:
-    """Keep something in a file, where that is allowed."""
+    """Write a cache file, if that is permitted."""
     with suppress(OSError):  # nobody needs it: the parser knows as much
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps({"of": state(), "kept": what}))
 
 
 def kept_in(name: str) -> Path:
-    """A file; another one for each copy of grpo_pl."""
+    """A cache file of this copy of grpo_pl."""
     folder = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     copy = hashlib.sha256(str(PACKAGE).encode()).hexdigest()[:12]
     return Path(folder) / "grpo_pl" / f"{name}-{copy}.json"
@@ -140,7 +125,7 @@ def kept_in(name: str) -> Path:
 
 @cache
 def state() -> str:
-    """A text that is another one when any code has changed that options come from."""
+    """A text that changes with any code that options come from."""
     hashed = hashlib.sha256(repr([sys.version, *map(version, DECIDE)]).encode())
     for path in sorted(PACKAGE.rglob("*.py")):
         hashed.update(path.read_bytes())

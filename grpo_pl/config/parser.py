@@ -1,4 +1,4 @@
-"""Reading the command line and config files: a mistake is answered in one sentence."""
+"""The parser of command line and config files, which answers a mistake with one sentence."""
 
 from typing import Any, NoReturn
 

@@ -1,4 +1,4 @@
-"""Which key of a config a component was built from, so that its own messages name the key in full."""
+"""Finds the config key of each component, so that the component's messages name the key in full."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -22,7 +22,7 @@ class Node(NamedTuple):
     arguments: Mapping[str, Any]
 
     def may_be(self, cls: type, arguments: Mapping[str, Any]) -> bool:
-        """Whether a class with these arguments can have been built from it."""
+        """Whether a class with these arguments can have been built from this node."""
         return (
             (self.class_path is None or locate(self.class_path) is cls)
             and self.arguments.keys() == arguments.keys()
@@ -33,19 +33,15 @@ class Node(NamedTuple):
 class Places:
     """Builds the components of a config and marks each with its key.
 
-    jsonargparse hands over a class and its arguments, not the key: the key is that of the first node with
-    this class and these arguments that nothing was built from yet.
+    jsonargparse hands over a class and its arguments, not the key. The key is that of the first node, among
+    those not built yet, with this class and these arguments.
     """
 
     def __init__(self, config: Namespace) -> None:
         self._nodes = list(nodes(config))
 
     def build(self, cls: type[T], /, *args: Any, **arguments: Any) -> T:
-        """An instance; what it says of an argument has the key before it.
-
-        Raises:
-            ArgumentError: If the class refuses an argument.
-        """
+        """Build an instance; an `ArgumentError` of the class gets the key put before it."""
         node = next((node for node in self._nodes if node.may_be(cls, arguments)), None)
         try:
             built = cls(*args, **arguments)
@@ -60,7 +56,7 @@ class Places:
 
 
 def nodes(config: Any, key: str = "") -> Iterator[Node]:
-    """Every part of a config that may become a component, the inner ones first."""
+    """The parts of a config that may become components, inner ones first."""
     if isinstance(config, list | tuple):
         config = {str(i): value for i, value in enumerate(config)}
     if not isinstance(config, dict | Namespace):
@@ -76,6 +72,6 @@ def nodes(config: Any, key: str = "") -> Iterator[Node]:
 
 
 def differ(setting: Any, argument: Any) -> bool:
-    """Whether a setting and an argument are plain values and not the same."""
+    """Whether a setting and an argument are plain values that differ."""
     plain = (str, int, float, bool, type(None))
     return isinstance(setting, plain) and isinstance(argument, plain) and setting != argument

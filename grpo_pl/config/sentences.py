@@ -1,4 +1,4 @@
-"""All that depends on the inside of jsonargparse, true for 4.53: what is patched, what its messages mean.
+"""Everything that depends on the inside of jsonargparse 4.53: patches, and the meaning of its messages.
 
 `pyproject.toml` bounds the version; tests/config shows what another one changes.
 """
@@ -26,7 +26,7 @@ set_parsing_settings(
 
 
 def defaults(class_path: str | None) -> dict[str, Any]:
-    """What the constructor of a class takes where nothing is said; empty for what is no import path."""
+    """The defaults of a class's constructor; empty if there is no such class."""
     cls = locate(class_path or "")
     if not inspect.isclass(cls):
         return {}
@@ -36,10 +36,10 @@ def defaults(class_path: str | None) -> dict[str, Any]:
 
 
 def drop_what_means_something_else(owner: Any, before: Any, after: Any) -> None:
-    """When a component gives way to one of another class, keep those settings alone that mean the same there.
+    """When a component of another class replaces one, keep only those settings that mean the same in both.
 
-    They do where the two classes have the same default. jsonargparse keeps every setting whose name the new
-    class knows: `--model.loss GSPO` over `ClippedSurrogate` would be GSPO with bounds 500 times too wide.
+    Those are the settings with the same default. jsonargparse keeps every setting whose name the new class
+    knows: `--model.loss GSPO` over `ClippedSurrogate` would be GSPO with bounds 500 times too wide.
     """
     if before and "init_args" in before and before["class_path"] != after["class_path"]:
         old, new = defaults(before["class_path"]), defaults(after["class_path"])
@@ -106,21 +106,21 @@ def is_defined_in(name: str, module: str) -> bool:
 
 
 def about_a_name(key: str, message: str, options: dict[str, Any]) -> str | None:
-    """What a message says of an option that does not exist, or is missing."""
+    """A sentence on an option that does not exist, or is missing."""
     if unknown := re.search(r"unrecognized arguments: -*([^\s=]+)|does not accept option '(.+?)'", message):
         return no_such_option(unknown[1] or unknown[2], options)
     if unknown := re.search(r"Option '(.+?)' is not accepted", message):
         cls = locate(re.findall(r"class_path[ =]'([\w.]+)'", message)[-1])
         return no_such_option(f"{key}.{unknown[1]}", [f"{key}.{name}" for name in parameters(cls)])
     if missing := re.search(r"arguments are required: (.+)", message):
-        given = [re.sub(r"^(fit|validate|plan)\.", "", name) for name in missing[1].split(", ")]
-        names = [".".join(filter(None, (key, name))) for name in given]
+        leaves = [re.sub(r"^(fit|validate|plan)\.", "", name) for name in missing[1].split(", ")]
+        names = [".".join(filter(None, (key, leaf))) for leaf in leaves]
         return f"{', '.join(names)}: no value is given; set it in a --config file or on the command line"
     return None
 
 
 def about_code(key: str, message: str) -> str | None:
-    """What a message says of an import path that a config cannot name there."""
+    """A sentence on an import path that a config may not name in this place."""
     if denied := re.search(r"Importing '(.+?)' is not allowed", message):
         return f"{key}: {denied[1]} is nothing that a config may name: it could run or read anything"
     if thing := re.search(r"Unexpected import object .*?Got value: (\S+)", message, re.DOTALL):
@@ -129,7 +129,7 @@ def about_code(key: str, message: str) -> str | None:
 
 
 def about_a_value(key: str, message: str, options: dict[str, Any]) -> str | None:
-    """What a message says of a file, a class or a plain value that is not of the kind that it should be."""
+    """A sentence on a file, a class or a plain value of the wrong kind."""
     if file := re.search(r"File does not exist: '(.+)'", message):
         near = nearest(file[1], map(str, Path(file[1]).parent.glob("*")))
         return f"{key}: there is no file {file[1]}{near}"
@@ -158,13 +158,13 @@ def about_a_value(key: str, message: str, options: dict[str, Any]) -> str | None
 
 
 def parameters(cls: Any) -> list[str]:
-    """What the constructor of a class takes, with what it hands on to others."""
+    """The parameters of a class's constructor, including those that it hands on."""
     return list(ArgumentParser().add_class_arguments(cls, fail_untyped=False)) if inspect.isclass(cls) else []
 
 
 @contextmanager
 def failed_imports_answered() -> Iterator[None]:
-    """A module that a config names and that cannot be imported ends in one sentence and exit code 2."""
+    """End with one sentence and exit code 2 if a module that a config names cannot be imported."""
     try:
         yield
     except (Exception, SystemExit) as error:
@@ -174,11 +174,11 @@ def failed_imports_answered() -> Iterator[None]:
 
 
 def failed_import(error: BaseException) -> str | None:
-    """The import path whose module raised the error when it was imported, if a config named one that did."""
+    """The import path, named in a config, whose module raised the error on import; None for other errors."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     return next((frame.f_locals["name"] for frame in frames if is_import(frame)), None)
 
 
 def is_import(frame: FrameType) -> bool:
-    """Whether jsonargparse imports there what a config names."""
+    """Whether jsonargparse imports a path of the config in this frame."""
     return frame.f_code.co_name == "import_object" and frame.f_globals["__name__"] == "jsonargparse._util"
