@@ -8,7 +8,7 @@ import lightning.pytorch as pl
 from grpo_pl.config.cli import CLI
 from grpo_pl.datamodule import RolloutDataModule, connect
 from grpo_pl.module import PolicyOptimization
-from grpo_pl.rollout.engine import RolloutEngine, SamplingConfig
+from grpo_pl.rollout.engine import RolloutEngine
 
 ONE_PROCESS = (
     *("--trainer.devices", "1", "--trainer.num_nodes", "1", "--trainer.strategy", "auto"),
@@ -29,22 +29,22 @@ def of_policy(cli: CLI) -> tuple[pl.Trainer, PolicyOptimization, RolloutDataModu
 
 @contextmanager
 def started(
-    trainer: pl.Trainer, data: RolloutDataModule, few: tuple[int, SamplingConfig] | None = None
+    trainer: pl.Trainer, data: RolloutDataModule, limits: tuple[int, int] | None = None
 ) -> Iterator[RolloutEngine]:
     """The engine with the pretrained weights, as `fit` starts it; always shut down afterwards.
 
     Args:
         trainer: The trainer that `data` is connected with (`of_policy`).
         data: Holds the engine.
-        few: Sequences at once and their sampling, for fewer or shorter responses than in `fit`.
+        limits: Sequences at once and tokens of the longest response, where these are not those of `fit`.
     """
     try:
-        if few is None:
+        if limits is None:
             data.start("fit")
         else:
             data.engine.start(
-                max_sequence_tokens=data.max_prompt_tokens + few[1].max_tokens,
-                max_sequences=few[0],
+                max_sequence_tokens=data.max_prompt_tokens + limits[1],
+                max_sequences=limits[0],
                 device=trainer.strategy.root_device,
             )
         yield data.engine

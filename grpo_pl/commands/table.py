@@ -10,66 +10,54 @@ from grpo_pl.system.refusal import fail, nearest
 
 
 class Command(NamedTuple):
-    """Where a command's function is, and what it does."""
+    """A command's function and its line in the list of commands."""
 
     path: str
-    """`module:function`; the function takes what follows the command and may give an exit code."""
+    """`module:function` in this package; takes the words after the command, may return an exit code."""
     does: str
     """One line of `--help`."""
 
 
 COMMANDS = {
     "fit": Command(
-        "grpo_pl.commands.fit.command:fit",
-        "Train, and keep metrics, samples and checkpoints in the run's folder.",
+        "fit.command:fit", "Train, and keep metrics, samples and checkpoints in the run's folder."
     ),
     "validate": Command(
-        "grpo_pl.commands.fit.command:validate",
-        "Measure the accuracy of a model or a checkpoint on the validation problems.",
+        "fit.command:validate", "Measure the accuracy of a model or a checkpoint on the validation problems."
     ),
     "plan": Command(
-        "grpo_pl.commands.plan.command:plan",
+        "plan.command:plan",
         "Say what a run will need of memory and passes, and what is likely not meant; run nothing.",
     ),
-    "submit": Command(
-        "grpo_pl.commands.submit.command:submit",
-        "Check what fit would run, and submit it to SLURM as a job.",
-    ),
+    "submit": Command("submit.command:submit", "Check what fit would run, and submit it to SLURM as a job."),
     "check-invariance": Command(
-        "grpo_pl.commands.check_invariance.command:check_invariance",
+        "check_invariance.command:check_invariance",
         "Compare the gradient of one rollout over strategies, ranks and micro-batches.",
     ),
     "doctor": Command(
-        "grpo_pl.commands.doctor.command:doctor",
+        "doctor.command:doctor",
         "Say what is wrong with machine, installation, model and engine, and how to mend it.",
     ),
     "rollout": Command(
-        "grpo_pl.commands.rollout.command:rollout",
+        "rollout.command:rollout",
         "Sample the rollouts that fit would learn from first, score and keep them; train nothing.",
     ),
     "ablate": Command(
-        "grpo_pl.commands.ablate.command:ablate",
+        "ablate.command:ablate",
         "Run a study: variants of a config, each with several seeds, and compare them.",
     ),
-    "compare": Command(
-        "grpo_pl.commands.compare.command:compare",
-        "Compare runs in a table, report.html and report.md.",
-    ),
+    "compare": Command("compare.command:compare", "Compare runs in a table, report.html and report.md."),
     "export": Command(
-        "grpo_pl.commands.export:run",
-        "Make a Hugging Face folder, for transformers and vLLM, from a run's checkpoint.",
+        "export:run", "Make a Hugging Face folder, for transformers and vLLM, from a run's checkpoint."
     ),
     "reward-data": Command(
-        "grpo_pl.commands.reward_data.command:reward_data",
-        "Make data for a reward model from rollouts and a verifier.",
+        "reward_data.command:reward_data", "Make data for a reward model from rollouts and a verifier."
     ),
     "tiny-model": Command(
-        "grpo_pl.commands.tiny_model:tiny_model",
-        "Make a random Llama of 0.1 M parameters, for debugging and tests.",
+        "tiny_model:tiny_model", "Make a random Llama of 0.1 M parameters, for debugging and tests."
     ),
     "bench": Command(
-        "grpo_pl.commands.bench.command:bench",
-        "Measure what an iteration costs, beside what it must cost and beside TRL.",
+        "bench.command:bench", "Measure what an iteration costs, beside what it must cost and beside TRL."
     ),
 }
 
@@ -77,7 +65,7 @@ COMMANDS = {
 def command(name: str) -> Callable[[list[str]], int | None]:
     """The function of a command, imported only now."""
     module, _, function = COMMANDS[name].path.partition(":")
-    return getattr(import_module(module), function)  # type: ignore[no-any-return]
+    return getattr(import_module(f"grpo_pl.commands.{module}"), function)  # type: ignore[no-any-return]
 
 
 def answer(words: list[str]) -> bool:

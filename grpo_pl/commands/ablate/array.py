@@ -5,7 +5,6 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from grpo_pl.commands.ablate.planned import PlannedRun
 from grpo_pl.commands.submit import command as submission
@@ -17,15 +16,9 @@ from grpo_pl.system.refusal import ConfigError
 REPORT_SCRIPT = "report.sbatch"
 
 
-class ArrayJob(NamedTuple):
-    """An array of jobs, not submitted yet."""
-
-    script: str
-    partition: list[str]
-    """Options of sbatch for the report."""
-
-
-def submit_array(runs: Sequence[PlannedRun], out: Path, job: ArrayJob, *, base: str) -> None:
+def submit_array(
+    runs: Sequence[PlannedRun], out: Path, script: str, options: argparse.Namespace, *, base: str
+) -> None:
     """Submit runs that have not ended as one array, and the report on the study as a job that waits for it.
 
     Refuses a run whose folder belongs to another job that has not ended.
@@ -33,7 +26,8 @@ def submit_array(runs: Sequence[PlannedRun], out: Path, job: ArrayJob, *, base: 
     Args:
         runs: One array task each.
         out: The study's folder.
-        job: The array's script.
+        script: The array's script.
+        options: The options of `submit`, of which the report takes the partition.
         base: The variant that the others are compared with.
     """
     check_sbatch()
@@ -41,13 +35,14 @@ def submit_array(runs: Sequence[PlannedRun], out: Path, job: ArrayJob, *, base: 
         check_free(run.folder)
     for run in runs:
         run.fit.prepare()
-    (out / SCRIPT_FILE).write_text(job.script, encoding="utf-8")
+    (out / SCRIPT_FILE).write_text(script, encoding="utf-8")
     array = hand_in(out / SCRIPT_FILE)
     for i, run in enumerate(runs):
         if slurm_job.owner(run.folder) is None:  # or the job itself was faster
             slurm_job.Owner(f"{array}_{i}", starts=0).write(run.folder)
     (out / REPORT_SCRIPT).write_text(report_script(out, base), encoding="utf-8")
-    after = hand_in(out / REPORT_SCRIPT, f"--dependency=afterany:{array}", *job.partition)
+    partition = [f"--partition={options.partition}"] if options.partition else []
+    after = hand_in(out / REPORT_SCRIPT, f"--dependency=afterany:{array}", *partition)
     print(f"Jobs {array}_[0-{len(runs) - 1}] are submitted, and {after}, which compares them: {out}/*.sbatch")
 
 
@@ -59,13 +54,12 @@ def read_options(text: str) -> argparse.Namespace:
     return options
 
 
-def array_job(runs: Sequence[PlannedRun], out: Path, options: argparse.Namespace) -> ArrayJob:
-    """The array whose tasks run one of `runs` each, on nodes as the options of `submit` say."""
+def array_script(runs: Sequence[PlannedRun], out: Path, options: argparse.Namespace) -> str:
+    """The script of an array with a task for each run, on nodes as the options of `submit` say."""
     configs = shlex.join(str(run.folder / CONFIG_FILE) for run in runs)
     choose = [f"configs=({configs})", 'set -- --config "${configs[$SLURM_ARRAY_TASK_ID]}"']
     more = {"array": f"0-{len(runs) - 1}", "output": shlex.quote(f"{out}/slurm-%A_%a.out")}
-    partition = [f"--partition={options.partition}"] if options.partition else []
-    return ArrayJob(write(options, runs[0].fit.settings, out, choose, more), partition)
+    return write(options, runs[0].fit.settings, out, choose, more)
 
 
 def report_script(out: Path, base: str) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.progress import track
 
-from grpo_pl.commands.ablate.array import array_job, read_options, submit_array
+from grpo_pl.commands.ablate.array import array_script, read_options, submit_array
 from grpo_pl.commands.ablate.forked import ForkServer
 from grpo_pl.commands.ablate.planned import PlannedRun, plan_runs
 from grpo_pl.commands.ablate.progress import StudyProgress
@@ -46,9 +46,9 @@ def conduct(
         checked = track(planned, "checking", total=total, transient=True)
         runs = [run.reading_from(settings, Path(aside)) for run in checked]
         to_do = [run for run in runs if not run.ended]
-        job = array_job(to_do, out, on_slurm) if on_slurm and to_do else None
+        script = array_script(to_do, out, on_slurm) if on_slurm and to_do else ""
         if options.dry_run:
-            print(job.script if job else "".join(f"{run.name}: {run.folder}\n" for run in to_do), end="")
+            print(script or "".join(f"{run.name}: {run.folder}\n" for run in to_do), end="")
             return 0
         print(f"{len(runs)} runs of {len(study.variants)} variants: {len(runs) - len(to_do)} have ended")
         lock = Lock(out)
@@ -56,9 +56,9 @@ def conduct(
         try:
             study.write_settings(settings)
             shutil.copyfile(study.path, out / STUDY_FILE)
-            if job is None:
+            if not on_slurm or not script:
                 return run_here(study, runs, out, options.jobs, server)
-            submit_array(to_do, out, job, base=next(iter(study.variants)))
+            submit_array(to_do, out, script, on_slurm, base=next(iter(study.variants)))
             return 0
         finally:
             lock.leave()

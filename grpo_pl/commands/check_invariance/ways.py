@@ -31,7 +31,7 @@ ONE_STEP = (
 """Every variant's changes to the config: one step, in float32, and nothing else."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Variant:
     """One way to compute the same gradient."""
 
@@ -42,12 +42,9 @@ class Variant:
 
 
 @dataclass
-class Row:
-    """The result of a variant."""
+class Row(Variant):
+    """A variant with its result."""
 
-    strategy: str
-    ranks: int
-    micro_batches: int
     gradient_norm: float | None = None
     relative_error: float | None = None
     """|g - g0| / |g0| over all trained parameters, with g0 the gradient of the first row."""

@@ -95,7 +95,7 @@ class Examination:
         engine, begin = self.data.engine, time.perf_counter()
         name = type(engine).__name__
         self._enter(f"starting {name}")
-        with started(self.trainer, self.data, (PROMPTS * RESPONSES, self.sampling)):
+        with started(self.trainer, self.data, (PROMPTS * RESPONSES, self.sampling.max_tokens)):
             seconds = time.perf_counter() - begin
             rollout = self._sample("sampling with the weights as they are")
             yield self._started(name, seconds, rollout)

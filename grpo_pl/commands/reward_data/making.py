@@ -4,13 +4,15 @@ import argparse
 import json
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 from rich.progress import track
 
-from grpo_pl.commands.engine import of_policy
+from grpo_pl.commands.engine import of_policy, started
 from grpo_pl.config.cli import configure
 from grpo_pl.datamodule import RolloutDataModule
 from grpo_pl.functional import derive_seed, permutation
@@ -36,7 +38,7 @@ def make(options: argparse.Namespace, for_fit: list[str]) -> list[Row]:
     if options.samples:
         rows = make_pairs(recorded(options.samples), verifier, options.pairs_per_prompt)
     else:
-        for rollout in rollouts(data, options.prompts, trainer.strategy.root_device):
+        for rollout in rollouts(trainer, data, options.prompts):
             if options.kind == "pairs":
                 rows += make_pairs(rollout.samples, verifier, options.pairs_per_prompt)
             else:
@@ -47,23 +49,14 @@ def make(options: argparse.Namespace, for_fit: list[str]) -> list[Row]:
     return rows
 
 
-def rollouts(data: RolloutDataModule, num_prompts: int, device: Any) -> Iterator[Rollout]:
+def rollouts(trainer: pl.Trainer, data: RolloutDataModule, num_prompts: int) -> Iterator[Rollout]:
     """Groups of responses to the training prompts, as the first iterations of a run sample them."""
     prompts = data.read_prompts("train", data.train)
-    chunks = -(-num_prompts // CHUNK)
-    data.engine.start(
-        max_sequence_tokens=data.max_prompt_tokens + 2 * data.sampling.max_tokens,  # a prefix continued
-        max_sequences=CHUNK * data.group_size,
-        device=device,
-    )
-    try:
-        for i in track(range(chunks), description="sampling"):
+    limits = CHUNK * data.group_size, 2 * data.sampling.max_tokens  # a prefix and its continuation
+    with started(trainer, data, limits) as engine:
+        for i in track(range(-(-num_prompts // CHUNK)), description="sampling"):
             chunk = iteration_prompts(prompts, iteration=i, prompts_per_iteration=CHUNK, seed=data.seed)
-            yield data.engine.generate(
-                chunk[: num_prompts - i * CHUNK], group_size=data.group_size, sampling=data.sampling
-            )
-    finally:
-        data.engine.shutdown()
+            yield engine.generate(chunk[: num_prompts - i * CHUNK], data.group_size, data.sampling)
 
 
 def recorded(path: Path) -> list[Sample]:
@@ -125,14 +118,9 @@ def label_steps(
         prompt, response_ids = samples[n].prompt, rollout.token_ids[n][rollout.loss_mask[n]].tolist()
         for end in step_ends(samples[n].response, separator)[:-1]:
             last = bisect_left(samples[n].token_ends, end)
-            prefix = Prompt(
-                token_ids=prompt.token_ids + response_ids[: last + 1],
-                text=prompt.text,
-                answer=prompt.answer,
-                metadata=prompt.metadata,
-                seed=derive_seed(prompt.seed, "steps", n, end),
-            )
-            prefixes.append((n, samples[n].token_ends[last], prefix))
+            token_ids = prompt.token_ids + response_ids[: last + 1]
+            seed = derive_seed(prompt.seed, "steps", n, end)
+            prefixes.append((n, samples[n].token_ends[last], replace(prompt, token_ids=token_ids, seed=seed)))
     labels = continued(prefixes, samples, data, verifier, continuations)
     rows = []
     for n in seen.values():
