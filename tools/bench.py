@@ -1,4 +1,4 @@
-"""`grpo_pl bench` from a clone that need not be installed: python tools/bench.py [its options]."""
+"""`grpo_pl bench` from a clone that need not be installed: python tools/bench.py [options of bench]."""
 
 import sys
 from pathlib import Path

@@ -50,7 +50,7 @@ class Started:
 
     @property
     def code(self) -> int | None:
-        """How it ended; None while it goes on."""
+        """Its exit code; None while it runs."""
         return self.process.poll()
 
     def kill(self) -> None:
@@ -60,7 +60,7 @@ class Started:
 
 
 class Fit:
-    """`grpo_pl fit` in a process group of its own; forked where there is something to fork it from."""
+    """`grpo_pl fit` in a process group of its own; forked, if there is a fork server."""
 
     def __init__(self, arguments: list[str], folder: Path, server: ForkServer | None) -> None:
         self.folder = folder
@@ -74,11 +74,11 @@ class Fit:
 
     @property
     def code(self) -> int | None:
-        """How it ended; None while it goes on."""
+        """Its exit code; None while it runs."""
         return self.process.code
 
     def kill(self) -> None:
-        """End it by SIGKILL with its whole group, and wait until it is gone."""
+        """Send SIGKILL to its whole group, and wait until it is gone."""
         self.process.kill()
 
     def wait_for_the_beginning(self) -> None:
@@ -94,7 +94,7 @@ class Fit:
         self.check()
 
     def check(self) -> None:
-        """End with its last words if it has failed."""
+        """Exit with the end of its log if it has failed."""
         if self.code:
             sys.exit(f"{self.log.read_text()[-2000:]}\n{self.folder}: exit code {self.code}")
 
@@ -102,7 +102,7 @@ class Fit:
 def killed_and_continued(
     arguments: list[str], folder: Path, after_s: float, server: ForkServer | None
 ) -> None:
-    """A run that is killed so long after its beginning; sooner, if it has ended by then."""
+    """Kill a run so long after its beginning, earlier if it would have ended, and run it again to its end."""
     while True:
         run = Fit(arguments, folder, server)
         run.wait_for_the_beginning()
@@ -119,7 +119,7 @@ def killed_and_continued(
 
 
 def differences(ours: Path, theirs: Path) -> list[str]:
-    """What two runs have ended with that is not the same."""
+    """The results that differ between two runs."""
     from grpo_pl.runs.checkpoint_io import AtomicCheckpointIO
     from grpo_pl.runs.layout import METRICS_FILE, ROLLOUTS_FOLDER, SAMPLES_FILE, read_metrics
 
@@ -135,15 +135,16 @@ def differences(ours: Path, theirs: Path) -> list[str]:
             {k: repr(v) for k, v in row.items() if not k.startswith(("time/", "memory/"))} for row in rows
         ]
 
-    found = [] if same(learned(ours), learned(theirs)) else ["weights or optimizer"]
-    found += [] if measured(ours) == measured(theirs) else [METRICS_FILE]
-    read = [(folder / SAMPLES_FILE).read_bytes() for folder in (ours, theirs)]
-    found += [] if read[0] == read[1] else [SAMPLES_FILE]
-    kept = [
-        {path.name: path.read_bytes() for path in (folder / ROLLOUTS_FOLDER).glob("*.parquet")}
-        for folder in (ours, theirs)
-    ]
-    return found + ([] if kept[0] == kept[1] else [ROLLOUTS_FOLDER])
+    def kept(folder: Path) -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in (folder / ROLLOUTS_FOLDER).glob("*.parquet")}
+
+    differing = {
+        "weights or optimizer": not same(learned(ours), learned(theirs)),
+        METRICS_FILE: measured(ours) != measured(theirs),
+        SAMPLES_FILE: (ours / SAMPLES_FILE).read_bytes() != (theirs / SAMPLES_FILE).read_bytes(),
+        ROLLOUTS_FOLDER: kept(ours) != kept(theirs),
+    }
+    return [name for name, differs in differing.items() if differs]
 
 
 def same(a: Any, b: Any) -> bool:
@@ -160,7 +161,7 @@ def same(a: Any, b: Any) -> bool:
 
 
 def kill_test(kills: int, seed: int, arguments: list[str], out: Path, server: ForkServer | None) -> int:
-    """Kill so many runs, and give the number of those that ended like the undisturbed one."""
+    """Kill `kills` runs; returns the number of those that ended like the undisturbed one."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     whole, identical = out / "undisturbed", 0
@@ -177,8 +178,8 @@ def kill_test(kills: int, seed: int, arguments: list[str], out: Path, server: Fo
         for number in range(kills):
             folder, share = out / f"killed-{number:03d}", shares.random()
             killed_and_continued(arguments, folder, share * duration, server)
-            if found := differences(whole, folder):
-                bar.console.print(f"{folder}, killed after {share:.1%}: other {', '.join(found)}")
+            if other := differences(whole, folder):
+                bar.console.print(f"{folder}, killed after {share:.1%}: other {', '.join(other)}")
             else:
                 identical += 1
                 shutil.rmtree(folder)
@@ -187,7 +188,7 @@ def kill_test(kills: int, seed: int, arguments: list[str], out: Path, server: Fo
 
 
 def main() -> None:
-    """Read the command line."""
+    """Read the command line and run the test."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )

@@ -1,10 +1,10 @@
-"""Measure what a command costs before it does anything: CPU seconds, beside those of `import torch`.
+"""Measures the startup of commands: CPU seconds, beside those of `import torch`.
 
 python tools/measure_startup.py              # a table; the exit code is 1 where a command is above its limit
 python tools/measure_startup.py --repeat 5
 
 Each number is the median over repetitions, which go through all commands in turn, so that all of them meet
-the same machine. A command runs once before: it keeps the names of options, and what --help says of them.
+the same state of the machine. Before that a command runs once, to cache option names and help texts.
 """
 
 import argparse
@@ -24,7 +24,7 @@ TORCH, LIGHTNING = "import torch", "import torch, lightning.pytorch"
 
 
 class Command(NamedTuple):
-    """What follows `python -m grpo_pl`, and how much of an import it may cost."""
+    """The words after `python -m grpo_pl`, and their limit as a multiple of an import's cost."""
 
     words: Sequence[str]
     limit: float
@@ -46,7 +46,7 @@ COMMANDS = (
 
 
 def cpu_s(words: Sequence[str], folder: Path) -> float:
-    """User and system time of a Python process, and of all that it starts, in a folder."""
+    """User and system time of a Python process in a folder, with all its children."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     path = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
     subprocess.run(
@@ -62,7 +62,7 @@ def cpu_s(words: Sequence[str], folder: Path) -> float:
 
 
 def measure(repeat: int) -> dict[str, float]:
-    """What runs -> its median CPU seconds."""
+    """Command or import -> its median CPU seconds."""
     runs = {code: ["-c", code] for code in (TORCH, LIGHTNING)}
     runs |= {" ".join(command.words): ["-m", "grpo_pl", *command.words] for command in COMMANDS}
     with tempfile.TemporaryDirectory() as folder:

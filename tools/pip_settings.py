@@ -2,8 +2,8 @@
 
     eval "$(python tools/pip_settings.py)"
 
-uv reads neither pip.conf nor PIP_* variables; a mirror, a proxy or a certificate that is set there is meant
-for whatever installs packages. A variable of uv's that is set already stays. Needs Python and pip alone.
+uv reads neither pip.conf nor PIP_* variables, but a mirror, a proxy or a certificate set there is meant for
+every installer of packages. A variable of uv's that is set already stays. Needs nothing but Python and pip.
 """
 
 import ast
@@ -26,26 +26,26 @@ SAME_FOR_UV = {
     "default-timeout": ("UV_HTTP_TIMEOUT", " "),
     "timeout": ("UV_HTTP_TIMEOUT", " "),
 }
-"""pip's option -> the variable, and what stands between its values."""
+"""pip's option -> the variable, and the separator of its values."""
 ORDER = ("global", "install", ":env:")
 """Sections of pip's settings, the strongest last."""
 
 
 def settings(listed: str) -> dict[str, str]:
-    """The options that `pip config list` names, each with its strongest value."""
-    found: dict[str, dict[str, str]] = {section: {} for section in ORDER}
+    """The options listed by `pip config list`, each with its strongest value."""
+    sections: dict[str, dict[str, str]] = {section: {} for section in ORDER}
     for line in listed.splitlines():
         key, _, value = line.partition("=")
         section, _, option = key.rpartition(".")
-        if section in found:
-            found[section][option] = ast.literal_eval(value)
-    return {option: value for section in ORDER for option, value in found[section].items()}
+        if section in sections:
+            sections[section][option] = ast.literal_eval(value)
+    return {option: value for section in ORDER for option, value in sections[section].items()}
 
 
 def for_uv(options: Mapping[str, str], environment: Mapping[str, str]) -> dict[str, str]:
-    """The variables that say the same to uv, without those that are set.
+    """The equivalent variables of uv, without those that are set.
 
-    Best match means what pip does: take the best version that any index has.
+    `unsafe-best-match` is pip's behaviour: take the best version that any index has.
     """
     wanted = {"UV_INDEX_STRATEGY": "unsafe-best-match"}
     for option, (variable, between) in SAME_FOR_UV.items():

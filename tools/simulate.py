@@ -3,12 +3,13 @@
   python tools/simulate.py [--nodes [1,8,128]] [--models [7B]] [--lengths [1024,8192]] [--machine.mfu 0.4]
       [--work.prompts 2048] [--bench bench.json] [--plot FILE.png] [--out FILE.json]
 
-An iteration is laid out colocated, on dedicated engines, and overlapped on those, each in the fastest way
-that fits: split of the nodes, tensor-parallel engines, fsdp2 or hsdp. Iteration time, weight sync, which
-layout wins where, and what breaks first are tables; `--plot` draws them. Constants and their sources stand in
-tools/simulation/inputs.py, the formulas in tools/simulation/cost.py; each constant is an option. An H200 is
-`--machine.memory_bytes 141e9 --machine.memory_bandwidth 4.8e12`. `--bench` takes what tools/bench.py has
-measured on this machine, calibrates the formulas with its raw limits, and compares predicted with measured.
+An iteration is laid out colocated, on dedicated engines, and overlapped on dedicated engines, each in its
+fastest feasible plan: split of the nodes, tensor-parallel engines, fsdp2 or hsdp. Tables show iteration time,
+weight sync, the fastest layout by size, and the first bottleneck; `--plot` draws them. Constants and their
+sources stand in tools/simulation/inputs.py, the formulas in tools/simulation/cost.py; each constant is an
+option. An H200 is `--machine.memory_bytes 141e9 --machine.memory_bandwidth 4.8e12`. `--bench` reads the
+measurements of tools/bench.py on this machine, calibrates the formulas with its raw limits, and compares
+predicted with measured.
 """
 
 import json
@@ -44,7 +45,7 @@ AT_MOST_ONE = "mfu", "engine_mfu", "memory_share", "memory_use", "link_use", "me
 
 
 def read_options(args: list[str] | None) -> Any:
-    """What was asked for; what cannot be meant is refused in one sentence."""
+    """The options; impossible values are refused in one sentence."""
     parser = Parser(description=__doc__, prog="tools/simulate.py")
     parser.add_class_arguments(Machine, "machine")
     parser.add_class_arguments(Work, "work")
@@ -55,23 +56,23 @@ def read_options(args: list[str] | None) -> Any:
     )
     for name, content in (("bench", "what tools/bench.py wrote"), ("out", "JSON"), ("plot", "PNG")):
         parser.add_argument(f"--{name}", type=Path, help=f"a file: {content}")
-    said = parser.parse_args(args)
+    options = parser.parse_args(args)
     for group in ("machine", "work"):
-        check_constants(group, vars(said[group]))
+        check_constants(group, vars(options[group]))
     for name in ("nodes", "lengths"):
-        if not said[name] or min(said[name]) < 1:
-            fail(f"{name}={said[name]}: expected numbers of 1 or more")
-    for name in said.models or ["none"]:
+        if not options[name] or min(options[name]) < 1:
+            fail(f"{name}={options[name]}: expected numbers of 1 or more")
+    for name in options.models or ["none"]:
         if name not in MODELS:
             fail(f"models: expected some of {', '.join(MODELS)}, got {name}{nearest(name, MODELS)}")
     for name in ("out", "plot"):
-        if said[name] and not said[name].parent.is_dir():
-            fail(f"{name}: there is no folder {said[name].parent}")
-    return said
+        if options[name] and not options[name].parent.is_dir():
+            fail(f"{name}: there is no folder {options[name].parent}")
+    return options
 
 
 def check_constants(group: str, constants: dict[str, float]) -> None:
-    """Refuse what no machine and no work has."""
+    """Refuse impossible constants of a machine or its work."""
     for name, value in constants.items():
         if not value >= 0 or (value == 0 and name not in MAY_BE_ZERO):
             fail(f"{group}.{name}={value}: expected more than 0")
@@ -80,7 +81,7 @@ def check_constants(group: str, constants: dict[str, float]) -> None:
 
 
 def read_bench(path: Path) -> dict[str, Any]:
-    """What tools/bench.py has measured on its own model."""
+    """The measurements of tools/bench.py, which must be those of its own model."""
     try:
         bench: dict[str, Any] = json.loads(path.read_text())
         limits, options = bench["limit"], bench["work"]["options"]
@@ -106,18 +107,18 @@ def costs_table(simulation: Simulation, name: str, costs: Costs) -> Table:
 
 
 def cell(cost: Cost | str) -> str:
-    """Seconds and plan, or what is in the way."""
+    """Seconds and plan, or the reason why there is none."""
     return f"{cost.iteration_s:.0f} {plan_text(cost.plan)}" if isinstance(cost, Cost) else cost
 
 
 def plan_text(plan: Plan) -> str:
-    """The choices of a plan, as short as they can be."""
+    """The choices of a plan in a few characters."""
     split = "" if plan.layout == COLOCATED else f" {plan.trainers}+{plan.engines}"
     return f"{plan.strategy} tp{plan.tensor_parallel}{split}"
 
 
 def winners_table(costs: dict[str, dict[int, Costs]]) -> Table:
-    """Who wins where, by response length: layouts with the GPUs that they are the fastest on."""
+    """The fastest layout by response length: each with the GPUs on which it is the fastest."""
     lengths = map(str, next(iter(costs.values())))
     title = "Fastest layout by max_tokens: Colocated, Dedicated, Overlapped on so many GPUs"
     table = Table("model", "allowed", *lengths, title=title, title_justify="left")
@@ -130,7 +131,7 @@ def winners_table(costs: dict[str, dict[int, Costs]]) -> Table:
 
 
 def ranges(layouts: dict[int, str | None]) -> str:
-    """Neighbouring GPU counts with the same winner, as `C 8-64`; a dash where none goes."""
+    """Neighbouring GPU counts with the same winner, such as `C 8-64`; a dash where no layout fits."""
     runs = [(layout, list(group)) for layout, group in groupby(layouts, key=layouts.__getitem__)]
     spans = (f"{run[0]}-{run[-1]}" if run[1:] else f"{run[0]}" for _, run in runs)
     return "\n".join(
@@ -139,7 +140,7 @@ def ranges(layouts: dict[int, str | None]) -> str:
 
 
 def breaks_table(found: dict[str, list[Break]]) -> Table:
-    """What ends the scaling, and what GPU time goes into at its end."""
+    """The limit of scaling of each layout, and its GPU time there by cause."""
     headings = "< half of linear", "because of", "refused", "most GPUs", "GPU time there"
     table = Table("model", "layout", *headings, title="What breaks first", title_justify="left")
     for name, rows in found.items():
@@ -171,7 +172,7 @@ def validation_table(rows: list[tuple[str, float, float]]) -> Table:
 
 
 def as_json(costs: dict[str, dict[int, Costs]], simulations: dict[str, Simulation]) -> Iterator[Any]:
-    """Every cost, or what is in its way."""
+    """Every cost, or the reason why there is none."""
     for name, of_length in costs.items():
         for max_tokens, found in of_length.items():
             for layout in LAYOUTS:
@@ -182,13 +183,13 @@ def as_json(costs: dict[str, dict[int, Costs]], simulations: dict[str, Simulatio
 
 
 def main(args: list[str] | None = None) -> None:
-    """Simulate, show, write."""
-    said = read_options(args)
-    checked = validation(read_bench(said.bench)) if said.bench else []
-    machine, work = Machine(**vars(said.machine)), Work(**vars(said.work))
-    gpus = [machine.gpus_per_node * n for n in sorted(set(said.nodes))]
-    lengths = sorted({*said.lengths, work.max_tokens})
-    simulations = {name: Simulation(machine, work, MODELS[name]) for name in said.models}
+    """Simulate, print the tables, and write the files."""
+    options = read_options(args)
+    checked = validation(read_bench(options.bench)) if options.bench else []
+    machine, work = Machine(**vars(options.machine)), Work(**vars(options.work))
+    gpus = [machine.gpus_per_node * n for n in sorted(set(options.nodes))]
+    lengths = sorted({*options.lengths, work.max_tokens})
+    simulations = {name: Simulation(machine, work, MODELS[name]) for name in options.models}
     costs = {name: {n: sweep(s, n, gpus) for n in lengths} for name, s in simulations.items()}
     breaks: dict[str, list[Break]] = {}
     for name, simulation in simulations.items():
@@ -201,11 +202,11 @@ def main(args: list[str] | None = None) -> None:
     console.print(breaks_table(breaks))
     if checked:
         console.print(validation_table(checked))
-    if said.plot:
+    if options.plot:
         from simulation.figure import draw
 
-        draw(simulations, costs, work.max_tokens, said.plot)
-    if said.out:
+        draw(simulations, costs, work.max_tokens, options.plot)
+    if options.out:
         plain = {
             "machine": asdict(machine),
             "work": asdict(work),
@@ -215,7 +216,7 @@ def main(args: list[str] | None = None) -> None:
                 dict(zip(("what", "predicted_s", "measured_s"), row, strict=True)) for row in checked
             ],
         }
-        said.out.write_text(json.dumps(plain, indent=2) + "\n")
+        options.out.write_text(json.dumps(plain, indent=2) + "\n")
 
 
 if __name__ == "__main__":

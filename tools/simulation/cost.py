@@ -1,4 +1,4 @@
-"""What an iteration costs: memory and seconds of each stage, and the best way to lay it out over GPUs."""
+"""The cost of an iteration: memory and seconds of each stage, and the best layout over GPUs."""
 
 import math
 from collections.abc import Iterator
@@ -13,53 +13,53 @@ from simulation.inputs import WEIGHT, Machine, Model, Work
 STATE, SAVED = 4 * FLOAT32, 3 * FLOAT32
 """Bytes of a trained parameter: itself, its gradient and Adam's two moments; in a checkpoint no gradient."""
 ROUNDING = 1 / 8
-"""How much larger an iteration may become so that its prompts can be shared out among the ranks."""
+"""How much larger an iteration may become so that its prompts can be divided among the ranks."""
 COLOCATED, DEDICATED, OVERLAPPED = LAYOUTS = "colocated", "dedicated", "overlapped"
-"""Each rank an engine beside its trainer; engines on GPUs of their own; those, with OverlappedEngine."""
+"""An engine beside the trainer on each rank; engines on GPUs of their own; these, with OverlappedEngine."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Who does what."""
+    """The assignment of GPUs to training and generation."""
 
     layout: str
     trainers: int
     """GPUs that train."""
     engines: int
-    """GPUs that generate: the same ones where colocated."""
+    """GPUs that generate: the same ones in the colocated layout."""
     tensor_parallel: int
     """GPUs of one engine."""
     shards: int
-    """GPUs that the trained parameters are spread over: all trainers (fsdp2), or those of a node (hsdp)."""
+    """GPUs that the trained parameters are sharded over: all trainers (fsdp2), or those of a node (hsdp)."""
     prompts: int
-    """Of an iteration: those of the work, or a few more so that all trainers have as many."""
+    """Prompts of an iteration: the work's, or a few more so that all trainers have equally many."""
 
     @property
     def gpus(self) -> int:
-        """Of the job."""
+        """All GPUs of the job."""
         return self.trainers if self.layout == COLOCATED else self.trainers + self.engines
 
     @property
     def strategy(self) -> str:
-        """The overlay of configs/strategy."""
+        """The name of its overlay in configs/strategy."""
         return "fsdp2" if self.shards == self.trainers else "hsdp"
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What an iteration costs."""
+    """The cost of an iteration."""
 
     plan: Plan
     stages: dict[str, float]
-    """Seconds of sync, generate, score, and update, where nothing else is in their way."""
+    """Seconds of sync, generate, score, and update, each alone."""
     undisturbed_s: float
-    """Of an iteration without failures."""
+    """Seconds of an iteration without failures."""
     iteration_s: float
-    """With what checkpoints and failures take, on average."""
+    """Seconds with checkpoints and failures, on average."""
 
     @property
     def busy_gpu_s(self) -> float:
-        """GPU-seconds of those that have something to do."""
+        """GPU-seconds in which a GPU is busy."""
         learning = self.stages["score"] + self.stages["update"]
         return (
             self.stages["sync"] * self.plan.gpus
@@ -79,7 +79,7 @@ class Simulation:
     # -------------------------------------------------------------------------------------------- memory
 
     def trainer_bytes(self, plan: Plan) -> float:
-        """Of a GPU in the update: its shard, two layers with gradients, a micro-batch's activations."""
+        """Bytes on a GPU in the update: its shard, two layers with gradients, a micro-batch's activations."""
         longest = max(self.work.row_tokens, self.work.longest)
         computing = Network(
             architecture=self.model.architecture,
@@ -96,11 +96,11 @@ class Simulation:
         return self.shard_bytes(plan) + gathered + needed
 
     def shard_bytes(self, plan: Plan) -> float:
-        """What a GPU that trains always holds."""
+        """Bytes that a training GPU holds throughout."""
         return STATE * self.model.parameters / plan.shards
 
     def cache_bytes(self, plan: Plan) -> float:
-        """What an engine has for keys and values."""
+        """Bytes of an engine for keys and values."""
         free = self.machine.memory_bytes * self.machine.memory_share
         held = self.shard_bytes(plan) if plan.layout == COLOCATED else 0.0
         return plan.tensor_parallel * (free - held) - self.model.weight_bytes
@@ -112,7 +112,7 @@ class Simulation:
         return copies * architecture.cache_bytes(1, WEIGHT)
 
     def refusal(self, plan: Plan) -> str | None:
-        """What does not go: what grpo_pl.training.checks and vLLM would refuse, or what is too large."""
+        """Why a plan is infeasible: refused by grpo_pl.training.checks or vLLM, or short of memory."""
         mine, minibatches = plan.prompts * self.work.group_size // plan.trainers, self.work.minibatches
         if plan.prompts % plan.trainers:
             return f"{plan.prompts} prompts for {plan.trainers} ranks"
@@ -127,12 +127,12 @@ class Simulation:
     # ------------------------------------------------------------------------------------------- seconds
 
     def generate_s(self, plan: Plan) -> float:
-        """Until the last response of the last engine: reading prompts, a full engine, and one that runs dry.
+        """Seconds until the last response of the last engine: reading prompts, full engines, a queue run dry.
 
         While there is a queue, `at_once` sequences run. Then they end one after the other: after t tokens
-        `alive(t)` of them are left, and somebody in some engine with probability `any_alive`. A step costs
-        its overhead, the weights' way through memory or their products, whichever is longer, and all caches.
-        The engine with the longest responses has `skew` times the average work.
+        `alive(t)` of them are left, and any sequence in any engine with probability `any_alive`. A step costs
+        its overhead, the transfer of the weights from memory or their products, whichever is longer, and the
+        reading of all caches. The engine with the longest responses has `skew` times the average work.
         """
         m, work, lengths, tp = self.machine, self.work, self.work.lengths, plan.tensor_parallel
         engines = plan.engines // tp
@@ -145,9 +145,9 @@ class Simulation:
         overhead = m.step_s + (2 * self.model.architecture.layers * m.reduce_s if tp > 1 else 0.0)
         token_s = self.model.forward_flops(work.prompt_tokens + lengths.context) / products
 
-        def step(somebody: Tensor, running: Tensor, context: Tensor) -> Tensor:
-            weights = torch.maximum(somebody * self.model.weight_bytes / memory, running * token_s)
-            return somebody * overhead + weights + running * context * of_token / memory
+        def step(busy: Tensor, running: Tensor, context: Tensor) -> Tensor:
+            weights = torch.maximum(busy * self.model.weight_bytes / memory, running * token_s)
+            return busy * overhead + weights + running * context * of_token / memory
 
         full = step(*torch.tensor([1.0, at_once, work.prompt_tokens + lengths.context]).double())
         queued = skew * (mine - at_once) * lengths.mean * float(full) / at_once
@@ -163,10 +163,10 @@ class Simulation:
         """A pass over the rollout in so many synchronous steps: computing, or moving shards, if longer.
 
         Args:
-            plan: Who computes.
+            plan: The plan.
             steps: Parts after which all ranks wait for each other.
-            flops: Of a forward, how many times as many.
-            gathers: Of each layer and micro-batch.
+            flops: FLOPs as a multiple of a forward's.
+            gathers: All-gathers of each layer in each micro-batch.
             gradients: Whether gradients are summed after each micro-batch.
         """
         m, work, layers = self.machine, self.work, self.model.architecture.layers
@@ -189,12 +189,12 @@ class Simulation:
         return self.work.update_epochs * once
 
     def score_s(self, plan: Plan) -> float:
-        """Old log-probabilities; the first optimizer step has its own."""
+        """Seconds of old log-probabilities; the first optimizer step computes its own."""
         share = 1 - 1 / self.work.minibatches if self.work.update_epochs == 1 else 1.0
         return share * self.pass_s(plan, 1, 1, gathers=1, gradients=False)
 
     def sync_s(self, plan: Plan, through_files: bool = False) -> float:
-        """One parameter after the other: gathered from its shards, then copied or sent to the engines."""
+        """Seconds to gather each parameter from its shards in turn, and to copy or send it to the engines."""
         m, tensors, size = self.machine, self.model.tensors, self.model.weight_bytes
         gathered = tensors * m.tensor_s + m.gather(plan.shards, tensors, size)
         if plan.layout == COLOCATED:
@@ -203,7 +203,7 @@ class Simulation:
         return gathered + (m.files(nodes, size) if through_files else m.broadcast(nodes, tensors, size))
 
     def cost(self, plan: Plan) -> Cost:
-        """Of an iteration as planned."""
+        """The cost of an iteration by this plan."""
         stages = {
             "sync": self.sync_s(plan),
             "generate": self.generate_s(plan),
@@ -213,7 +213,7 @@ class Simulation:
         return self.total(plan, stages)
 
     def total(self, plan: Plan, stages: dict[str, float]) -> Cost:
-        """What an iteration of these stages takes, with its share of checkpoints and failures."""
+        """The cost of an iteration with these stages, with its share of checkpoints and failures."""
         learning = stages["score"] + stages["update"]
         overlap = min(stages["generate"], learning) if plan.layout == OVERLAPPED else 0.0
         undisturbed_s = stages["sync"] + stages["generate"] + learning - overlap
@@ -226,7 +226,7 @@ class Simulation:
     # --------------------------------------------------------------------------------------------- plans
 
     def plans(self, layout: str, gpus: int) -> Iterator[Plan]:
-        """All ways to lay an iteration out over so many GPUs: whole nodes, where there is more than one."""
+        """All plans of a layout for so many GPUs; whole nodes, where there is more than one."""
         whole, heads, asked = self.machine.gpus_per_node, self.model.architecture.heads, self.work.prompts
         unit = whole if gpus > whole else 1
         for trainers in [gpus] if layout == COLOCATED else range(unit, gpus, unit):
@@ -238,11 +238,11 @@ class Simulation:
                     yield Plan(layout, trainers, engines, tensor_parallel, shards, prompts)
 
     def planned(self, plan: Plan) -> Cost:
-        """Of an iteration with as many prompts as planned."""
+        """The cost of an iteration with the plan's number of prompts."""
         return replace(self, work=replace(self.work, prompts=plan.prompts)).cost(plan)
 
     def best(self, layout: str, gpus: int) -> Cost | str:
-        """The fastest plan, or what is in the way of the one that goes furthest."""
+        """The fastest plan, or the obstacle of the plan that comes closest."""
         costs, refused = [], []
         for plan in self.plans(layout, gpus):
             if reason := self.refusal(plan):

@@ -78,7 +78,7 @@ def line(label: str, colour: str, marker: str) -> Line2D:
 
 
 def draw_times(axis: "Axes", costs: Costs) -> None:
-    """Iteration time against GPUs, with the linear scaling of the first that goes."""
+    """Iteration time against GPUs, with linear scaling from the first feasible number."""
     for layout in LAYOUTS:
         plot(axis, costs[layout], map(seconds, costs[layout].values()), COLOURS[layout], MARKERS[layout])
     gpus = list(costs[COLOCATED])
@@ -115,7 +115,7 @@ def draw_syncs(axis: "Axes", simulation: Simulation, costs: Costs) -> None:
 
 
 def draw_shares(axis: "Axes", simulation: Simulation, costs: dict[int, Cost | str]) -> None:
-    """What GPU time goes into, against GPUs."""
+    """Shares of GPU time by cause, against GPUs."""
     shares: dict[int, dict[str, float]] = {}
     for n, cost in costs.items():
         if isinstance(cost, Cost):
@@ -128,14 +128,14 @@ def draw_shares(axis: "Axes", simulation: Simulation, costs: dict[int, Cost | st
 
 
 def plot(axis: "Axes", gpus: Iterable[int], values: Iterable[float], colour: str, marker: str) -> None:
-    """A line through what is finite."""
+    """A line through the finite values."""
     points = [(n, value) for n, value in zip(gpus, values, strict=True) if isfinite(value)]
     if points:
         axis.plot(*zip(*points, strict=True), color=colour, marker=marker, markersize=3.5, linewidth=1.3)
 
 
 def against_gpus(axis: "Axes", gpus: list[int]) -> None:
-    """The horizontal axis."""
+    """Format the horizontal axis."""
     axis.set_xscale("log", base=2)
     axis.set_xlim(gpus[0] / 1.3, gpus[-1] * 1.3)
     axis.set_xticks(gpus, [str(n) for n in gpus], rotation=60, fontsize=7)
@@ -145,7 +145,7 @@ def against_gpus(axis: "Axes", gpus: list[int]) -> None:
 
 
 def logarithmic_seconds(axis: "Axes") -> None:
-    """The vertical axis, with numbers that a person reads."""
+    """Format the vertical axis, with plain numbers."""
     axis.set_yscale("log")
     axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axis.yaxis.set_major_formatter(FuncFormatter(lambda seconds, _: f"{seconds:g}"))

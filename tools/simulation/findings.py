@@ -1,4 +1,4 @@
-"""What follows from the costs: who wins where, what breaks first, and whether measurements agree."""
+"""Conclusions from the costs: the fastest layouts, the limits of scaling, and agreement with measurements."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,20 +20,18 @@ CAUSES: dict[str, tuple[dict[str, Any], dict[str, Any], tuple[str, ...]]] = {
     "overhead of engine steps": ({"step_s": 0.0, "reduce_s": 0.0}, {}, ALL),
     "handing weights over": ({"tensor_s": 0.0, "wake_s": 0.0}, {}, ALL),
 }
-"""What GPU time goes into: constants of machine and work without it, and the stages that count."""
+"""Cause of GPU time -> constants of machine and work without it, and the stages that count."""
 IDLE, LOST = "waiting for the other GPUs", "failures and checkpoints"
 ALLOWED = {"synchronous": (COLOCATED, DEDICATED), "off-policy": LAYOUTS}
-"""What one may choose from."""
+"""The layouts to choose from."""
 BROKEN = 0.5
 """The share of linear scaling below which more GPUs do not pay."""
 PROMPT_TOKENS, LONG_PROMPT_TOKENS = 47, 56
-"""Of the prompts of tools/bench.py, and of those that ask for long answers."""
+"""Tokens of tools/bench.py's prompts, and of those that ask for long answers."""
 ROW_TOKENS = 256
-"""Of configs/quickstart.yaml."""
-
-
+"""`model.policy.row_tokens` of configs/quickstart.yaml."""
 Costs = dict[str, dict[int, Cost | str]]
-"""Of each layout and number of GPUs."""
+"""Layout -> number of GPUs -> cost, or why there is none."""
 
 
 def sweep(simulation: Simulation, max_tokens: int, gpus: Sequence[int]) -> Costs:
@@ -44,18 +42,18 @@ def sweep(simulation: Simulation, max_tokens: int, gpus: Sequence[int]) -> Costs
 
 
 def seconds(cost: Cost | str) -> float:
-    """Of an iteration; never, if it does not go."""
+    """Seconds of an iteration; infinite for an infeasible plan."""
     return cost.iteration_s if isinstance(cost, Cost) else inf
 
 
 def fastest(costs: Costs, allowed: Sequence[str]) -> dict[int, str | None]:
-    """The layout that wins on each number of GPUs; None where none goes."""
+    """The fastest layout for each number of GPUs; None where none is feasible."""
     best = {n: min(allowed, key=lambda layout: seconds(costs[layout][n])) for n in costs[COLOCATED]}
     return {n: layout if seconds(costs[layout][n]) < inf else None for n, layout in best.items()}
 
 
 def sync_seconds(simulation: Simulation, costs: Costs, gpus: int) -> dict[str, float | None]:
-    """Seconds of weight sync in its three ways, in the fastest plans; None where none goes."""
+    """Seconds of weight sync in its three ways, in the fastest plans; None where no plan is feasible."""
     colocated, dedicated = costs[COLOCATED][gpus], costs[OVERLAPPED][gpus]
     ways: dict[str, float | None] = {"colocated": None, "NCCL": None, "files": None}
     if isinstance(colocated, Cost):
@@ -67,8 +65,8 @@ def sync_seconds(simulation: Simulation, costs: Costs, gpus: int) -> dict[str, f
 
 
 def gpu_seconds(simulation: Simulation, cost: Cost) -> dict[str, float]:
-    """Of an iteration, into what they go: what the same plan would do without. One may contain another."""
-    found = {}
+    """GPU-seconds of an iteration by cause: what the same plan would save without it. Causes may overlap."""
+    by_cause = {}
     for cause, (machine, work, stages) in CAUSES.items():
         changed = replace(
             simulation,
@@ -76,36 +74,36 @@ def gpu_seconds(simulation: Simulation, cost: Cost) -> dict[str, float]:
             work=replace(simulation.work, **work),
         ).planned(cost.plan)
         without = replace(cost, stages=cost.stages | {stage: changed.stages[stage] for stage in stages})
-        found[cause] = cost.busy_gpu_s - without.busy_gpu_s
-    found[IDLE] = cost.undisturbed_s * cost.plan.gpus - cost.busy_gpu_s
-    found[LOST] = (cost.iteration_s - cost.undisturbed_s) * cost.plan.gpus
-    return found
+        by_cause[cause] = cost.busy_gpu_s - without.busy_gpu_s
+    by_cause[IDLE] = cost.undisturbed_s * cost.plan.gpus - cost.busy_gpu_s
+    by_cause[LOST] = (cost.iteration_s - cost.undisturbed_s) * cost.plan.gpus
+    return by_cause
 
 
 @dataclass(frozen=True, kw_only=True)
 class Break:
-    """How far a layout scales."""
+    """The limit of a layout's scaling."""
 
     layout: str
     first_gpus: int
-    """The fewest that do it at all."""
+    """The smallest feasible number."""
     broken_gpus: int | None
-    """The fewest that give less than half of linear scaling; None if all give more."""
+    """The smallest number below half of linear scaling; None if there is none."""
     cause: str | None
-    """What has grown most, in GPU-seconds, from the first to these."""
+    """The cause whose GPU-seconds have grown most from the first number to this one."""
     refused_gpus: int | None
-    """The fewest, after the first, that do not go at all."""
+    """The smallest infeasible number after the first."""
     refusal: str | None
     most_gpus: int
-    """The most that go."""
+    """The largest feasible number."""
     efficiency: float
-    """Of those: share of linear scaling."""
+    """Its share of linear scaling."""
     shares: dict[str, float]
-    """Of the GPU time there, what goes into what."""
+    """Cause -> its share of the GPU time there."""
 
 
 def find_break(simulation: Simulation, layout: str, found: dict[int, Cost | str]) -> Break | None:
-    """What ends the scaling of a layout over rising numbers of GPUs; None if it never goes."""
+    """The limit of a layout's scaling over rising numbers of GPUs; None if no number is feasible."""
     costs = {n: cost for n, cost in found.items() if isinstance(cost, Cost)}
     if not costs:
         return None
@@ -145,10 +143,11 @@ def bench_work(prompts: int, *, group_size: int, max_tokens: int, prompt_tokens:
 
 
 def calibrated(bench: dict[str, Any]) -> Simulation:
-    """The machine that tools/bench.py ran on, from the raw limits that it measured there, and its work.
+    """The machine of tools/bench.py with its work, calibrated by the raw limits that were measured on it.
 
-    FLOPs from the forward and backward alone, an engine step's overhead from the engine alone, a parameter's
-    way from the sync. One rank; how fast memory is stays hidden in the engine's two constants.
+    FLOPs follow from the forward and backward alone, the overhead of an engine step from the engine alone,
+    the transfer of a parameter from the sync. One rank; the memory's speed stays hidden in the engine's two
+    constants.
     """
     said, model = bench["work"], MODELS["0.135B"]
     machine = Machine(
@@ -184,7 +183,7 @@ ONE_RANK = Plan(COLOCATED, trainers=1, engines=1, tensor_parallel=1, shards=1, p
 
 
 def validation(bench: dict[str, Any]) -> list[tuple[str, float, float]]:
-    """What tools/bench.py measured: predicted, and found seconds. Calibrating has not seen the growth."""
+    """Name, predicted and measured seconds of tools/bench.py; calibration has not seen its `scaling`."""
     simulation = calibrated(bench)
     cost = simulation.cost(ONE_RANK)
     rows = [(name, cost.stages[name], bench["stages"][name]) for name in ("sync", "generate", "update")]

@@ -1,6 +1,6 @@
-"""All that the simulation is fed with: a cluster, an iteration's work, and models.
+"""The inputs of the simulation: a cluster, an iteration's work, and models.
 
-Every constant is a field with where it is from: *published* (by whom), *measured* (by us), or *assumed*.
+Every constant is a field with its source: *published* (by whom), *measured* (by us), or *assumed*.
 Seconds, bytes, and FLOPs throughout.
 """
 
@@ -18,7 +18,7 @@ from grpo_pl.models.architecture import Architecture
 WEIGHT = 2
 """Bytes of a parameter in bfloat16."""
 GRID = 1024
-"""Points at which the lengths of responses are known."""
+"""Points of the distribution of response lengths."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,40 +37,41 @@ class Machine:
     memory_bytes: float = 80e9
     """Published: H100 SXM; H200: 141e9."""
     memory_share: float = 0.9
-    """Of the memory that may be planned with. Assumed; vLLM's gpu_memory_utilization is 0.9 too."""
+    """Share of the memory that may be used. Assumed; vLLM's gpu_memory_utilization is 0.9 too."""
     memory_bandwidth: float = 3.35e12
     """Published: H100 SXM; H200: 4.8e12."""
     memory_use: float = 0.8
-    """Share of it that decoding reaches. Assumed."""
+    """Share of the bandwidth that decoding reaches. Assumed."""
     nvlink: float = 450e9
-    """Of a GPU, one way. Published: 900 GB/s both ways."""
+    """Bytes a second of a GPU, one way. Published: 900 GB/s both ways."""
     network: float = 50e9
-    """Of a GPU, one way. Published: 400 Gb/s InfiniBand NDR for each GPU of a DGX H100."""
+    """Bytes a second of a GPU, one way. Published: 400 Gb/s InfiniBand NDR for each GPU of a DGX H100."""
     link_use: float = 0.8
     """Share of the links that large collectives reach. Assumed."""
     base_latency_s: float = 8.4e-6
-    """Of a collective. Published: NCCL's own model, src/graph/tuning.cc (ring, Simple), as the next two."""
+    """Latency of a collective. Published: NCCL, src/graph/tuning.cc (ring, Simple), as the next two."""
     nvlink_hop_s: float = 3.4e-6
     network_hop_s: float = 14e-6
     reduce_s: float = 10e-6
-    """Of the engine's sum over tensor-parallel ranks, twice a layer. Assumed."""
+    """Seconds of the engine's sum over tensor-parallel ranks, twice a layer. Assumed."""
     step_s: float = 2e-3
-    """What a decoding step costs beside the GPU's work, with CUDA graphs (enforce_eager: false). Assumed."""
+    """Overhead of a decoding step beside the GPU's work, with CUDA graphs (enforce_eager: false). Assumed."""
     tensor_s: float = 1.1e-3
-    """Of a parameter's way into the engine, beside its bytes. Measured: at most this on two CPU cores (0.3 s
-    for SmolLM2-135M's 272, findings/README.md)."""
+    """Overhead of sending a parameter to the engine, beside its bytes. Measured: at most this on two CPU
+    cores (0.3 s for SmolLM2-135M's 272, findings/README.md)."""
     wake_s: float = 2.5
     """To put a colocated engine to sleep and wake it. Published: waking from level 2 takes 0.8 to 2.6 s (vLLM
     blog, 2025-10-26)."""
     storage_node: float = 10e9
-    """Of a node to and from shared files. Assumed."""
+    """Bytes a second of a node to and from shared files. Assumed."""
     storage: float = 100e9
-    """Of all nodes together. Assumed: 1,000 GPUs' share of the 2 TB/s that 16,384 had (arXiv:2407.21783)."""
+    """Bytes a second of all nodes together. Assumed: 1,000 GPUs' share of the 2 TB/s that 16,384 had
+    (arXiv:2407.21783)."""
     mtbf_hours: float = 50_700
-    """Between two failures of one GPU and its share of a node. Published: 419 in 54 days of 16,384 GPUs
+    """Hours between two failures of one GPU and its share of a node. Published: 419 in 54 days of 16,384 GPUs
     (arXiv:2407.21783, section 3.3.4)."""
     restart_s: float = 600
-    """From a failure until the job computes again. Assumed."""
+    """Seconds from a failure until the job computes again. Assumed."""
 
     def gather(self, ranks: int, number: float, size: float) -> float:
         """Seconds of so many all-gathers or reduce-scatters of so many bytes in all: NCCL's ring."""
@@ -103,7 +104,7 @@ class Machine:
         return size / min(nodes * self.storage_node, self.storage)
 
     def lost_share(self, gpus: int, iteration_s: float, save_s: float) -> float:
-        """Of a run's time, what checkpoints and failures take where checkpoints come as often as they should.
+        """The share of a run's time for checkpoints and failures, with checkpoints at the best interval.
 
         Young's interval (doi:10.1145/361147.361115), sqrt(2 save MTBF), and at least an iteration.
         """
@@ -130,17 +131,17 @@ class Work:
     spread: float = 0.8
     """Standard deviation of the logarithm of lengths. Assumed."""
     correlation: float = 0.5
-    """Of the lengths of two responses to one prompt. Assumed."""
+    """Correlation of the lengths of two responses to one prompt. Assumed."""
     max_sequences: int = 256
-    """Decoded at once by an engine: VLLMEngine's default."""
+    """Sequences that an engine decodes at once: VLLMEngine's default."""
     row_tokens: int = 16384
-    """Of a micro-batch, and at least the longest sequence. Assumed."""
+    """Tokens of a micro-batch, and at least the longest sequence. Assumed."""
     recompute: bool = True
     """model.policy.gradient_checkpointing: 8 instead of 6 FLOPs for each weight and token."""
 
     @property
     def responses(self) -> int:
-        """Of an iteration, on all ranks."""
+        """Responses of an iteration, on all ranks."""
         return self.prompts * self.group_size
 
     @property
@@ -150,7 +151,7 @@ class Work:
 
     @property
     def lengths(self) -> "Lengths":
-        """Of the responses."""
+        """The distribution of response lengths."""
         return Lengths.of(self.mean_share * self.max_tokens, self.max_tokens, self.spread)
 
     @property
@@ -163,8 +164,8 @@ class Work:
     def skew(self, responses: float, ranks: int) -> float:
         """The most tokens of a rank over the mean, each with so many responses, whole groups together.
 
-        The sum of n lengths has the variance n (1 + (m - 1) correlation) of one, m the responses of a group
-        there; of the most of so many normal sums, Blom's approximation.
+        The sum of n lengths has the variance n (1 + (m - 1) correlation) times that of one, with m responses
+        of a group in it; the maximum of so many normal sums follows Blom's approximation.
         """
         lengths, together = self.lengths, min(max(responses, 1), self.group_size)
         deviation = lengths.deviation * math.sqrt((1 + (together - 1) * self.correlation) / max(responses, 1))
@@ -174,13 +175,13 @@ class Work:
 
 @lru_cache
 def rows_of_group(group_size: int, prompt: int, response: int, row_tokens: int) -> int:
-    """In how many rows the responses to a prompt stand, each with a copy of it."""
+    """The number of rows that hold the responses to a prompt, each with a copy of it."""
     return packed_rows(1, group_size, prompt, response, row_tokens).number
 
 
 @dataclass(frozen=True)
 class Lengths:
-    """Of responses: log-normal, cut at the most tokens, with the mean after the cut."""
+    """Response lengths: log-normal, cut at the most tokens, with the mean after the cut."""
 
     tokens: Tensor
     """Grid of positions, in the middle of their cells."""
@@ -190,7 +191,7 @@ class Lengths:
     @staticmethod
     @lru_cache
     def of(mean: float, most: float, spread: float) -> "Lengths":
-        """Those with this mean, most tokens, and standard deviation of the logarithm."""
+        """The lengths with this mean, most tokens, and standard deviation of the logarithm."""
         if not spread or mean >= most:
             end = min(mean, most)
             return Lengths((torch.arange(GRID).double() + 0.5) * end / GRID, torch.ones(GRID).double())
@@ -209,21 +210,21 @@ class Lengths:
 
     @cached_property
     def mean(self) -> float:
-        """Tokens of a response."""
+        """Mean tokens of a response."""
         return float(self.alive.sum()) * self.cell
 
     @cached_property
     def deviation(self) -> float:
-        """Standard deviation."""
+        """Standard deviation of a response's tokens."""
         return math.sqrt(max(float(2 * (self.tokens * self.alive).sum()) * self.cell - self.mean**2, 0.0))
 
     @cached_property
     def context(self) -> float:
-        """Tokens of a response that one of its tokens finds before it, on average."""
+        """Tokens of the response before one of its tokens, on average."""
         return (self.deviation**2 + self.mean**2) / (2 * self.mean)
 
     def any_alive(self, responses: float) -> Tensor:
-        """The probability that one of so many is longer; its sum over tokens is the expected longest."""
+        """The probability that any of so many is longer; its sum over tokens is the expected longest."""
         return 1 - (1 - self.alive) ** responses
 
 
@@ -249,22 +250,22 @@ class Model:
 
     @cached_property
     def parameters(self) -> int:
-        """All of them."""
+        """All parameters."""
         embedding = 0 if self.tied else self.architecture.vocabulary * self.architecture.hidden
         return self.computed + embedding + self.architecture.hidden
 
     @property
     def tensors(self) -> int:
-        """That travel to the engine, one at a time."""
+        """Tensors that are sent to the engine, one at a time."""
         return self.architecture.layers * self.tensors_per_layer + (2 if self.tied else 3)
 
     @property
     def weight_bytes(self) -> int:
-        """In bfloat16."""
+        """Bytes of the weights in bfloat16."""
         return WEIGHT * self.parameters
 
     def forward_flops(self, context: float) -> float:
-        """Of a token that sees so many others."""
+        """FLOPs of a token with a context of so many others."""
         a = self.architecture
         return 2 * self.computed + 4 * a.layers * a.heads * a.head_dim * context
 
