@@ -127,7 +127,7 @@ class Simulation:
     # ------------------------------------------------------------------------------------------- seconds
 
     def generate_s(self, plan: Plan) -> float:
-        """Seconds until the last response of the last engine: reading prompts, full engines, a queue run dry.
+        """Seconds until the last engine's last response: reading prompts, full engines, engines that run dry.
 
         While there is a queue, `at_once` sequences run. Then they end one after the other: after t tokens
         `alive(t)` of them are left, and any sequence in any engine with probability `any_alive`. A step costs
