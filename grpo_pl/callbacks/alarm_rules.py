@@ -26,7 +26,7 @@ class Alarm(ABC):
     stop: bool = False
     """Whether the run ends when it begins to hold."""
     advice: ClassVar[str]
-    """What it means and what to try."""
+    """Its meaning, and remedies."""
     least: ClassVar[Mapping[str, float]] = {"window": 1}
     """The smallest value that each of these settings may have."""
 
@@ -239,7 +239,7 @@ class RewardHacking(Alarm):
 
     The policy has found what the reward pays for beside the task; a run at https://github.com/huggingface/trl
     (issue 3018) ended with reward 1.0 and collapsed accuracy. The accuracy has fallen where its 95 % interval
-    lies wholly below that of the best validation before; so noise alone hardly ever does it.
+    lies wholly below that of the best validation before, so that noise alone hardly ever raises the alarm.
 
     Args:
         rise: How much the mean reward must have risen since that validation, in standard deviations of the

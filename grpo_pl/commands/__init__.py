@@ -1,1 +1,1 @@
-"""What one types: a folder for each command, and the table of them."""
+"""The commands: a folder or file for each, and their table."""

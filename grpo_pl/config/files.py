@@ -15,7 +15,7 @@ EXAMPLE = "settings such as `data: {group_size: 8}`"
 MAX_VALUES = 100_000
 """Far above any config: aliases of aliases (a "billion laughs") name more in a few lines."""
 JOBS = "policy", "reward_model"
-"""What the key `job` may be."""
+"""The values of the key `job`."""
 
 
 class StrictLoader(yaml.SafeLoader):  # type: ignore[misc]

@@ -21,10 +21,10 @@ class PlannedRun:
     seed: int
     folder: Path
     options: list[str]
-    """Of `fit`."""
+    """The options of `fit`."""
     budget: RunBudget
     fit: Checked
-    """Those options, read and checked."""
+    """The options, read and checked."""
     ended: bool
     """Whether it had come to its end before this command began."""
 

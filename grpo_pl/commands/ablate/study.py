@@ -17,13 +17,13 @@ Part = Path | dict[str, Any]
 """A config file, or settings that stand in the study itself."""
 KEYS = "base", "variants", "seeds", "budget", "metric"
 UNITS = {"iterations": int, "response_tokens": int, "seconds": float}
-"""What a budget may be counted in."""
+"""The units of a budget."""
 SETTINGS_FOLDER = "settings"
 EXAMPLE = "for instance `variants: {grpo: {}, no_kl: {model: {kl: null}}}`"
 
 
 class RunBudget(NamedTuple):
-    """What each run may spend."""
+    """The limit of each run."""
 
     unit: str
     amount: float

@@ -41,7 +41,7 @@ COSTS = (
     TIME,
     Cost("validation", "s", 0, VALIDATION, sum),
 )
-"""Of the process of rank 0, and of all ranks together for tokens, as `metrics.csv` has them."""
+"""Measured in rank 0's process, but tokens over all ranks, as in `metrics.csv`."""
 
 
 def cost_of(group: Group, cost: Cost) -> float | None:

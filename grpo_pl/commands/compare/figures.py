@@ -46,7 +46,7 @@ class Palette:
 LIGHT = Palette("#222222", "#767676", ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"))
 """Grey, and Okabe and Ito's colours without black and yellow: told apart by colour-blind readers too."""
 DARK = Palette("#e6e6e6", "#a3a3a3", ("#4DA6E0", "#FF8A4C", "#2BC79A", "#EBA6CB", "#F0B93A", "#A9DBF7"))
-"""The same, light enough for a dark page."""
+"""The same colours, light enough for a dark page."""
 PAGE = Palette("#010101", "#010102", tuple(f"#0101{i:02x}" for i in range(3, 3 + len(LIGHT.others))))
 """Stand-ins, which `svg` replaces by the page's variables."""
 VARIABLES = {PAGE.text: "currentColor", PAGE.base: "var(--s0)"} | {

@@ -33,9 +33,9 @@ class PairedTest(NamedTuple):
     difference: Interval | None
     """Student's; of one pair, the difference without an interval."""
     p: float | None
-    """Of the two-sided paired t-test."""
+    """The p of the two-sided paired t-test."""
     p_ranks: float | None
-    """Of the two-sided Wilcoxon signed-rank test, exact."""
+    """The exact p of the two-sided Wilcoxon signed-rank test."""
 
 
 def mean_interval(values: Sequence[float]) -> Interval:

@@ -1,1 +1,1 @@
-"""What a run will need, from its configuration alone."""
+"""`plan`: the needs of a run, from its configuration alone."""

@@ -18,8 +18,8 @@ host memory and does not count."""
 CUDA_BYTES = int(0.5 * GIB)
 """A CUDA context with its libraries: between 0.3 and 0.6 GiB by model of GPU; not measured by us."""
 HEAP_HOLES = 0.42
-"""What glibc's heap loses between the blocks of a backward, as a share of them. A process with SmolLM2-135M
-alone, in bf16-mixed and rows of 256 tokens, grew by 1.49 GiB for 1.05 GiB of tensors; by 1.05 GiB with
+"""Memory lost in glibc's heap between the blocks of a backward, as a share of them. A process with
+SmolLM2-135M alone, in bf16-mixed and rows of 256 tokens, grew by 1.49 GiB for 1.05 GiB of tensors; by 1.05 GiB with
 MALLOC_MMAP_THRESHOLD_=262144, which gives every large tensor pages of its own."""
 KEPT_ASIDE = 2
 """Gradients that `gradient_terms` keeps beside the one that a backward makes: the whole, and a term's."""
@@ -27,7 +27,7 @@ KEPT_ASIDE = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Passes:
-    """How often a model reads a whole rollout in one iteration."""
+    """The passes of a model over a whole rollout in one iteration."""
 
     model: str
     score: float
@@ -38,7 +38,7 @@ class Passes:
 
 
 def resident_bytes(run: Requirements) -> int:
-    """What stays through all phases once training has begun: gradients live until the next backward."""
+    """Memory held through all phases once training has begun: gradients live until the next backward."""
     return overhead_bytes(run) + sum(model.bytes for model in run.models) + run.bucket_bytes
 
 
@@ -109,7 +109,7 @@ def passes(run: Requirements) -> list[Passes]:
 
 
 def passes_of(run: Requirements, model: Model) -> Passes:
-    """Those of one model; a trained model scores at most once and learns in every epoch of updates."""
+    """The passes of one model; a trained model scores at most once and learns in every epoch of updates."""
     epochs = run.update_epochs if model.trained else 0
     again = 2 if model.network is not None and model.network.checkpointing else 1
     spares = model.trained and epochs == 1 and not run.scores_first

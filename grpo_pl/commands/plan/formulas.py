@@ -29,9 +29,9 @@ class Network:
     linear_parameters: int
     """Weights of its linear layers, a tied LM head among them: what autocast copies."""
     weight_bytes: int
-    """Of an element of its weights, and so of the states between its layers."""
+    """Bytes of an element of its weights, and so of the states between its layers."""
     compute_bytes: int
-    """Of an element in its matrix products."""
+    """Bytes of an element in its matrix products."""
     eager: bool
     """Whether attention holds its scores; else a kernel such as sdpa forgets them."""
     checkpointing: bool = False
@@ -48,7 +48,7 @@ def packed_rows(groups: int, group_size: int, prompt: int, response: int, row_to
 
 
 def layer_bytes(network: Network, rows: Rows) -> int:
-    """What one layer keeps of its forward for its backward.
+    """Bytes that one layer keeps from its forward for its backward.
 
     Of each token, with H states, q query states and I inner ones, w bytes a weight and c in products:
     2 norms keep their input and its scale in float32 and the normalised states, 2 (4 H + 4 + w H); 5 linear
@@ -79,7 +79,7 @@ def cast_bytes(network: Network) -> int:
 
 
 def head_bytes(network: Network, with_entropy: bool) -> int:
-    """What the backward of a chunk of logits needs: the chunk, copies of a few rows, and the head's gradient.
+    """Bytes for the backward of a chunk of logits: the chunk, copies of a few rows, and the head's gradient.
 
     That gradient is what the chunk adds, in the precision of products, and the sum in float32.
     """
@@ -96,7 +96,7 @@ def chunk_bytes(network: Network, copies: int) -> int:
 
 
 def activation_bytes(network: Network, rows: Rows) -> int:
-    """What the trunk keeps between forward and backward, and one layer's backward beside it.
+    """Bytes that the trunk keeps between forward and backward, and one layer's backward beside it.
 
     With gradient checkpointing, of each layer its input alone; the layer under way is computed again.
     """
@@ -107,5 +107,5 @@ def activation_bytes(network: Network, rows: Rows) -> int:
 
 
 def forward_bytes(network: Network, rows: Rows, with_head: bool) -> int:
-    """What a pass without gradient needs: one layer, and a chunk of logits with its entropy."""
+    """Bytes for a pass without gradient: one layer, and a chunk of logits with its entropy."""
     return layer_bytes(network, rows) + (chunk_bytes(network, LOGITS_COPIES) if with_head else 0)

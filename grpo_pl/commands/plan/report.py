@@ -69,7 +69,7 @@ def show(run: Requirements, console: Console) -> None:
 
 
 def models_table(run: Requirements) -> Table:
-    """What each model holds, and how often it reads a rollout."""
+    """The memory of each model, and its passes over a rollout."""
     table = Table("GiB of a rank", title_justify="left", title="Models, and what a micro-batch needs")
     for heading in ("params", "weights", "grads", "optim.", "forwards", "backw."):
         table.add_column(heading, justify="right")

@@ -56,14 +56,14 @@ class Requirements:
 
     on_cpu: bool
     free_bytes: int
-    """Of the device, or of the machine's memory this rank's share."""
+    """Free memory of the device, or this rank's share of the machine's."""
     models: tuple[Model, ...]
     engine: EngineMemory
     prompts: int
     """A rank's, in one iteration."""
     group_size: int
     prompt_tokens: int
-    """Of the longest prompt."""
+    """Tokens of the longest prompt."""
     response_tokens: int
     minibatches: int
     update_epochs: int
@@ -73,7 +73,7 @@ class Requirements:
     """Whether something asks for scores of the trained models before the first step."""
     val_prompts: int
     val_cache_bytes: int
-    """What a validation batch fills of the engine's cache."""
+    """Bytes of the engine's cache that a validation batch fills."""
     reward_tokens: int
     """The most tokens that a reward model reads at once."""
     with_entropy: bool
@@ -96,12 +96,12 @@ class Requirements:
 
     @property
     def sequence_tokens(self) -> int:
-        """Of the longest sequence that there can be."""
+        """Tokens of the longest possible sequence."""
         return self.prompt_tokens + self.response_tokens
 
     @property
     def units(self) -> int:
-        """What a minibatch is cut into: groups where they are kept together, else responses."""
+        """The units that a minibatch is cut into: groups if they are kept together, else responses."""
         return (self.prompts if self.keep_groups else self.responses) // self.minibatches
 
     def sequences(self, micro_batches: int) -> int:
@@ -182,7 +182,7 @@ def bucket_bytes(trainer: pl.Trainer, models: Iterable[Model]) -> int:
 def read_engines(
     data: RolloutDataModule, prompts: int, val_prompts: int, prompt_tokens: int, device: torch.device
 ) -> tuple[EngineMemory, int]:
-    """What the engines of training and validation hold together, and the KV cache that validation needs."""
+    """Memory of the engines of training and validation together, and the KV cache that validation needs."""
     demand = Demand(
         sequences=prompts * data.group_size,
         group_size=data.group_size,

@@ -8,7 +8,7 @@ TEMPLATES = Path(__file__).parent
 SHELL_OPTIONS = "set -euo pipefail"
 """The line between a template's directives and its commands."""
 Directives = Mapping[str, str | None]
-"""Of one part of a job: the long name of an sbatch option -> its value; None takes it out."""
+"""The directives of one part of a job: long name of an sbatch option -> value; None removes it."""
 
 
 def fill(template: str, parts: Sequence[Directives], commands: Sequence[str]) -> str:
