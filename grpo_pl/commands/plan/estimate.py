@@ -19,8 +19,8 @@ CUDA_BYTES = int(0.5 * GIB)
 """A CUDA context with its libraries: between 0.3 and 0.6 GiB by model of GPU; not measured by us."""
 HEAP_HOLES = 0.42
 """Memory lost in glibc's heap between the blocks of a backward, as a share of them. A process with
-SmolLM2-135M alone, in bf16-mixed and rows of 256 tokens, grew by 1.49 GiB for 1.05 GiB of tensors; by 1.05 GiB with
-MALLOC_MMAP_THRESHOLD_=262144, which gives every large tensor pages of its own."""
+SmolLM2-135M alone, in bf16-mixed and rows of 256 tokens, grew by 1.49 GiB for 1.05 GiB of tensors; by 1.05
+GiB with MALLOC_MMAP_THRESHOLD_=262144, which gives every large tensor pages of its own."""
 KEPT_ASIDE = 2
 """Gradients that `gradient_terms` keeps beside the one that a backward makes: the whole, and a term's."""
 
