@@ -1,16 +1,18 @@
 """Dynamic sampling: what is replaced, by what, and what it is said to cost."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from grpo_pl.rewards.base import RewardFunction, score_samples
+from grpo_pl.rewards.feedback import RewardStage
 from grpo_pl.rollout.assembly import Response, assemble_rollout
 from grpo_pl.rollout.dynamic_sampling import DynamicSampling, first_prompts, replace_group
 from grpo_pl.runs.layout import read_metrics
-from grpo_pl.types import Prompt, Rollout, Sample
+from grpo_pl.types import Prompt, Rollout, Sample, only_here
 
 
 def prompt(name: str) -> Prompt:
@@ -79,6 +81,15 @@ def test_the_scores_travel_with_the_rollout() -> None:
     assert torch.equal(sampled.scored.weighted["letters"], again.weighted["letters"])
     assert sampled.scored.steps == again.steps
     assert sampled.scored.attempts == 6 + 4 + 2
+
+
+def test_what_was_scored_while_it_was_sampled_is_not_scored_again() -> None:
+    reward = Letters()
+    stage = RewardStage({"letters": reward}, [], torch.device("cpu"), only_here)
+    plain = rollout({"a": ["x", "y"]})
+    sampled = replace(plain, scored=stage.score(plain))
+    assert stage.score(sampled) is sampled.scored
+    assert reward.asked == ["x", "y"]
 
 
 def test_groups_without_variance_are_replaced_and_the_cost_is_told() -> None:
