@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers.commands import Fit, Refused
 from helpers.repository import ROOT
-from helpers.run_results import NO_VALIDATION, column, rows, strategy, untimed
+from helpers.run_results import NO_VALIDATION, callback, column, rows, strategy, untimed
 from lightning.pytorch.strategies import FSDPStrategy
 
 from grpo_pl.__main__ import main
@@ -142,13 +142,7 @@ def test_a_moving_reference_moves_the_same_in_shards(fit: Fit) -> None:
 @pytest.mark.slow
 def test_a_sync_holds_no_second_copy_of_the_model(fit: Fit, smollm: Path) -> None:
     """Of 0.25 GiB in bfloat16, the largest parameter is 0.05 GiB; it is gathered from parts of its size."""
-    probe = (
-        "--trainer.callbacks",
-        "helpers.rank_probes.SyncMemory",
-        "--trainer.max_epochs",
-        0,
-        *NO_VALIDATION,
-    )
+    probe = (*callback("helpers.rank_probes.SyncMemory"), "--trainer.max_epochs", 1, *NO_VALIDATION)
     folder = fit(
         *strategy("fsdp2"), *probe, "--model.kl", "null", "--data.val", "null", pretrained=smollm, ranks=2
     )
