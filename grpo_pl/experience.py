@@ -49,6 +49,7 @@ class ExperienceStage:
         device, sum_over_ranks = self.rewards.device, self.rewards.sum_over_ranks
         scored = self.rewards.score(rollout)
         feedback = self.rewards.feedback(rollout, scored)
+        # With the policy loss alone, scores change no advantage: what has none need not be scored.
         early = None if self.reads_silent else self.advantage(feedback)
         sequences = Sequences(
             token_ids=rollout.token_ids.to(device),
@@ -62,7 +63,7 @@ class ExperienceStage:
         scores = self._scores(self.trained, sequences, first[len(scored_later) :])
         reference = None if self.kl is None else self._scores(self.reference, sequences, first).logprobs
         feedback = self._with_scores(feedback, scores, reference)
-        credit = early or self.advantage(feedback)
+        credit = self.advantage(feedback) if early is None else early
         correction = self._correction(scores, sampling_logprobs, sequences)
         experience = Experience(
             **vars(sequences),
@@ -74,7 +75,7 @@ class ExperienceStage:
             returns=credit.returns,
             weights=correction.weights,
             kept=self._kept(feedback, scores),
-            scored=without(scored_later, sequences),
+            has_old_logprobs=without(scored_later, sequences),
         )
         coefficient = {} if self.kl is None else {"train/kl_coefficient": float(self.kl.coefficient)}
         return replace(

@@ -79,7 +79,7 @@ def experience_stream(
         steps = schedule.steps(rollout.lengths, rollout.group_ids.tolist(), iteration)
         with clock("score"):
             experience = learner.make_experience(rollout, steps)  # -> rewards -> scores -> advantages
-        keep(iteration, rollout, experience)
         experience.metrics |= clock.seconds | {"sync/gib": weights.gib}
+        keep(iteration, rollout, experience)
         on_stage("update")
         yield from micro_batches(experience, steps, learner.sum_over_ranks)  # -> loss -> update

@@ -258,7 +258,7 @@ class PolicyOptimization(OptimizedModule):
 
     @override
     def training_step(self, batch: Experience, batch_idx: int) -> Tensor:
-        scores = self.scored(batch)
+        scores = self.scores(batch)
         terms = self.objective(scores, batch)
         gap = torch.where(batch.read, batch.sampling_logprobs - batch.old_logprobs, 0.0).abs()
         self._log_step(batch, scores, terms.metrics, gap)
@@ -271,15 +271,15 @@ class PolicyOptimization(OptimizedModule):
     @override
     def term_sources(self) -> dict[str, Source]:
         return {
-            f"term {name}": Source(term.description, term.advice)
+            f"term {name}": Source(term.description or f"the term {name}", term.advice)
             for name, term in self.objective.terms.items()
         }
 
-    def scored(self, batch: Experience) -> TokenScores:
+    def scores(self, batch: Experience) -> TokenScores:
         """The scores of a micro-batch; fills in old log-probabilities that it lacks."""
         scores: TokenScores = self(batch)
-        if batch.scored is not None:
-            known = batch.scored[:, None]
+        if batch.has_old_logprobs is not None:
+            known = batch.has_old_logprobs[:, None]
             batch.old_logprobs = torch.where(known, batch.old_logprobs, scores.logprobs.detach())
         return scores
 

@@ -103,7 +103,7 @@ class ScoredSamples:
 
 @dataclass(kw_only=True)
 class Rollout:
-    """An engine's `G` responses to each of `P` prompts. Immutable."""
+    """An engine's `G` responses to each of `P` prompts; not changed after the engine has returned it."""
 
     token_ids: Int[Tensor, "N T"]
     loss_mask: Bool[Tensor, "N T"]
@@ -129,7 +129,7 @@ class Rollout:
     """Whether it is older than the run: `policy_version` then counts the steps of another policy."""
     metrics: dict[str, float] = field(default_factory=dict)
     """The costs of sampling."""
-    scored: ScoredSamples | None = None
+    rewards: ScoredSamples | None = None
     """The rewards of its responses, if dynamic sampling computed them."""
 
     @property
@@ -307,7 +307,7 @@ class Experience(Sequences):
     Without gradient; None for 1."""
     kept: Bool[Tensor, "B T"] | None = None
     """False on response tokens that a mask takes out of the loss and its denominators; None without masks."""
-    scored: Bool[Tensor, "B"] | None = None
+    has_old_logprobs: Bool[Tensor, "B"] | None = None
     """False on sequences whose `old_logprobs` are still zeros: they are read once, in the rollout's first
     optimizer step, whose forward gives them, for its weights are those of the old policy. None without such
     sequences."""

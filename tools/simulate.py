@@ -8,7 +8,7 @@ fastest feasible plan: split of the nodes, tensor-parallel engines, fsdp2 or hsd
 weight sync, the fastest layout by size, and the first bottleneck; `--plot` draws them. Constants and their
 sources stand in tools/simulation/inputs.py, the formulas in tools/simulation/cost.py; each constant is an
 option. An H200 is `--machine.memory_bytes 141e9 --machine.memory_bandwidth 4.8e12`. `--bench` reads the
-measurements of tools/bench.py on this machine, calibrates the formulas with its raw limits, and compares
+measurements of grpo_pl bench on this machine, calibrates the formulas with its raw limits, and compares
 predicted with measured.
 """
 
@@ -54,7 +54,7 @@ def read_options(args: list[str] | None) -> Any:
     parser.add_argument(
         "--lengths", type=list[int], default=[256, 1024, 4096, 8192, 16384, 32768], help="max_tokens"
     )
-    for name, content in (("bench", "what tools/bench.py wrote"), ("out", "JSON"), ("plot", "PNG")):
+    for name, content in (("bench", "what grpo_pl bench wrote"), ("out", "JSON"), ("plot", "PNG")):
         parser.add_argument(f"--{name}", type=Path, help=f"a file: {content}")
     options = parser.parse_args(args)
     for group in ("machine", "work"):
@@ -81,12 +81,12 @@ def check_constants(group: str, constants: dict[str, float]) -> None:
 
 
 def read_bench(path: Path) -> dict[str, Any]:
-    """The measurements of tools/bench.py, which must be those of its own model."""
+    """The measurements of grpo_pl bench, which must be those of its own model."""
     try:
         bench: dict[str, Any] = json.loads(path.read_text())
         limits, options = bench["limit"], bench["work"]["options"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        fail(f"bench: {path} is not what tools/bench.py --out writes ({type(error).__name__}: {error})")
+        fail(f"bench: {path} is not what grpo_pl bench --out writes ({type(error).__name__}: {error})")
     if options or not limits:
         fail(f"bench: {path} was measured with {' '.join(options)}: measure without options of your own")
     return bench
@@ -161,7 +161,7 @@ def breaks_table(found: dict[str, list[Break]]) -> Table:
 
 def validation_table(rows: list[tuple[str, float, float]]) -> Table:
     """Predicted beside measured."""
-    headings = "tools/bench.py", "predicted s", "measured s", "ratio"
+    headings = "grpo_pl bench", "predicted s", "measured s", "ratio"
     table = Table(*headings, title="This machine", title_justify="left")
     for name, predicted, measured in rows:
         table.add_row(name, f"{predicted:.2f}", f"{measured:.2f}", f"{predicted / measured:.2f}")

@@ -3,7 +3,7 @@
 import math
 from functools import reduce
 from operator import add
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import lightning.pytorch as pl
 import torch
@@ -12,14 +12,29 @@ from torch import nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from grpo_pl.losses.objective import HasObjective
+from grpo_pl.losses.objective import Objective
 from grpo_pl.system.refusal import ArgumentError, ConfigError
 from grpo_pl.training.gradients import Gradient, cosine, length, set_aside, taken
 from grpo_pl.training.ranks import data_ranks
 from grpo_pl.training.strategies import FSDP2Strategy
-from grpo_pl.types import Experience
+from grpo_pl.types import Experience, TokenScores
 
 PREFIX = "gradient/"
+
+
+@runtime_checkable
+class HasObjective(Protocol):
+    """A module that minimises an objective, as a callback that measures its terms sees it."""
+
+    @property
+    def objective(self) -> Objective:
+        """The minimised objective."""
+
+    def scores(self, batch: Experience) -> TokenScores:
+        """The scores of a micro-batch by the trained models."""
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """The trained parameters by the model that they belong to; the first group is the policy."""
 
 
 class GradientTerms(pl.Callback):
@@ -122,7 +137,7 @@ def backward(trainer: pl.Trainer, module: HasObjective, term: str, batches: list
     """Leave the gradient of one term with the parameters, for strategies to average over ranks."""
     for batch in batches:
         with torch.enable_grad(), trainer.precision_plugin.forward_context():
-            shares = module.objective(module.scored(batch), batch).shares
+            shares = module.objective(module.scores(batch), batch).shares
             alone = reduce(add, (share * float(name == term) for name, share in shares.items()))
         (alone * data_ranks(trainer).size).backward()
 

@@ -40,7 +40,7 @@ class CLI(LightningCLI):
 
     @failed_imports_answered()
     def __init__(self, options: list[str], command: str = "fit") -> None:
-        tame_logs()  # Lightning, imported since it was done, sets levels of its own
+        tame_logs()  # again: importing Lightning sets other levels
         self.job, self.written_by = read_ahead(options)
         super().__init__(
             JOBS[self.job].model,

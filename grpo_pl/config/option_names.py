@@ -80,7 +80,7 @@ def names_in_settings(settings: Mapping[str, Any], names: Names, group: str = ""
 
 
 def keep(job: str, names: Mapping[str, Names]) -> None:
-    """Cache the names of all commands (command -> names) for a job, unless they are."""
+    """Cache the names of all commands (command -> names) for a job, unless they are cached."""
     if not kept(job):
         write(kept_in(f"options-{job}"), names)
 

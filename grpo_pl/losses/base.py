@@ -22,10 +22,12 @@ class LossTerm(ABC):
     `model: {terms: {my_term: MyTerm}}`.
     """
 
-    description: ClassVar[str]
+    description: ClassVar[str] = ""
     """The term's name in the message about a step that was skipped because of NaN or infinite numbers."""
     advice: ClassVar[str] = SLOWER
     """What to try then."""
+    of_critic: ClassVar[bool] = False
+    """Whether the critic alone learns from it, so that `train/loss` leaves it out."""
     needs_entropy: ClassVar[bool] = False
     """Whether the gradient flows through `scores.entropy`, which is then computed with one."""
 

@@ -4,14 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
-from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from grpo_pl.losses.aggregations import Aggregation
 from grpo_pl.losses.base import LossTerm
-from grpo_pl.losses.value import ClippedValueLoss
 from grpo_pl.system.refusal import ArgumentError
 from grpo_pl.types import Experience, TokenScores
 
@@ -53,11 +51,7 @@ class Objective:
     def __call__(self, scores: TokenScores, batch: Experience) -> TermValues:
         """All terms of a micro-batch, from the scores of the trained models."""
         losses = {name: term.term(scores, batch) for name, term in self.terms.items()}
-        of_policy = [
-            losses[name].loss.detach()
-            for name, term in self.terms.items()
-            if not isinstance(term, ClippedValueLoss)
-        ]
+        of_policy = [losses[name].loss.detach() for name, term in self.terms.items() if not term.of_critic]
         return TermValues(
             tokens={name: loss.loss for name, loss in losses.items()},
             shares={name: self.aggregation(loss.loss, batch) for name, loss in losses.items()},
@@ -72,18 +66,3 @@ def all_terms(further: Mapping[str, LossTerm], **with_keys: LossTerm | None) -> 
         if name in with_keys or not name.isidentifier():
             raise ArgumentError(f"terms: {name!r} cannot be the name of a further term: choose another word")
     return {name: term for name, term in (with_keys | dict(further)).items() if term is not None}
-
-
-@runtime_checkable
-class HasObjective(Protocol):
-    """A module that minimises an objective, as a callback that measures its terms sees it."""
-
-    @property
-    def objective(self) -> Objective:
-        """The minimised objective."""
-
-    def scored(self, batch: Experience) -> TokenScores:
-        """The scores of a micro-batch by the trained models."""
-
-    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """The trained parameters by the model that they belong to; the first group is the policy."""

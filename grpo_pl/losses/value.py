@@ -24,6 +24,7 @@ class ClippedValueLoss(LossTerm):
 
     description = "the critic's loss of tokens"
     advice = "a lower model.critic_lr"
+    of_critic = True
 
     def __init__(self, coefficient: float = 0.5, clip: float = 0.2) -> None:
         if coefficient < 0 or clip <= 0:

@@ -26,7 +26,7 @@ class RewardStage:
 
     def score(self, rollout: Rollout) -> ScoredSamples:
         """The scores of the rollout, computed unless they came with it."""
-        return rollout.scored or score_samples(self.rewards, rollout.samples)
+        return rollout.rewards or score_samples(self.rewards, rollout.samples)
 
     def feedback(self, rollout: Rollout, scored: ScoredSamples) -> Feedback:
         """The rewards of a rollout's tokens; call it once, for transforms add them to running statistics."""

@@ -60,27 +60,27 @@ class DynamicSampling:
             "rollout/tokens_thrown_away": 1 - int(rollout.loss_mask.sum()) / max(generated, 1),
         }
         besides = sampled if len(sampled) > 1 else []
-        assert rollout.scored is not None, "it was scored above"
-        scored = replace(rollout.scored, **all_failures(sampled))
-        return replace(rollout, besides=besides, scored=scored, metrics=rollout.metrics | metrics)
+        assert rollout.rewards is not None, "it was scored above"
+        rewards = replace(rollout.rewards, **all_failures(sampled))
+        return replace(rollout, besides=besides, rewards=rewards, metrics=rollout.metrics | metrics)
 
 
 def with_scores(rollout: Rollout, score: Callable[[Rollout], ScoredSamples]) -> Rollout:
     """The rollout and its scores."""
-    return replace(rollout, scored=score(rollout))
+    return replace(rollout, rewards=score(rollout))
 
 
 def groups_without_signal(rollout: Rollout) -> list[int]:
     """The groups in which fewer than two responses are scored, or all scores are alike."""
-    assert rollout.scored is not None, "dynamic sampling scores what it samples"
-    groups, known = rollout.group_ids, rollout.scored.scored
-    constant = group_is_constant(rollout.scored.total, groups, known) | (group_size(groups, known) < 2)
+    assert rollout.rewards is not None, "dynamic sampling scores what it samples"
+    groups, known = rollout.group_ids, rollout.rewards.scored
+    constant = group_is_constant(rollout.rewards.total, groups, known) | (group_size(groups, known) < 2)
     return [group for group, signal in enumerate(groups_with(~constant, groups).tolist()) if not signal]
 
 
 def all_failures(sampled: Sequence[Rollout]) -> dict[str, Any]:
     """The failures of workers and the samples that were scored, over all rounds."""
-    scored = [rollout.scored for rollout in sampled if rollout.scored is not None]
+    scored = [rollout.rewards for rollout in sampled if rollout.rewards is not None]
     failures = {
         name: {kind: sum(one.failures[name][kind] for one in scored) for kind in kinds}
         for name, kinds in scored[0].failures.items()
@@ -117,7 +117,7 @@ def replace_group(rollout: Rollout, place: int, other: Rollout, group: int) -> R
 
     columns = "token_ids loss_mask sampling_logprobs prompts responses token_ends truncated"
     changed = each(rollout, other, columns)
-    if rollout.scored is not None:
-        scores = each(rollout.scored, other.scored, "by_name total weighted outcome steps scored")
-        changed["scored"] = replace(rollout.scored, **scores)
+    if rollout.rewards is not None:
+        scores = each(rollout.rewards, other.rewards, "by_name total weighted outcome steps scored")
+        changed["rewards"] = replace(rollout.rewards, **scores)
     return replace(rollout, **changed)

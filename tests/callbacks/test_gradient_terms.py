@@ -10,11 +10,11 @@ from helpers.commands import Fit, Refused
 from helpers.run_results import NO_VALIDATION, column, rows, same, saved, untimed
 from torch import Tensor, nn
 
-from grpo_pl.callbacks.gradient_terms import PREFIX, measure
+from grpo_pl.callbacks.gradient_terms import PREFIX, HasObjective, measure
 from grpo_pl.losses import ClippedValueLoss, Reinforce, TokenMean
 from grpo_pl.losses.entropy import EntropyBonus
 from grpo_pl.losses.kl import KLInLoss
-from grpo_pl.losses.objective import HasObjective, Objective
+from grpo_pl.losses.objective import Objective
 from grpo_pl.training.metrics import EffectiveSampleSize
 from grpo_pl.types import Experience, TokenScores
 
@@ -55,7 +55,7 @@ class FourNumbers:
     def __init__(self) -> None:
         self.logprobs, self.values = (nn.Parameter(torch.zeros(1, 2)) for _ in range(2))
 
-    def scored(self, _: Experience) -> TokenScores:
+    def scores(self, _: Experience) -> TokenScores:
         """The first token's entropy is its log-probability; that of the second does not depend on it."""
         entropy = self.logprobs * torch.tensor([[1.0, 0.0]])
         return TokenScores(logprobs=self.logprobs, entropy=entropy, values=self.values)
@@ -80,7 +80,7 @@ def test_norms_shares_and_cosines_by_hand() -> None:
         for _ in range(2)
     ]
     for part in step:
-        module.objective(module.scored(part), part).total.backward()
+        module.objective(module.scores(part), part).total.backward()
     whole = module.logprobs.grad, module.values.grad
     trainer = pl.Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
     found = measure(trainer, module, step)

@@ -28,3 +28,11 @@ class Broken(Pull):
     @override
     def term(self, scores: TokenScores, batch: Experience) -> TokenLoss:
         return TokenLoss(scores.logprobs * torch.nan, {})
+
+
+class Plain(LossTerm):
+    """Not a number, and nothing that describes it."""
+
+    @override
+    def term(self, scores: TokenScores, batch: Experience) -> TokenLoss:
+        return TokenLoss(scores.logprobs * torch.nan, {})

@@ -43,3 +43,11 @@ def test_a_term_cannot_have_the_name_of_another(name: str) -> None:
 
 def test_a_term_that_does_not_exist_is_refused_in_one_sentence(fit: Fit, refused: Refused) -> None:
     assert "model.terms.pull" in refused(fit, "--model.terms.pull", "helpers.own_term.Pul")
+
+
+def test_a_term_that_does_not_describe_itself_is_named_all_the_same(
+    fit: Fit, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        fit(*ONE, "--model.terms.mine", "helpers.own_term.Plain", "--data.minibatches", 1)
+    assert "not finite: the term mine (" in caplog.text

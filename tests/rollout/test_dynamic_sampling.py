@@ -76,19 +76,19 @@ def test_the_scores_travel_with_the_rollout() -> None:
     sampled, _ = run(first, [{"d": ["w", "w"], "e": ["uuu", "V"]}, {"f": ["p", "q"]}], rounds=3)
     again = score_samples({"letters": Letters()}, sampled.samples)
     for name in ("total", "scored", "outcome"):
-        assert torch.equal(getattr(sampled.scored, name), getattr(again, name))
-    assert sampled.scored.by_name == again.by_name
-    assert torch.equal(sampled.scored.weighted["letters"], again.weighted["letters"])
-    assert sampled.scored.steps == again.steps
-    assert sampled.scored.attempts == 6 + 4 + 2
+        assert torch.equal(getattr(sampled.rewards, name), getattr(again, name))
+    assert sampled.rewards.by_name == again.by_name
+    assert torch.equal(sampled.rewards.weighted["letters"], again.weighted["letters"])
+    assert sampled.rewards.steps == again.steps
+    assert sampled.rewards.attempts == 6 + 4 + 2
 
 
 def test_what_was_scored_while_it_was_sampled_is_not_scored_again() -> None:
     reward = Letters()
     stage = RewardStage({"letters": reward}, [], torch.device("cpu"), only_here)
     plain = rollout({"a": ["x", "y"]})
-    sampled = replace(plain, scored=stage.score(plain))
-    assert stage.score(sampled) is sampled.scored
+    sampled = replace(plain, rewards=stage.score(plain))
+    assert stage.score(sampled) is sampled.rewards
     assert reward.asked == ["x", "y"]
 
 

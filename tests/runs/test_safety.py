@@ -261,7 +261,7 @@ def calls(path: Path) -> list[tuple[str, ast.Call]]:
 UNPICKLE = {
     "overlapped.py": "the trainer and the process of its own engine, over a pipe",
     "worker.py": "a reward worker what its trainer sends it; it answers in JSON",
-    "checkpoint_files.py": "an index, by a class that builds nothing else",
+    "safe_loading.py": "an index, by a class that builds nothing else",
 }
 
 

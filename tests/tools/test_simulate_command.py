@@ -27,7 +27,7 @@ simulate = load_tool("simulate")
 
 
 def made_up_bench(flops: float, step_s: float, sync_s: float) -> dict[str, Any]:
-    """What tools/bench.py would write on a machine that is just as the formulas say."""
+    """What grpo_pl bench would write on a machine that is just as the formulas say."""
     work: dict[str, Any] = {"data.prompts_per_iteration": "8", "data.group_size": "8"}
     work |= {"data.sampling.max_tokens": "64", "options": []}
     bench: dict[str, Any] = {"work": work, "tokens": {"response": 2048.0}, "scaling": None}
@@ -95,7 +95,7 @@ def test_the_command_shows_writes_and_draws(tmp_path: Path) -> None:
         (["--models", "[8B]"], "models: expected some of 0.135B, 1.5B, 7B, 32B, 70B, got 8B"),
         (["--models", "[]"], "models: expected some of 0.135B, 1.5B, 7B, 32B, 70B, got none"),
         (["--nodes", "[0]"], "nodes=[0]: expected numbers of 1 or more"),
-        (["--bench", "absent.json"], "bench: absent.json is not what tools/bench.py --out writes"),
+        (["--bench", "absent.json"], "bench: absent.json is not what grpo_pl bench --out writes"),
         (["--out", "absent/out.json"], "out: there is no folder absent"),
     ],
 )

@@ -27,7 +27,7 @@ ALLOWED = {"synchronous": (COLOCATED, DEDICATED), "off-policy": LAYOUTS}
 BROKEN = 0.5
 """The share of linear scaling below which more GPUs do not pay."""
 PROMPT_TOKENS, LONG_PROMPT_TOKENS = 47, 56
-"""Tokens of tools/bench.py's prompts, and of those that ask for long answers."""
+"""Tokens of the prompts of grpo_pl bench, and of those that ask for long answers."""
 ROW_TOKENS = 256
 """`model.policy.row_tokens` of configs/quickstart.yaml."""
 Costs = dict[str, dict[int, Cost | str]]
@@ -129,7 +129,7 @@ def find_break(simulation: Simulation, layout: str, found: dict[int, Cost | str]
 
 
 def bench_work(prompts: int, *, group_size: int, max_tokens: int, prompt_tokens: int, tokens: float) -> Work:
-    """An iteration of tools/bench.py that has generated so many tokens."""
+    """An iteration of grpo_pl bench that has generated so many tokens."""
     return Work(
         prompts=prompts,
         group_size=group_size,
@@ -143,7 +143,7 @@ def bench_work(prompts: int, *, group_size: int, max_tokens: int, prompt_tokens:
 
 
 def calibrated(bench: dict[str, Any]) -> Simulation:
-    """The machine of tools/bench.py with its work, calibrated by the raw limits that were measured on it.
+    """The machine of grpo_pl bench with its work, calibrated by the raw limits that were measured on it.
 
     FLOPs follow from the forward and backward alone, the overhead of an engine step from the engine alone,
     the transfer of a parameter from the sync. One rank; the memory's speed stays hidden in the engine's two
@@ -183,7 +183,7 @@ ONE_RANK = Plan(COLOCATED, trainers=1, engines=1, tensor_parallel=1, shards=1, p
 
 
 def validation(bench: dict[str, Any]) -> list[tuple[str, float, float]]:
-    """Name, predicted and measured seconds of tools/bench.py; calibration has not seen its `scaling`."""
+    """Name, predicted and measured seconds of grpo_pl bench; calibration has not seen its `scaling`."""
     simulation = calibrated(bench)
     cost = simulation.cost(ONE_RANK)
     rows = [(name, cost.stages[name], bench["stages"][name]) for name in ("sync", "generate", "update")]

@@ -1,1 +1,1 @@
-"""Jobs for SLURM: the templates of `tools/slurm/`, and `submit`, which fills one in."""
+"""Jobs for SLURM: the templates beside this file, and `submit`, which fills one in."""

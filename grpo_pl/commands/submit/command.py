@@ -17,7 +17,7 @@ from grpo_pl.system.refusal import ConfigError
 
 SCRIPT_FILE = "job.sbatch"
 DESCRIPTION = """Check what `fit` would run, write it as a job into the run's folder, and submit it to SLURM.
-What is not listed here goes to `fit`; what is left out is as in the templates of tools/slurm/."""
+Options that are not listed here go to `fit`; options left out are as in grpo_pl/commands/submit/*.sbatch."""
 
 
 def options() -> Options:
