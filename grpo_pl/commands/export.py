@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from grpo_pl.commands.options import Options
 from grpo_pl.config.files import read_config
 from grpo_pl.runs.layout import CONFIG_FILE
+from grpo_pl.system.folders import check_folder
 from grpo_pl.system.refusal import ConfigError
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ def export(checkpoint: Path, out: Path, pretrained: str = "") -> Path:
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} exists and is not empty: name a new folder")
+    check_folder("out", out)
     weights = policy_weights(checkpoint)
     pretrained = (
         pretrained or policy_arguments(checkpoint, "say --pretrained FOLDER_OR_HUB_NAME")["pretrained"]

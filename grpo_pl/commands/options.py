@@ -1,6 +1,8 @@
 """The options of a command itself, as opposed to those of `fit`."""
 
 import argparse
+import os
+from pathlib import Path
 from typing import NoReturn
 
 from typing_extensions import override
@@ -8,6 +10,14 @@ from typing_extensions import override
 from grpo_pl.config.files import read_ahead
 from grpo_pl.config.option_names import check_names
 from grpo_pl.system.refusal import ConfigError
+
+
+def new_file(text: str) -> Path:
+    """The type of an option that names a file to write: refused before the work whose result it takes."""
+    path = Path(text)
+    if not path.parent.is_dir() or path.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
+        raise argparse.ArgumentTypeError(f"{text} cannot be written: name a file in a folder that exists")
+    return path
 
 
 class Options(argparse.ArgumentParser):

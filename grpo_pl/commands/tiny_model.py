@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from grpo_pl.commands.options import Options
+from grpo_pl.system.folders import check_folder
 from grpo_pl.system.refusal import ConfigError
 
 CHAT_TEMPLATE = (
@@ -75,4 +76,5 @@ def tiny_model(args: list[str]) -> None:
     options = parser.parse_args(args)
     if options.folder.exists() and (not options.folder.is_dir() or any(options.folder.iterdir())):
         raise ConfigError(f"tiny-model: {options.folder} exists and is not empty: name a new folder")
+    check_folder("tiny-model: folder", options.folder)
     print(make_tiny_model(options.folder, tied=not options.untied, seed=options.seed))

@@ -9,7 +9,6 @@ import math
 import os
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from pydoc import locate
 from typing import Any
 
@@ -63,20 +62,6 @@ def check_values(config: Any) -> None:
                 f"{key} holds a secret{where}, which config.yaml in the run's folder would keep: take it out "
                 "and export it as an environment variable"
             )
-
-
-def check_folder(key: str, folder: Any) -> None:
-    """Refuse a folder that cannot be written."""
-    if not folder or "://" in str(folder):
-        raise ConfigError(f"{key}={folder}: expected a folder of this machine")
-    try:
-        nearest = next(path for path in (Path(folder), *Path(folder).absolute().parents) if path.exists())
-    except OSError as error:
-        raise ConfigError(f"{key}={folder}: is no folder ({error.strerror}); name another one") from error
-    if not nearest.is_dir():
-        raise ConfigError(f"{key}={folder}: {nearest} is a file; name a folder, or move the file away")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise ConfigError(f"{key}={folder}: {nearest} cannot be written; name another folder")
 
 
 def check_class(key: str, path: str) -> None:

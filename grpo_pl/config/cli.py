@@ -13,7 +13,7 @@ from typing_extensions import override
 from grpo_pl import __version__
 from grpo_pl.callbacks import guard, metrics_table, progress, release_memory
 from grpo_pl.callbacks.loggers import label_loggers
-from grpo_pl.config.allowed import check_folder, check_values
+from grpo_pl.config.allowed import check_values
 from grpo_pl.config.exits import own_cause, refuse
 from grpo_pl.config.files import read_ahead
 from grpo_pl.config.jobs import JOBS
@@ -24,6 +24,7 @@ from grpo_pl.config.sentences import failed_imports_answered, groups, known_opti
 from grpo_pl.runs import preemption
 from grpo_pl.runs.checkpoints import BY_STEP, Checkpoints
 from grpo_pl.runs.folder import RunFolder
+from grpo_pl.system.folders import check_folder
 from grpo_pl.system.output import tame_logs
 from grpo_pl.system.refusal import ConfigError, fail
 

@@ -82,6 +82,34 @@ def test_an_option_of_another_command_is_named(name: str, refused: Refused) -> N
     assert other.partition("=")[0].strip("-") in refused(given, name, other)
 
 
+@pytest.mark.parametrize("name", ["bench", "check-invariance", "doctor", "plan"])
+@pytest.mark.parametrize("file", ["no/such/folder/x.json", "runs"])
+def test_a_file_that_cannot_be_written_is_refused_before_the_work(
+    name: str, file: str, refused: Refused
+) -> None:
+    assert f"{name}: argument --out: {file} cannot be written: name a file in" in refused(
+        given, name, "--out", file
+    )
+
+
+FOLDERS = {
+    "ablate": (("study.yaml", "--out", "study.yaml/out"), "--out"),
+    "compare": (("runs", "--out", "study.yaml/out"), "--out"),
+    "reward-data": (("pairs", "study.yaml/out", "--config", TINY), "out"),
+    "rollout": (("--out", "study.yaml/out", "--config", TINY), "--out"),
+    "tiny-model": (("study.yaml/out",), "folder"),
+}
+"""Command -> its words, of which one names a folder below a file, and the name of that option."""
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_a_folder_that_cannot_be_made_is_refused_before_the_work(name: str, refused: Refused) -> None:
+    words, option = FOLDERS[name]
+    answer = refused(command, name, *words)
+    assert f"{name}: {option}=study.yaml/out: " in answer
+    assert "study.yaml is a file; name a folder" in answer
+
+
 @pytest.mark.parametrize("name", ["bench", "check-invariance", "plan", "reward-data", "rollout"])
 def test_a_config_of_another_job_is_refused(name: str, refused: Refused) -> None:
     answered = refused(given, name, "--job", "reward_model")

@@ -6,6 +6,7 @@ from grpo_pl.commands.ablate.forked import ForkServer
 from grpo_pl.commands.ablate.study import read_study
 from grpo_pl.commands.options import Options
 from grpo_pl.config.by_name import config_file
+from grpo_pl.system.folders import check_folder
 from grpo_pl.system.refusal import ConfigError
 
 DESCRIPTION = """Run a study: every variant with every seed, each in OUT/<variant>/seed-<n>, and compare.
@@ -27,6 +28,7 @@ def ablate(args: list[str]) -> int:
         raise ConfigError(f"ablate: --jobs {options.jobs}: expected 1 or more")
     study = read_study(Path(config_file(str(options.study), "ablate: there is no study")))
     out: Path = options.out or Path("runs") / options.study.stem
+    check_folder("ablate: --out", out)
     with ForkServer() as server:
         if options.slurm is None and not options.dry_run:
             server.begin(study.imports(for_fit))  # at the same time as this process

@@ -33,7 +33,7 @@ from rich.status import Status
 from rich.table import Table
 
 from grpo_pl.commands.bench import Numbers
-from grpo_pl.commands.options import Options
+from grpo_pl.commands.options import Options, new_file
 from grpo_pl.config.by_name import config_file
 from grpo_pl.system.refusal import fail
 
@@ -262,7 +262,7 @@ def bench(args: list[str]) -> None:
     add("--peer", action="store_true", help="measure TRL too")
     add("--peer-iterations", type=int, default=3, help="the first is left out (%(default)s)")
     add("--scaling", action=argparse.BooleanOptionalAction, default=True, help="measure growth, too")
-    add("--out", type=Path, help="a file for the numbers, as JSON")
+    add("--out", type=new_file, help="a file for the numbers, as JSON")
     options, for_fit = parser.split(args, policy_alone=True)
     if min(options.iterations, options.peer_iterations) < 2:
         fail("bench: --iterations and --peer-iterations: expected 2 or more, for the first is left out")

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from grpo_pl.commands.compare.runs import ACCURACY
 from grpo_pl.commands.options import Options
+from grpo_pl.system.folders import check_folder
 
 DESCRIPTION = """Compare runs: what differs, what it brings and what it costs, as a table, report.html and
 report.md. Runs that differ in nothing but seeds and folders are repetitions of each other."""
@@ -19,7 +20,9 @@ def compare(args: list[str]) -> None:
     add("--metric", default=ACCURACY, help="the column of metrics.csv to compare (%(default)s)")
     add("--out", type=Path, help="folder of the report; default: RUN if there is one, else this one")
     options = parser.parse_args(args)
+    out: Path = options.out or (options.runs[0] if len(options.runs) == 1 else Path())
+    if options.out or out.is_dir():
+        check_folder("compare: --out", out)
     from grpo_pl.commands.compare.reporting import report
 
-    out: Path = options.out or (options.runs[0] if len(options.runs) == 1 else Path())
     report(options.runs, out, base=options.base, metric=options.metric)

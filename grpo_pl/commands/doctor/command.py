@@ -1,15 +1,13 @@
 """`grpo_pl doctor`: imports a library only after a look at its installation."""
 
-import argparse
 import json
-from pathlib import Path
 
 from rich.console import Console
 
 from grpo_pl.commands.doctor.installation import check_installation
 from grpo_pl.commands.doctor.machine import check_machine
 from grpo_pl.commands.doctor.report import Report
-from grpo_pl.commands.options import Options
+from grpo_pl.commands.options import Options, new_file
 
 CONFIGURED = ["components", "model", "run", "engine"]
 """The themes that need a config."""
@@ -18,18 +16,10 @@ log-probabilities against the trainer's, memory and disk, and how to mend it. Ta
 without any it looks at machine and installation alone."""
 
 
-def writable(text: str) -> Path:
-    """A file in a folder that exists."""
-    path = Path(text)
-    if not path.parent.is_dir() or path.is_dir():
-        raise argparse.ArgumentTypeError(f"{text} is no file in a folder that exists: name another")
-    return path
-
-
 def doctor(args: list[str]) -> int:
     """Check machine, installation and, given a config, all that it would run; 1 if there is a problem."""
     parser = Options("doctor", DESCRIPTION)
-    parser.add_argument("--out", type=writable, help="a JSON file to write everything to, too")
+    parser.add_argument("--out", type=new_file, help="a JSON file to write everything to, too")
     parser.add_argument(
         "--engine",
         choices=("true", "false"),

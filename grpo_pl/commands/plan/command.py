@@ -1,9 +1,8 @@
 """`grpo_pl plan`."""
 
 import json
-from pathlib import Path
 
-from grpo_pl.commands.options import Options
+from grpo_pl.commands.options import Options, new_file
 
 DESCRIPTION = """Say what a run will need of memory and passes, and what is likely not meant; load and run
 nothing. Takes every option of `fit`."""
@@ -12,7 +11,7 @@ nothing. Takes every option of `fit`."""
 def plan(args: list[str]) -> None:
     """Print what `fit` would need. A config that `fit` would refuse, or of another job, is refused."""
     parser = Options("plan", DESCRIPTION)
-    parser.add_argument("--out", type=Path, help="a JSON file to write the plan to, too")
+    parser.add_argument("--out", type=new_file, help="a JSON file to write the plan to, too")
     own, for_fit = parser.split(args, policy_alone=True)
     from rich.console import Console
 

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from grpo_pl.commands.options import Options
+from grpo_pl.system.folders import check_folder
 from grpo_pl.system.refusal import fail
 
 DESCRIPTION = """Make data for a reward model from rollouts and a verifier: OUT/train.jsonl and OUT/val.jsonl,
@@ -32,6 +33,7 @@ def reward_data(args: list[str]) -> None:
     """Sample, verify and write the rows."""
     own, for_fit = options().split(args, policy_alone=True)
     check(own)
+    check_folder("reward-data: out", own.out)
     from grpo_pl.commands.reward_data.making import make, write
 
     counts = write(make(own, for_fit), own.out, own.val_share)

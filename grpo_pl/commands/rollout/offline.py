@@ -7,12 +7,12 @@ import pyarrow.compute as pc
 from rich.progress import Progress
 
 from grpo_pl.commands.engine import ONE_PROCESS, of_policy, started
-from grpo_pl.config.allowed import check_folder
 from grpo_pl.config.cli import CLI, configure
 from grpo_pl.rollout.parquet import file_name, files_of, read_columns, save_rollout
 from grpo_pl.runs.folder import RunFolder, write_config
 from grpo_pl.runs.layout import CONFIG_FILE, sweep
 from grpo_pl.runs.lock import Lock
+from grpo_pl.system.folders import check_folder
 from grpo_pl.system.refusal import ConfigError
 from grpo_pl.training.metrics import sample_records
 from grpo_pl.training.strategies import place
@@ -27,7 +27,7 @@ def make(out: Path, options: list[str]) -> None:
     Raises:
         ConfigError: If `fit` would refuse the config, or if the folder has rollouts of another one.
     """
-    check_folder("--out", out)
+    check_folder("rollout: --out", out)
     cli = configure([*options, *ONE_PROCESS])
     lock = Lock(out, "--out")
     lock.take()
