@@ -1,7 +1,6 @@
 """`grpo_pl export`: makes a Hugging Face folder, which transformers and vLLM load, from a checkpoint."""
 
 import os
-import pickle
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,10 +46,9 @@ def export(checkpoint: Path, out: Path, pretrained: str = "") -> Path:
 
 def policy_weights(checkpoint: Path) -> Weights:
     """The policy's parameters by their Hugging Face names."""
-    import torch
-
     from grpo_pl.runs.checkpoint_io import read_shards
     from grpo_pl.runs.manifest import is_sharded
+    from grpo_pl.runs.safe_loading import UnreadableError, check_shards, read_data
 
     if not checkpoint.is_file() and not is_sharded(checkpoint):
         raise ConfigError(
@@ -58,12 +56,12 @@ def policy_weights(checkpoint: Path) -> Weights:
         )
     try:
         if is_sharded(checkpoint):
+            check_shards(checkpoint)
             content = read_shards(checkpoint, f"state_dict.{PREFIX}")
         else:
-            content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ConfigError(f"{checkpoint} is not a checkpoint that torch can read ({reason})") from error
+            content = read_data(checkpoint, mapped=True)
+    except UnreadableError as error:
+        raise ConfigError(f"{error.what}: give a checkpoint of `grpo_pl fit`") from error
     state = content.get("state_dict", {}) if isinstance(content, dict) else {}
     weights = {name.removeprefix(PREFIX): tensor for name, tensor in state.items() if name.startswith(PREFIX)}
     if not weights:
@@ -136,4 +134,7 @@ def run(args: list[str]) -> None:
     parser.add_argument("out", type=Path, help="the folder to make")
     parser.add_argument("--pretrained", default="", help="base model; default: that of the run's config.yaml")
     options = parser.parse_args(args)
-    print(export(options.checkpoint, options.out, options.pretrained))
+    try:
+        print(export(options.checkpoint, options.out, options.pretrained))
+    except ConfigError as error:
+        raise ConfigError(f"export: {error}") from error

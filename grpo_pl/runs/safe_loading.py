@@ -38,6 +38,25 @@ NO_DATA = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupErr
 """Errors of unpickling a file that is damaged, of another format, or holds more than data."""
 
 
+class UnreadableError(ConfigError):
+    """The refusal of a checkpoint, with the reason in words that name no library's internals.
+
+    Args:
+        path: The checkpoint.
+        reason: An error, or what is wrong with it.
+    """
+
+    def __init__(self, path: Path, reason: object) -> None:
+        words = " ".join(str(reason).split()) or type(reason).__name__
+        if "mmap can only be used" in words:
+            words = "it is no file of torch.save"
+        elif "Weights only load failed" in words:
+            named = re.search(r"unsupported GLOBAL (\S+)", words)
+            words = f"it holds more than data: {named[1] if named else 'no torch.save wrote it'}"
+        self.what = f"{path} is no readable checkpoint of a run ({words:.160})"
+        super().__init__(f"ckpt_path={self.what}: name another one, or last")
+
+
 class IndexUnpickler(pickle.Unpickler):
     """Unpickles the classes of an index and nothing else."""
 
@@ -64,9 +83,9 @@ def read_index(folder: Path) -> Metadata:
         with (folder / INDEX).open("rb") as file:
             index = IndexUnpickler(file).load()
     except (OSError, *NO_DATA) as error:
-        raise unreadable(folder, f"{INDEX}: {error}") from error
+        raise UnreadableError(folder, f"{INDEX}: {error}") from error
     if not isinstance(index, Metadata):
-        raise unreadable(folder, f"{INDEX} is a {type(index).__name__}")
+        raise UnreadableError(folder, f"{INDEX} is a {type(index).__name__}")
     return index
 
 
@@ -79,24 +98,26 @@ def check_shards(folder: Path) -> None:
         state_dict_loader.load(plain, storage_reader=reader, planner=planner, no_dist=True)
         torch.load(folder / SHARDED, weights_only=True)
     except CheckpointException as error:
-        raise unreadable(folder, next(iter(error.failures.values()))[0]) from error
+        raise UnreadableError(folder, next(iter(error.failures.values()))[0]) from error
     except (OSError, *NO_DATA) as error:
-        raise unreadable(folder, error) from error
+        raise UnreadableError(folder, error) from error
+
+
+def read_data(path: Path, mapped: bool = False) -> Any:
+    """What torch.save wrote into a file; if `mapped`, tensors stay on the disk until they are used."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except (OSError, *NO_DATA) as error:
+        raise UnreadableError(path, error) from error
 
 
 def read_file(path: Path, mapped: bool = False) -> dict[str, Any]:
-    """The content of a single-file checkpoint; refuses other or damaged files, and more than data.
-
-    If `mapped`, tensors stay on the disk until they are used.
-    """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except (OSError, *NO_DATA) as error:
-        raise unreadable(path, error) from error
+    """The content of a single-file checkpoint; refuses other or damaged files, and more than data."""
+    content = read_data(path, mapped)
     if not isinstance(content, dict) or not set(content) >= OF_A_RUN:
-        raise unreadable(path, f"it has not all of {', '.join(sorted(OF_A_RUN))}")
+        raise UnreadableError(path, f"it has not all of {', '.join(sorted(OF_A_RUN))}")
     if not re.match(r"[2-9]\.", version := str(content["pytorch-lightning_version"])):
-        raise unreadable(path, f"Lightning {version} wrote it")
+        raise UnreadableError(path, f"Lightning {version} wrote it")
     return content
 
 
@@ -105,21 +126,8 @@ def check_checkpoint(path: Path) -> None:
     if is_sharded(path):
         check_shards(path)
     elif path.is_dir():
-        raise unreadable(path, f"it is a folder without {SHARDED}")
+        raise UnreadableError(path, f"it is a folder without {SHARDED}")
     elif not path.exists():
         raise ConfigError(f"ckpt_path={path}: there is no such file; name a checkpoint, or last")
     else:
         read_file(path, mapped=True)
-
-
-def unreadable(path: Path, reason: object) -> ConfigError:
-    """The error for a checkpoint that is not read, with the reason."""
-    words = " ".join(str(reason).split()) or type(reason).__name__
-    if "mmap can only be used" in words:
-        words = "it is no file of torch.save"
-    elif "Weights only load failed" in words:
-        named = re.search(r"unsupported GLOBAL (\S+)", words)
-        words = f"it holds more than data: {named[1] if named else 'no torch.save wrote it'}"
-    return ConfigError(
-        f"ckpt_path={path} is no readable checkpoint of a run ({words:.160}): name another one, or last"
-    )

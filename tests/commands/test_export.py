@@ -111,12 +111,25 @@ def mistakes(run, untied_run, tmp_path, tiny_model):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").write_text("mine")
     (tmp_path / "text.ckpt").write_text("no checkpoint")
+    (tmp_path / "torn.ckpt").write_bytes(good.read_bytes()[:9999])
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards" / "meta.pt").write_bytes(b"")
+    torch.save(Path("/"), tmp_path / "code.ckpt")
     torch.save({"state_dict": {"critic.head.weight": torch.zeros(1)}}, tmp_path / "critic.ckpt")
     other = make_tiny_model(tmp_path / "other", vocab_size=321)
     torch.save({"state_dict": {"policy.language_model.x": torch.zeros(1)}}, tmp_path / "keys.ckpt")
     return {
         "missing file": ((tmp_path / "no.ckpt", new), "no.ckpt is no file"),
-        "not a checkpoint": ((tmp_path / "text.ckpt", new), "text.ckpt is not a checkpoint"),
+        "not a checkpoint": (
+            (tmp_path / "text.ckpt", new),
+            "run (it is no file of torch.save): give a",
+        ),
+        "torn": ((tmp_path / "torn.ckpt", new), "torn.ckpt is no readable checkpoint of a run ("),
+        "code": ((tmp_path / "code.ckpt", new), "(it holds more than data: "),
+        "damaged shards": (
+            (tmp_path / "shards", new),
+            "shards is no readable checkpoint of",
+        ),
         "no policy": ((tmp_path / "critic.ckpt", new), "critic.ckpt holds no policy"),
         "not empty": ((good, tmp_path / "full"), "full exists and is not empty"),
         "a file": ((good, tmp_path / "text.ckpt"), "text.ckpt exists and is not empty"),
@@ -133,14 +146,29 @@ def mistakes(run, untied_run, tmp_path, tiny_model):
 @pytest.mark.parametrize(
     "mistake",
     [
-        *("missing file", "not a checkpoint", "no policy", "not empty", "a file", "shapes", "keys", "tied"),
+        *(
+            "missing file",
+            "not a checkpoint",
+            "torn",
+            "code",
+            "damaged shards",
+            "no policy",
+            "not empty",
+            "a file",
+            "shapes",
+            "keys",
+            "tied",
+        ),
         "no model",
     ],
 )
 def test_a_mistake_ends_in_one_sentence_and_writes_nothing(mistake, mistakes, tmp_path, refused):
     arguments, named = mistakes[mistake]
     before = sorted(path.name for path in tmp_path.iterdir())
-    assert named in refused(command, "export", *arguments)
+    answer = refused(command, "export", *arguments)
+    assert answer.startswith("grpo_pl: error: export: ")
+    assert named in answer
+    assert "ckpt_path" not in answer
     assert sorted(path.name for path in tmp_path.iterdir()) == before
     assert (tmp_path / "full" / "notes.txt").read_text() == "mine"
 

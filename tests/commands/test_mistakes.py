@@ -95,6 +95,7 @@ def test_a_file_that_cannot_be_written_is_refused_before_the_work(
 FOLDERS = {
     "ablate": (("study.yaml", "--out", "study.yaml/out"), "--out"),
     "compare": (("runs", "--out", "study.yaml/out"), "--out"),
+    "export": (("study.yaml", "study.yaml/out"), "out"),
     "reward-data": (("pairs", "study.yaml/out", "--config", TINY), "out"),
     "rollout": (("--out", "study.yaml/out", "--config", TINY), "--out"),
     "tiny-model": (("study.yaml/out",), "folder"),
