@@ -83,7 +83,9 @@ def read_study(path: Path) -> Study:
     where = f"study {path}"
     for key in content:
         if key not in KEYS:
-            raise ConfigError(f"{where}: there is no {key}{nearest(key, KEYS)} It has {', '.join(KEYS)}")
+            raise ConfigError(
+                f"{where}: there is no {key}{nearest(key, KEYS) or '.'} A study has {', '.join(KEYS)}"
+            )
     base = parts_of(content.get("base"), f"{where}: base", path.parent)
     if not base:
         raise ConfigError(f"{where}: base: expected a config file, which all variants begin with")
