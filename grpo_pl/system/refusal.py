@@ -60,6 +60,19 @@ def about(component: object) -> Iterator[None]:
         raise
 
 
+@contextmanager
+def inside(place: str) -> Iterator[None]:
+    """In the body, every refusal begins with a place: the part of a file that holds the config."""
+    _places.append(place)
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{place}: {error}") from error
+    finally:
+        _places.pop()
+
+
+_places: list[str] = []
 KEY = "_config_key"
 """The attribute in which a component that a config has built carries its key."""
 
@@ -83,5 +96,5 @@ def nearest(wrong: str, names: Iterable[str]) -> str:
 def fail(sentence: str) -> NoReturn:
     """Say what is wrong, in one line, and end with exit code 2."""
     sys.stdout.flush()
-    print(f"grpo_pl: error: {' '.join(sentence.split())}", file=sys.stderr)
+    print("grpo_pl: error:", " ".join(": ".join([*_places, sentence]).split()), file=sys.stderr)
     raise SystemExit(2)

@@ -10,7 +10,7 @@ from grpo_pl.callbacks.budget import SPENT
 from grpo_pl.commands.ablate.study import RunBudget, Study
 from grpo_pl.commands.checked import Checked, check
 from grpo_pl.runs.layout import ENDED_FILE, METRICS_FILE, read_metrics
-from grpo_pl.system.refusal import ConfigError
+from grpo_pl.system.refusal import ConfigError, inside
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,8 @@ def plan_runs(
             folder = out / variant / f"seed-{seed}"
             of_run = ["--seed_everything", str(seed), "--data.seed", str(seed)]
             for_fit = [*options[variant], *more, *of_run, "--trainer.default_root_dir", str(folder)]
-            fit = check(for_fit)
+            with inside(f"study {study.path}: variants.{variant}"):
+                fit = check(for_fit)
             budget = study.budget or iterations_of(fit.settings, study)
             check_last_validation(fit.settings, budget, variant, study)
             yield PlannedRun(variant, seed, folder, for_fit, budget, fit, fit.ended)

@@ -81,8 +81,22 @@ WRONG = {
     "a budget of another kind": ({"budget": {"hours": 1}}, "budget: expected one of iterations"),
     "half an iteration": ({"budget": {"iterations": 1.5}}, r"budget\.iterations: expected a number above 0"),
     "nothing to spend": ({"budget": {"seconds": 0}}, r"budget\.seconds: expected a number above 0"),
-    "a misspelt setting": ({"variants": {"a": {"modle": {"kl": None}}}}, "Did you mean model"),
-    "a variant that cannot be": ({"variants": {"a": {"model": {"advantage": "GAE"}}}}, "set model.critic"),
+    "a misspelt setting": (
+        {"variants": {"a": {"modle": {"kl": None}}}},
+        r"study\.yaml: variants\.a: there is no .*modle.*Did you mean model",
+    ),
+    "a variant that cannot be": (
+        {"variants": {"a": {"model": {"advantage": "GAE"}}}},
+        "variants.a: model.advantage .*set model.critic",
+    ),
+    "a value of the second variant": (
+        {"variants": {"a": {}, "b": {"model": {"loss": {"init_args": {"clip_low": 2.0}}}}}},
+        r"error: study \S+study\.yaml: variants\.b: model\.loss\.clip_low=2\.0: expected",
+    ),
+    "a word for a number": (
+        {"variants": {"a": {}, "b": {"data": {"group_size": "four"}}}},
+        r"error: study \S+study\.yaml: variants\.b: data\.group_size: expected int, got four",
+    ),
     "an end that is not validated": (
         {"base": [TINY, {"trainer": {"check_val_every_n_epoch": 4}}]},
         "ends after 2 iterations and validates every 4, so that its end would not be measured",
