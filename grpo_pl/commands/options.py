@@ -8,7 +8,7 @@ from typing import NoReturn
 from typing_extensions import override
 
 from grpo_pl.config.files import read_ahead
-from grpo_pl.config.option_names import check_names
+from grpo_pl.config.option_names import check_names, names_in
 from grpo_pl.system.refusal import ConfigError
 
 
@@ -18,6 +18,44 @@ def new_file(text: str) -> Path:
     if not path.parent.is_dir() or path.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
         raise argparse.ArgumentTypeError(f"{text} cannot be written: name a file in a folder that exists")
     return path
+
+
+OF_COMMANDS = {
+    "ablate": ("dry-run", "jobs", "out", "slurm"),
+    "bench": ("iterations", "no-scaling", "out", "peer", "peer-iterations", "scaling"),
+    "check-invariance": ("out",),
+    "compare": ("base", "metric", "out"),
+    "doctor": ("engine", "out"),
+    "export": ("pretrained",),
+    "plan": ("out",),
+    "reward-data": (
+        *("continuations", "pairs-per-prompt", "prompts", "samples", "steps", "val-share", "verifier"),
+    ),
+    "rollout": ("out",),
+    "submit": (
+        *("cpus-per-task", "dry-run", "gpus-per-node", "nodes", "partition", "sbatch", "server-args"),
+        *("server-nodes", "time", "warning-s"),
+    ),
+    "tiny-model": ("seed", "untied"),
+}
+"""The options of each command itself; here, since a wrong option must not import all commands."""
+OF_FIT = ("pretrained", "samples")
+"""The names in `OF_COMMANDS` that `fit` knows too."""
+
+
+def check_owner(words: list[str]) -> None:
+    """Refuse an option of another command among those of `fit`."""
+    for name in names_in(words):
+        owners = [f"`{owner}`" for owner, options in OF_COMMANDS.items() if name in options]
+        if owners and name not in OF_FIT:
+            raise ConfigError(f"there is no option {name} here: --{name} belongs to {', '.join(owners)}")
+
+
+def check_at_least(command: str, options: argparse.Namespace, **lowest: int) -> None:
+    """Refuse a command's own option that is below its lowest value."""
+    for name, least in lowest.items():
+        if (value := getattr(options, name)) < least:
+            raise ConfigError(f"{command}: --{name.replace('_', '-')}={value}: expected {least} or more")
 
 
 class Options(argparse.ArgumentParser):
@@ -44,6 +82,7 @@ class Options(argparse.ArgumentParser):
             policy_alone: Whether the command knows no job but `policy`.
         """
         own, for_fit = self.parse_known_args(args)
+        check_owner(for_fit)
         check_names("fit", for_fit)
         if policy_alone and read_ahead(for_fit)[0] != "policy":
             raise ConfigError(f"job: {self.command} knows the job policy alone: leave job out")

@@ -1,11 +1,14 @@
 """Every command answers every kind of mistake in one sentence, with exit code 2."""
 
+import re
+from itertools import chain
 from pathlib import Path
 
 import pytest
 from helpers.commands import Refused, command
 from helpers.repository import ROOT
 
+from grpo_pl.commands.options import OF_COMMANDS, OF_FIT
 from grpo_pl.commands.table import COMMANDS
 
 TINY = str(ROOT / "configs" / "tiny.yaml")
@@ -109,6 +112,33 @@ def test_a_folder_that_cannot_be_made_is_refused_before_the_work(name: str, refu
     answer = refused(command, name, *words)
     assert f"{name}: {option}=study.yaml/out: " in answer
     assert "study.yaml is a file; name a folder" in answer
+
+
+@pytest.mark.parametrize("name", CONFIGURED)
+def test_an_option_of_another_command_is_answered_by_that_command(name: str, refused: Refused) -> None:
+    answer = refused(given, name, "--untied")
+    assert answer == "grpo_pl: error: there is no option untied here: --untied belongs to `tiny-model`"
+
+
+def test_the_table_of_options_is_that_of_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in OF_COMMANDS:
+        with pytest.raises(SystemExit):
+            command(name, "--help")
+        options = re.findall(r"^ +--([a-z-]+)(?:, --([a-z-]+))?", capsys.readouterr().out, re.MULTILINE)
+        assert sorted(filter(None, chain(*options))) == sorted(OF_COMMANDS[name]), name
+    assert OF_COMMANDS.keys() == COMMANDS.keys() - {"fit", "validate"}
+
+
+def test_the_options_that_fit_has_too_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    command("fit", "--help")
+    of_fit = set(re.findall(r"--([a-z_]+)[ \]]", capsys.readouterr().out))
+    assert of_fit & set(chain(*OF_COMMANDS.values())) == set(OF_FIT)
+
+
+@pytest.mark.parametrize("name", ["fit", "validate"])
+@pytest.mark.parametrize("option", ["-h", "--help"])
+def test_a_word_after_help_is_refused(name: str, option: str, refused: Refused) -> None:
+    assert f"{name}: {option} takes no value, got extra" in refused(command, name, option, "extra")
 
 
 @pytest.mark.parametrize("name", ["bench", "check-invariance", "plan", "reward-data", "rollout"])

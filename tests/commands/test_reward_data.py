@@ -121,14 +121,22 @@ def test_an_unverifiable_response_is_in_no_pair() -> None:
 @pytest.mark.parametrize(
     ("kind", "arguments", "sentence"),
     [
-        ("pairs", ("--samples", "nowhere.jsonl"), "--samples nowhere.jsonl is no samples.jsonl of a run"),
-        ("steps", ("--samples", "nowhere.jsonl"), "--samples makes pairs"),
-        ("pairs", ("--verifier", "other"), "--verifier other: model.verifiers has digit"),
-        ("pairs", ("--prompts", "0"), "--prompts is 0: expected 1 or more"),
-        ("pairs", ("--val-share", "1"), "--val-share is 1.0: expected 0 or more and less than 1"),
-        ("steps", ("--steps", "["), "--steps"),
+        (
+            "pairs",
+            ("--samples", "nowhere.jsonl"),
+            "reward-data: --samples=nowhere.jsonl is no samples.jsonl",
+        ),
+        ("steps", ("--samples", "nowhere.jsonl"), "reward-data: --samples makes pairs"),
+        ("pairs", ("--verifier", "other"), "reward-data: --verifier=other: model.verifiers has digit"),
+        ("pairs", ("--prompts", "0"), "reward-data: --prompts=0: expected 1 or more"),
+        ("pairs", ("--val-share", "1"), "reward-data: --val-share=1.0: expected 0 or more and less"),
+        ("steps", ("--steps", "["), "reward-data: --steps='[': expected a regular"),
         ("pairs", ("--model.advantage", "LeastSquares"), "model.advantage: expected one of"),
-        ("pairs", ("--data.sampling.max_tokens", "1", "--data.group_size", "1"), "no prompt had both"),
+        (
+            "pairs",
+            ("--data.sampling.max_tokens", "1", "--data.group_size", "1"),
+            "reward-data: no prompt had",
+        ),
     ],
 )
 def test_a_mistake_is_answered_in_one_sentence(

@@ -4,10 +4,9 @@ from pathlib import Path
 
 from grpo_pl.commands.ablate.forked import ForkServer
 from grpo_pl.commands.ablate.study import read_study
-from grpo_pl.commands.options import Options
+from grpo_pl.commands.options import Options, check_at_least
 from grpo_pl.config.by_name import config_file
 from grpo_pl.system.folders import check_folder
-from grpo_pl.system.refusal import ConfigError
 
 DESCRIPTION = """Run a study: every variant with every seed, each in OUT/<variant>/seed-<n>, and compare.
 Runs that have ended are skipped, those that were cut off go on, and where one fails the others are run.
@@ -24,8 +23,7 @@ def ablate(args: list[str]) -> int:
     say("--slurm", metavar="OPTIONS", help="as an array of SLURM jobs, with these options of `submit`")
     say("--dry-run", action="store_true", help="check and list the runs, and run nothing")
     options, for_fit = parser.split(args)
-    if options.jobs < 1:
-        raise ConfigError(f"ablate: --jobs {options.jobs}: expected 1 or more")
+    check_at_least("ablate", options, jobs=1)
     study = read_study(Path(config_file(str(options.study), "ablate: there is no study")))
     out: Path = options.out or Path("runs") / options.study.stem
     check_folder("ablate: --out", out)

@@ -7,7 +7,7 @@ from rich.console import Console
 from grpo_pl.commands.doctor.installation import check_installation
 from grpo_pl.commands.doctor.machine import check_machine
 from grpo_pl.commands.doctor.report import Report
-from grpo_pl.commands.options import Options, new_file
+from grpo_pl.commands.options import Options, check_owner, new_file
 
 CONFIGURED = ["components", "model", "run", "engine"]
 """The themes that need a config."""
@@ -28,6 +28,7 @@ def doctor(args: list[str]) -> int:
         "servers get other weights meanwhile: no run may be using them",
     )
     own, for_fit = parser.parse_known_args(args)
+    check_owner(for_fit)
     report = Report(Console())
     works = report.add("installation", check_installation())
     machine = check_machine()

@@ -2,8 +2,11 @@
 
 from contextlib import redirect_stdout, suppress
 from io import StringIO
+from itertools import pairwise
 
+from grpo_pl.commands.options import check_owner
 from grpo_pl.config.option_names import check_names, help_text
+from grpo_pl.system.refusal import ConfigError
 
 
 def fit(args: list[str]) -> None:
@@ -29,6 +32,10 @@ def answered(command: str, args: list[str]) -> bool:
     if args in (["-h"], ["--help"]):
         print(help_text(command, lambda: parsers_help(command)), end="")
         return True
+    for word, after in pairwise(args):
+        if word in ("-h", "--help") and not after.startswith("-"):
+            raise ConfigError(f"{command}: {word} takes no value, got {after}: leave it out")
+    check_owner(args)
     check_names(command, args)
     return False
 

@@ -3,9 +3,9 @@
 import argparse
 from pathlib import Path
 
-from grpo_pl.commands.options import Options
+from grpo_pl.commands.options import Options, check_at_least
 from grpo_pl.system.folders import check_folder
-from grpo_pl.system.refusal import fail
+from grpo_pl.system.refusal import ConfigError
 
 DESCRIPTION = """Make data for a reward model from rollouts and a verifier: OUT/train.jsonl and OUT/val.jsonl,
 which share no prompt; which prompts are held out depends on their text alone. `pairs`: a right and a wrong
@@ -42,10 +42,10 @@ def reward_data(args: list[str]) -> None:
 
 def check(options: argparse.Namespace) -> None:
     """Refuse numbers out of range, and recorded responses where steps are to be continued."""
-    for name in ("prompts", "pairs_per_prompt", "continuations"):
-        if (got := getattr(options, name)) < 1:
-            fail(f"--{name.replace('_', '-')} is {got}: expected 1 or more")
+    check_at_least("reward-data", options, prompts=1, pairs_per_prompt=1, continuations=1)
     if not 0 <= options.val_share < 1:
-        fail(f"--val-share is {options.val_share}: expected 0 or more and less than 1")
+        raise ConfigError(f"reward-data: --val-share={options.val_share}: expected 0 or more and less than 1")
     if options.kind == "steps" and options.samples:
-        fail("--samples makes pairs: the steps of recorded responses cannot be continued")
+        raise ConfigError(
+            "reward-data: --samples makes pairs: the steps of recorded responses cannot be continued"
+        )

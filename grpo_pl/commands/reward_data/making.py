@@ -20,7 +20,7 @@ from grpo_pl.prompts.prompt_set import iteration_prompts
 from grpo_pl.rewards.base import Verifier, score_samples
 from grpo_pl.rewards.patterns import compiled
 from grpo_pl.rewards.steps import step_ends
-from grpo_pl.system.refusal import fail
+from grpo_pl.system.refusal import ConfigError
 from grpo_pl.types import Prompt, Rollout, Sample
 
 Row = dict[str, Any]
@@ -33,7 +33,9 @@ def make(options: argparse.Namespace, for_fit: list[str]) -> list[Row]:
     trainer, model, data = of_policy(configure(for_fit))
     name = options.verifier or next(iter(model.verifiers), "")
     if name not in model.verifiers:
-        fail(f"--verifier {name}: model.verifiers has {', '.join(model.verifiers) or 'none'}")
+        raise ConfigError(
+            f"reward-data: --verifier={name}: model.verifiers has {', '.join(model.verifiers) or 'none'}"
+        )
     verifier, rows = model.verifiers[name], []
     if options.samples:
         rows = make_pairs(recorded(options.samples), verifier, options.pairs_per_prompt)
@@ -45,7 +47,9 @@ def make(options: argparse.Namespace, for_fit: list[str]) -> list[Row]:
                 rows += label_steps(rollout, data, verifier, options.steps, options.continuations)
     if not rows:
         what = "both a right and a wrong response" if options.kind == "pairs" else "a response to judge"
-        fail(f"no prompt had {what}: raise --prompts or data.group_size, or take another policy")
+        raise ConfigError(
+            f"reward-data: no prompt had {what}: raise --prompts or data.group_size, or take another policy"
+        )
     return rows
 
 
@@ -73,7 +77,9 @@ def recorded(path: Path) -> list[Sample]:
             for row in rows
         ]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        fail(f"--samples {path} is no samples.jsonl of a run ({type(error).__name__}: {error})")
+        raise ConfigError(
+            f"reward-data: --samples={path} is no samples.jsonl of a run ({type(error).__name__}: {error})"
+        ) from error
 
 
 def verdicts(verifier: Verifier, samples: Sequence[Sample]) -> Sequence[float | None]:
@@ -107,7 +113,7 @@ def label_steps(
     steps up to it; the last step's is the verifier's score of the response (Math-Shepherd, Wang et al. 2024,
     arXiv:2312.08935, section 3.3, soft estimation).
     """
-    separator, samples = compiled("--steps", steps), rollout.samples
+    separator, samples = compiled("reward-data: --steps", steps), rollout.samples
     final = verdicts(verifier, samples)
     seen: dict[tuple[str, str], int] = {}
     for n, sample in enumerate(samples):

@@ -1,6 +1,7 @@
 """`grpo_pl submit`."""
 
 import argparse
+import re
 import shlex
 import shutil
 import subprocess
@@ -9,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from grpo_pl.commands.options import Options
+from grpo_pl.commands.options import Options, check_at_least
 from grpo_pl.commands.submit.script import fill
 from grpo_pl.runs import slurm_job
 from grpo_pl.runs.layout import CONFIG_FILE
@@ -18,6 +19,13 @@ from grpo_pl.system.refusal import ConfigError
 SCRIPT_FILE = "job.sbatch"
 DESCRIPTION = """Check what `fit` would run, write it as a job into the run's folder, and submit it to SLURM.
 Options that are not listed here go to `fit`; options left out are as in grpo_pl/commands/submit/*.sbatch."""
+
+
+def sbatch_option(text: str) -> str:
+    """The type of `--sbatch`: the long name of an option and its value, as they stand in a script."""
+    if not re.fullmatch(r"[A-Za-z][\w-]*=.+", text):
+        raise argparse.ArgumentTypeError(f"expected NAME=VALUE such as qos=high, got {text!r}")
+    return text
 
 
 def options() -> Options:
@@ -32,7 +40,14 @@ def options() -> Options:
     add("--time", help="time limit, as in sbatch")
     add("--warning-s", type=int, help="seconds before its end: enough for an iteration and a checkpoint")
     add("--partition")
-    add("--sbatch", action="append", default=[], metavar="NAME=VALUE", help="any other option of sbatch")
+    add(
+        "--sbatch",
+        type=sbatch_option,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="any other option of sbatch",
+    )
     add("--dry-run", action="store_true", help="show the job and change nothing")
     return parser
 
@@ -62,9 +77,7 @@ def submit(args: list[str]) -> None:
 
 def for_nodes(options: argparse.Namespace) -> list[str]:
     """The options of `fit` for the requested nodes and GPUs."""
-    for key, least in (("nodes", 1), ("server_nodes", 0), ("gpus_per_node", 0)):
-        if (got := getattr(options, key)) < least:
-            raise ConfigError(f"submit: --{key.replace('_', '-')}={got}: expected {least} or more")
+    check_at_least("submit", options, nodes=1, server_nodes=0, gpus_per_node=0)
     for_fit = ["--trainer.num_nodes", str(options.nodes)]
     if options.gpus_per_node:
         for_fit += ["--trainer.accelerator", "gpu", "--trainer.devices", str(options.gpus_per_node)]

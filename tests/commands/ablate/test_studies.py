@@ -123,7 +123,7 @@ def test_a_wrong_study_is_refused_before_anything_is_written(
     ("arguments", "sentence"),
     [
         (["no.yaml"], "there is no study no.yaml"),
-        (["{}", "--jobs", "0"], "--jobs 0: expected 1 or more"),
+        (["{}", "--jobs", "0"], "ablate: --jobs=0: expected 1 or more"),
         (["{}", "--slurm", "--nodes 1 --server-nodes 1"], "jobs with --server-nodes are no array"),
         (["{}", "--slurm", "--nodes x"], "--nodes: invalid int value"),
     ],

@@ -106,6 +106,13 @@ MISTAKES = {
     "no nodes": ((), "submit: the following arguments are required: --nodes"),
     "nodes": (("--nodes", 0), "submit: --nodes=0: expected 1 or more"),
     "a word for nodes": (("--nodes", "two"), "submit: argument --nodes: invalid int value: 'two'"),
+    **{
+        f"{words!r} for sbatch": (
+            ("--nodes", 1, f"--sbatch={words}"),
+            "submit: argument --sbatch: expected NAME=VALUE such as qos=high, got ",
+        )
+        for words in ("foo", "qos=", "=high", "--qos=high", "qos=a\n#SBATCH --x=y")
+    },
     "devices": (
         ("--nodes", 2, "--gpus-per-node", 0, "--trainer.devices", "auto"),
         "trainer.devices=auto: .* set it",
