@@ -30,7 +30,7 @@ from grpo_pl.rollout.shared import shared
 from grpo_pl.rollout.stored import forget, forget_all, stored
 from grpo_pl.runs.layout import ROLLOUTS_FOLDER
 from grpo_pl.system.heartbeat import heartbeat
-from grpo_pl.system.refusal import check_at_least
+from grpo_pl.system.refusal import about, check_at_least
 from grpo_pl.training.checks.engines import check_engines, check_sampling, check_whose_rollouts
 from grpo_pl.training.checks.prompts import check_context, check_enough, check_vocabulary, warn_without_end
 from grpo_pl.training.checks.schedule import check_schedule, check_trainer
@@ -203,14 +203,15 @@ class RolloutDataModule(AttachedDataModule):
 
     def read_prompts(self, name: str, source: PromptSource) -> PromptSet:
         """The encoded prompts of `data.<name>`."""
-        return PromptSet(
-            source,
-            self.format,
-            self._tokenizer,
-            max_prompt_tokens=self.max_prompt_tokens,
-            long_prompts=self.long_prompts,
-            key=f"data.{name}",
-        )
+        with about(self):
+            return PromptSet(
+                source,
+                self.format,
+                self._tokenizer,
+                max_prompt_tokens=self.max_prompt_tokens,
+                long_prompts=self.long_prompts,
+                key=f"data.{name}",
+            )
 
     @property
     def _longest_response(self) -> int:
@@ -287,14 +288,15 @@ class RolloutDataModule(AttachedDataModule):
     def prompts_of(self, iteration: int) -> list[Prompt]:
         """Prompts on this rank of an iteration."""
         ranks = self._ranks
-        return iteration_prompts(
-            self.prompts["train"],
-            iteration=iteration,
-            prompts_per_iteration=self.prompts_per_iteration,
-            seed=self.seed,
-            rank=ranks.rank,
-            world_size=ranks.size,
-        )
+        with about(self):
+            return iteration_prompts(
+                self.prompts["train"],
+                iteration=iteration,
+                prompts_per_iteration=self.prompts_per_iteration,
+                seed=self.seed,
+                rank=ranks.rank,
+                world_size=ranks.size,
+            )
 
     @override
     def val_dataloader(self) -> Iterable[Rollout]:

@@ -13,7 +13,7 @@ from torch.distributed.tensor.parallel import (
 )
 
 from grpo_pl.models.loading import pretrained_models
-from grpo_pl.system.refusal import ConfigError
+from grpo_pl.system.refusal import ArgumentError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -41,8 +41,8 @@ def linear_plan(model: "PreTrainedModel") -> dict[str, str]:
     plan = getattr(model.config.get_text_config(), "base_model_tp_plan", None) or {}
     layers = {name: style for name, style in plan.items() if name.startswith("layers.")}
     if not layers or not set(layers.values()) <= STYLES.keys():
-        raise ConfigError(
-            f"trainer.strategy.tensor_parallel_size: transformers has no plan of plain splits for "
+        raise ArgumentError(
+            f"tensor_parallel_size: transformers has no plan of plain splits for "
             f"{type(model).__name__}: set it to 1"
         )
     return {name.replace(".", r"\.").replace("*", r"\d+"): style for name, style in layers.items()}
@@ -53,7 +53,7 @@ def check_heads(model: "PreTrainedModel", ranks: int) -> None:
     config = model.config.get_text_config()
     heads = cast(int, getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
     if heads % ranks or config.num_attention_heads % ranks:
-        raise ConfigError(
-            f"trainer.strategy.tensor_parallel_size={ranks} does not divide the model's {heads} heads of "
+        raise ArgumentError(
+            f"tensor_parallel_size={ranks} does not divide the model's {heads} heads of "
             "keys and values: set it to a divisor"
         )

@@ -9,7 +9,7 @@ from rich.progress import track
 from grpo_pl.functional import derive_seed, permutation
 from grpo_pl.prompts.chat import ChatFormat, Tokenizer
 from grpo_pl.prompts.sources import PromptSource
-from grpo_pl.system.refusal import ConfigError
+from grpo_pl.system.refusal import ArgumentError, ConfigError
 from grpo_pl.types import Prompt
 
 _BATCH = 500
@@ -43,7 +43,7 @@ class PromptSet:
         key: str,
     ) -> None:
         if max_prompt_tokens < 1:
-            raise ConfigError(f"data.max_prompt_tokens={max_prompt_tokens}: expected 1 or more")
+            raise ArgumentError(f"max_prompt_tokens={max_prompt_tokens}: expected 1 or more")
         self._prompts: list[Prompt] = []
         self.num_long = 0
         total = len(source)
@@ -107,8 +107,8 @@ def iteration_prompts(
     and resuming needs only the iteration's number. A set smaller than `P` is visited repeatedly.
     """
     if prompts_per_iteration < 1 or prompts_per_iteration % world_size:
-        raise ConfigError(
-            f"data.prompts_per_iteration={prompts_per_iteration}: expected a positive multiple of "
+        raise ArgumentError(
+            f"prompts_per_iteration={prompts_per_iteration}: expected a positive multiple of "
             f"{world_size}, the number of data-parallel ranks"
         )
     assert iteration >= 0

@@ -20,7 +20,7 @@ from grpo_pl.models.loading import (
 from grpo_pl.rollout.assembly import Response, assemble_rollout, token_ends
 from grpo_pl.rollout.engine import Demand, EngineMemory, OfflineEngine, SamplingConfig
 from grpo_pl.system.precision import DType
-from grpo_pl.system.refusal import ConfigError
+from grpo_pl.system.refusal import ConfigError, name_of
 from grpo_pl.types import Prompt, Rollout
 
 BATCH_TOKENS = 16384
@@ -90,7 +90,7 @@ class DatasetEngine(OfflineEngine):
         where = f"data.train: the column {self.column!r} of {prompt.text[:40]!r}"
         if self.column not in prompt.metadata:
             has = ", ".join(map(repr, prompt.metadata)) or "none"
-            raise ConfigError(f"{where} is missing; set the engine's column to one of the others: {has}")
+            raise ConfigError(f"{where} is missing; set {name_of(self)}.column to one of the others: {has}")
         value = prompt.metadata[self.column]
         entries = value if isinstance(value, list) else [value]
         if len(entries) < group_size:

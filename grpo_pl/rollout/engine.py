@@ -10,15 +10,16 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from grpo_pl.system.refusal import ArgumentError, check_at_least
+from grpo_pl.system.refusal import ArgumentError, check_at_least, name_of
 from grpo_pl.types import Prompt, Rollout
 
 
 class EngineLostError(RuntimeError):
     """An engine's processes have ended; the same command resumes the run from its last checkpoint."""
 
-    def __init__(self, what: str) -> None:
-        super().__init__(f"data.engine: {what}; the same command continues the run from its last checkpoint")
+    def __init__(self, what: str, engine: "RolloutEngine") -> None:
+        again = "the same command continues the run from its last checkpoint"
+        super().__init__(f"{name_of(engine)}: {what}; {again}")
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from typing_extensions import override
 from grpo_pl.rollout.assembly import with_prompts, without_prompts
 from grpo_pl.rollout.engine import EngineLostError, RolloutEngine, SamplingConfig
 from grpo_pl.system.atomic_files import DiskFullError
-from grpo_pl.system.refusal import ArgumentError, ConfigError
+from grpo_pl.system.refusal import ArgumentError, ConfigError, name_of
 from grpo_pl.types import Prompt, Rollout
 
 BUCKET_BYTES = 16 << 20
@@ -166,13 +166,14 @@ class OverlappedEngine(RolloutEngine):
             self._process.join()
             raise EngineLostError(
                 f"its process has ended with exit code {self._process.exitcode} (-9 is how the system "
-                "ends one when memory is short)"
+                "ends one when memory is short)",
+                self,
             ) from None
         if not isinstance(answer, Failure):
             return answer
         if answer.sentence:
             raise ConfigError(answer.sentence) from RuntimeError(answer.trace)
-        raise RuntimeError(f"data.engine: {type(self.engine).__name__} failed:\n{answer.trace}")
+        raise RuntimeError(f"{name_of(self)}: {type(self.engine).__name__} failed:\n{answer.trace}")
 
 
 @dataclass(frozen=True)

@@ -77,6 +77,11 @@ KEY = "_config_key"
 """The attribute in which a component that a config has built carries its key."""
 
 
+def name_of(component: object) -> str:
+    """The key of a component that a config has built, else its class."""
+    return getattr(component, KEY, "") or type(component).__name__
+
+
 def no_such_option(wrong: str, options: Iterable[str]) -> str:
     """Names the nearest option in the same group, else anywhere, else all of the group."""
     group, _, leaf = wrong.rpartition(".")

@@ -28,7 +28,7 @@ from grpo_pl.runs.safe_loading import check_checkpoint
 from grpo_pl.system.atomic_files import PARTIAL, room_for, sync_folder
 from grpo_pl.system.collectives import each_rank_says
 from grpo_pl.system.precision import DType
-from grpo_pl.system.refusal import ConfigError
+from grpo_pl.system.refusal import ConfigError, about
 
 
 class FSDP2Strategy(ModelParallelStrategy):
@@ -118,7 +118,8 @@ class FSDP2Strategy(ModelParallelStrategy):
         with deferred_weights() as weights:
             model = build()
         if self.tensor_parallel_size > 1:
-            parallelize(model, self.device_mesh["tensor_parallel"])
+            with about(self):
+                parallelize(model, self.device_mesh["tensor_parallel"])
         dtype = None if self.dtype is None else getattr(torch, self.dtype)
         arguments: dict[str, Any] = {
             "mesh": self._shard_mesh,

@@ -58,6 +58,10 @@ PLACES = {
     "an alarm": ("--alarms.no_signal.window 0", "alarms.no_signal.window=0: expected"),
     "a callback": ("--budget.seconds=-1", "budget.seconds=-1.0: expected more than 0, or null"),
     "the data module": ("--data.group_size 0", "data.group_size=0: expected 1 or more"),
+    "the data module, when it reads": (
+        "--data.max_prompt_tokens 0",
+        "data.max_prompt_tokens=0: expected 1 or more",
+    ),
     "the format": (
         "--data.format.question_template x",
         "data.format.question_template='x': expected {question} in it",

@@ -175,7 +175,7 @@ def test_long_prompts_are_counted_and_refused_dropped_or_cut(tokenizer: PreTrain
 def test_an_empty_set_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
     with pytest.raises(ValueError, match=r"data.train: all 2 rows are longer than 2 tokens .*; raise"):
         make_set(tokenizer, "abc", "abcd", max_prompt_tokens=2, long_prompts="drop")
-    with pytest.raises(ValueError, match=r"data.max_prompt_tokens=0: expected 1 or more"):
+    with pytest.raises(ValueError, match=r"^max_prompt_tokens=0: expected 1 or more"):
         make_set(tokenizer, "abc", max_prompt_tokens=0)
     nothing = ChatFormat(template_kwargs={"chat_template": "{{ messages[0]['content'] }}"})
     with pytest.raises(
@@ -284,7 +284,7 @@ def test_prompts_that_do_not_divide_among_ranks_are_refused(
 ) -> None:
     with pytest.raises(
         ValueError,
-        match=rf"^data.prompts_per_iteration={per_iteration}: expected a positive multiple of {world_size},",
+        match=rf"^prompts_per_iteration={per_iteration}: expected a positive multiple of {world_size},",
     ):
         iteration_prompts(
             seven, iteration=0, prompts_per_iteration=per_iteration, seed=0, rank=0, world_size=world_size

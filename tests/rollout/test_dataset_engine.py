@@ -76,7 +76,7 @@ def test_given_log_probabilities_are_taken_and_nothing_is_loaded_for_them(engine
 @pytest.mark.parametrize(
     ("prompt", "sentence"),
     [
-        (holding("a", column="texts"), "is missing; set the engine's column to one of the others: 'texts'"),
+        (holding("a", column="texts"), "is missing; set DatasetEngine.column to one of the others: 'texts'"),
         (holding("a"), "has 1 responses, and data.group_size=2 asks for more"),
         (holding("a", 5), "has 5: expected a text, or an object"),
         (holding("a", None), "has None: expected a text"),

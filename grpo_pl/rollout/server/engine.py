@@ -24,7 +24,7 @@ from grpo_pl.rollout.server.transfer import MIB, NCCL, SharedFiles, WeightTransf
 from grpo_pl.system.addresses import is_address
 from grpo_pl.system.collectives import first_rank_says, in_group, is_first_rank, launched_ranks
 from grpo_pl.system.precision import DType
-from grpo_pl.system.refusal import ArgumentError, ConfigError, check_at_least
+from grpo_pl.system.refusal import ArgumentError, ConfigError, check_at_least, name_of
 from grpo_pl.types import Prompt, Rollout
 
 log = logging.getLogger(__name__)
@@ -39,10 +39,10 @@ class Synced(NamedTuple):
     lost: dict[str, str]
     """Lost server -> reason."""
 
-    def without(self, lost: dict[str, ServerError]) -> "Synced":
-        """The state without lost servers, which are logged."""
+    def without(self, lost: dict[str, ServerError], engine: str) -> "Synced":
+        """The state without lost servers, which are logged as those of the engine with this name."""
         for url, error in lost.items():
-            log.warning("data.engine: the server at %s is lost: %s", url, error)
+            log.warning("%s: the server at %s is lost: %s", engine, url, error)
         reasons = {url: str(error) for url, error in lost.items()}
         return Synced(self.weights, [url for url in self.urls if url not in lost], self.lost | reasons)
 
@@ -161,7 +161,7 @@ class ServerEngine(RolloutEngine):
                 pass
         self._synced, self._version = first_rank_says(self._synced), version
         if not self._synced.urls:
-            raise no_server_left(self._synced)
+            raise no_server_left(self._synced, self)
 
     async def _push(self, weights: Iterable[tuple[str, Tensor]], name: str) -> Synced:
         """Send all weights to every server that can be reached."""
@@ -191,10 +191,12 @@ class ServerEngine(RolloutEngine):
             await fleet.each(look_closer)
             for server in fleet.servers:
                 if server.url in before.lost:
-                    log.warning("data.engine: the server at %s is back", server.url)
+                    log.warning("%s: the server at %s is back", name_of(self), server.url)
             known = {url: reason for url, reason in before.lost.items() if url in fleet.lost}
             news = {url: error for url, error in fleet.lost.items() if url not in known}
-            return Synced(name, [url for url in self.urls if url not in known], known).without(news)
+            return Synced(name, [url for url in self.urls if url not in known], known).without(
+                news, name_of(self)
+            )
 
     # -------------------------------------------------------------------------------------------- generation
 
@@ -223,9 +225,9 @@ class ServerEngine(RolloutEngine):
                 at_once=self.max_sequences,
             )
             choices = await answering.run()
-        self._synced = self._synced.without(answering.lost)
+        self._synced = self._synced.without(answering.lost, name_of(self))
         if len(choices) < len(requests):
-            raise no_server_left(self._synced)
+            raise no_server_left(self._synced, self)
         return choices, answering.retried
 
     def _response(self, choice: dict[str, Any]) -> Response:
@@ -272,7 +274,7 @@ async def begin(server: Server) -> None:
         await server.post("/start_weight_update")
 
 
-def no_server_left(synced: Synced) -> EngineLostError:
+def no_server_left(synced: Synced, engine: ServerEngine) -> EngineLostError:
     """The error that names each server's reason."""
     reasons = "; ".join(f"{url}: {reason}" for url, reason in synced.lost.items())
-    return EngineLostError(f"no server is left ({reasons})")
+    return EngineLostError(f"no server is left ({reasons})", engine)
