@@ -20,6 +20,7 @@ from grpo_pl.config.jobs import JOBS
 from grpo_pl.config.open_types import Trainer, left_open, settle
 from grpo_pl.config.option_names import Names, keep
 from grpo_pl.config.parser import Parser
+from grpo_pl.config.places import BugError
 from grpo_pl.config.sentences import failed_imports_answered, groups, known_options
 from grpo_pl.runs import preemption
 from grpo_pl.runs.checkpoints import BY_STEP, Checkpoints
@@ -153,6 +154,8 @@ class CLI(LightningCLI):
         """Build the components of the config; errors of libraries are about the config as well."""
         try:
             super().instantiate_classes()
+        except BugError as bug:
+            raise bug.__cause__ or bug from None
         except (TypeError, ValueError) as error:
             refuse(own_cause(error) or error)
 

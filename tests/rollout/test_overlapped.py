@@ -101,9 +101,7 @@ def test_a_killed_process_is_reported_and_a_new_one_can_be_started(
     engine.prefetch(prompts(tiny_model), 64, SamplingConfig(max_tokens=80))
     assert process.pid is not None
     os.kill(process.pid, signal.SIGKILL)
-    with pytest.raises(
-        EngineLostError, match=r"^OverlappedEngine: its process .* exit code -9"
-    ) as end:
+    with pytest.raises(EngineLostError, match=r"^OverlappedEngine: its process .* exit code -9") as end:
         engine.generate(prompts(tiny_model), 1, SAMPLING)
     assert "\n" not in str(end.value)
     engine.shutdown()
