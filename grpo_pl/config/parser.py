@@ -20,7 +20,7 @@ class Parser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:  # the parser of a component inside: the outer one will name the whole key
             super().error(message, ex)
-        fail(explain(message, known_options(self)) + self.written_by)
+        fail(explain(message, known_options(self), ex) + self.written_by)
 
     @override
     def instantiate_classes(self, cfg: Any, **kwargs: Any) -> Any:

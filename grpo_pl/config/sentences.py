@@ -6,18 +6,23 @@
 import inspect
 import re
 import sys
-import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import is_dataclass
 from pathlib import Path
 from pydoc import locate
-from types import FrameType
-from typing import Any, get_args, get_origin
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
-from jsonargparse import ArgumentParser, _typehints, set_parsing_settings
+from jsonargparse import ArgumentParser, Namespace, _typehints, set_parsing_settings
 from jsonargparse._actions import _ActionConfigLoad
+from jsonargparse._util import NestedArg
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LinearLR
 
+from grpo_pl.config.allowed import NAMEABLE
 from grpo_pl.config.components import implementations
+from grpo_pl.config.failure import Failure, chain, failed_import, find_failure, joined
 from grpo_pl.system.refusal import fail, nearest, no_such_option
 
 set_parsing_settings(
@@ -70,34 +75,47 @@ def groups(parser: ArgumentParser) -> list[str]:
     return [name[2:] for action in holders for name in action.option_strings]
 
 
-def explain(message: str, options: dict[str, Any]) -> str:
-    """The parser's message as one sentence: the key, what was expected, what was got, the nearest name."""
-    key = ".".join(re.findall(r'Parser key "([^"]+)"', message))
-    sentence = about_a_moved_class(key, message, options) or about_a_name(key, message, options)
-    sentence = sentence or about_code(key, message)
-    if sentence is not None:
-        return sentence
-    message = re.sub(r"Namespace\(class_path='([\w.]+)'.*\)", r"\1", message)
-    if (sentence := about_a_value(key, message, options)) is not None:
+def explain(message: str, options: dict[str, Any], error: BaseException | None = None) -> str:
+    """The parser's message as one sentence: the key, what was expected, what was got, the nearest name.
+
+    Args:
+        message: The message.
+        options: The options of the parser: dotted name -> the type it takes.
+        error: The exception that the message comes from.
+    """
+    failure = find_failure(error) if error else Failure()
+    key = failure.key or ".".join(re.findall(r'Parser key "([^"]+)"', message))
+    failure = failure._replace(key=key, texts=failure.texts or (message,))
+    if failure.module:
+        return about_a_module(failure)
+    sentence = about_a_moved_class(failure) or about_a_name(failure, options) or about_code(failure)
+    if sentence := sentence or about_a_value(failure):
         return sentence
     noise = "Expected a path|Does not validate|Subtypes:|Errors:|Given value|Problem with given class"
-    text = re.sub(r'Parser key ".+?":|Type \S.* expects a function or a callable class:', "\n", message)
-    lines = [line.strip(" -") for line in text.splitlines()]
+    text = re.sub(
+        r'Parser key ".+?":|Type \S.* expects a function or a callable class:', "\n", failure.texts[0]
+    )
+    lines = [re.sub(r"\. Got value: .*", "", line).strip(" -") for line in text.splitlines()]
     reason = " ".join(line for line in lines if line and not re.match(noise, line))
     return f"{key}: {reason}" if key else reason
 
 
-def about_a_moved_class(key: str, message: str, options: dict[str, Any]) -> str | None:
+def about_a_module(failure: Failure) -> str:
+    """A sentence on a module that raises on its import."""
+    return f"{failure.key}: {failure.module}" if failure.key else failure.module
+
+
+def about_a_moved_class(failure: Failure) -> str | None:
     """An import path that leads nowhere, as in configs of older versions, and where its class is now."""
-    paths = re.findall(r"\bgrpo_pl(?:\.\w+)*\.[A-Z]\w*", message)
+    paths = re.findall(r"\bgrpo_pl(?:\.\w+)*\.[A-Z]\w*", "\n".join(failure.texts))
     path = next((path for path in paths if locate(path) is None), None)
     if path is None:
         return None
     name = path.rpartition(".")[2]
     ours = (module for module in sys.modules if module.startswith("grpo_pl."))
     now = next((f"{module}.{name}" for module in ours if is_defined_in(name, module)), None)
-    known = (cls.__name__ for cls in implementations(options.get(key)))
-    return f"{key}: there is no {path}" + (f"; write {now}" if now else nearest(name, known))
+    advice = f"; write {now}" if now else nearest(name, class_names(failure.typehint))
+    return f"{failure.key}: there is no {path}{advice}"
 
 
 def is_defined_in(name: str, module: str) -> bool:
@@ -105,56 +123,197 @@ def is_defined_in(name: str, module: str) -> bool:
     return getattr(vars(sys.modules[module]).get(name), "__module__", "") == module
 
 
-def about_a_name(key: str, message: str, options: dict[str, Any]) -> str | None:
-    """A sentence on an option that does not exist, or is missing."""
-    if unknown := re.search(r"unrecognized arguments: -*([^\s=]+)|does not accept option '(.+?)'", message):
-        return no_such_option(unknown[1] or unknown[2], options)
-    if unknown := re.search(r"Option '(.+?)' is not accepted", message):
-        cls = locate(re.findall(r"class_path[ =]'([\w.]+)'", message)[-1])
-        return no_such_option(f"{key}.{unknown[1]}", [f"{key}.{name}" for name in parameters(cls)])
-    if missing := re.search(r"arguments are required: (.+)", message):
+def about_a_name(failure: Failure, options: dict[str, Any]) -> str | None:
+    """A sentence on an option that does not exist, or is missing, or has no value."""
+    key, text = failure.key, "\n".join(failure.texts)
+    if failure.list_key:
+        entry = f"{failure.list_key}.{failure.value.key}"
+        return f"{entry}: an entry of a list has no option; write the list, as --{failure.list_key} '[...]'"
+    unknown = re.search(r"unrecognized arguments: -*([^\s=]+)|option '(.+?)'", text, re.IGNORECASE)
+    if unknown:
+        name = joined(key, unknown[1] or unknown[2])
+        return no_such_option(name, [f"{key}.{one}" for one in parameters(failure.cls)] if key else options)
+    if missing := re.search(r"arguments are required: (.+)", text):
         leaves = [re.sub(r"^(fit|validate|plan)\.", "", name) for name in missing[1].split(", ")]
-        names = [".".join(filter(None, (key, leaf))) for leaf in leaves]
-        return f"{', '.join(names)}: no value is given; set it in a --config file or on the command line"
+        names = ", ".join(joined(key, leaf) for leaf in leaves)
+        return f"{names}: no value is given; set it in a --config file or on the command line"
+    if valueless := re.search(r"argument (?:-\w/)?--(\S+): expected one argument", text):
+        option = failure.option or f"--{valueless[1]}"
+        name = option[2:] if option.startswith("--") else valueless[1]
+        return f"{name}: expected one argument after {option}"
     return None
 
 
-def about_code(key: str, message: str) -> str | None:
+def about_code(failure: Failure) -> str | None:
     """A sentence on an import path that a config may not name in this place."""
-    if denied := re.search(r"Importing '(.+?)' is not allowed", message):
-        return f"{key}: {denied[1]} is nothing that a config may name: it could run or read anything"
-    if thing := re.search(r"Unexpected import object .*?Got value: (\S+)", message, re.DOTALL):
-        return f"{key}: expected the import path of a function or a class, and {thing[1]} is neither"
+    text = "\n".join(failure.texts)
+    if denied := re.search(r"Importing '(.+?)' is not allowed", text):
+        return f"{failure.key}: {denied[1]} is nothing that a config may name: it could run or read anything"
+    if "Unexpected import object" in text:
+        what = "expected the import path of a function or a class"
+        return f"{failure.key}: {what}, and {shown(failure.value)} is neither"
     return None
 
 
-def about_a_value(key: str, message: str, options: dict[str, Any]) -> str | None:
+def about_a_value(failure: Failure) -> str | None:
     """A sentence on a file, a class or a plain value of the wrong kind."""
-    if file := re.search(r"File does not exist: '(.+)'", message):
+    key, typehint, value = failure.key, failure.typehint, failure.value
+    if file := re.search(r"File does not exist: '(.+)'", "\n".join(failure.texts)):
         near = nearest(file[1], map(str, Path(file[1]).parent.glob("*")))
         return f"{key}: there is no file {file[1]}{near}"
-    got = re.search(r"(?:Got value|Given value): (.*?)(?=\. Got value|$)", message, re.MULTILINE)
-    components = sorted(cls.__name__ for cls in implementations(options.get(key)))
-    name = re.search(r"Expected a dot import path string: (.+)", message)
-    if got and (kinds := dict.fromkeys(re.findall(r"Not a valid subclass of (\w+)", message))):
-        one = ", ".join(components) or "the classes that are a " + " or a ".join(kinds)
-        value = re.findall(r"(?:Given value|Got value): (.*?)(?:\. Got value|$)", message, re.MULTILINE)[-1]
-        return f"{key}: expected one of {one}, got {value.replace('None', 'null')}"
-    if name and components:
-        return f"{key}: expected one of {', '.join(components)}, got {name[1]}{nearest(name[1], components)}"
-    types = re.findall(
-        r"Expected a (?:<class '(.+?)'>|typing\.Literal\[(.+?)\])", message[: got and got.start()]
+    if typehint is None and "Unable to load config" in "\n".join(failure.texts):
+        return f"{key}: expected settings, or a file with them, got {shown(value)}"
+    if "has no attribute 'keys'" in failure.texts[0] and isinstance(value, dict | Namespace):
+        return f"{key}.init_args: expected settings, got {shown(value['init_args'])}"
+    if typehint is None or not MISMATCH.match(failure.texts[0]):
+        return None
+    if isinstance(value, NestedArg):
+        return f"{key}.{value.key}: {without_a_class(key, failure)}"
+    if isinstance(value, dict) and inspect.isclass(typehint):
+        outside = [name for name in value if name not in ("class_path", "init_args", "dict_kwargs")]
+        if "class_path" not in value:
+            prefix = f"{key}.{outside[0]}: " if outside else ""
+            return f"{prefix}{without_a_class(key, failure)}"
+        if outside:
+            return f"{key}.{outside[0]}: the settings of a class stand below its init_args; write it there"
+    got = shown(value)
+    direct = [name for one in members(typehint) if not is_container(one) for name in class_names(one)]
+    near = nearest(got, direct or [*map(str, literals(typehint))])
+    return f"{key}: expected {all_expected(typehint, got)}, got {got}{near}"
+
+
+MISMATCH = re.compile(
+    r"\s*(Expected an? (<|typing\.Literal|dot import path|import path|tuple|instantiatable)"
+    r"|Expected '.+' to be a (class|function|subclass)"
+    r"|Import path \S+ does not correspond|Unexpected import path format"
+    r"|Not a valid subclass|Does not validate)"
+)
+"""Messages that say no more than the type expected."""
+
+
+def without_a_class(key: str, failure: Failure) -> str:
+    """Half a sentence on settings at a key that names no class."""
+    if isinstance(failure.before, str | bool | int | float):
+        return f"{key} has settings only where it names a class, and {shown(failure.before)} is none"
+    null = failure.before is None and isinstance(failure.value, NestedArg)
+    first, *_ = alternatives(failure.typehint, "")
+    return f"{key} {'is null' if null else 'names no class'}; set {key} to {first} first"
+
+
+def all_expected(typehint: Any, got: str) -> str:
+    """What a config may write for a type, in words."""
+    *others, last = alternatives(typehint, got)
+    return " or ".join([", ".join(others), last]) if others else last
+
+
+def alternatives(typehint: Any, got: str) -> list[str]:
+    """The same for each member of a union; null and the like need no mention beside several classes."""
+    parts = list(dict.fromkeys(filter(None, (expected(member, got) for member in members(typehint)))))
+    several = [part for part in parts if part.startswith("one of ") and "'" not in part]
+    return several or parts or ["another type"]
+
+
+def is_container(typehint: Any) -> bool:
+    """Whether a type is a list or a mapping."""
+    origin = get_origin(typehint)
+    return inspect.isclass(origin) and issubclass(origin, Iterable)
+
+
+def members(typehint: Any) -> tuple[Any, ...]:
+    """The members of a union; any other type alone."""
+    return get_args(typehint) if get_origin(typehint) in (Union, UnionType) else (typehint,)
+
+
+def literals(typehint: Any) -> list[Any]:
+    """The values that a type lists."""
+    return [value for one in members(typehint) if get_origin(one) is Literal for value in get_args(one)]
+
+
+def class_names(typehint: Any) -> list[str]:
+    """The short names of the classes that a type takes, inside lists and mappings as well."""
+    if names := sorted(cls.__name__ for cls in implementations(typehint)):
+        return names
+    if inspect.isclass(typehint) and issubclass(typehint, NAMEABLE):
+        return sorted(set(subclass_names(typehint)))
+    if getattr(typehint, "__module__", "").startswith("grpo_pl.") and not is_dataclass(typehint):
+        return [typehint.__name__]
+    return sorted({name for part in get_args(typehint) for name in class_names(part)})
+
+
+def subclass_names(cls: type) -> Iterator[str]:
+    """The names of the imported classes of a library that a config may name where it needs this one."""
+    for one in cls.__subclasses__():
+        if one.__module__.partition(".")[0] == cls.__module__.partition(".")[0]:
+            if not inspect.isabstract(one):
+                yield one.__name__
+            yield from subclass_names(one)
+
+
+def expected(typehint: Any, got: str) -> str | None:
+    """What a config may write for a type, in words; None if it can write nothing for it."""
+    names, origin = class_names(typehint), get_origin(typehint) or typehint
+    example = got if got in names else names[0] if names else ""
+    if origin is Literal:
+        return f"one of {', '.join(map(repr, get_args(typehint)))}"
+    if origin is Callable:
+        builders = [cls for cls in EXAMPLES if issubclass(cls, returned(typehint))]
+        return (
+            f"an import path such as {import_path(builders[0])}"
+            if builders
+            else "the import path of a function"
+        )
+    if not inspect.isclass(origin):
+        return None
+    if origin is tuple:
+        return f"a list of {len(get_args(typehint))} values"
+    if issubclass(origin, Mapping):
+        return f"a mapping such as {{mine: {example}}}" if names else "a mapping"
+    if is_container(typehint):
+        return f"a list such as [{example}]" if names else "a list"
+    if issubclass(origin, NAMEABLE):
+        return f"{'an' if origin.__name__[0] in 'AEIOU' else 'a'} {origin.__name__} such as {example}"
+    if names:
+        return f"one of {', '.join(names)}" if len(names) > 1 else names[0]
+    if is_dataclass(origin):
+        return f"settings with {', '.join(parameters(origin))}"
+    return {"NoneType": "null"}.get(origin.__name__, origin.__name__) if origin in PLAIN else None
+
+
+def shown(value: Any) -> str:
+    """A value as a config writes it; of a component its class."""
+    if isinstance(value, NestedArg):
+        return shown({value.key: value.val})
+    if isinstance(value, dict | Namespace):
+        entries = value.items() if isinstance(value, dict) else vars(value).items()
+        inside = ", ".join(f"{name}: {shown(one)}" for name, one in entries)
+        return str(value["class_path"]) if "class_path" in value else f"{{{inside}}}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(shown, value))}]"
+    plain = {None: "null", True: "true", False: "false", "": "''"}
+    return plain[value] if isinstance(value, str | bool | None) and value in plain else str(value)
+
+
+PLAIN = (int, float, str, bool, type(None))
+EXAMPLES = (AdamW, LinearLR)
+"""For parameters that take a function of the parameters or of the optimizer."""
+
+
+def returned(typehint: Any) -> tuple[type, ...]:
+    """The classes of libraries that a function of this type returns."""
+    results = get_args(typehint)[1:]
+    return tuple(
+        cls for one in results for cls in members(one) if inspect.isclass(cls) and issubclass(cls, NAMEABLE)
     )
-    if got and (inside := re.match(r"NestedArg\(key='(.+?)'(?:, val='(.+)')?", got[1])):
-        if inside[2] and any(get_origin(kind) is dict for kind in (options[key], *get_args(options[key]))):
-            near = nearest(inside[2], components)
-            return f"{key}.{inside[1]}: expected one of {', '.join(components)}, got {inside[2]}{near}"
-        return f"{key}.{inside[1]}: {key} has settings only where it names a class, and does not: name one"
-    if got and types:
-        expected = " or ".join(dict.fromkeys(plain or f"one of {choices}" for plain, choices in types))
-        near = nearest(got[1], re.findall(r"'(.+?)'", expected))
-        return f"{key}: expected {expected.replace('NoneType', 'null')}, got {got[1]}{near}"
-    return f"{key}: expected an import path such as torch.optim.AdamW, got {name[1]}" if name else None
+
+
+def import_path(cls: type) -> str:
+    """The path of a class, short where its package offers it."""
+    package = cls.__module__.rpartition(".")[0]
+    return (
+        f"{package}.{cls.__name__}"
+        if locate(f"{package}.{cls.__name__}") is cls
+        else f"{cls.__module__}.{cls.__name__}"
+    )
 
 
 def parameters(cls: Any) -> list[str]:
@@ -168,17 +327,6 @@ def failed_imports_answered() -> Iterator[None]:
     try:
         yield
     except (Exception, SystemExit) as error:
-        if path := failed_import(error):
-            fail(f"{path}: its module cannot be imported ({type(error).__name__}: {error})")
+        if failed_import(error):
+            fail(about_a_module(find_failure(error)))
         raise
-
-
-def failed_import(error: BaseException) -> str | None:
-    """The import path, named in a config, whose module raised the error on import; None for other errors."""
-    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    return next((frame.f_locals["name"] for frame in frames if is_import(frame)), None)
-
-
-def is_import(frame: FrameType) -> bool:
-    """Whether jsonargparse imports a path of the config in this frame."""
-    return frame.f_code.co_name == "import_object" and frame.f_globals["__name__"] == "jsonargparse._util"
