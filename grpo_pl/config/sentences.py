@@ -1,28 +1,24 @@
-"""Everything that depends on the inside of jsonargparse 4.53: patches, and the meaning of its messages.
+"""What depends on the inside of jsonargparse 4.53: patches, and the meaning of its messages.
 
+`config/failure.py` reads its exceptions.
 `pyproject.toml` bounds the version; tests/config shows what another one changes.
 """
 
 import inspect
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import is_dataclass
 from pathlib import Path
 from pydoc import locate
-from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace, _typehints, set_parsing_settings
 from jsonargparse._actions import _ActionConfigLoad
 from jsonargparse._util import NestedArg
-from torch.optim import AdamW
-from torch.optim.lr_scheduler import LinearLR
 
-from grpo_pl.config.allowed import NAMEABLE
-from grpo_pl.config.components import implementations
-from grpo_pl.config.failure import Failure, chain, failed_import, find_failure, joined
+from grpo_pl.config.expected import all_expected, alternatives, class_names, names_instead, parameters, shown
+from grpo_pl.config.failure import Failure, failed_import, find_failure, joined
 from grpo_pl.system.refusal import fail, nearest, no_such_option
 
 set_parsing_settings(
@@ -92,9 +88,8 @@ def explain(message: str, options: dict[str, Any], error: BaseException | None =
     if sentence := sentence or about_a_value(failure):
         return sentence
     noise = "Expected a path|Does not validate|Subtypes:|Errors:|Given value|Problem with given class"
-    text = re.sub(
-        r'Parser key ".+?":|Type \S.* expects a function or a callable class:', "\n", failure.texts[0]
-    )
+    layers = r'Parser key ".+?":|Type \S.* expects a function or a callable class:'
+    text = re.sub(layers, "\n", failure.texts[0])
     lines = [re.sub(r"\. Got value: .*", "", line).strip(" -") for line in text.splitlines()]
     reason = " ".join(line for line in lines if line and not re.match(noise, line))
     return f"{key}: {reason}" if key else reason
@@ -129,7 +124,7 @@ def about_a_name(failure: Failure, options: dict[str, Any]) -> str | None:
     if failure.list_key:
         entry = f"{failure.list_key}.{failure.value.key}"
         return f"{entry}: an entry of a list has no option; write the list, as --{failure.list_key} '[...]'"
-    unknown = re.search(r"unrecognized arguments: -*([^\s=]+)|option '(.+?)'", text, re.IGNORECASE)
+    unknown = re.search(r"unrecognized arguments: -*([^\s=]+)|(?:accept option|Option) '(.+?)'", text)
     if unknown:
         name = joined(key, unknown[1] or unknown[2])
         return no_such_option(name, [f"{key}.{one}" for one in parameters(failure.cls)] if key else options)
@@ -177,9 +172,7 @@ def about_a_value(failure: Failure) -> str | None:
         if outside:
             return f"{key}.{outside[0]}: the settings of a class stand below its init_args; write it there"
     got = shown(value)
-    direct = [name for one in members(typehint) if not is_container(one) for name in class_names(one)]
-    near = nearest(got, direct or [*map(str, literals(typehint))])
-    return f"{key}: expected {all_expected(typehint, got)}, got {got}{near}"
+    return f"{key}: expected {all_expected(typehint, got)}, got {got}{nearest(got, names_instead(typehint))}"
 
 
 MISMATCH = re.compile(
@@ -198,127 +191,6 @@ def without_a_class(key: str, failure: Failure) -> str:
     null = failure.before is None and isinstance(failure.value, NestedArg)
     first, *_ = alternatives(failure.typehint, "")
     return f"{key} {'is null' if null else 'names no class'}; set {key} to {first} first"
-
-
-def all_expected(typehint: Any, got: str) -> str:
-    """What a config may write for a type, in words."""
-    *others, last = alternatives(typehint, got)
-    return " or ".join([", ".join(others), last]) if others else last
-
-
-def alternatives(typehint: Any, got: str) -> list[str]:
-    """The same for each member of a union; null and the like need no mention beside several classes."""
-    parts = list(dict.fromkeys(filter(None, (expected(member, got) for member in members(typehint)))))
-    several = [part for part in parts if part.startswith("one of ") and "'" not in part]
-    return several or parts or ["another type"]
-
-
-def is_container(typehint: Any) -> bool:
-    """Whether a type is a list or a mapping."""
-    origin = get_origin(typehint)
-    return inspect.isclass(origin) and issubclass(origin, Iterable)
-
-
-def members(typehint: Any) -> tuple[Any, ...]:
-    """The members of a union; any other type alone."""
-    return get_args(typehint) if get_origin(typehint) in (Union, UnionType) else (typehint,)
-
-
-def literals(typehint: Any) -> list[Any]:
-    """The values that a type lists."""
-    return [value for one in members(typehint) if get_origin(one) is Literal for value in get_args(one)]
-
-
-def class_names(typehint: Any) -> list[str]:
-    """The short names of the classes that a type takes, inside lists and mappings as well."""
-    if names := sorted(cls.__name__ for cls in implementations(typehint)):
-        return names
-    if inspect.isclass(typehint) and issubclass(typehint, NAMEABLE):
-        return sorted(set(subclass_names(typehint)))
-    if getattr(typehint, "__module__", "").startswith("grpo_pl.") and not is_dataclass(typehint):
-        return [typehint.__name__]
-    return sorted({name for part in get_args(typehint) for name in class_names(part)})
-
-
-def subclass_names(cls: type) -> Iterator[str]:
-    """The names of the imported classes of a library that a config may name where it needs this one."""
-    for one in cls.__subclasses__():
-        if one.__module__.partition(".")[0] == cls.__module__.partition(".")[0]:
-            if not inspect.isabstract(one):
-                yield one.__name__
-            yield from subclass_names(one)
-
-
-def expected(typehint: Any, got: str) -> str | None:
-    """What a config may write for a type, in words; None if it can write nothing for it."""
-    names, origin = class_names(typehint), get_origin(typehint) or typehint
-    example = got if got in names else names[0] if names else ""
-    if origin is Literal:
-        return f"one of {', '.join(map(repr, get_args(typehint)))}"
-    if origin is Callable:
-        builders = [cls for cls in EXAMPLES if issubclass(cls, returned(typehint))]
-        return (
-            f"an import path such as {import_path(builders[0])}"
-            if builders
-            else "the import path of a function"
-        )
-    if not inspect.isclass(origin):
-        return None
-    if origin is tuple:
-        return f"a list of {len(get_args(typehint))} values"
-    if issubclass(origin, Mapping):
-        return f"a mapping such as {{mine: {example}}}" if names else "a mapping"
-    if is_container(typehint):
-        return f"a list such as [{example}]" if names else "a list"
-    if issubclass(origin, NAMEABLE):
-        return f"{'an' if origin.__name__[0] in 'AEIOU' else 'a'} {origin.__name__} such as {example}"
-    if names:
-        return f"one of {', '.join(names)}" if len(names) > 1 else names[0]
-    if is_dataclass(origin):
-        return f"settings with {', '.join(parameters(origin))}"
-    return {"NoneType": "null"}.get(origin.__name__, origin.__name__) if origin in PLAIN else None
-
-
-def shown(value: Any) -> str:
-    """A value as a config writes it; of a component its class."""
-    if isinstance(value, NestedArg):
-        return shown({value.key: value.val})
-    if isinstance(value, dict | Namespace):
-        entries = value.items() if isinstance(value, dict) else vars(value).items()
-        inside = ", ".join(f"{name}: {shown(one)}" for name, one in entries)
-        return str(value["class_path"]) if "class_path" in value else f"{{{inside}}}"
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(map(shown, value))}]"
-    plain = {None: "null", True: "true", False: "false", "": "''"}
-    return plain[value] if isinstance(value, str | bool | None) and value in plain else str(value)
-
-
-PLAIN = (int, float, str, bool, type(None))
-EXAMPLES = (AdamW, LinearLR)
-"""For parameters that take a function of the parameters or of the optimizer."""
-
-
-def returned(typehint: Any) -> tuple[type, ...]:
-    """The classes of libraries that a function of this type returns."""
-    results = get_args(typehint)[1:]
-    return tuple(
-        cls for one in results for cls in members(one) if inspect.isclass(cls) and issubclass(cls, NAMEABLE)
-    )
-
-
-def import_path(cls: type) -> str:
-    """The path of a class, short where its package offers it."""
-    package = cls.__module__.rpartition(".")[0]
-    return (
-        f"{package}.{cls.__name__}"
-        if locate(f"{package}.{cls.__name__}") is cls
-        else f"{cls.__module__}.{cls.__name__}"
-    )
-
-
-def parameters(cls: Any) -> list[str]:
-    """The parameters of a class's constructor, including those that it hands on."""
-    return list(ArgumentParser().add_class_arguments(cls, fail_untyped=False)) if inspect.isclass(cls) else []
 
 
 @contextmanager

@@ -61,7 +61,7 @@ PARSED = {
     "an option of a component": ("--model.advantage.scal none", "Did you mean model.advantage.scale?"),
     "an option of a reward": (
         "--model.rewards.digit.init_args.patern x",
-        "Did you mean model.rewards.pattern?",
+        "Did you mean model.rewards.digit.pattern?",
     ),
     "an option of a callback": ("--checkpoint.every_n_epoch 2", "Did you mean checkpoint.every_n_epochs?"),
     "an option of the optimizer": (
@@ -79,10 +79,10 @@ PARSED = {
         "data.engine: expected one of DatasetEngine, InProcessEngine, OverlappedEngine, ReplayEngine, "
         "ServerEngine, VLLMEngine, got VLLM",
     ),
-    "a reward": ("--model.rewards.digit LastNumbr", "model.rewards: .*Did you mean LastNumber?"),
+    "a reward": ("--model.rewards.digit LastNumbr", "model.rewards.digit: .*Did you mean LastNumber?"),
     "rewards": (
         "--model.rewards '{a: LastNumbr}'",
-        "model.rewards: .*Did you mean LastNumber?",
+        "model.rewards.a: .*Did you mean LastNumber?",
     ),
     "an optimizer": ("--model.optimizer AdamWW", "model.optimizer: .* torch.optim.AdamW, got AdamWW"),
     "a key in YAML": ("--config {files}/trainer.yaml", "trainer.max_epoch. Did you mean trainer.max_epochs?"),
@@ -110,7 +110,7 @@ PARSED = {
     "a missing argument": ("--data.train JSONL", "data.train.path: no value is given"),
     "a missing function": (
         f"--model.rewards.digit Function --model.rewards.digit.init_args.function {__name__}.nope",
-        "model.rewards.function: module 'test_cli' has no attribute 'nope'",
+        "model.rewards.digit.function: module 'test_cli' has no attribute 'nope'",
     ),
 }
 COMBINED = {
