@@ -26,10 +26,10 @@ def all_expected(typehint: Any, got: str) -> str:
 
 
 def alternatives(typehint: Any, got: str) -> list[str]:
-    """The same for each member of a union; null and the like need no mention beside several classes."""
-    parts = list(dict.fromkeys(filter(None, (expected(member, got) for member in members(typehint)))))
-    several = [part for part in parts if part.startswith("one of ") and "'" not in part]
-    return several or parts or ["another type"]
+    """The same for each member of a union; null and the like need no mention beside several components."""
+    families = [one for one in members(typehint) if not is_container(one) and len(implementations(one)) > 1]
+    parts = dict.fromkeys(expected(one, got) for one in families or members(typehint))
+    return list(filter(None, parts)) or ["another type"]
 
 
 def is_container(typehint: Any) -> bool:
@@ -38,9 +38,13 @@ def is_container(typehint: Any) -> bool:
     return inspect.isclass(origin) and issubclass(origin, Iterable)
 
 
-def members(typehint: Any) -> tuple[Any, ...]:
-    """The members of a union; any other type alone."""
-    return get_args(typehint) if get_origin(typehint) in (Union, UnionType) else (typehint,)
+def members(typehint: Any) -> list[Any]:
+    """The members of a union, its choices as one of them; any other type alone."""
+    if get_origin(typehint) not in (Union, UnionType):
+        return [typehint]
+    choices = [value for one in get_args(typehint) if get_origin(one) is Literal for value in get_args(one)]
+    others = [one for one in get_args(typehint) if get_origin(one) is not Literal]
+    return [Literal[tuple(choices)], *others] if choices else others
 
 
 def names_instead(typehint: Any) -> list[str]:

@@ -7,7 +7,7 @@ import re
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from types import FrameType
-from typing import Any, NamedTuple, get_args, get_origin
+from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 from jsonargparse._util import NestedArg
 
@@ -119,6 +119,8 @@ def distinct_frames(errors: list[BaseException]) -> Iterator[FrameType]:
         if ours and id(frame) not in seen:
             seen.add(id(frame))
             yield frame
+            if get_origin(frame.f_locals.get("typehint")) is Literal:
+                return  # beyond it jsonargparse compares the value with the types of the choices
 
 
 def frames(error: BaseException) -> list[FrameType]:

@@ -115,6 +115,8 @@ KINDS = {
     "Did you mean trainer.logger.name?",
     "--trainer.limit_train_batches '[1]'": "trainer.limit_train_batches: expected int, float or null, "
     "got [1]",
+    "--model.policy.dtype float33": "model.policy.dtype: expected one of 'float32', 'bfloat16', 'float16', "
+    "got float33. Did you mean float32?",
     "--model.rewards null": "model.rewards: expected a mapping such as {mine: CodeTests}, got null",
     "--model.rewards LastNumber": "model.rewards: expected a mapping such as {mine: LastNumber}, "
     "got LastNumber",
