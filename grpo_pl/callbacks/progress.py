@@ -31,7 +31,7 @@ STAGES = ("sync", "generate", "score", "update", "validate")
 class Progress(ProgressBar):
     """A bar over the iterations with the stage under way, and a line of numbers for each iteration.
 
-    Where the output is no terminal, only the lines are written, and during a validation one every 30 s.
+    Where the output is not a terminal, only the lines are written, and during a validation one every 30 s.
     """
 
     def __init__(self) -> None:

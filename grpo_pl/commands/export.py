@@ -52,7 +52,7 @@ def policy_weights(checkpoint: Path) -> Weights:
 
     if not checkpoint.is_file() and not is_sharded(checkpoint):
         raise ConfigError(
-            f"{checkpoint} is no file: give a checkpoint such as runs/quickstart/checkpoints/last.ckpt"
+            f"{checkpoint} is not a file: give a checkpoint such as runs/quickstart/checkpoints/last.ckpt"
         )
     try:
         if is_sharded(checkpoint):

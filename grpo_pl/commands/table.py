@@ -36,7 +36,7 @@ COMMANDS = {
     ),
     "doctor": Command(
         "doctor.command:doctor",
-        "Say what is wrong with machine, installation, model and engine, and how to mend it.",
+        "Say what is wrong with machine, installation, model and engine, and how to fix it.",
     ),
     "rollout": Command(
         "rollout.command:rollout",

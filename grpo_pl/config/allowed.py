@@ -52,8 +52,8 @@ def check_values(config: Any) -> None:
             continue
         if name == "api_key_variable" and not VARIABLE.fullmatch(value):
             raise ConfigError(
-                f"{key} is no name of an environment variable such as VLLM_API_KEY: export the key as one, "
-                "and set it to that (what it is now is not shown: it may be the key)"
+                f"{key} is not the name of an environment variable such as VLLM_API_KEY: export the key as "
+                "one, and set it to that (what it is now is not shown: it may be the key)"
             )
         known = next((variable for secret, variable in secrets.items() if secret in value), None)
         if value and (SECRET.search(name) or LOGIN.search(value) or known):

@@ -1,4 +1,4 @@
-"""Reads config files: a file that is no mapping of settings is refused."""
+"""Reads config files: a file that is not a mapping of settings is refused."""
 
 import argparse
 import re
@@ -75,9 +75,9 @@ def parsed(path: str, where: str) -> Any:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{where}: is not UTF-8 at its byte {error.start}; name a YAML file") from error
     except yaml.YAMLError as error:
-        raise ConfigError(f"{where}: is not YAML ({reason(error)}); mend it there") from error
+        raise ConfigError(f"{where}: is not YAML ({reason(error)}); fix it there") from error
     except (ValueError, RecursionError) as error:  # an impossible date, brackets nested too deep
-        raise ConfigError(f"{where}: is not YAML ({error}); mend it") from error
+        raise ConfigError(f"{where}: is not YAML ({error}); fix it") from error
 
 
 def reason(error: yaml.YAMLError) -> str:

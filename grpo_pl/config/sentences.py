@@ -143,7 +143,7 @@ def about_code(failure: Failure) -> str | None:
     """A sentence on an import path that a config may not name in this place."""
     text = "\n".join(failure.texts)
     if denied := re.search(r"Importing '(.+?)' is not allowed", text):
-        return f"{failure.key}: {denied[1]} is nothing that a config may name: it could run or read anything"
+        return f"{failure.key}: {denied[1]} may not be named in a config: it could run or read anything"
     if "Unexpected import object" in text:
         what = "expected the import path of a function or a class"
         return f"{failure.key}: {what}, and {shown(failure.value)} is neither"

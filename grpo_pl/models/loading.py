@@ -64,7 +64,7 @@ def resolve_pretrained(pretrained: str) -> str:
         return str(cached)
     if pretrained.count("/") > 1 or pretrained.startswith((".", "/", "~")) or Path(pretrained).exists():
         raise ArgumentError(
-            f"pretrained={pretrained} is no folder: give a Hugging Face model folder or a hub name"
+            f"pretrained={pretrained} is not a folder: give a Hugging Face model folder or a hub name"
         )
     return pretrained
 

@@ -147,5 +147,5 @@ def stored_logprobs(content: dict[str, Any], where: str) -> list[float]:
     if ids is None or not isinstance(numbers, list) or len(numbers) != len(ids):
         raise ConfigError(f"{where} has logprobs that are not one for each of token_ids: leave them out")
     if not all(type(number) in (int, float) and math.isfinite(number) for number in numbers):
-        raise ConfigError(f"{where} has logprobs that are no finite numbers: leave them out")
+        raise ConfigError(f"{where} has logprobs that are not finite numbers: leave them out")
     return [float(number) for number in numbers]

@@ -101,8 +101,8 @@ def read_columns(path: Path, columns: Sequence[str]) -> pa.Table:
             return pq.read_table(path, columns=list(columns), partitioning=None)
     except (OSError, pa.ArrowException) as error:
         reason = str(error).splitlines()[0]
-        raise ConfigError(f"{path} is no file of rollouts ({reason})") from error
-    raise ConfigError(f"{path} is no file of rollouts (no {', '.join(missing)})")
+        raise ConfigError(f"{path} is not a file of rollouts ({reason})") from error
+    raise ConfigError(f"{path} is not a file of rollouts (no {', '.join(missing)})")
 
 
 def read_groups(path: Path) -> dict[Group, list[dict[str, Any]]]:
@@ -112,11 +112,11 @@ def read_groups(path: Path) -> dict[Group, list[dict[str, Any]]]:
     try:
         rows = table.cast(RESPONSE).to_pylist()
     except pa.ArrowException as error:
-        raise ConfigError(f"{path} is no file of rollouts ({str(error).splitlines()[0]})") from error
+        raise ConfigError(f"{path} is not a file of rollouts ({str(error).splitlines()[0]})") from error
     for row in rows:
         lengths = {len(row[name] or ()) for name in ("token_ids", "logprobs", "token_ends")}
         if None in row.values() or len(lengths) != 1 or 0 in lengths:
-            raise ConfigError(f"{path} is no file of rollouts (a response is not whole: {row!r:.200})")
+            raise ConfigError(f"{path} is not a file of rollouts (a response is not whole: {row!r:.200})")
         groups.setdefault(group_of(row), []).append(row)
     return groups
 

@@ -137,7 +137,7 @@ def whole_checkpoint(path: Path) -> Path:
     """
     if path.name != LAST or (path.exists() and not path.is_symlink()):
         if wrong := damage(path, first_rank_says(Manifest.read(path))):
-            raise ConfigError(f"ckpt_path: {path} is no whole checkpoint ({wrong}): name another one")
+            raise ConfigError(f"ckpt_path: {path} is not a whole checkpoint ({wrong}): name another one")
         return path
     candidates = newest_first(path.parent)
     if path.is_symlink() and not path.exists():

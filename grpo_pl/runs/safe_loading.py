@@ -49,11 +49,11 @@ class UnreadableError(ConfigError):
     def __init__(self, path: Path, reason: object) -> None:
         words = " ".join(str(reason).split()) or type(reason).__name__
         if "mmap can only be used" in words:
-            words = "it is no file of torch.save"
+            words = "it is not a file of torch.save"
         elif "Weights only load failed" in words:
             named = re.search(r"unsupported GLOBAL (\S+)", words)
             words = f"it holds more than data: {named[1] if named else 'no torch.save wrote it'}"
-        self.what = f"{path} is no readable checkpoint of a run ({words:.160})"
+        self.what = f"{path} is not a readable checkpoint of a run ({words:.160})"
         super().__init__(f"ckpt_path={self.what}: name another one, or last")
 
 

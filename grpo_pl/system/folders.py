@@ -14,7 +14,7 @@ def check_folder(key: str, folder: Any) -> None:
     try:
         nearest = next(path for path in (Path(folder), *Path(folder).absolute().parents) if path.exists())
     except OSError as error:
-        raise ConfigError(f"{key}={folder}: is no folder ({error.strerror}); name another one") from error
+        raise ConfigError(f"{key}={folder}: is not a folder ({error.strerror}); name another one") from error
     if not nearest.is_dir():
         raise ConfigError(f"{key}={folder}: {nearest} is a file; name a folder, or move the file away")
     if not os.access(nearest, os.W_OK | os.X_OK):

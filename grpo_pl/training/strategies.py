@@ -80,8 +80,8 @@ class FSDP2Strategy(ModelParallelStrategy):
         shares = self.tensor_parallel_size * self.num_replicas
         if ranks % shares:
             raise ConfigError(
-                f"trainer.strategy: {ranks} ranks (trainer.num_nodes x trainer.devices) are no multiple of "
-                f"replicas x tensor_parallel_size = {self.num_replicas} x {self.tensor_parallel_size}: "
+                f"trainer.strategy: {ranks} ranks (trainer.num_nodes x trainer.devices) are not a multiple "
+                f"of replicas x tensor_parallel_size = {self.num_replicas} x {self.tensor_parallel_size}: "
                 "change one of them"
             )
         return ranks // self.tensor_parallel_size

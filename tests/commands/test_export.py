@@ -122,13 +122,13 @@ def mistakes(run, untied_run, tmp_path, tiny_model):
         "missing file": ((tmp_path / "no.ckpt", new), "no.ckpt is no file"),
         "not a checkpoint": (
             (tmp_path / "text.ckpt", new),
-            "run (it is no file of torch.save): give a",
+            "run (it is not a file of torch.save): give a",
         ),
-        "torn": ((tmp_path / "torn.ckpt", new), "torn.ckpt is no readable checkpoint of a run ("),
+        "torn": ((tmp_path / "torn.ckpt", new), "torn.ckpt is not a readable checkpoint of a run ("),
         "code": ((tmp_path / "code.ckpt", new), "(it holds more than data: "),
         "damaged shards": (
             (tmp_path / "shards", new),
-            "shards is no readable checkpoint of",
+            "shards is not a readable checkpoint of",
         ),
         "no policy": ((tmp_path / "critic.ckpt", new), "critic.ckpt holds no policy"),
         "not empty": ((good, tmp_path / "full"), "full exists and is not empty"),

@@ -124,7 +124,7 @@ def test_an_unverifiable_response_is_in_no_pair() -> None:
         (
             "pairs",
             ("--samples", "nowhere.jsonl"),
-            "reward-data: --samples=nowhere.jsonl is no samples.jsonl",
+            "reward-data: --samples=nowhere.jsonl is not a samples.jsonl",
         ),
         ("steps", ("--samples", "nowhere.jsonl"), "reward-data: --samples makes pairs"),
         ("pairs", ("--verifier", "other"), "reward-data: --verifier=other: model.verifiers has digit"),

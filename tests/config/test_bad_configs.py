@@ -159,7 +159,7 @@ ARGUMENTS = {
     ),
     "no reward model": (
         "--model.rewards '{rm: {class_path: OutcomeRewardModel, init_args: {pretrained: /no/such}}}'",
-        "pretrained=/no/such is no folder",
+        "pretrained=/no/such is not a folder",
     ),
     "a file for the run": ("--trainer.default_root_dir {here}/file", "file is a file; name a folder"),
     "a file above the run": ("--trainer.default_root_dir {here}/file/run", "file is a file; name a folder"),
@@ -167,12 +167,12 @@ ARGUMENTS = {
     "a bucket for the run": ("--trainer.default_root_dir s3://a/b", "expected a folder of this machine"),
     "a name that is too long": (
         "--trainer.default_root_dir {here}/" + "x" * 300,
-        "is no folder .File name too long",
+        "is not a folder .File name too long",
     ),
     "a file for checkpoints": ("--checkpoint.dirpath {here}/file", "checkpoint.dirpath=.*file is a file"),
     "rollouts that are none": (
         "--data.val null --data.engine ReplayEngine --data.engine.path {here}/file",
-        "data.engine.path: .*file is no file of rollouts",
+        "data.engine.path: .*file is not a file of rollouts",
     ),
 }
 COMMANDS = {

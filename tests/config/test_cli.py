@@ -155,8 +155,8 @@ COMBINED = {
 PRETRAINED = {
     "no model": ("", "say --pretrained FOLDER_OR_HUB_NAME"),
     "an empty folder": ("--pretrained {files}/empty", "empty is a folder without config.json: give"),
-    "a file": ("--pretrained {files}/file", "file is no folder: give a Hugging Face model folder"),
-    "a path to nothing": ("--pretrained /no/such/model", "/no/such/model is no folder: give"),
+    "a file": ("--pretrained {files}/file", "file is not a folder: give a Hugging Face model folder"),
+    "a path to nothing": ("--pretrained /no/such/model", "/no/such/model is not a folder: give"),
     "no chat template": (
         "--pretrained {files}/no_template",
         "data.format.use_chat_template .* set it to false",

@@ -192,15 +192,15 @@ CHECKPOINTS = {
         "lacks kl",
     ),
     "without optimizer": ({"optimizer_states": []}, "", "holds no state of the optimizer"),
-    "without loops": ({"loops": None}, "", "no readable checkpoint of a run .it has not all of loops"),
+    "without loops": ({"loops": None}, "", "not a readable checkpoint of a run .it has not all of loops"),
     "of an old Lightning": ({"pytorch-lightning_version": "1.4.2"}, "", "Lightning 1.4.2 wrote it"),
     "of no Lightning": ({"pytorch-lightning_version": "x"}, "", "Lightning x wrote it"),
 }
 FILES = {
-    "torn": (None, "no readable checkpoint of a run"),
-    "empty": (b"", "no readable checkpoint of a run .it is no file of torch.save"),
-    "binary": (bytes(range(256)), "no readable checkpoint of a run .it is no file of torch.save"),
-    "a web page": (b"<html>404</html>", "no readable checkpoint of a run .it is no file of torch.save"),
+    "torn": (None, "not a readable checkpoint of a run"),
+    "empty": (b"", "not a readable checkpoint of a run .it is not a file of torch.save"),
+    "binary": (bytes(range(256)), "not a readable checkpoint of a run .it is not a file of torch.save"),
+    "a web page": (b"<html>404</html>", "not a readable checkpoint of a run .it is not a file of torch.save"),
 }
 
 

@@ -90,8 +90,8 @@ def test_given_log_probabilities_are_taken_and_nothing_is_loaded_for_them(engine
         (holding("a", {"text": "b", "logprobs": [-1.0]}), "logprobs that are not one for each of token_ids"),
         (holding("a", {"token_ids": [7], "logprobs": []}), "not one for each of token_ids"),
         (holding("a", {"token_ids": [7], "logprobs": -1}), "not one for each of token_ids"),
-        (holding("a", {"token_ids": [7], "logprobs": [float("nan")]}), "logprobs that are no finite numbers"),
-        (holding("a", {"token_ids": [7], "logprobs": ["-1"]}), "logprobs that are no finite numbers"),
+        (holding("a", {"token_ids": [7], "logprobs": [float("nan")]}), "that are not finite numbers"),
+        (holding("a", {"token_ids": [7], "logprobs": ["-1"]}), "logprobs that are not finite numbers"),
         (holding("a", "b" * 200), "response of [0-9]+ tokens, and data.sampling.max_tokens is 12: raise it"),
     ],
 )

@@ -108,11 +108,11 @@ def test_a_folder_is_all_of_its_files_and_only_those_that_are_asked_for_are_read
 @pytest.mark.parametrize(
     ("column", "values", "sentence"),
     [
-        ("temperature", None, r"is no file of rollouts \(no temperature\)"),
-        ("temperature", pa.array(["hot"] * 4), "is no file of rollouts|has 0 responses"),
-        ("logprobs", pa.array([[0.0]] * 4), "is no file of rollouts .a response is not whole"),
+        ("temperature", None, r"is not a file of rollouts \(no temperature\)"),
+        ("temperature", pa.array(["hot"] * 4), "is not a file of rollouts|has 0 responses"),
+        ("logprobs", pa.array([[0.0]] * 4), "is not a file of rollouts .a response is not whole"),
         ("token_ids", pa.array([None] * 4, pa.list_(pa.int32())), "a response is not whole"),
-        ("token_ids", pa.array(["words"] * 4), r"is no file of rollouts \("),
+        ("token_ids", pa.array(["words"] * 4), r"is not a file of rollouts \("),
     ],
 )
 def test_a_file_that_was_made_up_is_refused(
@@ -138,5 +138,5 @@ def test_no_file_of_rollouts_is_refused(tmp_path: Path, content: bytes | None) -
     path = tmp_path / "rollouts.parquet"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(ValueError, match="is no file of rollouts"):
+    with pytest.raises(ValueError, match="is not a file of rollouts"):
         started(path)

@@ -55,7 +55,7 @@ def test_a_checkpoint_runs_nothing(
 ) -> None:
     path = tmp_path / "other.ckpt"
     torch.save({"state_dict": trap}, path) if zipped else path.write_bytes(pickle.dumps(trap))
-    assert "no readable checkpoint" in refused(fit, "--ckpt_path", path)
+    assert "not a readable checkpoint" in refused(fit, "--ckpt_path", path)
     assert "weights_only=false would run" in refused(fit, "--ckpt_path", path, "--weights_only", "false")
     assert not trap.path.exists()
 
@@ -93,7 +93,7 @@ def test_shards_run_nothing(file: str, shards: Path, trap: Touch, fit: Fit, refu
         torch.save({"loops": trap}, shards / SHARDED)
     else:
         dcp.save({"optimizer_0": {"lr": trap}}, checkpoint_id=shards, no_dist=True)
-    assert "no readable checkpoint" in refused(fit, "--ckpt_path", shards)
+    assert "not a readable checkpoint" in refused(fit, "--ckpt_path", shards)
     assert not trap.path.exists()
 
 

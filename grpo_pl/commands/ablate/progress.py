@@ -13,7 +13,7 @@ from grpo_pl.commands.ablate.running import Running
 
 
 class StudyProgress:
-    """A bar over the whole study with the time left; only lines where the output is no terminal.
+    """A bar over the whole study with the time left; only lines where the output is not a terminal.
 
     Args:
         runs: The runs to do.

@@ -44,7 +44,7 @@ class Running:
 
 
 def last_words(log: Path) -> str:
-    """The last line of a log that is no command."""
+    """The last line of a log that is not a command."""
     lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
     output = [line for line in lines if line.strip() and not line.startswith("$ ")]
     return output[-1].strip()[-LAST_WORDS:] if output else "it said nothing"

@@ -97,13 +97,13 @@ def read_run(folder: Path) -> Run:
     except (UnicodeDecodeError, yaml.YAMLError):
         settings = None
     if not isinstance(settings, dict) or (settings and not isinstance(settings.get("trainer"), dict)):
-        raise ConfigError(f"compare: {config} is no config of `fit`")
+        raise ConfigError(f"compare: {config} is not a config of `fit`")
     try:
         rows = read_metrics(metrics) if metrics.exists() else []
     except (UnicodeDecodeError, ValueError):
         rows = [{}]
     if any("iteration" not in row for row in rows):
-        raise ConfigError(f"compare: {metrics} is no table that `fit` wrote")
+        raise ConfigError(f"compare: {metrics} is not a table that `fit` wrote")
     return Run(folder, settings, rows, study_place(folder))
 
 

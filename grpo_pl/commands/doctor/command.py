@@ -12,7 +12,7 @@ from grpo_pl.commands.options import Options, check_owner, new_file
 CONFIGURED = ["components", "model", "run", "engine"]
 """The themes that need a config."""
 DESCRIPTION = """Say what is wrong with the machine, the installation, the model, the engine's
-log-probabilities against the trainer's, memory and disk, and how to mend it. Takes every option of `fit`;
+log-probabilities against the trainer's, memory and disk, and how to fix it. Takes every option of `fit`;
 without any it looks at machine and installation alone."""
 
 

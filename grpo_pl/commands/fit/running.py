@@ -33,7 +33,7 @@ def run_validate(options: list[str]) -> None:
 
 
 def check_checkpoints(cli: CLI) -> None:
-    """Refuse a file that is no checkpoint; have single files written atomically and read as plain data."""
+    """Refuse a file that is not a checkpoint; have single files written atomically and read as plain data."""
     if cli.settings.weights_only is False:
         fail("weights_only=false would run what a checkpoint holds: leave it out")
     if cli.settings.ckpt_path not in (None, "last"):

@@ -78,7 +78,7 @@ def recorded(path: Path) -> list[Sample]:
         ]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
-            f"reward-data: --samples={path} is no samples.jsonl of a run ({type(error).__name__}: {error})"
+            f"reward-data: --samples={path} is not a samples.jsonl of a run ({type(error).__name__}: {error})"
         ) from error
 
 

@@ -50,7 +50,7 @@ async def check_address(server: Server, expected: Expected) -> None:
                 "name its variable in api_key_variable"
             )
         else:
-            hint = f"is no vLLM server ({error}): correct urls"
+            hint = f"is not a vLLM server ({error}): correct urls"
         raise ServerError(f"the server at {server.url} {hint}") from None
     needed = expected.max_sequence_tokens
     if model["max_model_len"] < needed:

@@ -77,7 +77,7 @@ class SharedFiles(WeightTransfer):
 
     def __init__(self, folder: str | None = None, bucket_mib: int = 256) -> None:
         if folder is not None and not Path(folder).is_dir():
-            raise ArgumentError(f"folder={folder} is no folder: name one that exists")
+            raise ArgumentError(f"folder={folder} is not a folder: name one that exists")
         check_at_least(1, bucket_mib=bucket_mib)
         self.folder, self.bucket_mib = folder, bucket_mib
         self._temporary: tempfile.TemporaryDirectory[str] | None = None

@@ -195,8 +195,8 @@ def bad_runs(config: dict, tmp_path: Path) -> dict[str, tuple[list[Path], str]]:
         "no run": ([tmp_path / "empty"], "holds no run: expected config.yaml and metrics.csv"),
         "the same seed": ([a, twin], "have the same settings and the same seed .1.: name one"),
         "validation sets": ([a, other_set], "have different data.val"),
-        "torn": ([torn], "metrics.csv is no table that `fit` wrote"),
-        "no config of fit": ([no_yaml], "config.yaml is no config of `fit`"),
+        "torn": ([torn], "metrics.csv is not a table that `fit` wrote"),
+        "no config of fit": ([no_yaml], "config.yaml is not a config of `fit`"),
         "no config": ([no_config], "has no config.yaml, so that nothing says what it is"),
         "never started": ([tmp_path / "study"], "no run has started"),
     }

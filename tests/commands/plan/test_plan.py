@@ -255,7 +255,7 @@ def test_the_quickstart_is_planned_without_vllm_and_weights(tmp_path: Path) -> N
         ("--data.minibatches 3", "data.minibatches=3 does not divide the 16 responses"),
         ("--data.max_prompt_tokens 250", "context of 256: make data.max_prompt_tokens"),
         ("--data.group_sizes 4", "there is no option data.group_sizes. Did you mean data.group_size?"),
-        ("--pretrained /no/such/model", "/no/such/model is no folder"),
+        ("--pretrained /no/such/model", "/no/such/model is not a folder"),
     ],
 )
 def test_what_fit_refuses_is_refused(

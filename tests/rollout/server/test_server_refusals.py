@@ -120,7 +120,7 @@ async def ask_for_logprobs(server: Process, folder: Path) -> None:
     ("arguments", "variables", "sentence"),
     [
         ((), {}, "api_key_variable=VLLM_API_KEY is not set: export an API key of your own"),
-        (("--pretrained=/nowhere",), {"VLLM_API_KEY": KEY}, "pretrained=/nowhere is no folder"),
+        (("--pretrained=/nowhere",), {"VLLM_API_KEY": KEY}, "pretrained=/nowhere is not a folder"),
     ],
 )
 def test_a_server_that_cannot_start_says_so_in_one_sentence(
