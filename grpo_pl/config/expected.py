@@ -44,6 +44,9 @@ def members(typehint: Any) -> list[Any]:
         return [typehint]
     choices = [value for one in get_args(typehint) if get_origin(one) is Literal for value in get_args(one)]
     others = [one for one in get_args(typehint) if get_origin(one) is not Literal]
+    others.sort(
+        key=lambda one: PLAIN.index(one) if one in PLAIN else -1
+    )  # typing caches a union in either order
     return [Literal[tuple(choices)], *others] if choices else others
 
 

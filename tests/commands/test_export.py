@@ -119,7 +119,7 @@ def mistakes(run, untied_run, tmp_path, tiny_model):
     other = make_tiny_model(tmp_path / "other", vocab_size=321)
     torch.save({"state_dict": {"policy.language_model.x": torch.zeros(1)}}, tmp_path / "keys.ckpt")
     return {
-        "missing file": ((tmp_path / "no.ckpt", new), "no.ckpt is no file"),
+        "missing file": ((tmp_path / "no.ckpt", new), "no.ckpt is not a file"),
         "not a checkpoint": (
             (tmp_path / "text.ckpt", new),
             "run (it is not a file of torch.save): give a",
