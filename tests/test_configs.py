@@ -12,7 +12,6 @@ from helpers.repository import ROOT
 from grpo_pl.__main__ import main
 from grpo_pl.commands.ablate.planned import plan_runs
 from grpo_pl.commands.ablate.study import read_study
-from grpo_pl.commands.checked import check
 from grpo_pl.runs.layout import read_metrics
 
 CONFIGS = ROOT / "configs"
@@ -74,7 +73,7 @@ def test_every_variant_of_a_study_passes_the_checks(
     monkeypatch.chdir(tmp_path)
     study = replace(read_study(path), seeds=[1])
     options, pretrained = study.write_settings(tmp_path / "settings"), ["--pretrained", str(weightless)]
-    runs = list(plan_runs(study, options, tmp_path / "out", pretrained, check))
+    runs = list(plan_runs(study, options, tmp_path / "out", pretrained))
     assert [run.variant for run in runs] == list(study.variants)
     assert not (tmp_path / "out").exists()
 
