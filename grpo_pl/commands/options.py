@@ -83,7 +83,7 @@ class Options(argparse.ArgumentParser):
         """
         own, for_fit = self.parse_known_args(args)
         check_owner(for_fit)
-        check_names("fit", for_fit)
         if policy_alone and read_ahead(for_fit)[0] != "policy":
             raise ConfigError(f"job: {self.command} knows the job policy alone: leave job out")
+        check_names("fit", for_fit)
         return own, for_fit
