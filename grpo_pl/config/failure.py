@@ -95,10 +95,10 @@ def cause(error: BaseException) -> BaseException | None:
     members = zip(union["sorted_subtypes"], union["vals"], strict=True)
     tried = [one for member, one in members if not (in_a_class and get_origin(member) in SEQUENCES)]
     nearest = max(tried, key=depth)
-    return nearest if depth(nearest) > MISMATCH else None
+    return nearest if depth(nearest) > REFUSED_ITSELF else None
 
 
-MISMATCH = 2
+REFUSED_ITSELF = 2
 """`depth` where a member of a union refused the value itself: the frames of the union and of the member."""
 SEQUENCES = list, Iterable, Sequence
 """jsonargparse takes `--trainer.logger.name` for an option of a list's last entry, too."""

@@ -45,12 +45,10 @@ class DynamicSampling:
         rounds, by `on_any_rank`, since engines and reward models may serve several at once.
         """
         sampled = [rollout := with_scores(generate(prompts), score)]
-        while len(sampled) < self.rounds and on_any_rank(bool(silent := groups_without_signal(rollout))):
+        while len(sampled) < self.rounds and on_any_rank(bool(silent := groups_where(rollout, signal=False))):
             again = with_scores(generate(other_prompts(len(sampled), max(len(silent), 1))), score)
             sampled.append(again)
-            useless = groups_without_signal(again)
-            useful = [group for group in range(len(first_prompts(again))) if group not in useless]
-            for place, group in zip(silent, useful, strict=False):
+            for place, group in zip(silent, groups_where(again, signal=True), strict=False):
                 rollout = replace_group(rollout, place, again, group)
         generated = sum(int(one.loss_mask.sum()) for one in sampled)
         replaced = sum(a is not b for a, b in zip(first_prompts(rollout), prompts, strict=True))
@@ -70,12 +68,12 @@ def with_scores(rollout: Rollout, score: Callable[[Rollout], ScoredSamples]) -> 
     return replace(rollout, rewards=score(rollout))
 
 
-def groups_without_signal(rollout: Rollout) -> list[int]:
-    """The groups in which fewer than two responses are scored, or all scores are alike."""
+def groups_where(rollout: Rollout, *, signal: bool) -> list[int]:
+    """The groups with a signal or without: two or more responses are scored, and not all scores are alike."""
     assert rollout.rewards is not None, "dynamic sampling scores what it samples"
     groups, known = rollout.group_ids, rollout.rewards.scored
     constant = group_is_constant(rollout.rewards.total, groups, known) | (group_size(groups, known) < 2)
-    return [group for group, signal in enumerate(groups_with(~constant, groups).tolist()) if not signal]
+    return [group for group, has in enumerate(groups_with(~constant, groups).tolist()) if has == signal]
 
 
 def all_failures(sampled: Sequence[Rollout]) -> dict[str, Any]:
