@@ -1,11 +1,11 @@
 """The engine in a process of its own: what it samples with which weights, and how it ends."""
 
 import multiprocessing
-import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -88,19 +88,26 @@ def test_a_rollout_has_the_very_prompts_it_was_asked_for(served: Served) -> None
 
 
 @pytest.fixture
-def engine(tiny_model: Path) -> Iterator[RolloutEngine]:
-    one = Served(OverlappedEngine(InProcessEngine(str(tiny_model)), threads=1), tiny_model).engine
-    yield one
-    one.shutdown()
+def started(tiny_model: Path) -> Iterator[tuple[RolloutEngine, BaseProcess]]:
+    """An engine and its process, which need not have the highest number: numbers begin anew."""
+    before = set(multiprocessing.active_children())
+    engine = Served(OverlappedEngine(InProcessEngine(str(tiny_model)), threads=1), tiny_model).engine
+    [process] = set(multiprocessing.active_children()) - before
+    yield engine, process
+    engine.shutdown()
+
+
+@pytest.fixture
+def engine(started: tuple[RolloutEngine, BaseProcess]) -> RolloutEngine:
+    return started[0]
 
 
 def test_a_killed_process_is_reported_and_a_new_one_can_be_started(
-    engine: RolloutEngine, tiny_model: Path
+    started: tuple[RolloutEngine, BaseProcess], tiny_model: Path
 ) -> None:
-    process = max(multiprocessing.active_children(), key=lambda child: child.pid or 0)
+    engine, process = started
     engine.prefetch(prompts(tiny_model), 64, SamplingConfig(max_tokens=80))
-    assert process.pid is not None
-    os.kill(process.pid, signal.SIGKILL)
+    process.kill()
     with pytest.raises(EngineLostError, match=r"^OverlappedEngine: its process .* exit code -9") as end:
         engine.generate(prompts(tiny_model), 1, SAMPLING)
     assert "\n" not in str(end.value)
@@ -127,14 +134,13 @@ def test_what_fails_amid_the_weights_is_raised_with_its_trace(
 
 
 def test_shutting_down_does_not_wait_for_what_is_sampled_ahead(
-    engine: RolloutEngine, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+    started: tuple[RolloutEngine, BaseProcess], tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    engine, process = started
     monkeypatch.setattr(overlapped, "SHUTDOWN_S", 600.0)
-    before = set(multiprocessing.active_children())
     engine.prefetch(prompts(tiny_model), 512, SamplingConfig(max_tokens=80))
     engine.shutdown()
-    [ended] = before - set(multiprocessing.active_children())
-    assert ended.exitcode == -signal.SIGKILL
+    assert process.exitcode == -signal.SIGKILL
 
 
 def test_what_the_inner_engine_refuses_arrives_as_its_sentence(fit: Fit, refused: Refused) -> None:
