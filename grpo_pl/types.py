@@ -45,6 +45,8 @@ class Prompt:
     """The question in words, without the chat template, for rewards and for people."""
     answer: str
     """The gold answer, as the data set spells it. Empty where the task has none."""
+    messages: list[dict[str, str]] = field(default_factory=list)
+    """The whole conversation that ends with `text`, each message with `role` and `content`."""
     metadata: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
     """Response `g` is sampled with `functional.derive_seed(seed, g)`; unique to the visit (run, iteration,

@@ -72,6 +72,7 @@ class PromptSet:
                         token_ids=ids[-max_prompt_tokens:],
                         text=question.text,
                         answer=question.answer,
+                        messages=question.messages or [{"role": "user", "content": question.text}],
                         metadata=question.metadata,
                     )
                 )

@@ -97,6 +97,7 @@ def test_a_conversation_is_put_to_the_model_as_it_is(
     options: dict[str, Any] = {"max_prompt_tokens": 100, "long_prompts": "error", "key": "data.train"}
     (prompt,) = PromptSet(JSONL(path, question="prompt"), ChatFormat(), tokenizer, **options)
     assert prompt.text == "2+3"
+    assert prompt.messages == turns
     few_shot = ChatFormat(few_shot=SHOTS).encode("2+3", tokenizer)
     assert prompt.token_ids == few_shot
     with pytest.raises(ValueError, match=r"^system is for questions, .* conversations: leave it"):
@@ -155,6 +156,7 @@ def test_a_prompt_carries_the_row_and_its_tokens(tmp_path: Path, tokenizer: PreT
     (prompt,) = [prompts[i] for i in range(len(prompts))]
     assert tokenizer.decode(prompt.token_ids) == "<s>ab"
     assert (prompt.text, prompt.answer, prompt.metadata, prompt.seed) == ("ab", "5", {"level": 1}, 0)
+    assert prompt.messages == [{"role": "user", "content": "ab"}]
 
 
 def test_long_prompts_are_counted_and_refused_dropped_or_cut(tokenizer: PreTrainedTokenizerFast) -> None:
