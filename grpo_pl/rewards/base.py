@@ -95,6 +95,10 @@ class Verifier(RewardFunction):
         Majority voting counts spellings: equal spellings are the same answer.
         """
 
+    def right_response(self, prompt: Prompt) -> str | None:
+        """A response that deserves 1: the gold answer; None where that is not a response."""
+        return prompt.answer or None
+
 
 def score_samples(rewards: Mapping[str, RewardFunction], samples: Sequence[Sample]) -> ScoredSamples:
     r"""The weighted sum of all rewards, `total_n = \sum_k weight_k * score_k(sample_n)`.

@@ -89,6 +89,10 @@ class CodeTests(WorkerReward, Verifier):
     def extract(self, response: str) -> str | None:
         return testing.last_program(response)
 
+    @override
+    def right_response(self, prompt: Prompt) -> str | None:
+        return None  # the gold answer of a program is its tests
+
     def _tests(self, prompt: Prompt) -> list[testing.Test] | None:
         """The tests of a prompt; None without a list of tests."""
         tests = prompt.answer if self.tests is None else prompt.metadata.get(self.tests)

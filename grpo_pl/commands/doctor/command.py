@@ -9,11 +9,11 @@ from grpo_pl.commands.doctor.machine import check_machine
 from grpo_pl.commands.doctor.report import Report
 from grpo_pl.commands.options import Options, check_owner, new_file
 
-CONFIGURED = ["components", "model", "run", "engine"]
+CONFIGURED = ["components", "model", "data", "run", "engine"]
 """The themes that need a config."""
-DESCRIPTION = """Say what is wrong with the machine, the installation, the model, the engine's
-log-probabilities against the trainer's, memory and disk, and how to fix it. Takes every option of `fit`;
-without any it looks at machine and installation alone."""
+DESCRIPTION = """Say what is wrong with the machine, the installation, the model, the data and its answers,
+memory and disk, and the engine's log-probabilities against the trainer's, and how to fix it. Takes every
+option of `fit`; without any it looks at machine and installation alone."""
 
 
 def doctor(args: list[str]) -> int:

@@ -68,12 +68,14 @@ def test_nothing_is_wrong_with_the_tiny_run(
 ) -> None:
     code, found = on_tiny(tmp_path, tiny_model)
     assert code == 0
-    assert list(found) == ["installation", "machine", "components", "model", "run", "engine"]
+    assert list(found) == ["installation", "machine", "components", "model", "data", "run", "engine"]
     configured = [f for theme, by_check in found.items() if theme != "machine" for f in by_check.values()]
     assert {finding["verdict"] for finding in configured} == {"ok"}
     for check in ("loaded", "synced"):
         assert found["engine"][check]["numbers"]["mean"] < 1e-5
-    assert "engine - trainer" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "engine - trainer" in printed
+    assert "data.train: the first prompt as the model reads it" in printed
     assert not (tmp_path / "run").exists()
 
 
@@ -83,7 +85,7 @@ def test_without_a_config_it_looks_at_machine_and_installation(
     code, found = doctor(tmp_path)
     assert code == 0
     assert list(found) == ["installation", "machine"]
-    assert "not looked at: components, model, run, engine" in capsys.readouterr().out
+    assert "not looked at: components, model, data, run, engine" in capsys.readouterr().out
 
 
 def test_a_model_without_a_chat_template_is_a_problem_and_nothing_is_started(
