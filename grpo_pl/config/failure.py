@@ -11,6 +11,8 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 from jsonargparse._util import NestedArg
 
+from grpo_pl.system.refusal import ArgumentError
+
 
 class Failure(NamedTuple):
     """The place and what is known of it."""
@@ -33,6 +35,8 @@ class Failure(NamedTuple):
     """The option on the command line that lacks its value."""
     module: str = ""
     """Says which import path leads to a module that raises on its import, and what it raises."""
+    refusal: ArgumentError | None = None
+    """What our own code refuses there."""
 
 
 def find_failure(error: BaseException) -> Failure:
@@ -43,7 +47,8 @@ def find_failure(error: BaseException) -> Failure:
         for one in errors
         if (path := failed_import(one))
     ]
-    failure, group = Failure(texts=tuple(map(str, reversed(errors))), module="".join(modules[:1])), ""
+    refusal, texts = refusal_of(error), tuple(map(str, reversed(errors)))
+    failure, group = Failure(texts=texts, module="".join(modules[:1]), refusal=refusal), ""
     for frame in distinct_frames(errors):
         name, local = frame.f_code.co_name, frame.f_locals
         if name == "_check_type":
@@ -72,6 +77,15 @@ def stepped(failure: Failure, local: dict[str, Any]) -> Failure:
         before=local["prev_val"],
         cls=local.get("val_class"),
     )
+
+
+def refusal_of(error: BaseException | None) -> ArgumentError | None:
+    """The innermost of our own errors among the causes; jsonargparse repeats it with text of its own."""
+    found = None
+    while error is not None:
+        found = error if isinstance(error, ArgumentError) else found
+        error = error.__cause__ or error.__context__
+    return found
 
 
 def joined(*parts: str) -> str:

@@ -5,6 +5,7 @@ from typing import Any, NoReturn
 from lightning.pytorch.cli import LightningArgumentParser
 from typing_extensions import override
 
+from grpo_pl.config import overlays  # noqa: F401 - patches the parser
 from grpo_pl.config.places import Places
 from grpo_pl.config.sentences import explain, known_options
 from grpo_pl.system.refusal import fail

@@ -82,6 +82,9 @@ def explain(message: str, options: dict[str, Any], error: BaseException | None =
     failure = find_failure(error) if error else Failure()
     key = failure.key or ".".join(re.findall(r'Parser key "([^"]+)"', message))
     failure = failure._replace(key=key, texts=failure.texts or (message,))
+    if failure.refusal:
+        failure.refusal.put(key)
+        return str(failure.refusal)
     if failure.module:
         return about_a_module(failure)
     sentence = about_a_moved_class(failure) or about_a_name(failure, options) or about_code(failure)

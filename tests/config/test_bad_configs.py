@@ -127,7 +127,7 @@ ARGUMENTS = {
     "an empty verifier's name": ("--model.verifiers '{\"\": LastNumber}'", "model.verifiers: '' cannot be"),
     "null for a reward": (
         "--model.rewards '{a: null}'",
-        "model.rewards.a: expected one of CodeTests, .*, got null",
+        "model.rewards.a: null removes an entry, and there is only digit: leave it out",
     ),
     "a number for a function": (
         "--model.rewards '{a: {class_path: Function, init_args: {function: math.pi}}}'",

@@ -31,7 +31,7 @@ def boom_on_digits(*, response, **_):
 
 def reward(function, **settings):
     inside = {"function": f"{__name__}.{function}", **settings}
-    return json.dumps({"mine": {"class_path": "Function", "init_args": inside}})
+    return json.dumps({"*": None, "mine": {"class_path": "Function", "init_args": inside}})
 
 
 @pytest.fixture(scope="module")

@@ -107,7 +107,8 @@ def test_the_run_s_folder_has_a_checkpoint_that_transformers_reads(runs: dict[st
 
 
 def paid_by(reward: str, folder: Path) -> str:
-    return json.dumps({"model": {"class_path": reward, "init_args": {"pretrained": str(folder / "model")}}})
+    model = {"class_path": reward, "init_args": {"pretrained": str(folder / "model")}}
+    return json.dumps({"*": None, "model": model})
 
 
 def test_a_policy_learns_from_the_reward_model_that_was_trained(runs: dict[str, Path], fit: Fit) -> None:

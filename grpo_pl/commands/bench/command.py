@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 TRL = "trl==1.16.0"
 PROMPTS, GROUP_SIZE, MAX_TOKENS = 8, 8, 64
 REWARDS = {
+    "*": None,
     "correct": "LastNumber",
     "short": {"class_path": "LengthPenalty", "init_args": {"max_tokens": 4096}},
 }
