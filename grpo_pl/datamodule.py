@@ -32,7 +32,7 @@ from grpo_pl.runs.layout import ROLLOUTS_FOLDER
 from grpo_pl.system.heartbeat import heartbeat
 from grpo_pl.system.refusal import about, check_at_least
 from grpo_pl.training.checks.engines import check_engines, check_sampling, check_whose_rollouts
-from grpo_pl.training.checks.prompts import check_context, check_enough, check_vocabulary, warn_without_end
+from grpo_pl.training.checks.prompts import check_context, check_enough, check_vocabulary, warn_of_settings
 from grpo_pl.training.checks.schedule import check_schedule, check_trainer
 from grpo_pl.training.ranks import AttachedDataModule
 from grpo_pl.training.stream import Stream
@@ -195,7 +195,7 @@ class RolloutDataModule(AttachedDataModule):
         validates = self.val is not None and self._trainer.limit_val_batches != 0
         check_engines(self.engine, self.val_engine, validates)
         check_context(self.pretrained, self.max_prompt_tokens, self._longest_response)
-        warn_without_end(self.pretrained)
+        warn_of_settings(self.pretrained)
 
     @cached_property
     def _tokenizer(self) -> Tokenizer:

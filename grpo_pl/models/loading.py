@@ -15,11 +15,12 @@ from safetensors import SafetensorError
 from torch import nn
 
 from grpo_pl.models.deferred import deferred, read_head
+from grpo_pl.models.generation import mend
 from grpo_pl.system.precision import DType
 from grpo_pl.system.refusal import ArgumentError, ConfigError
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 RewardKind = Literal["outcome", "process"]
@@ -69,6 +70,7 @@ def resolve_pretrained(pretrained: str) -> str:
     return pretrained
 
 
+GENERATION_FILE = "generation_config.json"
 NO_CODE: Any = {"trust_remote_code": False}
 """For all loading: code that comes with a model never runs."""
 
@@ -147,21 +149,42 @@ def vocabulary_size(pretrained: str) -> int:
     return int(load_config(pretrained).get_text_config().vocab_size)
 
 
+def load_generation_config(pretrained: str) -> "GenerationConfig | None":
+    """The generation settings of a model folder or hub name; None if it has none."""
+    from transformers import GenerationConfig
+
+    path = resolve_pretrained(pretrained)
+    try:
+        return GenerationConfig.from_pretrained(path)
+    except OSError:
+        if (Path(path) / GENERATION_FILE).exists():
+            with loading(pretrained, GENERATION_FILE):
+                raise
+        return None
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        raise ArgumentError(
+            f"pretrained={pretrained}: transformers cannot use its {GENERATION_FILE} "
+            f"({' '.join(str(error).split()):.200}): correct it there"
+        ) from error
+
+
+def mended_generation_config(pretrained: str) -> tuple["GenerationConfig | None", str]:
+    """The generation settings as transformers saves them, and a sentence on what was changed, if anything."""
+    config = load_generation_config(pretrained)
+    if config is None or not (changes := mend(config)):
+        return config, ""
+    return config, (
+        f"! pretrained={pretrained}: transformers does not save its {GENERATION_FILE} as it is; the exported "
+        f"one has {changes}."
+    )
+
+
 def eos_token_ids(pretrained: str) -> set[int]:
     """The tokens that end a response, by the model's generation settings, else its configuration.
 
     Refuses one that the model does not know.
     """
-    from transformers import GenerationConfig
-
-    path = resolve_pretrained(pretrained)
-    try:
-        eos = GenerationConfig.from_pretrained(path).eos_token_id
-    except OSError:
-        if (Path(path) / "generation_config.json").exists():
-            with loading(pretrained, "generation_config.json"):
-                raise
-        eos = load_config(pretrained).eos_token_id
+    eos = (load_generation_config(pretrained) or load_config(pretrained)).eos_token_id
     tokens = set(eos if isinstance(eos, list) else [] if eos is None else [eos])
     known = vocabulary_size(pretrained)
     for token in tokens:
@@ -175,14 +198,10 @@ def eos_token_ids(pretrained: str) -> set[int]:
 
 def sampling_defaults(pretrained: str) -> dict[str, float]:
     """The sampling parameters in the model's generation settings, such as `{"top_p": 0.8}`."""
-    from transformers import GenerationConfig
-
     keys = "temperature", "top_p", "top_k", "min_p", "repetition_penalty"
-    try:
-        defaults = GenerationConfig.from_pretrained(resolve_pretrained(pretrained)).to_diff_dict()
-    except OSError:
-        return {}
-    return {key: float(defaults[key]) for key in keys if defaults.get(key) is not None}
+    config = load_generation_config(pretrained)
+    defaults = {} if config is None else config.to_diff_dict()
+    return {key: float(defaults[key]) for key in keys if isinstance(defaults.get(key), int | float)}
 
 
 def _load_config_without_dropout(pretrained: str) -> "PretrainedConfig":
@@ -237,15 +256,17 @@ def _load(
 
 
 def untrained_language_model(pretrained: str) -> "PreTrainedModel":
-    """A model folder's architecture with random weights, and with its generation settings."""
-    from transformers import AutoModelForCausalLM, GenerationConfig
+    """A model's architecture with random weights, and its generation settings, mended with a warning."""
+    from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    path = resolve_pretrained(pretrained)
     model = cast("PreTrainedModel", AutoModelForCausalLM.from_config(load_config(pretrained)))
-    if not Path(path).is_dir() or (Path(path) / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(path)
+    settings, mended = mended_generation_config(pretrained)
+    if settings is not None:
+        model.generation_config = settings
+    if mended:
+        log.warning("%s", mended)
     return model
 
 

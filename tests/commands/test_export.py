@@ -1,3 +1,4 @@
+import json
 import shutil
 from pathlib import Path
 
@@ -88,6 +89,57 @@ def test_tokenizer_chat_template_and_generation_settings_come_along(exported, ti
     assert ChatFormat().encode(question, ours) == ChatFormat().encode(question, base)
     for name in ("config.json", "generation_config.json"):
         assert (exported / name).read_text() == (tiny_model / name).read_text()
+
+
+UNSAVEABLE = {"temperature": 0.6, "top_p": 0.9, "early_stopping": True}
+"""transformers loads these settings and refuses to save them, without do_sample and without beams."""
+
+
+def with_settings(model: Path, folder: Path, **settings: object) -> Path:
+    """The same model with other generation settings."""
+    shutil.copytree(model, folder)
+    path = folder / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+    return folder
+
+
+def test_settings_that_transformers_would_not_save_are_mended_with_a_warning_when_the_run_begins(
+    fit, tmp_path, tiny_model, capsys
+):
+    base = with_settings(tiny_model, tmp_path / "base", **UNSAVEABLE)
+    run = fit(*SHORT, pretrained=base)
+    begun, _, _ = capsys.readouterr().out.partition("iteration")
+    main(["export", str(run / "checkpoints" / "last.ckpt"), str(tmp_path / "model")])
+    warning = (
+        f"! pretrained={base}: transformers does not save its generation_config.json as it is; the exported "
+        "one has do_sample=true, which temperature=0.6 and top_p=0.9 need, no early_stopping=True, which has "
+        "no use.\n"
+    )
+    assert begun.count(warning) == 1
+    assert capsys.readouterr().out == f"{warning}{tmp_path / 'model'}\n"
+    settings = json.loads((tmp_path / "model" / "generation_config.json").read_text())
+    assert (settings["do_sample"], settings["temperature"], settings["top_p"]) == (True, 0.6, 0.9)
+    assert "early_stopping" not in settings
+    assert_exported(run, tmp_path / "model")
+
+
+def test_generation_settings_inside_config_json_do_not_stop_the_export(run, tmp_path, tiny_model):
+    base = with_settings(tiny_model, tmp_path / "base")
+    (base / "generation_config.json").unlink()
+    path = base / "config.json"
+    path.write_text(
+        json.dumps(json.loads(path.read_text()) | {"temperature": 0.6, "num_return_sequences": 3})
+    )
+    assert_exported(run, export(run / "checkpoints" / "last.ckpt", tmp_path / "model", str(base)))
+
+
+def test_settings_that_transformers_cannot_load_are_refused_before_the_run(
+    tmp_path, tiny_model, fit, refused
+):
+    base = with_settings(tiny_model, tmp_path / "base", max_new_tokens=0)
+    sentence = refused(fit, *SHORT, pretrained=base)
+    assert "cannot use its generation_config.json (`max_new_tokens` must be greater than 0" in sentence
+    assert sentence.endswith("correct it there")
 
 
 def test_the_command_prints_the_folder_and_leaves_nothing_beside_it(run, tmp_path, capsys):

@@ -3,7 +3,12 @@
 import logging
 from collections.abc import Mapping, Sequence
 
-from grpo_pl.models.loading import context_length, eos_token_ids, vocabulary_size
+from grpo_pl.models.loading import (
+    context_length,
+    eos_token_ids,
+    mended_generation_config,
+    vocabulary_size,
+)
 from grpo_pl.rewards.base import RewardFunction, Verifier
 from grpo_pl.system.refusal import ConfigError
 from grpo_pl.types import Prompt
@@ -22,13 +27,15 @@ def check_context(pretrained: str, prompt_tokens: int, response_tokens: int) -> 
         )
 
 
-def warn_without_end(pretrained: str) -> None:
-    """Warn of a model whose responses never end by themselves."""
+def warn_of_settings(pretrained: str) -> None:
+    """Warn of a model whose responses never end by themselves, or whose settings `export` has to change."""
     if not eos_token_ids(pretrained):
         log.warning(
             "pretrained=%s names no token that ends a response: all will have data.sampling.max_tokens",
             pretrained,
         )
+    if mended := mended_generation_config(pretrained)[1]:
+        log.warning("%s", mended)
 
 
 def check_enough(key: str, count: int, ranks: int) -> None:
