@@ -13,12 +13,16 @@ from grpo_pl.types import Prompt, Sample
 
 @final
 class MathAnswer(WorkerReward, Verifier):
-    r"""1 if the answer equals the gold answer as mathematics, else 0, by math-verify (`0.5`, `1/2` agree).
+    r"""1 if the answer equals the gold answer as mathematics, else 0 (`0.5`, `1/2` and `50%` agree).
 
-    The answer is the last `\boxed{...}`, else what follows the last `####`, else the last expression or
-    number. The gold answer likewise, except that a text with neither mark is an answer as a whole. The unit
-    of a number may be spelled out. A gold answer that cannot be read within the workers' limits counts as
-    unreadable.
+    The answer is what the last mark holds: a `\boxed{...}`, `<answer>` (or `<final>`, `<result>`), `####` or "The
+    answer is"; without a mark the last number in bold or code, else the last formula or number. Where the
+    response thinks, only what follows `</think>` counts; in a thought that does not end, a box, a tag or `####`.
+    The gold answer is its last box, else what follows its last `####`, else the whole.
+
+    Numbers are compared exactly, without their units and currencies: `$1,234.50`, `72 km/h`, `2 1/2`,
+    `3.5 x 10^3`, `1e3`, `x = 5`, `3:30 pm`. Everything else is compared by math-verify. Several numbers
+    (`72 or 73`) are no number. A gold answer that cannot be read within the workers' limits counts as unreadable.
 
     Args:
         max_chars: Only the last characters of a response are read, this many.
@@ -27,7 +31,7 @@ class MathAnswer(WorkerReward, Verifier):
     """
 
     def __init__(
-        self, *, max_chars: int = 4000, on_error: Literal["raise", "abstain"] = "abstain", **kwargs: Any
+        self, *, max_chars: int = 1_000_000, on_error: Literal["raise", "abstain"] = "abstain", **kwargs: Any
     ) -> None:
         super().__init__(on_error=on_error, **kwargs)
         check_at_least(1, max_chars=max_chars)
@@ -36,7 +40,7 @@ class MathAnswer(WorkerReward, Verifier):
             from grpo_pl.rewards import mathematics
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError("MathAnswer needs math-verify: pip install grpo_pl[math]") from error
-        if mathematics.score(r"\boxed{\frac{1}{2}}", r"\boxed{0.5}") != 1.0:
+        if not mathematics.equal_in_latex(r"\boxed{\frac{1}{2}}", r"\boxed{0.5}"):
             raise RuntimeError(
                 "math-verify finds 1/2 unequal to 0.5: reinstall it, pip install grpo_pl[math]"
             )

@@ -11,32 +11,59 @@ from typing import Any
 import math_verify
 from sympy import Eq, Float, Rational, Symbol  # type: ignore[import-untyped]
 
-from grpo_pl.rewards.numerals import ascii_numbers, plain_number
+from grpo_pl.rewards.answers import find_answer, gold_answer, has_words
+from grpo_pl.rewards.numerals import ascii_numbers
+from grpo_pl.rewards.quantities import Quantity, plain_text, quantity, same
 
 logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that it was given no time limit
 
-_BRACES = re.compile(r"(?P<box>\\(?:boxed|fbox)\s*\{)|\\.|[{}]", re.DOTALL)
-_MATH_DELIMITERS = ("$", r"\(", r"\[")
+_DELIMITERS = re.compile(r"\\[()\[\]]|(?<!\\)\$|\*\*(?![\w(])|(?<![\w)])\*\*|`")
+_LATEX = {
+    "π": r"\pi ", "∞": r"\infty ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "∪": r"\cup ", "∩": r"\cap ",
+    "∈": r"\in ", "±": r"\pm ", "×": r"\times ", "·": r"\cdot ", "÷": "/", "θ": r"\theta ", "°": r"^\circ ",
+    "∅": r"\emptyset ", "<=": r"\le ", ">=": r"\ge ", "**": "^", "²": "^2", "³": "^3", "½": r"\frac{1}{2}",
+}  # fmt: skip
+_TO_LATEX = re.compile("|".join(map(re.escape, _LATEX)))
+_ROOT = re.compile(r"(?<![\\A-Za-z])sqrt\s*\(([^()]*)\)|√\s*(?:\(([^()]*)\)|([0-9]+|[a-z]))")
+_PI = re.compile(r"(?<![\\A-Za-z])pi(?![A-Za-z])")
+_CHOICE = re.compile(r"\(?([a-j])\s*[).:]\s*\S.*|\(([a-j])\)")
 
 
 def score(answer: str, response: str) -> float | None:
     """1 if the answer of the response equals the gold one, else 0; None if the gold one is unreadable."""
-    return float(_equal(_gold_math(answer), _response_math(response))) if is_readable(answer) else None
+    if not is_readable(answer):
+        return None
+    found = find_answer(response)
+    return float(found is not None and _equal(gold_answer(answer), found))
 
 
 def is_readable(answer: str) -> bool:
     """Whether a gold answer is mathematics."""
-    parsed = _parse(_gold_math(answer))
+    gold = gold_answer(answer)
+    if _quantity(gold) is not None:
+        return True
+    parsed = _parse(_as_latex(gold))
     return bool(parsed) and not isinstance(parsed[0], str)
 
 
 def extract(response: str) -> str | None:
     """The answer of a response, spelled so that equal numbers are equal strings; None without one."""
-    parsed = _parse(_response_math(response))
-    return _spell(parsed) if parsed else None
+    found = find_answer(response)
+    if not found:
+        return None
+    number = _quantity(found)
+    if number is not None:
+        return str(number)
+    parsed = () if has_words(found) else _parse(_as_latex(found))
+    return _spell(parsed) if parsed else _words(found) or None
 
 
-@lru_cache(maxsize=256)  # the responses of a group share their gold answer
+@lru_cache(maxsize=1024)  # the responses of a group share their gold answer, and often their own
+def _quantity(text: str) -> Any:
+    return quantity(text)
+
+
+@lru_cache(maxsize=256)
 def _parse(math: str) -> tuple[Any, ...]:
     """The expressions that math-verify finds in a text, then the text that it read; empty if none."""
     return tuple(math_verify.parse(math, parsing_timeout=None, raise_on_error=True))
@@ -44,51 +71,40 @@ def _parse(math: str) -> tuple[Any, ...]:
 
 @lru_cache(maxsize=1024)  # many responses of a group give the same answer, and dynamic sampling scores twice
 def _equal(gold: str, answer: str) -> bool:
+    """Numbers are compared exactly, texts letter by letter, and only what is left by math-verify."""
+    first, second = _quantity(gold), _quantity(answer)
+    if first is not None and second is not None:
+        return same(first, second)
+    texts = _words(gold), _words(answer)
+    if texts[0] == texts[1] != "":
+        return True
+    if has_words(gold) or has_words(answer):
+        return False
+    return equal_in_latex(_as_latex(gold), _as_latex(answer))
+
+
+def equal_in_latex(gold: str, answer: str) -> bool:
+    r"""Whether math-verify finds two texts equal, such as `\boxed{\frac{1}{2}}` and `\boxed{0.5}`."""
     golds, answers = list(_parse(gold)), list(_parse(answer))
     return bool(math_verify.verify(golds, answers, timeout_seconds=None, raise_on_error=True))
 
 
-def _response_math(response: str) -> str:
-    text = ascii_numbers(response)
-    return _marked_math(text) or text
+def _words(text: str) -> str:
+    """A text without case, spaces and dress; `b` for `(B)` and for `B) 72`."""
+    text = "".join(plain_text(text).casefold().split()).strip(".,;:")
+    choice = _CHOICE.fullmatch(text)
+    return (choice[1] or choice[2]) if choice else text
 
 
-def _gold_math(answer: str) -> str:
-    answer = ascii_numbers(answer)
-    return _marked_math(answer) or _as_math(answer)
-
-
-def _marked_math(text: str) -> str | None:
-    """The answer that the text marks as such, as LaTeX that math-verify reads whole; None without a mark."""
-    boxed = _last_boxed(text)
-    if boxed is not None:
-        return rf"\boxed{{{plain_number(boxed) or boxed}}}"
-    _, marker, rest = text.rpartition("####")
-    lines = rest.strip().splitlines()
-    return _as_math(lines[0]) if marker and lines else None
-
-
-def _as_math(text: str) -> str:
-    number = plain_number(text)
-    if number is None and any(delimiter in text for delimiter in _MATH_DELIMITERS):
-        return text
-    return rf"\boxed{{{number or text}}}"
-
-
-def _last_boxed(text: str) -> str | None:
-    r"""The content of the last `\boxed{...}` whose braces are closed."""
-    last = None
-    open_braces: list[int | None] = []  # where the content of a box begins; None for any other brace
-    for token in _BRACES.finditer(text):
-        if token["box"]:
-            open_braces.append(token.end())
-        elif token[0] == "{":
-            open_braces.append(None)
-        elif token[0] == "}" and open_braces:
-            start = open_braces.pop()
-            if start is not None and (last is None or start > last.start):
-                last = slice(start, token.start())
-    return None if last is None else text[last]
+def _as_latex(text: str) -> str:
+    """An answer in LaTeX that math-verify reads whole."""
+    number = _quantity(text)
+    if isinstance(number, Quantity):
+        return rf"\boxed{{{number}}}"
+    text = _DELIMITERS.sub("", ascii_numbers(text)).strip().rstrip(".,;:")
+    text = _ROOT.sub(lambda match: rf"\sqrt{{{match[1] or match[2] or match[3]}}}", text)
+    text = _PI.sub(r"\\pi ", _TO_LATEX.sub(lambda match: _LATEX[match[0]], text))
+    return rf"\boxed{{{text}}}"
 
 
 def _spell(parsed: tuple[Any, ...]) -> str:

@@ -9,6 +9,9 @@ _NUMBER = re.compile(
     r"|(?<![\w.])\.(?P<bare_decimals>[0-9]+))"
 )
 _LATEX_THOUSANDS = re.compile(r"(?<=[0-9])(?:\{,\}|,?\\[,!])(?=[0-9]{3}(?![0-9]))")
+_JOINED = re.compile(
+    r"(?:[0-9)}]\s*[/:⁄]\s*|\^\s*\{?\s*|[0-9][eE][-+]?|\}\s*\{\s*|\\(?:[dt]?frac|sqrt)\s*\{?\s*)\Z"
+)
 _UNIT_WORDS = re.compile(r"(?:\s+[A-Za-z]{4,})*")
 
 
@@ -26,6 +29,17 @@ def last_number(text: str) -> str | None:
     for match in _NUMBER.finditer(ascii_numbers(text)):
         last = match
     return None if last is None else _spell(last)
+
+
+def lone_number(text: str) -> str | None:
+    """`last_number`, but None where that is a part of a fraction, a power or a time."""
+    text = ascii_numbers(text)
+    last = None
+    for match in _NUMBER.finditer(text):
+        last = match
+    if last is None or _JOINED.search(text, max(0, last.start() - 40), last.start()):
+        return None
+    return _spell(last)
 
 
 def plain_number(text: str) -> str | None:

@@ -10,9 +10,11 @@ from typing import Any, final
 
 from typing_extensions import override
 
+from grpo_pl.rewards.answers import hashed_answer
 from grpo_pl.rewards.base import RewardFunction, Verifier
-from grpo_pl.rewards.numerals import last_number
+from grpo_pl.rewards.numerals import lone_number
 from grpo_pl.rewards.patterns import compiled
+from grpo_pl.rewards.quantities import Quantity, Ratio, quantity
 from grpo_pl.rewards.workers import WorkerReward
 from grpo_pl.system.refusal import ArgumentError, check_at_least
 from grpo_pl.types import Prompt, Sample
@@ -42,20 +44,29 @@ class _SpelledAnswer(Verifier):
 
 @final
 class LastNumber(_SpelledAnswer):
-    """1 if the last number of the response equals the gold answer, else 0.
+    """1 if the number of the response equals the gold answer, else 0.
 
-    Made for GSM8K (arXiv 2110.14168). The gold answer is the last number after `####`, or of the whole text.
-    `$1,234.00`, `1234.` and `1234` are equal; a unit is ignored, so `50%` is 50; fractions and `1e3` are not
-    read as one number (see `MathAnswer`).
+    Made for GSM8K (arXiv 2110.14168). The number is what stands behind the last `####` on the same line, whatever
+    follows in a note; without one it is the last number of the text. `$1,234.00`, `1234.` and `1234` are equal; a
+    unit is ignored, so `50%` is 50. Behind `####` and as a gold answer `1/2` and `1e3` are 0.5 and 1000; the last
+    number of a text is unreadable in a fraction, a power or a time. It abstains where the gold answer is no
+    finite decimal (`1/3`, `3:30`), and reads neither boxes nor tags: see `MathAnswer`.
     """
 
     @override
     def gold(self, prompt: Prompt) -> str | None:
-        return last_number(prompt.answer.rpartition("####")[2])
+        answer = prompt.answer.rpartition("####")[2].strip()
+        number = quantity(answer)
+        return lone_number(answer) if number is None else _decimal(number)
 
     @override
     def extract(self, response: str) -> str | None:
-        return last_number(response)
+        answer = hashed_answer(response)
+        return lone_number(response) if answer is None else _decimal(quantity(answer))
+
+
+def _decimal(number: Quantity | Ratio | None) -> str | None:
+    return number.decimal() if isinstance(number, Quantity) else None
 
 
 @final
