@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from itertools import islice
 
-from grpo_pl.rewards.quantities import MAX_ANSWER_CHARS, last_quantity, plain_text, quantity
+from grpo_pl.rewards.quantities import MAX_ANSWER_CHARS, first_quantity, last_quantity, plain_text, quantity
 
 _MARKS_READ = 50
 
@@ -45,7 +45,7 @@ _ENUMERATOR = re.compile(r"\d+\s*[.):]?\s*")
 _CONCLUSION = re.compile(r"=|^\W*(?:so|therefore|thus|hence|total|in total|altogether|finally)\b", re.IGNORECASE | re.MULTILINE)
 _TEXT_ANSWER = re.compile(r"[A-Z][\w'’-]*(?: [\w'’-]+){0,3}|(?i:yes|no|true|false|even|odd|none)")
 _DIGIT = re.compile("[0-9½⅓⅔¼¾⅛⅜⅝⅞]")
-_COMMANDS = re.compile(r"\\(?:text|mathrm|textbf|mbox|operatorname)\s*\{[^{}]*\}|\\[A-Za-z]+")
+_COMMANDS = re.compile(r"\\(?:text|mathrm|textbf|mbox|operatorname)\s*\{[^{}]*\}|\\(?:begin|end)\{[a-z]*\}|\\[A-Za-z]+")
 _FUNCTIONS = "sin|cos|tan|cot|sec|csc|log|exp|sqrt|mod|gcd|lcm|min|max|arcsin|arccos|arctan|sinh|cosh|tanh|inf|infinity|det"
 _LONG_WORD = re.compile(rf"(?!(?:{_FUNCTIONS})(?![A-Za-z]))(?<![A-Za-z])[A-Za-z]{{3,}}")
 
@@ -219,7 +219,9 @@ def _last_in_line(line: str) -> str | None:
         return None
     clause = _ASIDE.sub("", clauses[-1])
     clause = clause if _DIGIT.search(clause) else clauses[-1]
-    first = _clause(clause.rpartition("=")[2].strip()) if "=" in clause else None
+    if quantity(clause):
+        return clause
+    first = first_quantity(clause.rpartition("=")[2].strip()) if "=" in clause else None
     return first or last_quantity(clause)
 
 

@@ -13,7 +13,7 @@ from sympy import Eq, Float, Rational, Symbol  # type: ignore[import-untyped]
 
 from grpo_pl.rewards.answers import find_answer, gold_answer, has_words
 from grpo_pl.rewards.numerals import ascii_numbers
-from grpo_pl.rewards.quantities import Quantity, plain_text, quantity, same
+from grpo_pl.rewards.quantities import Quantity, is_equation, plain_text, quantity, same
 
 logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that it was given no time limit
 
@@ -26,6 +26,8 @@ _LATEX = {
 _TO_LATEX = re.compile("|".join(map(re.escape, _LATEX)))
 _ROOT = re.compile(r"(?<![\\A-Za-z])sqrt\s*\(([^()]*)\)|√\s*(?:\(([^()]*)\)|([0-9]+|[a-z]))")
 _PI = re.compile(r"(?<![\\A-Za-z])pi(?![A-Za-z])")
+_RELATION = re.compile(r"\\(?:le|ge|leq|geq|lt|gt|leqslant|geqslant)\b|[<>]")
+_MATRIX = re.compile(r"\\(begin|end)\{(?:b|B|small)?matrix\}")
 _CHOICE = re.compile(r"\(?([a-j])\s*[).:]\s*\S.*|\(([a-j])\)")
 
 
@@ -78,9 +80,12 @@ def _equal(gold: str, answer: str) -> bool:
     texts = _words(gold), _words(answer)
     if texts[0] == texts[1] != "":
         return True
-    if has_words(gold) or has_words(answer):
+    if has_words(gold) or has_words(answer) or is_equation(gold) != is_equation(answer):
         return False
-    return equal_in_latex(_as_latex(gold), _as_latex(answer))
+    gold, answer = _as_latex(gold), _as_latex(answer)
+    if equal_in_latex(gold, answer):
+        return True
+    return _RELATION.search(answer) is not None and equal_in_latex(answer, gold)  # it reads `x < 3` as gold alone
 
 
 def equal_in_latex(gold: str, answer: str) -> bool:
@@ -102,6 +107,7 @@ def _as_latex(text: str) -> str:
     if isinstance(number, Quantity):
         return rf"\boxed{{{number}}}"
     text = _DELIMITERS.sub("", ascii_numbers(text)).strip().rstrip(".,;:")
+    text = _MATRIX.sub(r"\\\1{pmatrix}", text)
     text = _ROOT.sub(lambda match: rf"\sqrt{{{match[1] or match[2] or match[3]}}}", text)
     text = _PI.sub(r"\\pi ", _TO_LATEX.sub(lambda match: _LATEX[match[0]], text))
     return rf"\boxed{{{text}}}"

@@ -109,6 +109,7 @@ _HEDGED = re.compile(
     r"[0-9][^\s0-9]{0,3}\s*[,;(]?\s*\b(?:or|and|maybe|perhaps|possibly)\s+(?:[a-z]+\s)?[$€£(]*$"
     r"|[0-9],\s+[0-9.]+,\s+$|\bnot\s+(?:[a-z]+\s)?[$€£(]*$"
 )
+_GOES_ON = re.compile(r"\s*(?:[-+*/^(]|\\|(?:or|and)\s+[$€£]?[0-9]|(?!a\b)[a-z]\b)")
 _SPACES = re.compile(r"\\[,;:! ]|\\q?quad|~|\s+|\\displaystyle|\\left|\\right|\\limits|\\phantom\{[^{}]*\}")
 _TEXTS = re.compile(r"\\(?:text(?:bf|it|rm|sf|tt)?|math(?:rm|bf|it|sf)|mbox|emph|operatorname|bm|boldsymbol|underline)\s*\{([^{}]*)\}")
 _FRACTION = re.compile(
@@ -162,6 +163,18 @@ def last_quantity(text: str) -> str | None:
     if last is None or _HEDGED.search(text[max(0, last.start() - 40) : last.start()]):
         return None
     return last[0].strip()
+
+
+def first_quantity(text: str) -> str | None:
+    """The number with which a plain text begins, unless it goes on as a formula or names another (`72 or 73`)."""
+    match = _TOKEN.match(text)
+    return match[0].strip() if match and not _GOES_ON.match(text, match.end()) else None
+
+
+def is_equation(text: str) -> bool:
+    """Whether a text states more than the value of one name: `2x = 72`, and not `x = 36`."""
+    left, equals, _ = plain_text(text).partition("=")
+    return bool(equals) and left[-1:] not in "<>!" and _LEFT_SIDE.fullmatch(left) is None
 
 
 def plain_text(text: str) -> str:
