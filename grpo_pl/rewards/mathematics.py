@@ -13,22 +13,26 @@ from sympy import Eq, Float, Rational, Symbol  # type: ignore[import-untyped]
 
 from grpo_pl.rewards.answers import find_answer, gold_answer, has_words
 from grpo_pl.rewards.numerals import ascii_numbers
-from grpo_pl.rewards.quantities import Quantity, is_equation, plain_text, quantity, same
+from grpo_pl.rewards.plain import plain_text
+from grpo_pl.rewards.quantities import Quantity, is_equation, quantity, same, same_in_base
 
 logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that it was given no time limit
 
 _DELIMITERS = re.compile(r"\\[()\[\]]|(?<!\\)\$|\*\*(?![\w(])|(?<![\w)])\*\*|`")
 _LATEX = {
-    "π": r"\pi ", "∞": r"\infty ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "∪": r"\cup ", "∩": r"\cap ",
-    "∈": r"\in ", "±": r"\pm ", "×": r"\times ", "·": r"\cdot ", "÷": "/", "θ": r"\theta ", "°": r"^\circ ",
-    "∅": r"\emptyset ", "<=": r"\le ", ">=": r"\ge ", "**": "^", "²": "^2", "³": "^3", "½": r"\frac{1}{2}",
+    "π": r"\pi ", "θ": r"\theta ", "∞": r"\infty ", "≤": r"\le ", "≥": r"\ge ", "<=": r"\le ", ">=": r"\ge ",
+    "≠": r"\ne ", "\N{UNION}": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "∅": r"\emptyset ", "±": r"\pm ",
+    "\N{MULTIPLICATION SIGN}": r"\times ", "·": r"\cdot ", "÷": "/", "°": r"^\circ ", "**": "^", "²": "^2",
+    "³": "^3", "½": r"\frac{1}{2}",
 }  # fmt: skip
 _TO_LATEX = re.compile("|".join(map(re.escape, _LATEX)))
 _ROOT = re.compile(r"(?<![\\A-Za-z])sqrt\s*\(([^()]*)\)|√\s*(?:\(([^()]*)\)|([0-9]+|[a-z]))")
 _PI = re.compile(r"(?<![\\A-Za-z])pi(?![A-Za-z])")
-_RELATION = re.compile(r"\\(?:le|ge|leq|geq|lt|gt|leqslant|geqslant)\b|[<>]")
+_RELATION = re.compile(r"\\(?:le|ge|leq|geq|lt|gt|leqslant|geqslant|sim)\b|[<>]")
 _MATRIX = re.compile(r"\\(begin|end)\{(?:b|B|small)?matrix\}")
-_CHOICE = re.compile(r"\(?([a-j])\s*[).:]\s*\S.*|\(([a-j])\)")
+_TWO_NUMBERS = re.compile(r"(?<!frac )(?<![0-9])[0-9]+\s+[0-9]")
+_BRACKET = re.compile(r"\\\{|\(")
+_CHOICE = re.compile(r"\(?([a-j])\).*|([a-j])[.:].+")
 
 
 def score(answer: str, response: str) -> float | None:
@@ -77,15 +81,30 @@ def _equal(gold: str, answer: str) -> bool:
     first, second = _quantity(gold), _quantity(answer)
     if first is not None and second is not None:
         return same(first, second)
-    texts = _words(gold), _words(answer)
-    if texts[0] == texts[1] != "":
+    if (in_base := same_in_base(gold, answer)) is not None:
+        return in_base
+    if (text := _words(gold)) and text == _words(answer):
         return True
-    if has_words(gold) or has_words(answer) or is_equation(gold) != is_equation(answer):
+    if _differ_in_kind(gold, answer):
         return False
     gold, answer = _as_latex(gold), _as_latex(answer)
     if equal_in_latex(gold, answer):
         return True
-    return _RELATION.search(answer) is not None and equal_in_latex(answer, gold)  # it reads `x < 3` as gold alone
+    return _RELATION.search(answer) is not None and equal_in_latex(answer, gold)  # `x < 3` only as the gold
+
+
+def _differ_in_kind(gold: str, answer: str) -> bool:
+    """Whether answers differ in what math-verify overlooks: `72` and `x > 72`, `(1, 2)` and `{1, 2}`."""
+    a_number = (_quantity(gold) is None) != (_quantity(answer) is None)
+    return (
+        has_words(gold)
+        or has_words(answer)
+        or _TWO_NUMBERS.search(answer) is not None
+        or is_equation(gold) != is_equation(answer)
+        or (a_number and _RELATION.search(gold + answer) is not None)
+        or {bracket[0] if (bracket := _BRACKET.match(text)) else "" for text in (gold, answer)}
+        >= {"(", "\\{"}
+    )
 
 
 def equal_in_latex(gold: str, answer: str) -> bool:
@@ -96,7 +115,7 @@ def equal_in_latex(gold: str, answer: str) -> bool:
 
 def _words(text: str) -> str:
     """A text without case, spaces and dress; `b` for `(B)` and for `B) 72`."""
-    text = "".join(plain_text(text).casefold().split()).strip(".,;:")
+    text = " ".join(plain_text(text).casefold().split()).strip(".,;:")
     choice = _CHOICE.fullmatch(text)
     return (choice[1] or choice[2]) if choice else text
 

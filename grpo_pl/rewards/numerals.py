@@ -10,9 +10,8 @@ _NUMBER = re.compile(
 )
 _LATEX_THOUSANDS = re.compile(r"(?<=[0-9])(?:\{,\}|,?\\[,!])(?=[0-9]{3}(?![0-9]))")
 _JOINED = re.compile(
-    r"(?:[0-9)}]\s*[/:⁄]\s*|\^\s*\{?\s*|[0-9][eE][-+]?|\}\s*\{\s*|\\(?:[dt]?frac|sqrt)\s*\{?\s*)\Z"
+    r"(?:[0-9)}]\s*[/:\u2044]\s*|\^\s*\{?\s*|[0-9][eE][-+]?|\}\s*\{\s*|\\(?:[dt]?frac|sqrt)\s*\{?\s*)\Z"
 )
-_UNIT_WORDS = re.compile(r"(?:\s+[A-Za-z]{4,})*")
 
 
 def ascii_numbers(text: str) -> str:
@@ -25,28 +24,23 @@ def last_number(text: str) -> str | None:
 
     Numbers stay strings, so that a million digits are as exact and nearly as fast as one.
     """
-    last = None
-    for match in _NUMBER.finditer(ascii_numbers(text)):
-        last = match
+    last = _last(ascii_numbers(text))
     return None if last is None else _spell(last)
 
 
 def lone_number(text: str) -> str | None:
     """`last_number`, but None where that is a part of a fraction, a power or a time."""
-    text = ascii_numbers(text)
-    last = None
-    for match in _NUMBER.finditer(text):
-        last = match
-    if last is None or _JOINED.search(text, max(0, last.start() - 40), last.start()):
+    last = _last(ascii_numbers(text))
+    if last is None or _JOINED.search(last.string, max(0, last.start() - 40), last.start()):
         return None
     return _spell(last)
 
 
-def plain_number(text: str) -> str | None:
-    """The spelling of `last_number` if the text is one number, bare or with a unit in words or `$`."""
-    text = ascii_numbers(text).strip(" \n\t*").rstrip(" .*").lstrip("$€£").rstrip("$")
-    match = _NUMBER.match(text)
-    return _spell(match) if match and _UNIT_WORDS.fullmatch(text, match.end()) else None
+def _last(text: str) -> re.Match[str] | None:
+    last = None
+    for match in _NUMBER.finditer(text):
+        last = match
+    return last
 
 
 def _spell(match: re.Match[str]) -> str:

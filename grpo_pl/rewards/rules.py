@@ -46,11 +46,11 @@ class _SpelledAnswer(Verifier):
 class LastNumber(_SpelledAnswer):
     """1 if the number of the response equals the gold answer, else 0.
 
-    Made for GSM8K (arXiv 2110.14168). The number is what stands behind the last `####` on the same line, whatever
-    follows in a note; without one it is the last number of the text. `$1,234.00`, `1234.` and `1234` are equal; a
-    unit is ignored, so `50%` is 50. Behind `####` and as a gold answer `1/2` and `1e3` are 0.5 and 1000; the last
-    number of a text is unreadable in a fraction, a power or a time. It abstains where the gold answer is no
-    finite decimal (`1/3`, `3:30`), and reads neither boxes nor tags: see `MathAnswer`.
+    Made for GSM8K (arXiv 2110.14168). The number is the one behind the last `####`, whatever note follows;
+    without one it is the last number of the text. `$1,234.00`, `1234.` and `1234` are equal; a unit is
+    ignored, so `50%` is 50. As a gold answer and behind `####`, `1/2` is 0.5 and `1e3` is 1000; elsewhere a
+    fraction, a power and a time are not read. It abstains where the gold answer is no finite decimal (`1/3`,
+    `3:30`), and knows neither boxes nor tags: see `MathAnswer`.
     """
 
     @override

@@ -20,7 +20,7 @@ from grpo_pl.config.components import implementations
 from grpo_pl.config.files import read_config
 from grpo_pl.prompts.sources import JSONL
 from grpo_pl.rewards.base import RewardError, RewardFunction, score_samples
-from grpo_pl.rewards.numerals import ascii_numbers, last_number, plain_number
+from grpo_pl.rewards.numerals import ascii_numbers, last_number, lone_number
 from grpo_pl.rewards.rules import (
     ExactMatch,
     Format,
@@ -177,7 +177,7 @@ def test_the_rewards_are_found_in_their_folder() -> None:
 @given(text=ANSWER | LONG)
 @examples(150)
 def test_numbers_are_read_from_anything(text: str) -> None:
-    for read in (last_number, plain_number):
+    for read in (last_number, lone_number):
         number = read(text)
         assert number == read(text)
         assert number is None or math.isfinite(float(number)) or len(number) > 300
