@@ -13,6 +13,7 @@ from grpo_pl.rewards.quantities import first_quantity, last_quantity, quantity
 MAX_ANSWER_CHARS = 2000
 _MAX_LINE_CHARS = 500
 _MARKS_READ = 20
+_EMPHASES_READ = 200
 
 _SPECIAL_TOKEN = re.compile(
     r"</?s>|<(?:eos|bos|pad|(?:start|end)_of_turn)>|<[|\uff5c](?!(?:begin|end)_of_box)[^<>\s]{1,40}[|\uff5c]>"
@@ -37,13 +38,9 @@ _CUE = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 _EMPHASIS = re.compile(r"\*\*(?P<bold>[^*\n]{1,200})\*\*|`(?P<code>[^`\n]{1,200})`")
-_FORMULA = re.compile(
-    r"\$\$(?P<display>[^$]{1,1000})\$\$"
-    r"|\\\[(?P<bracket>(?:(?!\\\]).){1,1000}?)\\\]"
-    r"|\\\((?P<parenthesis>(?:(?!\\\)).){1,1000}?)\\\)"
-    r"|(?<!\\)\$(?P<dollar>[^\s$](?:[^$\n]{0,1000}?[^\s$\\])?)\$(?!\d)",  # and not `$5 and $13`
-    re.DOTALL,
-)
+_CLOSING = {"$$": "$$", r"\[": r"\]", r"\(": r"\)", "$": "$"}
+_FORMULA_SIGN = re.compile(r"(?<!\\)\$\$?|\\[()\[\]]")
+_MAX_FORMULA_CHARS = 1000
 
 _HEADING = re.compile(r"\d+[.)]\s+[A-Z]")
 _CLAUSE_END = re.compile(
@@ -72,8 +69,8 @@ _FUNCTIONS = (
 _LONG_WORD = re.compile(rf"(?!(?:{_FUNCTIONS})(?![A-Za-z]))(?<![A-Za-z])[A-Za-z]{{3,}}")
 
 Reader = Callable[[str], str | None]
-Mark = tuple[int, Reader, str]
-"""Where its content starts, how that is read, and the text that begins with it."""
+Mark = tuple[int, int, Reader]
+"""Where its content starts, where it ends at the latest, and how it is read."""
 
 
 def find_answer(response: str) -> str | None:
@@ -88,23 +85,19 @@ def find_answer(response: str) -> str | None:
 
 def gold_answer(answer: str) -> str:
     """The answer of a gold text: in its last box, else behind its last `####`, else the whole."""
-    *_, box = ["", *(content for _, _, content in _boxes(answer))]
-    if box:
-        return box
+    start, end, _ = max(_boxes(answer), default=(0, 0, str), key=lambda box: box[0])
+    if end:
+        return answer[start:end]
     _, hashes, rest = answer.rpartition("####")
     if hashes:
         return next(iter(rest.strip().splitlines()), "")
-    formulas = list(_FORMULA.finditer(answer))
-    in_prose = formulas and has_words(_FORMULA.sub("", answer)) and quantity(answer) is None
-    return _inside(formulas[-1]) if in_prose else answer
+    *_, formula = ["", *(inside for inside, _ in _formulas(answer))]
+    return formula if formula and has_words(answer) and quantity(answer) is None else answer
 
 
 def hashed_answer(text: str) -> str | None:
     """The answer behind the last `####` of a text that has one; a heading (`#### Step 2`) has none."""
-    for _, read, content in reversed(list(_after(_HASHES, text))[-_MARKS_READ:]):
-        if (answer := read(content)) is not None:
-            return answer
-    return None
+    return _last_answer(text, list(_after(_HASHES, text)))
 
 
 def has_words(text: str) -> bool:
@@ -115,11 +108,17 @@ def has_words(text: str) -> bool:
 def _find(text: str, *, in_thought: bool = False) -> str | None:
     marks = [*_boxes(text), *_tags(text), *_after(_HASHES, text), *([] if in_thought else _after(_CUE, text))]
     marks = sorted(marks, key=lambda mark: mark[0])[-_MARKS_READ:]
-    for _, read, content in reversed(marks):
-        answer = read(content)
+    answer = _last_answer(text, marks)
+    return answer if answer is not None or in_thought else _name(text, marks) or _unmarked(text)
+
+
+def _last_answer(text: str, marks: list[Mark]) -> str | None:
+    """The content of the last mark that holds an answer."""
+    for start, end, read in reversed(marks[-_MARKS_READ:]):
+        answer = read(text[start:end])
         if answer is not None and len(answer) <= MAX_ANSWER_CHARS:
             return answer
-    return None if in_thought else _name(text, marks) or _unmarked(text[-4 * MAX_ANSWER_CHARS :])
+    return None
 
 
 def _boxes(text: str) -> Iterator[Mark]:
@@ -129,13 +128,13 @@ def _boxes(text: str) -> Iterator[Mark]:
         if token["box"]:
             open_braces.append(token.end())
         elif token["bare"]:
-            yield token.start(), str, token["bare"]
+            yield token.start("bare"), token.end("bare"), str
         elif token[0] == "{":
             open_braces.append(None)
         elif token[0] == "}" and open_braces:
             start = open_braces.pop()
             if start is not None:
-                yield start, str, text[start : min(token.start(), start + MAX_ANSWER_CHARS + 1)]
+                yield start, min(token.start(), start + MAX_ANSWER_CHARS + 1), str
 
 
 def _tags(text: str) -> Iterator[Mark]:
@@ -145,17 +144,33 @@ def _tags(text: str) -> Iterator[Mark]:
         if not (tag["close"] or tag["close_bracket"] or tag["close_box"]):
             start = tag.end()
         elif start is not None:
-            yield start, _tagged, text[start : tag.start()]
+            yield start, tag.start(), _tagged
             start = None
     if start is not None:
-        yield start, _tagged, text[start:]
+        yield start, len(text), _tagged
 
 
 def _after(mark: re.Pattern[str], text: str) -> Iterator[Mark]:
     """What follows a mark that stands in no braces."""
     for match in mark.finditer(text):
         if not _OPEN_BRACE.search(text, max(0, match.start() - 200), match.start()):
-            yield match.end(), _clause, text[match.end() : match.end() + MAX_ANSWER_CHARS]
+            yield match.end(), match.end() + MAX_ANSWER_CHARS, _clause
+
+
+def _formulas(text: str) -> Iterator[tuple[str, int]]:
+    """What stands between the signs of a formula, and where that ends; `$5 on pens and $13` has none."""
+    opening = None
+    for sign in _FORMULA_SIGN.finditer(text):
+        if opening and sign[0] == _CLOSING[opening[0]] and sign.start() - opening.end() <= _MAX_FORMULA_CHARS:
+            inside = text[opening.end() : sign.start()]
+            price = sign[0] == "$" and (
+                inside != inside.strip() or "\n" in inside or _DIGIT.match(text, sign.end())
+            )
+            if inside and not price:
+                yield inside, sign.end()
+                opening = None
+                continue
+        opening = sign if sign[0] in _CLOSING else None
 
 
 def _tagged(content: str) -> str | None:
@@ -178,16 +193,18 @@ def _clause(content: str) -> str | None:
     for answer in (clause, _ASIDE.sub("", clause)):
         if quantity(answer):
             return answer
-    if dressed := _FORMULA.match(content) or _EMPHASIS.match(content):
-        return _inside(dressed)
+    if _FORMULA_SIGN.match(content) and (formula := next(_formulas(content), None)):
+        return formula[0]
+    if emphasis := _EMPHASIS.match(content):
+        return _inside(emphasis)
     is_math = len(clause) < 20 or "\\" in clause or _DIGIT.search(clause)
     return clause if clause and is_math and not has_words(clause) else None
 
 
 def _name(text: str, marks: list[Mark]) -> str | None:
     """An answer in words: after "The answer is", after `####` on the last line, or alone."""
-    for start, _, content in reversed(marks):
-        line = content.strip().split("\n", 1)[0].strip(" .*_!")
+    for start, end, _ in reversed(marks):
+        line = text[start:end].strip().split("\n", 1)[0].strip(" .*_!")
         hashed = _HASHES.search(text, max(0, start - 10), start)
         if _NAME.fullmatch(line) and not (hashed and "\n" in text[start:].strip()):
             return line
@@ -204,24 +221,27 @@ def _unmarked(text: str) -> str | None:
         return lines[-1].strip()
     if number := _emphasised_number(text):
         return number
-    formulas = [match for match in _FORMULA.finditer(text) if not has_words(_inside(match))]
-    if formulas and not _DIGIT.search(text, formulas[-1].end()):
-        return _inside(formulas[-1])
+    *_, (formula, end) = [
+        ("", 0),
+        *((inside, end) for inside, end in _formulas(text) if not has_words(inside)),
+    ]
+    if formula and not _DIGIT.search(text, end):
+        return formula
     numbered = [line for line in lines if _DIGIT.search(line)]
     return _last_in_line(numbered[-1][-_MAX_LINE_CHARS:]) if numbered else None
 
 
 def _emphasised_number(text: str) -> str | None:
     """The last number in bold or code, unless a line with a conclusion follows."""
-    found = None
-    for match in _EMPHASIS.finditer(text):
-        before, after = text[: match.start()].rpartition("\n")[2], text[match.end() : match.end() + 1].strip()
-        enumerates = after and not before.strip(" #-") and _ENUMERATOR.fullmatch(_inside(match) + after)
+    for match in reversed(list(_EMPHASIS.finditer(text))[-_EMPHASES_READ:]):
+        before = text[max(0, match.start() - 40) : match.start()].rpartition("\n")[2].strip(" #-")
+        after = text[match.end() : match.end() + 1].strip()
+        enumerates = after and not before and _ENUMERATOR.fullmatch(_inside(match) + after)
         if not enumerates and quantity(_inside(match)):
-            found = match
-    if found is None or _CONCLUSION.search(text[found.end() :].partition("\n")[2]):
-        return None
-    return _inside(found)
+            line_end = text.find("\n", match.end())
+            concluded = line_end >= 0 and _CONCLUSION.search(text, line_end) is not None
+            return None if concluded else _inside(match)
+    return None
 
 
 def _last_in_line(line: str) -> str | None:
@@ -238,5 +258,5 @@ def _last_in_line(line: str) -> str | None:
 
 
 def _inside(match: re.Match[str]) -> str:
-    """The text within the signs of a formula, or of bold or code."""
-    return match[match.lastgroup or 0]
+    """The text in bold or code."""
+    return match["bold"] or match["code"]

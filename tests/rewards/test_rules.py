@@ -11,7 +11,7 @@ from jsonargparse import ArgumentParser
 
 from grpo_pl.prompts import ReasoningGym
 from grpo_pl.rewards.base import RewardError, RewardFunction, score_samples
-from grpo_pl.rewards.numerals import last_number, plain_number
+from grpo_pl.rewards.numerals import last_number, lone_number
 from grpo_pl.rewards.rules import (
     ExactMatch,
     Format,
@@ -73,27 +73,12 @@ def test_last_number_is_spelled_canonically(text, number):
 
 
 @pytest.mark.parametrize(
-    ("text", "number"),
-    [
-        ("1,234", "1234"),
-        (" $18. ", "18"),
-        (r"\$18", "18"),
-        ("**18**", "18"),
-        ("18 dollars", "18"),
-        ("-2.50 square feet", "-2.5"),
-        (".5", "0.5"),
-        ("18x", None),
-        ("18 x", None),
-        ("50%", None),
-        ("3 + 4", None),
-        ("x = 5", None),
-        (r"\frac{1}{2}", None),
-        ("2 hours 5 minutes", None),
-        ("", None),
-    ],
-)
-def test_a_plain_number_is_nothing_but_a_number_and_its_unit(text, number):
-    assert plain_number(text) == number
+    "text",
+    ["1/2", "so 48 / 2", r"\frac{1}{2}", r"\frac12", r"\sqrt{2}", "3.5 x 10^3", "10^{-3}", "1e3", "at 3:30"],
+)  # fmt: skip
+def test_a_number_within_a_fraction_a_power_or_a_time_is_not_a_number(text):
+    assert lone_number(text) is None
+    assert scores(LastNumber(), text, last_number(text)) == 0.0
 
 
 @given(st.decimals(allow_nan=False, allow_infinity=False, min_value=-(10**12), max_value=10**12, places=3))
@@ -109,7 +94,7 @@ def test_last_number_agrees_with_decimal_in_every_spelling(value):
 def test_spelling_a_spelled_number_changes_nothing(text):
     number = last_number(text)
     assert number == last_number(text)
-    assert number is None or last_number(number) == number == plain_number(number)
+    assert number is None or last_number(number) == number == lone_number(number)
 
 
 @given(st.text(max_size=300))
@@ -140,6 +125,30 @@ def test_last_number_takes_the_gold_answer_behind_the_hashes():
     assert scores(LastNumber(), "72 or 73", "#### 72") == 0.0
     assert scores(LastNumber(), "72", "in 3 days 72") == 1.0
     assert scores(LastNumber(), "no idea", "#### 72") == 0.0
+
+
+@pytest.mark.parametrize(
+    ("response", "answer", "score"),
+    [
+        ("#### 42\nNote: that is 3 a day.", "42", 1.0),
+        ("#### 42 (this took 3 steps)", "42", 1.0),
+        ("#### $42 per day, for 7 days", "42", 1.0),
+        ("#### The answer is 42", "#### 42", 1.0),
+        ("#### 40 + 2 = 42", "42", 1.0),
+        ("#### 41\n42", "42", 0.0),
+        ("#### Step 1\n40\n#### Step 2\n40 + 2 = 42", "42", 1.0),
+        ("#### 42 or 43", "43", 0.0),
+        ("2", "1/2", 0.0),
+        ("0.5", "1/2", 1.0),
+        ("#### 1/2", "0.5", 1.0),
+        ("#### 1e3", "1000", 1.0),
+        ("3", "1/3", None),
+        ("30", "3:30", None),
+        ("2", r"\sqrt{2}", None),
+    ],
+)
+def test_last_number_reads_what_stands_behind_the_hashes_and_no_part_of_a_number(response, answer, score):
+    assert scores(LastNumber(), response, answer) == score
 
 
 def test_verifiers_abstain_exactly_where_they_cannot_score():
