@@ -49,6 +49,8 @@ _CLAUSE_END = re.compile(
 )
 _NEXT_CLAUSE = re.compile(r"(?<=[A-Za-z0-9%)*$])[.;!?]\**\s+|,\s+(?:so|then|thus|hence|therefore|which)\b")
 _ASIDE = re.compile(r"\s+\([^()]*\)")
+_EMPTY_LINE = re.compile(r"\s*|```.*|\s*(?:\$\$|\\[()\[\]]|\\(?:begin|end)\{\w+\*?\})\s*")
+_BULLET = re.compile(r"\s*(?:[-*•>]\s+|(?:=>|->|[\u2192\u21d2\u2234])\s*)")
 _ENUMERATOR = re.compile(r"\d+\s*[.):]?\s*")
 _CONCLUSION = re.compile(
     r"=|^\W*(?:so|therefore|thus|hence|total|in total|altogether|finally)\b", re.IGNORECASE | re.MULTILINE
@@ -179,7 +181,7 @@ def _tagged(content: str) -> str | None:
     if len(content) > MAX_ANSWER_CHARS:
         return _find(content)
     if quantity(content) or not (_DIGIT.search(content) and has_words(content)):
-        return content
+        return content if not quantity(_ASIDE.sub("", content)) else _ASIDE.sub("", content)
     return _find(content) if "\n" in content else _clause(content) or _unmarked(content) or content
 
 
@@ -214,7 +216,7 @@ def _name(text: str, marks: list[Mark]) -> str | None:
 
 def _unmarked(text: str) -> str | None:
     """The answer of a text without marks: see the module."""
-    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("```")]
+    lines = [_BULLET.sub("", line) for line in text.splitlines() if not _EMPTY_LINE.fullmatch(line)]
     if not lines:
         return None
     if not has_words(lines[-1]) and len(lines[-1]) <= MAX_ANSWER_CHARS:

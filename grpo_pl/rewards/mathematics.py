@@ -30,7 +30,8 @@ _ROOT = re.compile(r"(?<![\\A-Za-z])sqrt\s*\(([^()]*)\)|√\s*(?:\(([^()]*)\)|([
 _PI = re.compile(r"(?<![\\A-Za-z])pi(?![A-Za-z])")
 _RELATION = re.compile(r"\\(?:le|ge|leq|geq|lt|gt|leqslant|geqslant|sim)\b|[<>]")
 _MATRIX = re.compile(r"\\(begin|end)\{(?:b|B|small)?matrix\}")
-_TWO_NUMBERS = re.compile(r"(?<!frac )(?<![0-9])[0-9]+\s+[0-9]")
+_TWO_NUMBERS = re.compile(r"(?<!frac )(?<![0-9])[0-9]+(?:\s+|\s*#\s*)[0-9]")
+_LIST = re.compile(r"[^()\[\]{}]*,")
 _BRACKET = re.compile(r"\\\{|\(")
 _CHOICE = re.compile(r"\(?([a-j])\).*|([a-j])[.:].+")
 
@@ -102,6 +103,7 @@ def _differ_in_kind(gold: str, answer: str) -> bool:
         or _TWO_NUMBERS.search(answer) is not None
         or is_equation(gold) != is_equation(answer)
         or (a_number and _RELATION.search(gold + answer) is not None)
+        or (_quantity(gold) is not None and _LIST.match(plain_text(answer)) is not None)
         or {bracket[0] if (bracket := _BRACKET.match(text)) else "" for text in (gold, answer)}
         >= {"(", "\\{"}
     )

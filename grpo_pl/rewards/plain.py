@@ -22,6 +22,7 @@ _SPELLINGS = {
     "\N{FRACTION SLASH}": "/",
     "\N{DIVISION SIGN}": "/",
     r"\div": "/",
+    "&=": "=",
     r"\approx": "=",
     "\N{ALMOST EQUAL TO}": "=",
     r"\euro": "€",

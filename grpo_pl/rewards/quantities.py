@@ -64,7 +64,7 @@ _LEFT_SIDE = re.compile(
 )
 _LABELS = "step|part|case|problem|question|note|option|example|chapter|day|week|year"
 _MONTHS = "january|february|march|april|may|june|july|august|september|october|november|december"
-_WORDS = re.compile(rf"(?:(?!(?i:{_LABELS}|{_MONTHS})\b)(?i:{_WORD}|{_GLUE})[\s,:]+)+")
+_WORDS = re.compile(rf"(?:(?!(?i:{_LABELS}|{_MONTHS})\b)(?i:{_WORD}|(?:{_GLUE})(?:'s)?)[\s,:]+)+")
 _APPROXIMATELY = re.compile(r"(?i:approximately|approx\.?|about|around|roughly|exactly|just|only|=|~)\s*")
 _NEGATIVE = re.compile(r"(?i:negative|minus)\s+(?=[$€£]?[0-9])")
 
