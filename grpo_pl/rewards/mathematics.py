@@ -44,6 +44,7 @@ def score(answer: str, response: str) -> float | None:
     return float(found is not None and _equal(gold_answer(answer), found))
 
 
+@lru_cache(maxsize=256)
 def is_readable(answer: str) -> bool:
     """Whether a gold answer is mathematics."""
     gold = gold_answer(answer)

@@ -78,8 +78,9 @@ def test_other_answers_score_zero(answer, response):
     assert score(response, answer) == 0.0
 
 
-def test_the_last_closed_box_is_the_answer_before_hashes_and_other_numbers():
-    assert REWARD.extract(r"\boxed{1} \boxed{2} #### 3 and 4") == "2"
+def test_the_last_closed_box_or_hash_is_the_answer_before_other_numbers():
+    assert REWARD.extract(r"\boxed{1} \boxed{2} and 3 and 4") == "2"
+    assert REWARD.extract(r"\boxed{1} \boxed{2} #### 3") == "3"
     assert REWARD.extract(r"\boxed{1} and \boxed{2 #### 3") == "1"
     assert REWARD.extract(r"\boxed{\text{not } \boxed{7}}") == "7"
     assert REWARD.extract(r"\boxed{\sqrt{\frac{x}{y}}}") == "sqrt(x/y)"
