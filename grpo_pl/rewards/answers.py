@@ -125,6 +125,8 @@ def _last_answer(text: str, marks: list[Mark]) -> str | None:
 
 def _boxes(text: str) -> Iterator[Mark]:
     r"""The contents of `\boxed{...}` whose braces are closed."""
+    if "box" not in text:
+        return
     open_braces: list[int | None] = []  # where the content of a box begins; None for any other brace
     for token in _BRACES.finditer(text):
         if token["box"]:
