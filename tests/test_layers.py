@@ -30,7 +30,7 @@ ONE_IMPORTER = {
     "transformers": {"models/loading.py", "commands/bench/peer.py"},
     "peft": {"models/adapter.py"},
     "datasets": {"prompts/sources.py", "commands/bench/peer.py"},
-    "reasoning_gym": {"prompts/procedural.py"},
+    "reasoning_gym": {"prompts/procedural.py", "prompts/task_rows.py", "rewards/task_verifiers.py"},
     "math_verify": {"rewards/mathematics.py"},
     "matplotlib": {
         "callbacks/curves.py",

@@ -1,18 +1,25 @@
 """Generated questions."""
 
+import json
 import math
 import random
 from difflib import get_close_matches
-from functools import partial
+from functools import cached_property
 from typing import Any, Literal, final
 
 from typing_extensions import override
 
 from grpo_pl.functional import derive_seed
 from grpo_pl.prompts.sources import PromptSource, Question
-from grpo_pl.system.refusal import ArgumentError, check_at_least
+from grpo_pl.prompts.task_rows import make_rows
+from grpo_pl.system.refusal import ArgumentError, about, check_at_least
 
 _MAX_TRAIN_ROWS = 10_000
+_REFUSED = {
+    "codeio": "its rows are made by running samples of code, which write files and compute something else "
+    "each time in one row of 200"
+}
+"""Tasks of reasoning-gym that cannot be used, and why."""
 
 
 @final
@@ -87,12 +94,13 @@ class Arithmetic(PromptSource):
 class ReasoningGym(PromptSource):
     """A procedural task of the reasoning-gym library, by name, such as `leg_counting` or `chain_sum`.
 
-    Metadata holds `task`, `config`, `entry` and `score`, the task's own verifier, which the reward
-    `TaskScore` calls. An entry survives pickling but not JSON: some verifiers tell tuples from lists. Where a
-    task has no single gold answer, `answer` is empty.
+    Metadata holds `task`, `config` and `entry`, which the reward `TaskScore` reads. An entry survives
+    pickling but not JSON: some verifiers tell tuples from lists. Where several answers are right, `answer` is
+    one of them; it is empty where the library knows none (`boxnet`, `rush_hour`).
 
     The library seeds row `i` with `seed + i`, so that seeds 0 and 1 would share all rows but one; we hash
-    `seed` first, so different seeds give different rows. Small tasks may still repeat a question.
+    `seed` first, so different seeds give different rows. Small tasks may still repeat a question. Rows are
+    made at their first use, in a process of their own (see `make_rows`).
 
     Args:
         task: The task's name in reasoning-gym.
@@ -106,6 +114,7 @@ class ReasoningGym(PromptSource):
     ) -> None:
         try:
             import reasoning_gym
+            from reasoning_gym.composite import DatasetSpec
             from reasoning_gym.factory import DATASETS
         except ImportError as error:
             raise ImportError(
@@ -115,16 +124,20 @@ class ReasoningGym(PromptSource):
             close = ", ".join(get_close_matches(task, DATASETS, cutoff=0.4)) or "leg_counting, chain_sum"
             raise ArgumentError(f"task={task}: reasoning-gym has no such task; it has, for instance, {close}")
         check_at_least(1, size=size)
-        self._task, self._config = task, dict(config or {})
+        self._task, self._config, self._size = task, dict(config or {}), size
+        self._seed = derive_seed(seed, "reasoning_gym", task) % 2**31
         if taken := sorted({"size", "seed"} & set(self._config)):
             raise ArgumentError(f"config={config}: set {' and '.join(taken)} beside task instead")
         try:
-            self._dataset = reasoning_gym.create_dataset(
-                task, size=size, seed=derive_seed(seed, "reasoning_gym", task) % 2**31, **self._config
-            )
+            default = {"weight": 1.0, "config": {}}
+            parts = [DatasetSpec(**(default | part)) for part in self._config.get("datasets", ())]
+            if parts:
+                self._config["datasets"] = parts  # of `composite`
+            reasoning_gym.create_dataset(task, size=size, seed=self._seed, **self._config)
         except (TypeError, ValueError, AssertionError) as error:
-            raise ArgumentError(f"config={self._config}: {error}") from error
-        self._size = size
+            raise ArgumentError(f"config={config or {}}: {error}") from error
+        if refused := sorted({task, *(part.name for part in parts)} & _REFUSED.keys()):
+            raise ArgumentError(f"task={refused[0]}: {_REFUSED[refused[0]]}; choose another task")
 
     @override
     def __len__(self) -> int:
@@ -132,11 +145,26 @@ class ReasoningGym(PromptSource):
 
     @override
     def __getitem__(self, index: int) -> Question:
-        entry = self._dataset[range(self._size)[index]]
-        answer = "" if entry["answer"] is None else str(entry["answer"])
-        score = partial(self._dataset.score_answer, entry=entry)
-        metadata = {"task": self._task, "config": self._config, "entry": entry, "score": score}
-        return Question(text=entry["question"], answer=answer, metadata=metadata)
+        entry = self._entries[range(self._size)[index]]
+        metadata = {"task": self._task, "config": self._config, "entry": entry}
+        return Question(text=entry["question"], answer=_gold_answer(entry), metadata=metadata)
+
+    @cached_property
+    def _entries(self) -> list[dict[str, Any]]:
+        with about(self):
+            return make_rows(self._task, self._config, self._size, self._seed)
+
+
+def _gold_answer(entry: dict[str, Any]) -> str:
+    """The answer of an entry, or one that its metadata gives as an example, spelled as its question asks."""
+    answer, metadata = entry["answer"], entry["metadata"]
+    if answer is None and "possible_answer" in metadata:  # graph_color
+        return json.dumps(metadata["possible_answer"])
+    if answer is None:
+        answer = metadata.get("example_answer", metadata.get("example_correct_answer", ""))
+    elif answer == "":  # polynomial_equations without a real root
+        answer = '""'
+    return str(answer)
 
 
 def _first_of_permutation(total: int, count: int, seed: int) -> list[int]:

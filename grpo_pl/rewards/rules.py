@@ -1,7 +1,6 @@
 """Rewards by rules: a comparison, a pattern, a length, or a function of the user."""
 
 import pickle
-import re
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -15,11 +14,10 @@ from grpo_pl.rewards.base import RewardFunction, Verifier
 from grpo_pl.rewards.numerals import lone_number
 from grpo_pl.rewards.patterns import compiled
 from grpo_pl.rewards.quantities import Quantity, Ratio, quantity
+from grpo_pl.rewards.tasks import TaskScore as TaskScore  # where configs of 0.1.0 name it
 from grpo_pl.rewards.workers import WorkerReward
 from grpo_pl.system.refusal import ArgumentError, check_at_least
 from grpo_pl.types import Prompt, Sample
-
-_ANSWER_TAGS = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
 
 class _SpelledAnswer(Verifier):
@@ -225,29 +223,3 @@ def _arguments(sample: Sample) -> dict[str, Any]:
         "answer": prompt.answer,
         "metadata": prompt.metadata,
     }
-
-
-@final
-class TaskScore(Verifier):
-    """The score that a generated task's own verifier gives, in [0, 1]; for prompts of `ReasoningGym`.
-
-    The answer is the content of the last `<answer>...</answer>` of the response, else the whole response.
-    """
-
-    @override
-    def score(self, samples: Sequence[Sample]) -> list[float | None]:
-        return [
-            float(sample.prompt.metadata["score"](self.extract(sample.response)))
-            if self.can_score(sample.prompt)
-            else None
-            for sample in samples
-        ]
-
-    @override
-    def can_score(self, prompt: Prompt) -> bool:
-        return "score" in prompt.metadata
-
-    @override
-    def extract(self, response: str) -> str:
-        tagged: list[str] = _ANSWER_TAGS.findall(response)
-        return (tagged[-1] if tagged else response).strip()

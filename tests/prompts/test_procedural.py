@@ -1,11 +1,19 @@
 """Problems that are made: splits, order, and answers."""
 
 import pickle
+import signal
+import subprocess
+import sys
+import time
 from typing import Any
 
+import numpy as np
+import psutil
 import pytest
+import reasoning_gym
 
 from grpo_pl.prompts import Arithmetic, ReasoningGym
+from grpo_pl.system.refusal import ArgumentError
 
 
 @pytest.mark.parametrize("operators", ["+", "+-", "*"])
@@ -85,8 +93,6 @@ def test_arithmetic_refuses_what_it_cannot_do(options: dict[str, Any], message: 
 
 
 def test_reasoning_gym_entries_are_scored_by_their_own_verifier() -> None:
-    import reasoning_gym
-
     rows = list(ReasoningGym("leg_counting", size=5, config={"min_animals": 2, "max_animals": 3}))
     assert len(rows) == 5
     for row in pickle.loads(pickle.dumps(rows)):
@@ -97,14 +103,51 @@ def test_reasoning_gym_entries_are_scored_by_their_own_verifier() -> None:
         assert verifier.score_answer("no idea", entry) < 1.0
 
 
+def test_making_reasoning_gym_rows_leaves_the_global_generator_alone() -> None:
+    np.random.seed(7)
+    expected = np.random.get_state()[1].tolist()
+    assert len(list(ReasoningGym("pool_matrix", size=3))) == 3
+    assert np.random.get_state()[1].tolist() == expected
+
+
+def test_a_config_that_makes_no_rows_is_refused_in_one_sentence() -> None:
+    source = ReasoningGym("spell_backward", config={"min_word_len": 40, "max_word_len": 50})
+    with pytest.raises(
+        ArgumentError, match=r"^task=spell_backward: .*\(exit code 1: IndexError: .*\); change"
+    ):
+        source[0]
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
+def test_the_process_that_makes_rows_ends_with_this_one(end: signal.Signals) -> None:
+    program = "from grpo_pl.prompts.task_rows import make_rows; make_rows('knight_swap', {}, 10**6, 0)"
+    with subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.DEVNULL) as parent:
+        makers: list[psutil.Process] = []
+        for _ in range(600):
+            if makers := psutil.Process(parent.pid).children():
+                break
+            time.sleep(0.1)
+        parent.send_signal(end)
+    assert makers
+    assert psutil.wait_procs(makers, timeout=30)[1] == []
+
+
 def test_reasoning_gym_rows_depend_on_the_seed_alone() -> None:
     texts = {seed: [row.text for row in ReasoningGym("chain_sum", size=30, seed=seed)] for seed in (0, 1)}
     assert texts[0] == [row.text for row in ReasoningGym("chain_sum", size=30, seed=0)]
     assert not set(texts[0]) & set(texts[1])
 
 
-def test_a_reasoning_gym_task_without_a_gold_answer_has_an_empty_one() -> None:
-    assert ReasoningGym("graph_color", size=1)[0].answer == ""
+@pytest.mark.parametrize("task", ["graph_color", "rubiks_cube", "propositional_logic"])
+def test_a_reasoning_gym_task_with_many_right_answers_names_one(task: str) -> None:
+    row = ReasoningGym(task, size=1)[0]
+    assert row.metadata["entry"]["answer"] is None
+    assert reasoning_gym.create_dataset(task).score_answer(row.answer, row.metadata["entry"]) == 1.0
+
+
+@pytest.mark.parametrize("task", ["boxnet", "rush_hour"])
+def test_a_reasoning_gym_task_without_any_known_answer_has_an_empty_one(task: str) -> None:
+    assert ReasoningGym(task, size=1)[0].answer == ""
 
 
 @pytest.mark.parametrize(
@@ -114,6 +157,12 @@ def test_a_reasoning_gym_task_without_a_gold_answer_has_an_empty_one() -> None:
         ({"task": "leg_counting", "size": 0}, "size=0: expected 1 or more"),
         ({"task": "leg_counting", "config": {"legs": 2}}, "config={'legs': 2}: .*'legs'"),
         ({"task": "leg_counting", "config": {"min_animals": 0}}, "config={'min_animals': 0}: "),
+        ({"task": "composite"}, "config={}: Must specify at least one dataset"),
+        ({"task": "composite", "config": {"datasets": ["leg_counting"]}}, "config={'datasets': "),
+        (
+            {"task": "composite", "config": {"datasets": [{"name": "leg_countin"}]}},
+            "config=.*'leg_countin' not",
+        ),
         (
             {"task": "leg_counting", "config": {"size": 3}},
             "config=.*: set size beside task instead",

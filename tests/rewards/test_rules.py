@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jsonargparse import ArgumentParser
 
-from grpo_pl.prompts import ReasoningGym
 from grpo_pl.rewards.base import RewardError, RewardFunction, score_samples
 from grpo_pl.rewards.numerals import last_number, lone_number
 from grpo_pl.rewards.rules import (
@@ -19,7 +18,6 @@ from grpo_pl.rewards.rules import (
     LastNumber,
     LengthPenalty,
     SoftOverlong,
-    TaskScore,
 )
 from grpo_pl.types import Prompt, Sample
 
@@ -261,18 +259,3 @@ def test_a_config_names_rewards_by_class_and_overrides_single_options():
     assert rewards["format"].weight == 0.3
     assert rewards["mine"].function is math.fsum
     assert rewards["mine"].on_error == "abstain"
-
-
-def test_a_generated_task_is_scored_by_its_own_verifier() -> None:
-    source = ReasoningGym("leg_counting", size=1, seed=0)
-    row = source[0]
-    prompt = Prompt(token_ids=[1], text=row.text, answer=row.answer, metadata=row.metadata)
-
-    def given(response: str) -> Sample:
-        return Sample(prompt=prompt, response=response, response_tokens=1, truncated=False)
-
-    right, tagged, wrong = row.answer, f"I count. <answer> {row.answer} </answer> Done.", "no idea"
-    assert TaskScore().score([given(right), given(tagged)]) == [1.0, 1.0]
-    assert TaskScore().score([given(wrong)])[0] < 1.0
-    assert not TaskScore().can_score(Prompt(token_ids=[1], text="", answer="3"))
-    assert scores(TaskScore(), "3", "3") is None
