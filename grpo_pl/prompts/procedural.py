@@ -136,6 +136,8 @@ class ReasoningGym(PromptSource):
             reasoning_gym.create_dataset(task, size=size, seed=self._seed, **self._config)
         except (TypeError, ValueError, AssertionError) as error:
             raise ArgumentError(f"config={config or {}}: {error}") from error
+        if "composite" in {part.name for part in parts}:
+            raise ArgumentError(f"config={config}: a composite task cannot be a part; name its tasks")
         if refused := sorted({task, *(part.name for part in parts)} & _REFUSED.keys()):
             raise ArgumentError(f"task={refused[0]}: {_REFUSED[refused[0]]}; choose another task")
 

@@ -21,9 +21,9 @@ _MAIN = "import runpy, sys; sys.path[:] = sys.argv[2:]; runpy.run_path(sys.argv[
 def make_rows(task: str, config: dict[str, Any], size: int, seed: int) -> list[dict[str, Any]]:
     """The entries of rows `0` to `size - 1`, a function of its arguments alone.
 
-    The library alone is not: with `PYTHONHASHSEED` the order of sets of strings changes, and with it the
-    questions of five tasks; two more draw from Python's global generator. So the process has a fixed hash
-    seed, and seeds the global generators for each row. It ends with this one, however that ends.
+    The library alone is not: with `PYTHONHASHSEED` the order of sets of strings changes, and with it the rows
+    of six tasks; another draws from Python's global generator. So the process has a fixed hash seed, and
+    seeds the global generators for each row. It ends with this one, however that ends.
 
     Raises:
         ArgumentError: The task makes no such rows.

@@ -65,9 +65,9 @@ def takes_gold(task: str, config: Mapping[str, Any], entry: Entry, gold: str) ->
 
 def _paid(task: str, config: Mapping[str, Any], entry: Entry, answer: str) -> float:
     """What the library pays for an answer."""
-    spelled = _SPELLINGS.get(entry["metadata"]["source_dataset"], str)(answer)
+    kind = entry["metadata"]["source_dataset"]
     with redirect_stdout(StringIO()):
-        return float(_dataset(task, config).score_answer(spelled, entry))
+        return float(_dataset(task, config, kind).score_answer(_SPELLINGS.get(kind, str)(answer), entry))
 
 
 def meaning(text: str) -> object:
@@ -111,15 +111,7 @@ def _number(text: str) -> Decimal | None:
 _DECIMAL = re.compile(r"[-+]?(?:(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]*)?|\.[0-9]+)")
 
 
-_UNREADABLE = (
-    ValueError,
-    SyntaxError,
-    TypeError,
-    ZeroDivisionError,
-    OverflowError,
-    MemoryError,
-    RecursionError,
-)
+_UNREADABLE = ValueError, SyntaxError, TypeError, ArithmeticError, MemoryError, RecursionError
 
 
 def _literal(text: str) -> object:
@@ -262,8 +254,11 @@ _SPELLINGS: dict[str, Callable[[str], str]] = {
 _datasets: dict[str, Any] = {}
 
 
-def _dataset(task: str, config: Mapping[str, Any]) -> Any:
-    key = f"{task} {config!r}"
+def _dataset(task: str, config: Mapping[str, Any], kind: str) -> Any:
+    """The library's task, or of a composite one the part of this kind; kept from the first call on."""
+    if task == "composite":
+        config = next(part.config for part in config["datasets"] if part.name == kind)
+    key = f"{kind} {config!r}"
     if key not in _datasets:
-        _datasets[key] = reasoning_gym.create_dataset(task, size=1, seed=0, **config)
+        _datasets[key] = reasoning_gym.create_dataset(kind, **(dict(config) | {"size": 1, "seed": 0}))
     return _datasets[key]

@@ -21,9 +21,9 @@ class TaskScore(WorkerReward, Verifier):
     """1 if a generated task's own verifier takes the answer for right, else 0; for prompts of `ReasoningGym`.
 
     The answer is what follows `</think>`, or of that the last `<answer>...</answer>`, whose end a stop string
-    may have taken. Another spelling of the gold answer is right as well (`12.0` for `12`, a list for a table); where the library's
-    verdict is lax, ours replaces it (see `task_verifiers`). A verifier that raises on an answer gives it 0,
-    counted in `rewards/<name>_errors`, whatever `on_error` is.
+    may have taken. Another spelling of the gold answer is right as well: `12.0` for `12`, a list for a table.
+    Where the library's verdict is lax, ours replaces it (see `task_verifiers`). A verifier that raises on an
+    answer gives it 0, counted in `rewards/<name>_errors`, whatever `on_error` is.
 
     Args:
         partial_credit: Pay what the library pays for an answer that is partly right, in (0.05, 1), such as

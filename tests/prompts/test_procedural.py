@@ -11,6 +11,7 @@ import numpy as np
 import psutil
 import pytest
 import reasoning_gym
+from reasoning_gym.composite import DatasetSpec
 
 from grpo_pl.prompts import Arithmetic, ReasoningGym
 from grpo_pl.system.refusal import ArgumentError
@@ -159,6 +160,15 @@ def test_a_reasoning_gym_task_without_any_known_answer_has_an_empty_one(task: st
         ({"task": "leg_counting", "config": {"min_animals": 0}}, "config={'min_animals': 0}: "),
         ({"task": "composite"}, "config={}: Must specify at least one dataset"),
         ({"task": "composite", "config": {"datasets": ["leg_counting"]}}, "config={'datasets': "),
+        (
+            {
+                "task": "composite",
+                "config": {
+                    "datasets": [{"name": "composite", "config": {"datasets": [DatasetSpec("ab", 1, {})]}}]
+                },
+            },
+            "config=.* a composite task cannot be a part; name its tasks",
+        ),
         (
             {"task": "composite", "config": {"datasets": [{"name": "leg_countin"}]}},
             "config=.*'leg_countin' not",
