@@ -47,10 +47,13 @@ class Prompt:
     """The gold answer, as the data set spells it. Empty where the task has none."""
     messages: list[dict[str, str]] = field(default_factory=list)
     """The whole conversation that ends with `text`, each message with `role` and `content`."""
+    templated: bool = True
+    """Whether a chat template holds the conversation; False for plain text."""
+    answer_column: str = field(default="answer", compare=False)
+    """What the data set calls the gold answer."""
     metadata: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
-    """Response `g` is sampled with `functional.derive_seed(seed, g)`; unique to the visit (run, iteration,
-    position)."""
+    """Response `g` is sampled with `functional.derive_seed(seed, g)`; unique to the visit."""
 
 
 @dataclass(kw_only=True)
@@ -64,6 +67,8 @@ class Sample:
     """True if the response was cut at the token limit, False if the model ended it."""
     token_ends: list[int] = field(default_factory=list)
     """Where each token's text ends in `response`, in characters; empty where the engine does not know."""
+    tokens: tuple[Int[Tensor, "T"], Bool[Tensor, "T"]] | None = field(default=None, compare=False, repr=False)
+    """Its rows of the rollout's `token_ids` and `loss_mask`; None where they are not known."""
 
 
 @dataclass(frozen=True)
@@ -143,13 +148,12 @@ class Rollout:
     @property
     def samples(self) -> list[Sample]:
         """The `N` responses as rewards see them."""
-        lengths = self.loss_mask.sum(-1).tolist()
-        rows = zip(
-            self.prompts, self.responses, lengths, self.truncated.tolist(), self.token_ends, strict=True
-        )
+        lengths, truncated = self.loss_mask.sum(-1).tolist(), self.truncated.tolist()
+        tokens = zip(self.token_ids, self.loss_mask, strict=True)
+        rows = zip(self.prompts, self.responses, lengths, truncated, self.token_ends, tokens, strict=True)
         return [
-            Sample(prompt=p, response=r, response_tokens=n, truncated=t, token_ends=ends)
-            for p, r, n, t, ends in rows
+            Sample(prompt=p, response=r, response_tokens=n, truncated=t, token_ends=ends, tokens=pair)
+            for p, r, n, t, ends, pair in rows
         ]
 
 
@@ -317,11 +321,9 @@ class Experience(Sequences):
     """The weight of each counted token of a sequence where every prompt counts the same, before the mean over
     sequences: `functional.prompt_weights`."""
     num_tokens: int = 0
-    """Counted tokens of the whole optimizer step, over all micro-batches and ranks; 0 before the minibatches
-    are cut."""
+    """Counted tokens of the optimizer step, over all micro-batches and ranks; 0 before these are cut."""
     num_sequences: int = 0
-    """Sequences with a counted token in the whole optimizer step, over all micro-batches and ranks; 0 before
-    the minibatches are cut."""
+    """Sequences with a counted token in the optimizer step, likewise."""
     metrics: dict[str, float] = field(default_factory=dict)
     """The iteration's metrics; only its first micro-batch carries them."""
     records: list[SampleRecord] = field(default_factory=list)

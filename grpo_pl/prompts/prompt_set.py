@@ -8,7 +8,7 @@ from rich.progress import track
 
 from grpo_pl.functional import derive_seed, permutation
 from grpo_pl.prompts.chat import ChatFormat, Tokenizer
-from grpo_pl.prompts.sources import PromptSource
+from grpo_pl.prompts.sources import PromptSource, Question
 from grpo_pl.system.refusal import ArgumentError, ConfigError
 from grpo_pl.types import Prompt
 
@@ -67,15 +67,7 @@ class PromptSet:
                     )
                 if is_long and long_prompts == "drop":
                     continue
-                self._prompts.append(
-                    Prompt(
-                        token_ids=ids[-max_prompt_tokens:],
-                        text=question.text,
-                        answer=question.answer,
-                        messages=question.messages or [{"role": "user", "content": question.text}],
-                        metadata=question.metadata,
-                    )
-                )
+                self._prompts.append(_prompt(question, ids[-max_prompt_tokens:], format))
         if not self._prompts:
             raise ConfigError(
                 f"{key}: all {total} rows are longer than {max_prompt_tokens} tokens and were dropped; "
@@ -89,6 +81,18 @@ class PromptSet:
     def __getitem__(self, index: int) -> Prompt:
         """Prompt `index`, shared by all visits: do not change it."""
         return self._prompts[index]
+
+
+def _prompt(question: Question, token_ids: list[int], format: ChatFormat) -> Prompt:
+    return Prompt(
+        token_ids=token_ids,
+        text=question.text,
+        answer=question.answer,
+        messages=question.messages or [{"role": "user", "content": question.text}],
+        templated=format.use_chat_template,
+        answer_column=question.answer_column,
+        metadata=question.metadata,
+    )
 
 
 def iteration_prompts(

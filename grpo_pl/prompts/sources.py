@@ -25,6 +25,8 @@ class Question:
     metadata: dict[str, Any] = field(default_factory=dict)
     messages: list[dict[str, str]] = field(default_factory=list)
     """The conversation that ends with `text`, each message with `role` and `content`; empty without one."""
+    answer_column: str = field(default="answer", compare=False)
+    """What the data set calls the gold answer."""
 
 
 class PromptSource(ABC):
@@ -218,7 +220,9 @@ def _to_question(row: Mapping[str, Any], question: str, answer: str | None, wher
                 f"{where}: column {column!r} holds half of a surrogate pair; repair the row"
             ) from error
     metadata = {column: value for column, value in row.items() if column not in (question, answer)}
-    return Question(text=text, answer=gold, metadata=metadata, messages=messages)
+    return Question(
+        text=text, answer=gold, metadata=metadata, messages=messages, answer_column=answer or "answer"
+    )
 
 
 def _messages(value: list[Any], where: str) -> list[dict[str, str]]:

@@ -5,8 +5,9 @@ import math
 from abc import ABC, abstractmethod
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal, SupportsFloat
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -47,6 +48,9 @@ class RewardFunction(ABC):
     def can_score(self, prompt: Prompt) -> bool:  # noqa: ARG002 - for those that override it
         """False if this reward can never read the gold answer of this prompt."""
         return True
+
+    def check_columns(self, columns: frozenset[str]) -> None:  # noqa: B027 - most need none
+        """Refuse data without a column that this reward needs; the question's is not among them."""
 
     def build(self, place: Place) -> None:  # noqa: B027 - most have nothing to load
         """Load what the reward holds, a model for instance; called once, inside `configure_model`."""
@@ -186,28 +190,50 @@ def _score_or_abstain(name: str, reward: RewardFunction, samples: Sequence[Sampl
     except (Exception, SystemExit) as error:  # noqa: BLE001 - the user's code may raise anything
         batch_error = error
     scores: list[Score] = []
+    errors: list[tuple[Sample, BaseException]] = []
     for sample in samples:
         try:
             scores += _checked_scores(reward, [sample])
-        except (Exception, SystemExit) as error:
-            reason = _shorten(f"{type(error).__name__}: {error}", 500)
-            message = f"Reward {name!r} failed with {reason} ({describe(sample)})"
-            if reward.on_error == "raise":
-                raise RewardError(f"{message}; on_error: abstain would skip such samples.") from error
-            log.warning("%s; it abstains.", message)
+        except (Exception, SystemExit) as error:  # noqa: BLE001
             scores.append(None)
-    if reward.on_error == "raise":
-        raise RewardError(
-            f"Reward {name!r} failed on a batch of {len(samples)}, though on none of its samples alone, with "
-            f"{type(batch_error).__name__}: {batch_error}."
-        ) from batch_error
-    return scores
+            errors.append((sample, error))
+            if reward.on_error == "abstain":
+                log.warning("%s; it abstains.", _message(name, sample, error))
+        kinds = [type(error).__name__ for _, error in errors]
+        if errors and reward.on_error == "raise" and (len(errors) < len(scores) or len(set(kinds)) > 1):
+            break
+    if reward.on_error == "abstain":
+        return scores
+    if errors:
+        sample, first = errors[0]
+        raise RewardError(f"{_message(name, sample, first)}; {advice(kinds, len(samples))}") from first
+    raise RewardError(
+        f"Reward {name!r} failed on a batch of {len(samples)}, though on none of its samples alone, with "
+        f"{type(batch_error).__name__}: {batch_error}."
+    ) from batch_error
+
+
+def _message(name: str, sample: Sample, error: BaseException) -> str:
+    reason = _shorten(f"{type(error).__name__}: {error}", 500)
+    return f"Reward {name!r} failed with {reason} ({describe(sample)})"
+
+
+def advice(kinds: Sequence[str], samples: int) -> str:
+    """What to do about a batch of which as many samples failed as there are kinds of failures."""
+    if len(kinds) == samples > 1 and len(set(kinds)) == 1:
+        return (
+            f"so do all {samples} samples of the batch, and on_error: abstain would skip every one: correct "
+            "the reward, or the data that it reads."
+        )
+    return "on_error: abstain would skip such samples."
 
 
 def _checked_scores(reward: RewardFunction, samples: Sequence[Sample]) -> list[Score]:
     raw_scores = reward.score_steps(samples) if isinstance(reward, ProcessReward) else reward.score(samples)
     scores: list[Score] = [
-        list(score) if isinstance(score, Sequence) else None if score is None else float(score)
+        list(score)
+        if isinstance(score, Sequence) and not isinstance(score, str)
+        else as_number(score, "it gave")
         for score in raw_scores
     ]
     if len(scores) != len(samples):
@@ -218,6 +244,19 @@ def _checked_scores(reward: RewardFunction, samples: Sequence[Sample]) -> list[S
             if number is not None and not abs(number) <= LARGEST_SCORE:
                 raise ValueError(f"it gave the score {number}")
     return scores
+
+
+def as_number(value: Any, giver: str) -> float | None:
+    """A score as a float: a real number of Python or NumPy or a tensor without dimensions; None abstains."""
+    if value is None or isinstance(value, float):
+        return value
+    is_real = isinstance(value, SupportsFloat) and not isinstance(value, str | np.complexfloating)
+    if is_real and not np.ndim(value):
+        return float(value)
+    raise TypeError(
+        f"{giver} {_shorten(repr(value))}, a {type(value).__name__} and not a number: expected a number, or "
+        "None to abstain"
+    )
 
 
 def describe(sample: Sample) -> str:

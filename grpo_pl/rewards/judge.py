@@ -15,7 +15,7 @@ from urllib.request import Request, urlopen
 from typing_extensions import override
 
 from grpo_pl.models.builder import Place
-from grpo_pl.rewards.base import RewardError, RewardFunction, describe
+from grpo_pl.rewards.base import RewardError, RewardFunction, advice, describe
 from grpo_pl.rewards.patterns import compiled
 from grpo_pl.system.addresses import is_address
 from grpo_pl.system.refusal import ArgumentError, ConfigError, check_at_least
@@ -116,7 +116,8 @@ class Judge(RewardFunction):
             sample, error = failed[0]
             message = f"{error} ({describe(sample)})"
             if self.on_error == "raise":
-                raise RewardError(f"{message}; on_error: abstain would skip such samples.") from error
+                kinds = [type(error).__name__ for _, error in failed]
+                raise RewardError(f"{message}; {advice(kinds, len(samples))}") from error
             log.warning("%d of %d samples have no score: %s", len(failed), len(samples), message)
         return [None if isinstance(score, JudgeError) else score for score in scores]
 

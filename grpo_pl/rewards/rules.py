@@ -3,8 +3,8 @@
 import pickle
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
-from numbers import Real
 from typing import Any, final
 
 from typing_extensions import override
@@ -13,10 +13,12 @@ from grpo_pl.rewards.answers import hashed_answer
 from grpo_pl.rewards.base import RewardFunction, Verifier
 from grpo_pl.rewards.numerals import lone_number
 from grpo_pl.rewards.patterns import compiled
+from grpo_pl.rewards.pool import Outcome
 from grpo_pl.rewards.quantities import Quantity, Ratio, quantity
+from grpo_pl.rewards.signatures import SIGNATURES, SignatureName, call_all, is_async
 from grpo_pl.rewards.tasks import TaskScore as TaskScore  # where configs of 0.1.0 name it
 from grpo_pl.rewards.workers import WorkerReward
-from grpo_pl.system.refusal import ArgumentError, check_at_least
+from grpo_pl.system.refusal import ArgumentError, about, check_at_least
 from grpo_pl.types import Prompt, Sample
 
 
@@ -164,26 +166,39 @@ class SoftOverlong(RewardFunction):
 
 @final
 class Function(RewardFunction):
-    """A user's function, called once for each sample with keyword arguments.
+    """A user's function, called with keyword arguments: once for each sample, or for all if it is TRL's.
 
     Example: `def shout(*, prompt, response, answer, metadata): return float(response.isupper())`; in YAML,
-    `function: my_rewards.shout`.
+    `function: my_rewards.shout`. Coroutine functions are awaited, all samples at once.
 
     Args:
-        function: Import path of `f(*, prompt, response, answer, metadata)`, a number or None to abstain.
+        function: Import path of a function that returns a number, or None to abstain.
+        signature: How it is called: `own` is `f(*, prompt, response, answer, metadata)`, `trl` is TRL's
+            `f(prompts, completions, completion_ids, **columns)`, which returns a list, `verl` is verl's
+            `compute_score(data_source, solution_str, ground_truth, extra_info)`.
     """
 
-    def __init__(self, function: Callable[..., float | None], **kwargs: Any) -> None:
+    def __init__(
+        self, function: Callable[..., Any], *, signature: SignatureName = "own", **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         self.function = function
+        self._signature = SIGNATURES[signature](function)
+
+    @override
+    def check_columns(self, columns: frozenset[str]) -> None:
+        with about(self):
+            self._signature.check_columns(columns)
 
     @override
     def score(self, samples: Sequence[Sample]) -> list[float | None]:
-        scores = [self.function(**_arguments(sample)) for sample in samples]
-        for score in scores:
-            if score is not None and not isinstance(score, Real):
-                raise TypeError(f"the function returned {score!r}, a {type(score).__name__} and not a number")
-        return [None if score is None else float(score) for score in scores]
+        batches = [samples] if self._signature.batched and samples else [[sample] for sample in samples]
+        results = call_all(self.function, [self._signature.arguments(batch) for batch in batches])
+        return [
+            score
+            for batch, result in zip(batches, results, strict=True)
+            for score in self._signature.scores(result, len(batch))
+        ]
 
 
 @final
@@ -191,35 +206,49 @@ class WorkerFunction(WorkerReward):
     """`Function` in worker processes: a call that hangs, crashes or takes all memory costs its sample alone.
 
     Args:
-        function: Import path of `f(*, prompt, response, answer, metadata)`, a number or None to abstain. A
-            module that does not import torch makes workers small and quick to start.
+        function: Import path of a function that returns a number, or None to abstain. A module that does not
+            import torch makes workers small and quick to start.
+        signature: How it is called, as in `Function`; each call has one sample, of TRL's lists of one.
     """
 
-    def __init__(self, function: Callable[..., float | None], **kwargs: Any) -> None:
+    def __init__(
+        self, function: Callable[..., Any], *, signature: SignatureName = "own", **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
+        self._signature = SIGNATURES[signature](function)
+        if is_async(function):
+            raise ArgumentError("function is a coroutine function, which workers do not await: use Function")
         try:
             pickle.dumps(function)
-        except (pickle.PicklingError, AttributeError) as error:
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
             raise ArgumentError(
                 f"function cannot be sent to a worker ({error}): define it in a module"
             ) from error
-        if function.__module__ == "__main__":
+        if partial(function).func.__module__ == "__main__":
             raise ArgumentError(
                 "function is defined in the script that runs: define it in a module of its own"
             )
         self.function = function
 
     @override
-    def call(self, sample: Sample) -> partial[float | None]:
-        return partial(self.function, **_arguments(sample))
+    def check_columns(self, columns: frozenset[str]) -> None:
+        with about(self):
+            self._signature.check_columns(columns)
 
+    @override
+    def call(self, sample: Sample) -> partial[Any]:
+        return partial(self.function, **self._signature.arguments([sample]))
 
-def _arguments(sample: Sample) -> dict[str, Any]:
-    """The keyword arguments of a user's function."""
-    prompt = sample.prompt
-    return {
-        "prompt": prompt.text,
-        "response": sample.response,
-        "answer": prompt.answer,
-        "metadata": prompt.metadata,
-    }
+    @override
+    def compute(self, calls: Sequence[partial[Any]]) -> list[Outcome]:
+        return [self._scored(outcome) for outcome in super().compute(calls)]
+
+    def _scored(self, outcome: Outcome) -> Outcome:
+        """The outcome with the score for its value."""
+        if outcome.error or outcome.failure:
+            return outcome
+        try:
+            [score] = self._signature.scores(outcome.value, 1)
+        except TypeError as error:
+            return Outcome(error=f"TypeError: {error}")
+        return replace(outcome, value=score)

@@ -38,11 +38,19 @@ def main(calls: int, replies: int, lifeline: int, memory_bytes: int, module: str
 def _answer(call: Callable[[], Any]) -> str:
     """The result or the error of a call, as a line of JSON."""
     try:
-        return json.dumps({"value": call()}, default=float)
+        return json.dumps({"value": call()}, default=_plain)
     except MemoryError:
         os._exit(1)  # the heap may be damaged
     except Exception as error:  # noqa: BLE001 - rewards are the user's code and may raise anything
         return json.dumps({"error": f"{type(error).__name__}: {error}"[:_MAX_MESSAGE_CHARS]})
+
+
+def _plain(value: Any) -> Any:
+    """The numbers of an array or a tensor, or a single one."""
+    try:
+        return list(value)
+    except TypeError:
+        return float(value)
 
 
 def _next_call(incoming: BinaryIO) -> Callable[[], Any] | None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from typing_extensions import override
 
-from grpo_pl.rewards.base import RewardError, RewardFunction, describe
+from grpo_pl.rewards.base import RewardError, RewardFunction, advice, describe
 from grpo_pl.rewards.pool import Outcome, Workers, run_in_workers
 from grpo_pl.types import Sample
 
@@ -58,6 +58,7 @@ class WorkerReward(RewardFunction):
         failure_scores = {"timeout": self.workers.on_timeout, "crash": self.workers.on_crash}
         scores: list[Any] = []
         reasons: list[str] = []
+        errors: list[str] = []
         for sample, outcome in zip(samples, outcomes, strict=True):
             score = failure_scores[outcome.failure] if outcome.failure else outcome.value
             scores.append(None if score == "abstain" else score)
@@ -67,10 +68,13 @@ class WorkerReward(RewardFunction):
                 scores[-1] = None
             if outcome.failure is not None:
                 self._failures[_COUNTS[outcome.failure]] += 1
-            elif error is not None and self.on_error == "raise":
-                raise RewardError(f"{error} ({describe(sample)}); on_error: abstain would skip such samples.")
+            elif error is not None:
+                errors.append(f"{error} ({describe(sample)})")
             if reason := outcome.failure or error:
                 reasons.append(f"{reason} ({describe(sample)})")
+        if errors and self.on_error == "raise":
+            kinds = [error.partition(":")[0] for error in errors]
+            raise RewardError(f"{errors[0]}; {advice(kinds, len(samples))}")
         if reasons:
             log.warning("%d of %d samples failed in a worker: %s", len(reasons), len(samples), reasons[0])
         return scores

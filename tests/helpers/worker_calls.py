@@ -123,3 +123,32 @@ def say_endlessly() -> None:
         for descriptor in range(3, 300):
             with suppress(OSError):
                 os.write(descriptor, b"x" * 60000)
+
+
+def trl(completions: list, answer: list[str], scale: float = 1.0, **_: object) -> list[float | None]:
+    """A reward of TRL's signature, for chats and texts."""
+    [completion], [gold] = completions, answer
+    return [scale * (gold in completion) if completion else None]
+
+
+class _Row:
+    """As an array of NumPy: iterable, and JSON does not know it."""
+
+    def __init__(self, *values: float) -> None:
+        self.values = values
+
+    def __iter__(self):
+        return iter(self.values)
+
+
+def trl_array(completions: list, **_: object) -> _Row:
+    return _Row(*(bool(text) for text in completions))
+
+
+def verl(data_source: str, solution_str: str, ground_truth: str, extra_info: dict | None = None) -> dict:
+    right = ground_truth in solution_str
+    return {"score": float(right), "acc": right, "source": data_source, "extra": extra_info}
+
+
+def wrong(solution_str: str, ground_truth: str) -> dict[str, int]:
+    return {"acc": len(solution_str + ground_truth) // 2}

@@ -291,5 +291,5 @@ def test_a_reward_that_gives_no_number_stops_the_run_with_its_sample(
     text = refused(over_a_run, words, pretrained=tiny_model, started=True)
     cause = f"{'.*' if function is not says_much else ''}{REWARDS[function]}"
     assert re.search(f"Reward 'mine' failed with {cause}", text)
-    assert "on_error: abstain would skip such samples" in text
+    assert "on_error: abstain would skip every one" in text
     assert len(text) < 1500

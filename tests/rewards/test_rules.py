@@ -1,15 +1,15 @@
 import copy
-import math
 import pickle
 import re
 from decimal import Decimal
 
 import pytest
+from helpers import worker_calls
 from hypothesis import given
 from hypothesis import strategies as st
 from jsonargparse import ArgumentParser
 
-from grpo_pl.rewards.base import RewardError, RewardFunction, score_samples
+from grpo_pl.rewards.base import RewardFunction
 from grpo_pl.rewards.numerals import last_number, lone_number
 from grpo_pl.rewards.rules import (
     ExactMatch,
@@ -206,23 +206,6 @@ def test_a_length_limit_below_one_token_is_refused():
         LengthPenalty(0)
 
 
-def test_function_is_called_with_the_texts_by_keyword():
-    calls = []
-
-    def judge(**kwargs):
-        calls.append(kwargs)
-        return kwargs["metadata"]["level"]
-
-    assert Function(judge).score([sample("r", "a", level=3), sample("s", "b", level=None)]) == [3.0, None]
-    assert calls[0] == {"prompt": "question", "response": "r", "answer": "a", "metadata": {"level": 3}}
-
-
-def test_function_reads_truth_values_and_refuses_what_is_not_a_number():
-    assert Function(lambda **_: True).score([sample("")]) == [1.0]
-    with pytest.raises(RewardError, match="TypeError: the function returned '1', a str and not a number"):
-        score_samples({"mine": Function(lambda **_: "1")}, [sample("")])
-
-
 @pytest.mark.parametrize(
     "reward", [LastNumber(), ExactMatch(), Format("5"), LengthPenalty(9), SoftOverlong(9, 3)]
 )
@@ -239,7 +222,7 @@ def test_options_of_the_base_class_reach_every_rule():
         Format("x", weight=0.5, on_error="abstain"),
         LengthPenalty(9, weight=0.5, on_error="abstain"),
         SoftOverlong(9, 3, weight=0.5, on_error="abstain"),
-        Function(max, weight=0.5, on_error="abstain"),
+        Function(worker_calls.plus_metadata, weight=0.5, on_error="abstain"),
     ):
         assert (reward.weight, reward.on_error) == (0.5, "abstain")
 
@@ -250,12 +233,12 @@ def test_a_config_names_rewards_by_class_and_overrides_single_options():
     config = (
         '{"correct": "LastNumber", '
         '"format": {"class_path": "Format", "init_args": {"pattern": "x", "weight": 0.2}}, '
-        '"mine": {"class_path": "Function", "init_args": {"function": "math.fsum"}}}'
+        '"mine": {"class_path": "Function", "init_args": {"function": "helpers.worker_calls.plus_metadata"}}}'
     )
     arguments = ["--rewards", config, "--rewards.format.weight", "0.3", "--rewards.mine.on_error", "abstain"]
     rewards = parser.instantiate(parser.parse_args(arguments)).rewards
     assert isinstance(rewards["correct"], LastNumber)
     assert isinstance(rewards["format"], Format)
     assert rewards["format"].weight == 0.3
-    assert rewards["mine"].function is math.fsum
+    assert rewards["mine"].function is worker_calls.plus_metadata
     assert rewards["mine"].on_error == "abstain"

@@ -58,9 +58,14 @@ def check_vocabulary(pretrained: str, key: str, prompts: Sequence[Prompt]) -> No
 def check_answers(
     kind: str, functions: Mapping[str, RewardFunction | Verifier], key: str, prompts: Sequence[Prompt]
 ) -> None:
-    """Refuse prompts if a function can check none of their answers; looks at up to 256 of them."""
+    """Refuse prompts that a function can never score, for want of a column or an answer that it can read.
+
+    Looks at up to 256 of them.
+    """
     some = prompts[:: max(len(prompts) // 256, 1)]
+    columns = frozenset(column for prompt in some for column in (*prompt.metadata, prompt.answer_column))
     for name, function in functions.items():
+        function.check_columns(columns)
         if not any(function.can_score(prompt) for prompt in some):
             raise ConfigError(
                 f"{kind}.{name}: {type(function).__name__} can read none of the answers of {key} (for "
