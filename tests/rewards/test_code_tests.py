@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from grpo_pl.types import Prompt, Sample
 ISOLATIONS = [name for name in ("namespaces", "landlock") if refusal(name) is None]
 SECRET = "correct horse battery staple"
 DONE = [{"input": "", "output": "done"}]
+A_MINUTE = "import time\nend = time.monotonic() + 60\nwhile time.monotonic() < end: pass"
 
 
 @pytest.fixture(params=["namespaces", "landlock"])
@@ -139,6 +141,14 @@ def secret(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture
+def trainer() -> Iterator[psutil.Process]:
+    """What a program takes for the trainer, and may harm."""
+    with psutil.Popen([sys.executable, "-c", "import time; time.sleep(300)"]) as process:
+        yield process
+        process.kill()
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _adopt_orphans() -> None:
     """What a program leaves behind becomes a child of this process, so that it is found."""
@@ -155,14 +165,14 @@ def boxed_processes() -> list[psutil.Process]:
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
-def test_the_attack_is_contained_and_scored_as_failure(attack, isolation, secret):
+def test_the_attack_is_contained_and_scored_as_failure(attack, isolation, secret, trainer):
     clone, handle = {"x86_64": (56, 303), "aarch64": (220, 264)}[os.uname().machine]
-    names = {"SECRET_PATH": str(secret), "TRAINER_PID": os.getpid()}
+    names = {"SECRET_PATH": str(secret), "TRAINER_PID": trainer.pid}
     names |= {"CLONE_NUMBER": clone, "HANDLE_NUMBER": handle}
     program = ATTACKS[attack] + "print('done')"
     for name, value in names.items():
         program = program.replace(name, repr(value))
-    stat, limits = secret.stat(), psutil.Process().rlimit(psutil.RLIMIT_CPU)
+    stat, limits = secret.stat(), trainer.rlimit(psutil.RLIMIT_CPU)
     assert score(program, DONE, isolation) == 0.0
     assert boxed_processes() == []
     assert secret.read_text() == SECRET
@@ -172,7 +182,9 @@ def test_the_attack_is_contained_and_scored_as_failure(attack, isolation, secret
         1,
     )
     assert os.listdir(secret.parent) == ["secret"]
-    assert psutil.Process().rlimit(psutil.RLIMIT_CPU) == limits
+    assert trainer.is_running()
+    assert trainer.status() == psutil.STATUS_SLEEPING
+    assert trainer.rlimit(psutil.RLIMIT_CPU) == limits
     assert score("print('done')", DONE, isolation) == 1.0
 
 
@@ -207,10 +219,10 @@ def test_what_a_program_writes_is_gone_with_it():
 def test_a_worker_that_is_killed_takes_its_programs_with_it(isolation):
     workers = Workers(processes=1, timeout_s=2.0, memory_gib=0.5, on_timeout=-1.0)
     endless = CodeTests(isolation=isolation, workers=workers, test_timeout_s=1.9)
-    scored = score_samples({"tests": endless}, [sample("while True: pass", DONE * 3)])
+    scored = score_samples({"tests": endless}, [sample(A_MINUTE, DONE * 3)])
     assert scored.by_name["tests"] in ([-1.0], [0.0])  # the first failed test may end it just before
     many = CodeTests(isolation=isolation, workers=workers, test_timeout_s=1.9, partial_credit=True)
-    assert many.score([sample("while True: pass", DONE * 3)]) == [-1.0]
+    assert many.score([sample(A_MINUTE, DONE * 3)]) == [-1.0]
     assert many.failures["timeouts"] == 1
     for _ in range(50):
         if not boxed_processes():
