@@ -101,7 +101,7 @@ class Format(RewardFunction):
     2501.12948, section 2.2.2).
 
     Args:
-        pattern: The regular expression. Nested repeats such as `(a+)*` can take exponential time.
+        pattern: The regular expression. A repeat inside of a repeat can take exponential time.
         full_match: Whether the whole response must match, rather than a part of it.
     """
 

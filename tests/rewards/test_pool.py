@@ -1,4 +1,6 @@
 import os
+import random
+import re
 import signal
 import subprocess
 import sys
@@ -55,19 +57,127 @@ def test_outcomes_come_in_the_order_of_the_calls_and_not_of_their_ends(run):
     assert run(slow, *quick) == [Outcome(2.0), *(Outcome(2 * n) for n in range(20))]
 
 
-@pytest.mark.parametrize("call", [calls.hang, calls.hang_in_c, calls.ignore_all_signals_and_sleep])
+ENDLESS = {
+    "a loop": partial(calls.hang),
+    "a loop in C": partial(calls.hang_in_c),
+    "deaf to signals": partial(calls.ignore_all_signals_and_sleep),
+    "sleep": partial(calls.slow_double, 1.0, calls.A_MINUTE),
+    "sleep in a thread": partial(calls.sleep_in_a_thread),
+    "a child": partial(calls.wait_for_a_child),
+    "an empty pipe": partial(calls.read_what_never_comes),
+    "a stop": partial(calls.get_signal, signal.SIGTSTP),
+}
+DEADLY = {
+    "killed": partial(calls.kill_myself),
+    "terminated": partial(calls.get_signal, signal.SIGTERM),
+    "a fault": partial(calls.get_signal, signal.SIGSEGV),
+    "aborted": partial(calls.get_signal, signal.SIGABRT),
+    "exit": partial(calls.leave),
+    "exit at once": partial(calls.leave_at_once, 0),
+    "exit with a code": partial(calls.leave_at_once, 3),
+    "an interrupt": partial(calls.end_all_calls),
+    "an error without words": partial(calls.fail_without_words),
+    "3 GiB": partial(calls.allocate, 3 * 2**10),
+    "3 GiB of text": partial(calls.take_as_text),
+    "3 GiB in pieces": partial(calls.take_in_pieces),
+    "closed files": partial(calls.close_all_files),
+    "a reply of 17 MiB": partial(calls.give_text, 17 * 2**20),
+}
+FAILING = {
+    "an error": (partial(calls.fail, "no"), "ZeroDivisionError: no"),
+    "an error of a megabyte": (partial(calls.fail, "x" * 2**20), "ZeroDivisionError: x{480}"),
+    "an error of odd characters": (partial(calls.fail, "\0\n\ud800"), "ZeroDivisionError: \0\n\ud800"),
+    "recursion": (partial(calls.recurse), "RecursionError"),
+    "mapped memory": (partial(calls.map_memory), "OSError: .*Cannot allocate memory"),
+    "what JSON lacks": (partial(calls.give_what_json_lacks), "TypeError"),
+    "a deep list": (partial(calls.give_a_deep_list), "RecursionError"),
+    "a circle": (partial(calls.give_a_circle), "ValueError: Circular reference"),
+}
+STRANGE = {
+    "rubbish": (partial(calls.print_rubbish), 1.0),
+    "a megabyte": (partial(calls.give_text, 2**20), "x" * 2**20),
+    "a child left behind": (partial(calls.leave_a_child_behind), 1.0),
+    "a fork": (partial(calls.fork), 1.0),
+    "another folder": (partial(calls.move_away), 1.0),
+}
+
+
+@pytest.fixture(scope="module")
+def one_worker() -> Iterator[Pool]:
+    """One worker with little time and memory, so that each call shows that the next one finds a right one."""
+    pool = Pool("helpers.worker_calls", Workers(processes=1, timeout_s=0.5, memory_gib=0.25))
+    yield pool
+    pool.close()
+
+
+def between(pool: Pool, call: partial) -> Outcome:
+    """The outcome of a call; the calls before and behind it have theirs."""
+    before, outcome, behind = pool.run([partial(calls.double, 1), call, partial(calls.double, 2)])
+    assert (before, behind) == (Outcome(2), Outcome(4))
+    return outcome
+
+
+@pytest.mark.parametrize("call", ENDLESS.values(), ids=ENDLESS)
 @pytest.mark.timeout(180)
-def test_whatever_hangs_is_killed_at_the_deadline_and_costs_itself_alone(run, call):
-    outcomes = run(
-        partial(calls.double, 1), partial(call), partial(calls.double, 2), processes=1, timeout_s=1.0
-    )
-    assert outcomes == [Outcome(2), TIMEOUT, Outcome(4)]
+def test_whatever_hangs_is_killed_at_the_deadline_and_costs_itself_alone(one_worker, call):
+    assert between(one_worker, call) == TIMEOUT
 
 
-@pytest.mark.parametrize("call", [calls.kill_myself, calls.leave, partial(calls.allocate, 100 * 2**10)])
+@pytest.mark.parametrize("call", DEADLY.values(), ids=DEADLY)
 def test_a_worker_that_dies_or_runs_out_of_memory_is_replaced(run, call):
-    outcomes = run(partial(calls.double, 1), partial(call), partial(calls.double, 2), memory_gib=0.25)
+    outcomes = run(
+        partial(calls.double, 1), call, partial(calls.double, 2), processes=1, timeout_s=30.0, memory_gib=0.25
+    )
     assert outcomes == [Outcome(2), CRASH, Outcome(4)]
+
+
+@pytest.mark.parametrize(("call", "error"), FAILING.values(), ids=FAILING)
+def test_whatever_a_call_raises_or_cannot_say_is_its_error_alone(one_worker, call, error):
+    outcome = between(one_worker, call)
+    assert (outcome.value, outcome.failure) == (None, None)
+    assert re.match(error, outcome.error, re.DOTALL)
+    assert len(outcome.error) <= 500
+
+
+@pytest.mark.parametrize(("call", "value"), STRANGE.values(), ids=STRANGE)
+def test_what_a_call_does_besides_does_not_change_its_value(one_worker, call, value):
+    assert between(one_worker, call) == Outcome(value)
+
+
+@pytest.mark.parametrize(
+    "count", [60, pytest.param(10_000, marks=[pytest.mark.slow, pytest.mark.timeout(7200)])]
+)
+def test_bad_calls_end_in_time_lose_no_worker_and_keep_memory_flat(pools, count, capsys):
+    """Two at once, so that each pair shows by itself that nothing hangs beyond its deadline."""
+    pools.append(Pool("helpers.worker_calls", Workers(timeout_s=0.5, memory_gib=0.5)))
+    failing, strange = ([call for call, _ in table.values()] for table in (FAILING, STRANGE))
+    rng = random.Random(7)
+    bad = [rng.choice([*ENDLESS.values(), *DEADLY.values(), *failing, *strange]) for _ in range(count)]
+    pools[0].run([partial(calls.double, 1)] * 2)
+    me, longest, most = psutil.Process(), 0.0, 0
+    begin, before, files = time.monotonic(), me.memory_info().rss, me.num_fds()
+    for pair in zip(bad[::2], bad[1::2], strict=True):
+        start = time.monotonic()
+        pools[0].run(pair)
+        longest = max(longest, time.monotonic() - start)
+        most = max([most, *(worker.memory_info().vms for worker in children_of(me))])
+    grown = me.memory_info().rss - before
+    said = (
+        f"{count} bad calls in {time.monotonic() - begin:.0f} s: slowest pair {longest:.1f} s, address space "
+        f"of a worker up to {most / 2**20:.0f} MiB, this process grew by {grown / 2**20:.1f} MiB"
+    )
+    with capsys.disabled():
+        print(said)
+    assert longest < 180  # nothing hangs: a pair has a second and the start of some workers
+    assert grown < 64 * 2**20
+    assert most < 2**30
+    assert me.num_fds() <= files  # three for each of two workers at most
+    assert pools[0].run([partial(calls.double, 1), partial(calls.double, 2)]) == [Outcome(2), Outcome(4)]
+
+
+def children_of(process: psutil.Process) -> list[psutil.Process]:
+    """The workers that are alive; one may end while it is looked at."""
+    return [child for child in process.children() if child.status() != psutil.STATUS_ZOMBIE]
 
 
 @pytest.mark.parametrize(
@@ -81,8 +191,8 @@ def test_a_worker_that_is_taken_over_can_say_nothing_but_a_score(run, words):
     assert outcomes == [Outcome(2), CRASH, Outcome(4)]
 
 
-def test_a_worker_that_never_stops_talking_is_ended(run):
-    assert run(partial(calls.say_endlessly), timeout_s=60.0) == [CRASH]
+def test_a_worker_that_says_too_much_is_ended(run):
+    assert run(partial(calls.say_much), timeout_s=60.0) == [CRASH]
 
 
 def test_memory_beyond_what_the_worker_holds_is_what_is_limited(run):
@@ -131,6 +241,7 @@ def test_the_children_of_a_call_die_with_it(run, tmp_path):
     note = tmp_path / "child"
     assert run(partial(calls.start_a_child_and_hang, str(note)), timeout_s=2.0) == [TIMEOUT]
     assert gone(int(note.read_text()))
+    assert not note.with_name("child.end").exists(), "it came to its own end"
 
 
 def test_the_temporary_files_of_a_killed_worker_are_removed(run, tmp_path):
@@ -162,6 +273,7 @@ def test_workers_die_with_a_trainer_that_is_killed(tmp_path):
         trainer.send_signal(signal.SIGKILL)
         trainer.wait()
     assert gone(worker)
+    assert not note.with_name("worker.end").exists(), "it came to its own end"
 
 
 def test_a_pool_serves_several_threads_and_outlives_the_one_that_started_it(run, pools):
