@@ -18,7 +18,7 @@ trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
 pip=("$folder/venv/bin/pip" install --quiet --no-compile)
 others=(transformers==5.10.4 tensordict==0.10.0 ray==2.60.0 numpy==2.4.6 omegaconf==2.4.0 codetiming==1.4.0 aiohttp==3.14.5
-    orjson==3.13.0 packaging==26.4)
+    orjson==3.13.0 packaging==25.0)
 "${pip[@]}" torch==2.13.0+cpu "${others[@]}" || "${pip[@]}" torch==2.13.0 "${others[@]}"
 "${pip[@]}" --no-deps verl==0.9.1
 
