@@ -2,17 +2,18 @@
 
 import codecs
 import json
-import math
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
 
+import numpy as np
 from typing_extensions import override
 
+from grpo_pl.prompts.rows import exactly, gold_text, messages_in, require_columns, short, value_in
 from grpo_pl.system.refusal import ArgumentError, ConfigError, about
 
 
@@ -47,8 +48,10 @@ class JSONL(PromptSource):
 
     Args:
         path: The file, relative to the working directory.
-        question: The column that holds the question, or chat messages that end with it.
-        answer: The column that holds the gold answer; null for a task without one.
+        question: The column that holds the question, or chat messages that end with it; dots lead into nested
+            columns.
+        answer: The column that holds the gold answer, such as `reward_model.ground_truth`; null for a task
+            without one.
         rows: Which rows to use, as `"start:stop"`, counted from 0; null is all of them.
     """
 
@@ -70,9 +73,13 @@ class JSONL(PromptSource):
         self._questions: list[Question] = []
         for index in _select_rows(rows, len(lines), where):
             number, line = lines[index]
-            row = _parse_line(line, f"{where}: line {number}")
-            _require_columns(row, question, answer, f"{where}: line {number}")
-            self._questions.append(_to_question(row, question, answer, f"{where}: line {number}"))
+            place = f"{where}: line {number}"
+            row = _parse_line(line, place)
+            require_columns(row, question, answer, place)
+            gold = None if answer is None else value_in(row, answer)
+            if isinstance(gold, float):
+                gold = value_in(_parse_line(line, place, exactly), str(answer))
+            self._questions.append(_to_question(row, gold, question, answer, place))
 
     @override
     def __len__(self) -> int:
@@ -92,8 +99,10 @@ class HuggingFaceDataset(PromptSource):
             which `save_to_disk` may have made.
         split: The split. A single file has only `train`; a folder saved from one `Dataset` has only itself.
         name: The configuration on the hub, such as `main` of `openai/gsm8k`.
-        question: The column that holds the question, or chat messages that end with it.
-        answer: The column that holds the gold answer; null for a task without one.
+        question: The column that holds the question, or chat messages that end with it; dots lead into nested
+            columns.
+        answer: The column that holds the gold answer, such as `reward_model.ground_truth`; null for a task
+            without one.
         rows: Which rows to use, as `"start:stop"`, counted from 0; null is all of them.
     """
 
@@ -109,8 +118,9 @@ class HuggingFaceDataset(PromptSource):
         self._where = f"path={path} split={split}"
         self._question, self._answer = question, answer
         self._table = _load_table(path, split, name, self._where)
-        _require_columns(self._table.column_names, question, answer, self._where)
         self._rows = _select_rows(rows, len(self._table), self._where)
+        require_columns(self._table[self._rows[0]], question, answer, self._where)
+        self._float = _narrow_float(self._table.features, answer)
 
     @override
     def __len__(self) -> int:
@@ -118,9 +128,12 @@ class HuggingFaceDataset(PromptSource):
 
     @override
     def __getitem__(self, index: int) -> Question:
-        row = self._rows[index]
+        place, row = f"{self._where}: row {self._rows[index]}", self._table[self._rows[index]]
         with about(self):
-            return _to_question(self._table[row], self._question, self._answer, f"{self._where}: row {row}")
+            require_columns(row, self._question, self._answer, place)
+            gold = None if self._answer is None else value_in(row, self._answer)
+            gold = self._float(gold) if isinstance(gold, float) else gold
+            return _to_question(row, gold, self._question, self._answer, place)
 
 
 _LOCAL_FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv", ".arrow": "arrow"}
@@ -148,8 +161,20 @@ def _load_table(path: str, split: str, name: str | None, where: str) -> Any:
     if isinstance(loaded, datasets.DatasetDict):
         if split not in loaded:
             raise ArgumentError(f"{where}: there is no such split; set `split` to one of {sorted(loaded)}")
-        return loaded[split]
-    return loaded
+        loaded = loaded[split]
+    return loaded.with_format(None)  # a saved one remembers its format, such as numpy
+
+
+def _narrow_float(features: Mapping[str, Any], column: str | None) -> Callable[[float], object]:
+    """Undoes the widening of a column of 32 or 16 bits to Python's floats, which turns 0.1 into 0.1000000015."""
+    import datasets
+
+    try:
+        feature = None if column is None else value_in(features, column)
+    except LookupError:  # it leads into a list
+        return float
+    narrow = isinstance(feature, datasets.Value) and feature.dtype in ("float16", "float32")
+    return np.dtype(feature.dtype).type if narrow else float
 
 
 def _first_line(error: BaseException) -> str:
@@ -168,9 +193,10 @@ def _select_rows(rows: str | None, total: int, where: str) -> range:
     return range(start, stop)
 
 
-def _parse_line(line: bytes, where: str) -> dict[str, Any]:
+def _parse_line(line: bytes, where: str, decimals: Callable[[str], object] = float) -> dict[str, Any]:
     try:
-        row = json.loads(line.decode("utf-8"), object_pairs_hook=_without_repeats)
+        text = line.decode("utf-8")
+        row = json.loads(text, object_pairs_hook=_without_repeats, parse_float=decimals)
     except UnicodeDecodeError as error:
         raise ArgumentError(f"{where} is not UTF-8 at its byte {error.start}; convert the file") from error
     except (ValueError, RecursionError) as error:
@@ -188,33 +214,23 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return row
 
 
-def _require_columns(columns: Collection[str], question: str, answer: str | None, where: str) -> None:
-    for key, column in (("question", question), ("answer", answer)):
-        if column is not None and column not in columns:
-            has = ", ".join(repr(name) for name in columns) or "none"
-            raise ArgumentError(f"{where} has no column {column!r}; set `{key}` to one of its columns: {has}")
-
-
-def _to_question(row: Mapping[str, Any], question: str, answer: str | None, where: str) -> Question:
-    text, gold = row[question], "" if answer is None else row[answer]
-    messages = _messages(text, f"{where}: column {question!r}") if isinstance(text, list) else []
-    text = messages[-1]["content"] if messages else text
+def _to_question(
+    row: Mapping[str, Any], gold: object, question: str, answer: str | None, where: str
+) -> Question:
+    """The question of a row, whose gold answer has been read."""
+    value, gold = value_in(row, question), "" if answer is None else gold_text(gold, str(answer), where)
+    messages = messages_in(value, question, where)
+    text = messages[-1]["content"] if messages else value
     if not isinstance(text, str):
         raise ArgumentError(
-            f"{where}: expected a string in column {question!r}, got {_short(text)}; set `question`"
+            f"{where}: expected a string in column {question!r}, got {short(text)}; set `question`"
         )
     if not text.strip():
         raise ArgumentError(f"{where}: the question in column {question!r} is blank; repair the row")
-    is_number = isinstance(gold, int | float) and not isinstance(gold, bool)
-    if not isinstance(gold, str) and not (is_number and math.isfinite(gold)):
-        raise ArgumentError(
-            f"{where}: expected a string or a number in column {answer!r}, got {_short(gold)}; set `answer`"
-        )
-    gold = str(gold)
     conversation = "".join(message["content"] for message in messages)
-    for column, value in ((question, conversation or text), (answer, gold)):
+    for column, characters in ((question, conversation or text), (answer, gold)):
         try:
-            value.encode("utf-8")
+            characters.encode("utf-8")
         except UnicodeEncodeError as error:
             raise ArgumentError(
                 f"{where}: column {column!r} holds half of a surrogate pair; repair the row"
@@ -223,19 +239,3 @@ def _to_question(row: Mapping[str, Any], question: str, answer: str | None, wher
     return Question(
         text=text, answer=gold, metadata=metadata, messages=messages, answer_column=answer or "answer"
     )
-
-
-def _messages(value: list[Any], where: str) -> list[dict[str, str]]:
-    """The chat messages of a row, role and content alone."""
-    turns = [(m.get("role"), m.get("content")) for m in value if isinstance(m, Mapping)]
-    well_formed = all(isinstance(role, str) and isinstance(content, str) for role, content in turns)
-    if not value or len(turns) < len(value) or not well_formed or turns[-1][0] != "user":
-        raise ArgumentError(
-            f"{where}: expected a string, or messages with role and content of which the last is the user's, "
-            f"got {_short(value)}; set `question`"
-        )
-    return [{"role": str(role), "content": str(content)} for role, content in turns]
-
-
-def _short(value: object) -> str:
-    return f"{value!r:.60}"
