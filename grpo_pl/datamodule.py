@@ -29,10 +29,11 @@ from grpo_pl.rollout.sampling import Sampler
 from grpo_pl.rollout.shared import shared
 from grpo_pl.rollout.stored import forget, forget_all, stored
 from grpo_pl.runs.layout import ROLLOUTS_FOLDER
+from grpo_pl.runs.safe_loading import state_of
 from grpo_pl.system.heartbeat import heartbeat
 from grpo_pl.system.refusal import about, check_at_least
 from grpo_pl.training.checks.engines import check_engines, check_sampling, check_whose_rollouts
-from grpo_pl.training.checks.prompts import check_context, check_enough, check_vocabulary, warn_of_settings
+from grpo_pl.training.checks.prompts import check_context, check_prompts, check_unchanged, warn_of_settings
 from grpo_pl.training.checks.schedule import check_schedule, check_trainer
 from grpo_pl.training.ranks import AttachedDataModule
 from grpo_pl.training.stream import Stream
@@ -66,6 +67,7 @@ class RolloutDataModule(AttachedDataModule):
         sampling: How training responses are drawn.
         max_prompt_tokens: The longest prompt, in tokens.
         long_prompts: What to do with longer ones: refuse the data, drop them (counted), or keep their end.
+        changed_prompts: Whether to refuse a run that resumes with other prompts or gold answers, or warn.
         val_max_tokens: The longest validation response, in tokens; null for the limit of `sampling`.
         val_samples: Responses to each validation prompt for pass@k and majority@k, drawn as `sampling` says;
             0 for greedy accuracy alone.
@@ -94,6 +96,7 @@ class RolloutDataModule(AttachedDataModule):
         sampling: SamplingConfig = SamplingConfig(),
         max_prompt_tokens: int = 512,
         long_prompts: Literal["error", "drop", "truncate"] = "error",
+        changed_prompts: Literal["error", "warn"] = "error",
         val_max_tokens: int | None = None,
         val_samples: int = 0,
         val_prompts_per_batch: int = 256,
@@ -119,7 +122,7 @@ class RolloutDataModule(AttachedDataModule):
         self.max_prompt_tokens, self.long_prompts = max_prompt_tokens, long_prompts
         self.val_sampling = SamplingConfig(max_tokens=val_max_tokens or sampling.max_tokens, temperature=0.0)
         self.val_samples, self.val_prompts_per_batch, self.seed = val_samples, val_prompts_per_batch, seed
-        self.val_engine = val_engine
+        self.val_engine, self.changed_prompts = val_engine, changed_prompts
         self.store_rollouts, self.keep_rollouts = store_rollouts, keep_rollouts
         self._checkpoints: list[int] = []
         self.on_stage: Callable[[str], None] = lambda _: None
@@ -171,18 +174,14 @@ class RolloutDataModule(AttachedDataModule):
 
     def _read_all_prompts(self, stage: str) -> None:
         self.prompts: dict[str, PromptSet] = {}
-        for name, source in (("train", self.train), ("val", self.val)):
-            if source is None or (name == "train" and stage != "fit"):
-                continue
-            prompts = self.prompts[name] = self.read_prompts(name, source)
-            encoded = [prompts[row] for row in range(len(prompts))]
-            check_enough(f"data.{name}", len(encoded), self._ranks.size)
-            check_vocabulary(self.pretrained, f"data.{name}", encoded)
-            self.learner.check_prompts(f"data.{name}", encoded)
-            log.info(
-                "data.%s: %d prompts, %d over %d tokens (data.long_prompts: %s)",
-                *(name, len(prompts), prompts.num_long, self.max_prompt_tokens, self.long_prompts),
-            )
+        for name, source in {"train": self.train if stage == "fit" else None, "val": self.val}.items():
+            if source is not None:
+                prompts = self.prompts[name] = self.read_prompts(name, source)
+                check_prompts(prompts, self.pretrained, self._ranks.size)
+                self.learner.check_prompts(prompts.key, prompts.rows)
+        if stage == "fit" and self.changed_prompts == "error":  # when Lightning loads it, the engine runs
+            state = state_of(type(self).__qualname__, self._trainer.ckpt_path)
+            check_unchanged(state, self.prompts, self.changed_prompts)
 
     def check(self, stage: str) -> None:
         """Refuse settings that do not go together."""
@@ -190,8 +189,7 @@ class RolloutDataModule(AttachedDataModule):
             check_trainer(self._trainer, optimizer_steps=self.update_epochs * self.minibatches)
             micro_batches, smallest = self._trainer.accumulate_grad_batches, self.learner.min_group_size
             check_schedule(self, micro_batches, ranks=self._ranks.size, min_group_size=smallest)
-            root = Path(self._trainer.default_root_dir)
-            check_whose_rollouts(self.engine, root, self.learner.corrects_mismatch)
+            check_whose_rollouts(self.engine, self._rollouts.parent, self.learner.corrects_mismatch)
         validates = self.val is not None and self._trainer.limit_val_batches != 0
         check_engines(self.engine, self.val_engine, validates)
         check_context(self.pretrained, self.max_prompt_tokens, self._longest_response)
@@ -326,12 +324,15 @@ class RolloutDataModule(AttachedDataModule):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        """The rollouts that the engine has sampled ahead."""
+        """The rollouts that the engine has sampled ahead, and what tells these prompts from others."""
         self._checkpoints.append(self.learner.version)
-        return self.engine.state_dict()
+        fingerprints = {name: prompts.fingerprint for name, prompts in self.prompts.items()}
+        return {"prompts": fingerprints} | self.engine.state_dict()
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if "train" in self.prompts:  # `validate` may ask what it wants
+            check_unchanged(state_dict, self.prompts, self.changed_prompts)
         self.engine.load_state_dict(state_dict)
 
     @override

@@ -47,6 +47,8 @@ class Prompt:
     """The gold answer, as the data set spells it. Empty where the task has none."""
     messages: list[dict[str, str]] = field(default_factory=list)
     """The whole conversation that ends with `text`, each message with `role` and `content`."""
+    opened: str = ""
+    r"""What the prompt has opened for the response, such as `<think>\n`: the response goes on from there."""
     templated: bool = True
     """Whether a chat template holds the conversation; False for plain text."""
     answer_column: str = field(default="answer", compare=False)

@@ -1,13 +1,14 @@
 """The encoded prompts of a source, and the order in which training visits them."""
 
 from dataclasses import replace
-from functools import lru_cache
+from functools import cache, cached_property, lru_cache
 from typing import Literal
 
 from rich.progress import track
 
 from grpo_pl.functional import derive_seed, permutation
 from grpo_pl.prompts.chat import ChatFormat, Tokenizer
+from grpo_pl.prompts.fingerprint import Fingerprint, fingerprint
 from grpo_pl.prompts.sources import PromptSource, Question
 from grpo_pl.system.refusal import ArgumentError, ConfigError
 from grpo_pl.types import Prompt
@@ -29,6 +30,8 @@ class PromptSet:
         key: The config key of the source, such as `data.train`, for messages.
     """
 
+    rows: list[Prompt]
+    """The prompts that are left."""
     num_long: int
     """Rows longer than `max_prompt_tokens`, kept or not."""
 
@@ -44,8 +47,10 @@ class PromptSet:
     ) -> None:
         if max_prompt_tokens < 1:
             raise ArgumentError(f"max_prompt_tokens={max_prompt_tokens}: expected 1 or more")
-        self._prompts: list[Prompt] = []
-        self.num_long = 0
+        self.rows: list[Prompt] = []
+        self.format, self.tokenizer, self.key = format, tokenizer, key
+        self.num_long, self.max_prompt_tokens, self.long_prompts = 0, max_prompt_tokens, long_prompts
+        opened = cache(lambda system: format.layout(tokenizer, system).opened)
         total = len(source)
         batches = range(0, total, _BATCH)
         hidden = total <= ROWS_WORTH_A_PROGRESS_BAR
@@ -67,20 +72,32 @@ class PromptSet:
                     )
                 if is_long and long_prompts == "drop":
                     continue
-                self._prompts.append(_prompt(question, ids[-max_prompt_tokens:], format))
-        if not self._prompts:
+                prompt = _prompt(question, ids[-max_prompt_tokens:], format)
+                self.rows.append(replace(prompt, opened=opened(_system(question))))
+        if not self.rows:
             raise ConfigError(
                 f"{key}: all {total} rows are longer than {max_prompt_tokens} tokens and were dropped; "
                 "raise data.max_prompt_tokens"
             )
 
+    @cached_property
+    def fingerprint(self) -> Fingerprint:
+        """Tells these prompts from others."""
+        return fingerprint(self.rows)
+
     def __len__(self) -> int:
         """The number of prompts that are left."""
-        return len(self._prompts)
+        return len(self.rows)
 
     def __getitem__(self, index: int) -> Prompt:
         """Prompt `index`, shared by all visits: do not change it."""
-        return self._prompts[index]
+        return self.rows[index]
+
+
+def _system(question: Question) -> str | None:
+    """The system message of a conversation: templates may open a thought or not as it says."""
+    first = question.messages[0] if question.messages else {}
+    return first["content"] if first.get("role") == "system" else None
 
 
 def _prompt(question: Question, token_ids: list[int], format: ChatFormat) -> Prompt:

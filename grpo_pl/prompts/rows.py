@@ -15,8 +15,8 @@ Messages = list[dict[str, str]]
 def value_in(row: Any, column: str) -> Any:
     """The value in a column; LookupError without it.
 
-    A dotted name leads into nested columns and lists: `reward_model.ground_truth`, `answers.0`. A column whose
-    own name has these dots comes first.
+    A dotted name leads into nested columns and lists: `reward_model.ground_truth`, `answers.0`. A column of
+    that very name, dots included, comes first.
     """
     if isinstance(row, list) and column.partition(".")[0].isdecimal():
         row = {str(i): item for i, item in enumerate(row)}
@@ -78,8 +78,7 @@ def gold_text(value: object, column: str, where: str) -> str:
     elif isinstance(value, bool):
         fix = " to a column that spells it as responses do, such as yes and no"
     raise ArgumentError(
-        f"{where}: expected a string or a number in column {column!r}, got {short(value)}; "
-        f"set `answer`{fix}"
+        f"{where}: expected a string or a number in column {column!r}, got {short(value)}; set `answer`{fix}"
     )
 
 

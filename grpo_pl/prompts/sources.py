@@ -166,15 +166,16 @@ def _load_table(path: str, split: str, name: str | None, where: str) -> Any:
 
 
 def _narrow_float(features: Mapping[str, Any], column: str | None) -> Callable[[float], object]:
-    """Undoes the widening of a column of 32 or 16 bits to Python's floats, which turns 0.1 into 0.1000000015."""
+    """Undo the widening of 32 or 16 bits to Python's floats, which turns 0.1 into 0.10000000149011612."""
     import datasets
 
     try:
         feature = None if column is None else value_in(features, column)
     except LookupError:  # it leads into a list
         return float
-    narrow = isinstance(feature, datasets.Value) and feature.dtype in ("float16", "float32")
-    return np.dtype(feature.dtype).type if narrow else float
+    if isinstance(feature, datasets.Value) and feature.dtype in ("float16", "float32"):
+        return np.float16 if feature.dtype == "float16" else np.float32
+    return float
 
 
 def _first_line(error: BaseException) -> str:

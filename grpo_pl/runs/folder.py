@@ -30,7 +30,10 @@ from grpo_pl.system.collectives import agreed, first_rank_says
 from grpo_pl.system.precision import AUTO
 from grpo_pl.system.refusal import ConfigError
 
-FREE = ("resume", "trainer.default_root_dir", "trainer.max_epochs", "trainer.max_steps")
+FREE = (
+    *("resume", "trainer.default_root_dir", "trainer.max_epochs", "trainer.max_steps"),
+    "data.changed_prompts",
+)
 """Settings that may differ when an unfinished run resumes: they do not change what an iteration does."""
 
 

@@ -121,6 +121,22 @@ def read_file(path: Path, mapped: bool = False) -> dict[str, Any]:
     return content
 
 
+def state_of(owner: str, path: str | Path | None) -> dict[str, Any]:
+    """What a part of a run, such as its data, has saved in a checkpoint; no tensor is read.
+
+    Empty where it has saved nothing, and where the checkpoint cannot be read: loading it says why.
+    """
+    if path is None:
+        return {}
+    place = Path(path)
+    try:
+        content = read_data(place / SHARDED if is_sharded(place) else place, mapped=True)
+    except UnreadableError:
+        return {}
+    state = content.get(owner) if isinstance(content, dict) else None
+    return state if isinstance(state, dict) else {}
+
+
 def check_checkpoint(path: Path) -> None:
     """Check that a checkpoint exists, of a run, undamaged and data alone, where that is quick to read."""
     if is_sharded(path):

@@ -187,17 +187,15 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-@pytest.mark.parametrize("kind", ["JSONL", "table"])
+@pytest.mark.parametrize("kind", [JSONL, HuggingFaceDataset])
+@pytest.mark.usefixtures("parquet")
 def test_an_answer_that_is_not_one_text_is_refused_with_what_there_is(
-    tmp_path: Path, parquet: Callable[..., str], case: str, kind: str
+    tmp_path: Path, case: str, kind: type[PromptSource]
 ) -> None:
     row, answer, sentence = REFUSED[case]
-    names = {"question": "prompt", "answer": answer}
+    path = write(tmp_path / "a.jsonl", row)
     with pytest.raises(ValueError, match=sentence):
-        if kind == "JSONL":
-            JSONL(write(tmp_path / "a.jsonl", row), **names)
-        else:
-            HuggingFaceDataset(write(tmp_path / "b.jsonl", row), **names)[0]
+        list(kind(path, question="prompt", answer=answer))
 
 
 @pytest.mark.parametrize("number", [Decimal("NaN"), Decimal("Infinity"), np.float32("inf"), np.bool_(True)])

@@ -53,7 +53,8 @@ def fit_in_folder(cli: CLI) -> None:
             preemption.check_no_hpc_checkpoint(cli.run_folder.folder)
         listener.listen()
         try:
-            cli.trainer.fit(**cli.arguments | {"ckpt_path": beginning})
+            cli.trainer.ckpt_path = beginning  # so that set-up knows it, before Lightning loads it
+            cli.trainer.fit(**cli.arguments | {"ckpt_path": None})
         finally:
             listener.leave()
         if listener.stopped and cli.trainer.is_global_zero:

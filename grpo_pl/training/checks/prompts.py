@@ -1,7 +1,8 @@
-"""Checks that prompts go with the model, the rewards and the verifiers."""
+"""Checks that prompts go with the model, the rewards and the verifiers, and with the run that they resume."""
 
 import logging
 from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 from grpo_pl.models.loading import (
     context_length,
@@ -9,6 +10,9 @@ from grpo_pl.models.loading import (
     mended_generation_config,
     vocabulary_size,
 )
+from grpo_pl.prompts.fingerprint import change
+from grpo_pl.prompts.notices import notices
+from grpo_pl.prompts.prompt_set import PromptSet
 from grpo_pl.rewards.base import RewardFunction, Verifier
 from grpo_pl.system.refusal import ConfigError
 from grpo_pl.types import Prompt
@@ -53,6 +57,30 @@ def check_vocabulary(pretrained: str, key: str, prompts: Sequence[Prompt]) -> No
                 f"{key}: a prompt has the token {token}, and the model knows {known}: the "
                 f"tokenizer of {pretrained} is not the model's: give a folder where they fit"
             )
+
+
+def check_prompts(prompts: PromptSet, pretrained: str, ranks: int) -> None:
+    """Refuse prompts that do not fit ranks or model; log how many there are, and what to know of them."""
+    check_enough(prompts.key, len(prompts), ranks)
+    check_vocabulary(pretrained, prompts.key, prompts.rows)
+    log.info(
+        "%s: %d prompts, %d over %d tokens (data.long_prompts: %s)",
+        *(prompts.key, len(prompts), prompts.num_long, prompts.max_prompt_tokens, prompts.long_prompts),
+    )
+    for notice in notices(prompts, eos_token_ids(pretrained)):
+        log.info("! %s", notice)
+
+
+def check_unchanged(
+    state: Mapping[str, Any], now: Mapping[str, PromptSet], on_change: Literal["error", "warn"]
+) -> None:
+    """Compare prompts with those of a checkpoint by the state that their data module has saved in it."""
+    before = state.get("prompts", {})  # checkpoints of old versions have none
+    for name in sorted(before.keys() & now.keys()):
+        if sentence := change(now[name].key, before[name], now[name].fingerprint):
+            if on_change == "error":
+                raise ConfigError(f"{sentence}, or set data.changed_prompts to warn and go on with these")
+            log.warning("! %s", sentence.rpartition(": ")[0])
 
 
 def check_answers(

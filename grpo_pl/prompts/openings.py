@@ -1,0 +1,48 @@
+"""What a prompt opens for the response, such as `<think>`: the response goes on from there."""
+
+import re
+
+_EMPTY_PAIR = re.compile(
+    r"<(?P<xml>\w[\w:.-]*)>\s*</(?P=xml)>"
+    r"|\[(?P<bracket>\w+)\]\s*\[/(?P=bracket)\]"
+    r"|<\|(?:start|begin_of)_(?P<word>\w+)\|>\s*<\|end(?:_of)?_(?P=word)\|>",
+    re.IGNORECASE,
+)
+"""A part of a response that a template shows as empty."""
+_TAG = re.compile(r"<[^<>]*>?|\[[^\[\]]*\]?")
+_OPEN_AT_END = re.compile(r"(?:(?:<\w[\w:.-]*>|\[[A-Z_]+\])\s*)+\Z")
+
+
+def opened_by_template(asked: str, answered: str) -> str:
+    r"""The end of a prompt that belongs to the response: what stands behind the header of its turn.
+
+    Args:
+        asked: The prompt behind the last message, up to the response.
+        answered: The same conversation with its response, between the two.
+
+    Examples: for `("<|assistant|><think>\n", "<|assistant|>")` it is `<think>\n`; the empty thought in
+    `("<|assistant|>", "<|assistant|>\n<think></think>\n")` is not the prompt's, and nothing is opened.
+    """
+    pair = _EMPTY_PAIR.search(answered)
+    header = answered[: pair.start()] if pair else answered
+    common = next((i for i, (a, b) in enumerate(zip(asked, header, strict=False)) if a != b), None)
+    common = min(len(asked), len(header)) if common is None else common
+    if common < len(header):
+        common = _whole_tags(asked, common)
+    opened = asked[common:]
+    return opened if opened.strip() else ""
+
+
+def _whole_tags(text: str, end: int) -> int:
+    """An end that cuts no tag in two, nor a tag from the word behind it: `<|channel|>analysis`."""
+    for tag in _TAG.finditer(text):
+        named = tag.end() == end and text[end : end + 1].isalpha()
+        if tag.start() < end and (end < tag.end() or named):
+            return tag.start()
+    return end
+
+
+def opened_by_text(text: str) -> str:
+    r"""The tags with which a plain text ends: `<think>\n` of `Let me think.\n<think>\n`."""
+    match = _OPEN_AT_END.search(text)
+    return match[0] if match else ""
