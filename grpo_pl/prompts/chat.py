@@ -76,7 +76,7 @@ class Layout:
         """What begins a response in this template, where prompts end without it."""
         begun, answered = self.asked.rstrip(), (self.answered or "").rstrip()
         ignored = self.asked == self.closed and answered.startswith(begun)
-        return answered.removeprefix(begun) if ignored else ""
+        return answered.removeprefix(begun).strip() if ignored else ""
 
 
 @dataclass(kw_only=True)

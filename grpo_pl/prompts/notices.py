@@ -12,8 +12,8 @@ def notices(prompts: PromptSet, ends: Collection[int]) -> Iterator[str]:
     if opened := sorted({prompt.opened for prompt in rows} - {""}):
         texts = " or ".join(map(repr, opened))
         yield (
-            f"data.format: prompts of {key} open {texts} for the response, which goes on from there; "
-            "Format and Judge read it with the response, unless their `opened` is false"
+            f"data.format: prompts of {key} open {texts} for the response, which goes on from there; Judge "
+            "and Format (unless its `opened` is false) read it before the response, other rewards do not"
         )
     if not format.use_chat_template and (appended := appended_tokens(tokenizer)):
         yield (

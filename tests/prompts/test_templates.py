@@ -113,13 +113,13 @@ def test_a_prompt_knows_what_its_own_conversation_has_opened(tmp_path: Path) -> 
     closing = begins(HEADER + "<think>\n{% if '/no_think' in messages[0].content %}\n</think>\n{% endif %}")
     system = [{"role": "system", "content": "/no_think"}, {"role": "user", "content": "2+3"}]
     rows = prompts_of(tmp_path, chat(closing), made(), "2+3", system, system[1:]).rows
-    assert [row.opened for row in rows] == ["<think>\n", "<think>\n\n</think>\n", "<think>\n"]
+    assert [row.opened for row in rows] == ["<think>\n", "<think>\n</think>\n", "<think>\n"]
 
 
 def test_a_template_that_takes_no_answers_still_opens_its_tags(tmp_path: Path) -> None:
     asks_only = "{% for m in messages %}{% if m.role == 'assistant' %}{{ raise_exception('no') }}{% endif %}"
-    format = chat(asks_only + "{{ m.content }}{% endfor %}\nAssistant: <think>\n")
-    assert prompts_of(tmp_path, format, made()).rows[0].opened == "<think>\n"
+    format = chat(asks_only + "{{ m.content }}{% endfor %}\nAssistant: <think>")
+    assert prompts_of(tmp_path, format, made()).rows[0].opened == "<think>"
 
 
 def test_a_template_variable_decides_what_is_opened(tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_a_response_does_not_begin_behind_a_token_that_the_tokenizer_appends(
     assert "the tokenizer ends every text in '" + behind.replace(" ", "") in said
 
 
-def test_add_eos_token_of_transformers_ends_no_prompt(tmp_path: Path, smollm: Path) -> None:
+def test_a_real_tokenizer_made_to_append_its_end_ends_no_prompt(smollm: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(smollm)
     ids = ChatFormat(**PLAIN).encode("2+3", tokenizer)
     backend = tokenizer.backend_tokenizer
@@ -172,7 +172,6 @@ NOTICES = {
     "turns that end the sequence": Said(
         chat("{% for m in messages %}{{ m.content }}</s>{% endfor %}"), "1 of 1 prompts .* end in '</s>'"
     ),
-    "a header behind the end": Said(chat(TURNS + "</s>" + HEADER), ""),
     "text that ends the sequence": Said(
         ChatFormat(use_chat_template=False, question_template="{question}</s>"), "prompts .* end in '</s>'"
     ),
@@ -213,7 +212,7 @@ def test_a_template_that_leaves_the_question_out_is_refused(tmp_path: Path) -> N
         prompts_of(tmp_path, chat(parts), made())
 
 
-def test_a_given_day_is_the_same_every_day_and_no_other_word_is_one(tmp_path: Path) -> None:
+def test_a_given_day_is_the_same_every_day_and_no_other_word_is_one() -> None:
     tokenizer = made()
     format = chat("{{ strftime_now('%d %b %Y') }}" + CHATML, date="2026-01-31")
     assert tokenizer.decode(format.encode("2+3", tokenizer)).startswith("31 Jan 2026<|im_start|>")
