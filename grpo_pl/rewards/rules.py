@@ -103,16 +103,20 @@ class Format(RewardFunction):
     Args:
         pattern: The regular expression. A repeat inside of a repeat can take exponential time.
         full_match: Whether the whole response must match, rather than a part of it.
+        opened: Read what the prompt has opened for the response before it: where a chat template ends in
+            `<think>`, the response has no such tag of its own.
     """
 
-    def __init__(self, pattern: str, *, full_match: bool = True, **kwargs: Any) -> None:
+    def __init__(self, pattern: str, *, full_match: bool = True, opened: bool = True, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         expression = compiled("pattern", pattern)
         self._match = expression.fullmatch if full_match else expression.search
+        self.opened = opened
 
     @override
     def score(self, samples: Sequence[Sample]) -> list[float]:
-        return [float(self._match(sample.response) is not None) for sample in samples]
+        texts = [sample.prompt.opened * self.opened + sample.response for sample in samples]
+        return [float(self._match(text) is not None) for text in texts]
 
 
 @final

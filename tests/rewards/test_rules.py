@@ -178,6 +178,20 @@ def test_format_matches_the_whole_response_across_lines():
     assert scores(Format("x", full_match=False), "") == 0.0
 
 
+@pytest.mark.parametrize("opened", ["<think>\n", "<think>\n\n</think>\n\n", "<reasoning>"])
+def test_format_reads_what_the_prompt_has_opened_unless_told_not_to(opened):
+    tag = re.match("<(.*?)>", opened)[1]
+    whole = rf"<{tag}>.*?</{tag}>\s*<answer>.*?</answer>"
+    response = "<answer>5</answer>" if "/" in opened else f"so</{tag}>\n<answer>5</answer>"
+    prompt = Prompt(token_ids=[1], text="2+3", answer="5", opened=opened)
+    sample = Sample(prompt=prompt, response=response, response_tokens=1, truncated=False)
+    assert Format(whole).score([sample]) == [1.0]
+    assert Format(whole, opened=False).score([sample]) == [0.0]
+    assert Format(rf"[^<]*(</{tag}>\s*)?<answer>.*", opened=False).score([sample]) == [1.0]
+    sample.response = "5"
+    assert Format(whole).score([sample]) == [0.0]
+
+
 def test_a_bad_pattern_is_refused_by_name():
     with pytest.raises(ValueError, match=r"^pattern='\(': expected a regular expression \(missing \)"):
         Format("(")
