@@ -285,6 +285,8 @@ class SampleRecord:
     """One response with its rewards, for tables and files that people read."""
 
     prompt: str
+    messages: list[dict[str, str]] = field(default_factory=list)
+    """The conversation that ends with `prompt`; empty where that is all."""
     answer: str
     response: str
     response_tokens: int

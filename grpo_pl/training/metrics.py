@@ -58,6 +58,7 @@ def sample_records(
     return [
         SampleRecord(
             prompt=sample.prompt.text,
+            messages=sample.prompt.messages if len(sample.prompt.messages) > 1 else [],
             answer=sample.prompt.answer,
             response=sample.response,
             response_tokens=sample.response_tokens,

@@ -107,6 +107,23 @@ def test_recorded_responses_are_verified_again(make: Make, tmp_path: Path) -> No
     assert sorted((row["chosen"], row["rejected"]) for row in found) == [("7", "a"), ("7", "b")]
 
 
+def test_conversations_with_the_same_last_message_are_not_mixed_and_written_whole(
+    make: Make, tmp_path: Path
+) -> None:
+    def line(topic: str, response: str) -> str:
+        first, last = ({"role": "user", "content": text} for text in (topic, "go on"))
+        turns = [first, {"role": "assistant", "content": "yes?"}, last]
+        known = {"prompt": "go on", "messages": turns, "answer": "", "response_tokens": 1, "truncated": False}
+        return json.dumps(known | {"response": response}) + "\n"
+
+    file = tmp_path / "samples.jsonl"
+    file.write_text(line("a", "a7") + line("a", "aa") + line("b", "b7") + line("b", "bb"))
+    found = rows(make("pairs", "--samples", file))
+    pairs = {(row["prompt"][0]["content"], row["chosen"], row["rejected"]) for row in found}
+    assert pairs == {("a", "a7", "aa"), ("b", "b7", "bb")}
+    assert all([turn["content"] for turn in row["prompt"]][1:] == ["yes?", "go on"] for row in found)
+
+
 def test_an_unverifiable_response_is_in_no_pair() -> None:
     prompts = [Prompt(token_ids=[1], text=t, answer=a) for t, a in (("q", "5"), ("r", "none"))]
     samples = [

@@ -69,7 +69,9 @@ def recorded(path: Path) -> list[Sample]:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         return [
             Sample(
-                prompt=Prompt(token_ids=[], text=row["prompt"], answer=row["answer"]),
+                prompt=Prompt(
+                    token_ids=[], text=row["prompt"], answer=row["answer"], messages=row.get("messages", [])
+                ),
                 response=row["response"],
                 response_tokens=row["response_tokens"],
                 truncated=row["truncated"],
@@ -87,20 +89,32 @@ def verdicts(verifier: Verifier, samples: Sequence[Sample]) -> Sequence[float | 
     return score_samples({"verifier": verifier}, samples).by_name["verifier"]
 
 
+def conversation(prompt: Prompt) -> str | list[dict[str, str]]:
+    """A prompt as files hold it: its text, or the whole conversation where it has more messages."""
+    return prompt.messages if len(prompt.messages) > 1 else prompt.text
+
+
+def key_of(prompt: str | list[dict[str, str]]) -> str:
+    """Tells a prompt from others: two conversations may end with the same message."""
+    return prompt if isinstance(prompt, str) else json.dumps(prompt)
+
+
 def make_pairs(samples: Sequence[Sample], verifier: Verifier, most: int) -> list[Row]:
     """For each prompt, up to `most` pairs of a right and a wrong response, no two pairs alike."""
-    by_prompt: dict[tuple[str, str], dict[str, float]] = {}
+    by_prompt: dict[tuple[str, str], tuple[Prompt, dict[str, float]]] = {}
     for sample, score in zip(samples, verdicts(verifier, samples), strict=True):
         if score is not None:
-            by_prompt.setdefault((sample.prompt.text, sample.prompt.answer), {})[sample.response] = score
+            key = key_of(conversation(sample.prompt)), sample.prompt.answer
+            by_prompt.setdefault(key, (sample.prompt, {}))[1][sample.response] = score
     rows = []
-    for (prompt, answer), responses in by_prompt.items():
+    for (asked, answer), (prompt, responses) in by_prompt.items():
         right = [response for response, score in responses.items() if score > 0.5]
         wrong = [response for response, score in responses.items() if score <= 0.5]
         pairs = list(product(right, wrong))
-        for i in permutation(len(pairs), derive_seed("pairs", prompt))[:most]:
+        for i in permutation(len(pairs), derive_seed("pairs", asked))[:most]:
             chosen, rejected = pairs[i]
-            rows.append({"prompt": prompt, "chosen": chosen, "rejected": rejected, "answer": answer})
+            row = {"prompt": conversation(prompt), "chosen": chosen, "rejected": rejected, "answer": answer}
+            rows.append(row)
     return rows
 
 
@@ -118,7 +132,7 @@ def label_steps(
     seen: dict[tuple[str, str], int] = {}
     for n, sample in enumerate(samples):
         if final[n] is not None and sample.response.strip():
-            seen.setdefault((sample.prompt.text, sample.response), n)
+            seen.setdefault((key_of(conversation(sample.prompt)), sample.response), n)
     prefixes: list[tuple[int, int, Prompt]] = []
     for n in seen.values():
         prompt, response_ids = samples[n].prompt, rollout.token_ids[n][rollout.loss_mask[n]].tolist()
@@ -134,7 +148,7 @@ def label_steps(
         begins = [0, *ends[:-1]]
         rows.append(
             {
-                "prompt": samples[n].prompt.text,
+                "prompt": conversation(samples[n].prompt),
                 "completions": [samples[n].response[a:b] for a, b in zip(begins, ends, strict=True)],
                 "labels": [*labels.get(n, []), final[n]],
                 "answer": samples[n].prompt.answer,
@@ -171,7 +185,7 @@ def write(rows: Sequence[Row], out: Path, val_share: float) -> dict[str, int]:
     """Write OUT/train.jsonl and OUT/val.jsonl; returns how many rows each has."""
     files: dict[str, list[Row]] = {"train": [], "val": []}
     for row in rows:
-        held_out = derive_seed("val", row["prompt"]) % 1000 < round(1000 * val_share)
+        held_out = derive_seed("val", key_of(row["prompt"])) % 1000 < round(1000 * val_share)
         files["val" if held_out else "train"].append(row)
     out.mkdir(parents=True, exist_ok=True)
     for name, part in files.items():
