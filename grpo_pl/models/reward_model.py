@@ -1,18 +1,20 @@
 """Reward models: a trained model's score of a response, or of each of its steps."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Float, Int
+from jinja2 import TemplateError
 from torch import Tensor, nn
 from typing_extensions import override
 
+from grpo_pl.models.conversation import as_text
 from grpo_pl.models.loading import RewardKind, context_length, load_reward_model, load_tokenizer
 from grpo_pl.system.atomic_files import partial_of, remove
 from grpo_pl.system.precision import DType
-from grpo_pl.system.refusal import ArgumentError
+from grpo_pl.system.refusal import ArgumentError, ConfigError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -57,18 +59,27 @@ class ResponseEncoder:
             )
         return cls(tokenizer, context_length(pretrained))
 
-    def __call__(self, prompt: str, response: str) -> EncodedResponse:
-        """The tokens of a prompt and its response, not truncated.
+    def __call__(self, prompt: str | Sequence[Mapping[str, str]], response: str) -> EncodedResponse:
+        """The tokens of a prompt, a user's text or a whole conversation, and its response, not truncated.
 
-        With a chat template the prompt is the user's turn and the response the assistant's, unchanged even
-        where the template would trim it or cut its reasoning out. Without a template the text is the prompt,
-        a line end and the response.
+        With a chat template the response is the assistant's turn behind the prompt's, unchanged even where
+        the template would trim it or cut its reasoning out. Without a template the text is the prompt, a line
+        end and the response.
         """
-        before, after = f"{prompt}\n", ""
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        before, after = f"{as_text(messages)}\n", ""
         templated = self.tokenizer.chat_template is not None
         if templated:
-            turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": _RESPONSE}]
-            before, _, after = self.tokenizer.apply_chat_template(turns, tokenize=False).rpartition(_RESPONSE)
+            turns = [*messages, {"role": "assistant", "content": _RESPONSE}]
+            try:
+                whole = self.tokenizer.apply_chat_template(turns, tokenize=False)
+            except TemplateError as error:
+                roles = ", ".join(message["role"] for message in turns)
+                raise ConfigError(
+                    f"the chat template of the reward model refuses messages of {roles} ({error}): give a "
+                    "reward model that reads the data's conversations"
+                ) from error
+            before, _, after = whole.rpartition(_RESPONSE)
         encoded = self.tokenizer(
             before + response + after, add_special_tokens=not templated, return_offsets_mapping=True
         )

@@ -112,7 +112,7 @@ class BradleyTerry(RewardObjective):
                 raise ConfigError(
                     f"column {column!r} holds {response!r:.60}, expected the text of a response"
                 )
-            token_ids = encode(row.text, response).token_ids
+            token_ids = encode(row.messages or row.text, response).token_ids
             pair.append(LabeledResponse(token_ids=token_ids, judged=[len(token_ids) - 1], labels=[label]))
         return pair
 
@@ -161,7 +161,7 @@ class StepLabels(RewardObjective):
             )
         texts = [step + self.separator for step in steps[:-1]] + [steps[-1]]
         ends = [len("".join(texts[: i + 1])) for i in range(len(texts))]
-        encoded = encode(row.text, "".join(texts))
+        encoded = encode(row.messages or row.text, "".join(texts))
         label_at = {encoded.last_token(end): float(n) for end, n in zip(ends, labels, strict=True)}
         return [LabeledResponse(token_ids=encoded.token_ids, judged=[*label_at], labels=[*label_at.values()])]
 

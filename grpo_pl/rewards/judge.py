@@ -15,6 +15,7 @@ from urllib.request import Request, urlopen
 from typing_extensions import override
 
 from grpo_pl.models.builder import Place
+from grpo_pl.models.conversation import as_text
 from grpo_pl.rewards.base import RewardError, RewardFunction, advice, describe
 from grpo_pl.rewards.patterns import compiled
 from grpo_pl.system.addresses import is_address
@@ -54,7 +55,8 @@ class Judge(RewardFunction):
         url: Address of the server up to its version, such as `http://localhost:8000/v1`.
         model: Name of the judge on that server.
         template: The judge's prompt; `{question}`, `{answer}` and `{response}` are filled in, other braces
-            are literal.
+            are literal. The question is the data's: of a conversation each message behind its role. The
+            response begins with what the policy's prompt had opened for it, such as `<think>`.
         pattern: Regular expression of the number in the reply: its group if it has one, else the match; the
             last match counts.
         api_key_variable: Environment variable that holds the API key; null sends none.
@@ -134,7 +136,12 @@ class Judge(RewardFunction):
 
     def _ask(self, sample: Sample) -> str:
         """The judge's reply."""
-        texts = {"question": sample.prompt.text, "answer": sample.prompt.answer, "response": sample.response}
+        prompt = sample.prompt
+        texts = {
+            "question": as_text(prompt.messages) or prompt.text,
+            "answer": prompt.answer,
+            "response": prompt.opened + sample.response,
+        }
         question = _FIELDS.sub(lambda field: texts[field[1]], self.template)  # once: texts may hold braces
         body = {"model": self.model, "temperature": 0, "messages": [{"role": "user", "content": question}]}
         reply = self._post(json.dumps(body).encode())

@@ -79,7 +79,7 @@ class _ModelReward(RewardFunction):
         """Each sample's tokens and the score after each of them."""
         assert self.model is not None, "build() comes first"
         device = next(self.model.parameters()).device
-        encoded = [self.model.encode(sample.prompt.text, sample.response) for sample in samples]
+        encoded = [self.model.encode(s.prompt.messages or s.prompt.text, s.response) for s in samples]
         lengths = [len(sequence.token_ids) for sequence in encoded]
         if max(lengths, default=0) > (context := self.model.encode.context):
             raise ConfigError(

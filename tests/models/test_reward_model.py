@@ -100,6 +100,37 @@ def test_without_a_template_the_response_follows_on_a_new_line(process_model: Pa
     assert encoded.spans[-1][1] == 2
 
 
+TURNS = [
+    {"role": "system", "content": "s"},
+    {"role": "user", "content": "q"},
+    {"role": "assistant", "content": "a"},
+    {"role": "user", "content": "r"},
+]
+
+
+def test_a_conversation_is_read_whole_with_and_without_a_template(process_model: Path) -> None:
+    model = RewardModel.load(str(process_model), "process", "float32")
+    tokenizer = model.encode.tokenizer
+    assert tokenizer.decode(model.encode(TURNS, "so").token_ids) == (
+        "<|im_start|>system\ns<|im_end|>\n<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\na<|im_end|>\n"
+        "<|im_start|>user\nr<|im_end|>\n<|im_start|>assistant\nso<|im_end|>\n"
+    )
+    assert model.encode(TURNS[1:2], "so") == model.encode("q", "so")
+    tokenizer.chat_template = None
+    text = "System: s\n\nUser: q\n\nAssistant: a\n\nUser: r\nso"
+    assert tokenizer.decode(model.encode(TURNS, "so").token_ids) == text
+
+
+def test_a_conversation_that_the_template_refuses_is_named_by_its_roles(process_model: Path) -> None:
+    model = RewardModel.load(str(process_model), "process", "float32")
+    refusal = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    model.encode.tokenizer.chat_template = refusal
+    with pytest.raises(
+        ValueError, match=r"refuses messages of system, user, .* \(no system\): give a reward"
+    ):
+        model.encode(TURNS, "so")
+
+
 @few
 @given(prompt=TEXTS, response=TEXTS)
 def test_every_character_of_a_response_has_a_last_token(

@@ -108,6 +108,26 @@ def test_the_request_is_a_chat_completion_at_temperature_0(server: Server) -> No
     ]
 
 
+def test_the_judge_reads_the_whole_conversation_and_the_thought_that_the_prompt_has_opened(
+    server: Server,
+) -> None:
+    turns = [
+        {"role": "system", "content": "Add."},
+        {"role": "user", "content": "1+{answer}"},
+        {"role": "assistant", "content": "2"},
+        {"role": "user", "content": "2+3"},
+    ]
+    prompt = Prompt(token_ids=[1], text="2+3", answer="5", messages=turns, opened="<think>\n")
+    shown = Sample(prompt=prompt, response="sum</think>5", response_tokens=3, truncated=False)
+    judge(server, template="{question}|{response}").score([shown])
+    prompt.messages = turns[-1:]
+    judge(server, template="{question}|{response}").score([shown])
+    whole, single = (request["messages"][0]["content"] for request in server.requests)
+    conversation = "System: Add.\n\nUser: 1+{answer}\n\nAssistant: 2\n\nUser: 2+3"
+    assert whole == f"{conversation}|<think>\nsum</think>5"
+    assert single == "2+3|<think>\nsum</think>5"
+
+
 def test_the_default_template_asks_for_what_the_default_pattern_reads(server: Server) -> None:
     server.answer = lambda _: "It is right.\nScore: 0.75"
     judge = Judge(server.url, "wise")

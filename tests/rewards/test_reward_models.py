@@ -52,6 +52,18 @@ def test_outcomes_are_the_logits_of_transformers_however_they_are_batched(
     assert reward.score(samples()) == pytest.approx(expected, abs=1e-4)
 
 
+def test_a_reward_model_scores_the_whole_conversation(outcome_model: Path) -> None:
+    reward = OutcomeRewardModel(str(outcome_model))
+    reward.build(whole)
+    plain, conversation = samples()[0], samples()[0]
+    turn = {"role": "user", "content": plain.prompt.text}
+    plain.prompt = replace(plain.prompt, messages=[turn])
+    conversation.prompt = replace(plain.prompt, messages=[{"role": "system", "content": "Be kind."}, turn])
+    same, single, other = reward.score([samples()[0], plain, conversation])
+    assert single == pytest.approx(same)
+    assert abs(other - same) > 1e-4
+
+
 def test_the_sigmoid_link_bounds_the_score(outcome_model: Path) -> None:
     plain, bounded = (OutcomeRewardModel(str(outcome_model), link=link) for link in ("none", "sigmoid"))
     plain.build(whole)
