@@ -72,8 +72,8 @@ class PromptSet:
                     )
                 if is_long and long_prompts == "drop":
                     continue
-                prompt = _prompt(question, ids[-max_prompt_tokens:], format)
-                self.rows.append(replace(prompt, opened=opened(_system(question))))
+                as_opened = opened(_system(question))
+                self.rows.append(_prompt(question, ids[-max_prompt_tokens:], format, as_opened))
         if not self.rows:
             raise ConfigError(
                 f"{key}: all {total} rows are longer than {max_prompt_tokens} tokens and were dropped; "
@@ -100,12 +100,13 @@ def _system(question: Question) -> str | None:
     return first["content"] if first.get("role") == "system" else None
 
 
-def _prompt(question: Question, token_ids: list[int], format: ChatFormat) -> Prompt:
+def _prompt(question: Question, token_ids: list[int], format: ChatFormat, opened: str) -> Prompt:
     return Prompt(
         token_ids=token_ids,
         text=question.text,
         answer=question.answer,
         messages=question.messages or [{"role": "user", "content": question.text}],
+        opened=opened,
         templated=format.use_chat_template,
         answer_column=question.answer_column,
         metadata=question.metadata,
