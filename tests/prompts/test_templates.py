@@ -144,13 +144,11 @@ def test_a_response_does_not_begin_behind_a_token_that_the_tokenizer_appends(
 
 
 def test_a_real_tokenizer_made_to_append_its_end_ends_no_prompt(smollm: Path) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(smollm)
-    ids = ChatFormat(**PLAIN).encode("2+3", tokenizer)
-    backend = tokenizer.backend_tokenizer
-    eos = (tokenizer.eos_token, tokenizer.eos_token_id)
-    backend.post_processor = processors.TemplateProcessing(single=f"$A {eos[0]}", special_tokens=[eos])
-    assert tokenizer("2+3")["input_ids"] == [*ids, eos[1]]
-    assert ChatFormat(**PLAIN).encode("2+3", tokenizer) == ids
+    plain = ChatFormat(**PLAIN)
+    ids = plain.encode("2+3", AutoTokenizer.from_pretrained(smollm))
+    tokenizer = AutoTokenizer.from_pretrained(smollm, add_eos_token=True)
+    assert tokenizer("2+3")["input_ids"] == [*ids, tokenizer.eos_token_id]
+    assert plain.encode("2+3", tokenizer) == ids
 
 
 @dataclass
