@@ -40,6 +40,6 @@ def notices(prompts: PromptSet, ends: Collection[int]) -> Iterator[str]:
         )
     if format.shows_today(tokenizer):
         yield (
-            "data.format: the chat template shows today's date, so that a run that is resumed on another day "
-            "has other prompts; set data.format.date to a day such as 2026-01-31"
+            f"data.format: the chat template shows today's date in prompts of {key}, so that a run that is "
+            "resumed on another day has others; set data.format.date to a day such as 2026-01-31"
         )

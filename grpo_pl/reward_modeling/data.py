@@ -1,7 +1,10 @@
 """RewardDataModule: labelled responses in, micro-batches of examples out."""
 
+import hashlib
 import logging
-from typing import Literal, Protocol, cast
+from array import array
+from collections.abc import Sequence
+from typing import Any, Literal, Protocol, cast
 
 from rich.progress import track
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, DistributedSampler, Subset
@@ -12,6 +15,7 @@ from grpo_pl.models.reward_model import ResponseEncoder
 from grpo_pl.prompts.prompt_set import ROWS_WORTH_A_PROGRESS_BAR
 from grpo_pl.prompts.sources import PromptSource
 from grpo_pl.reward_modeling.objectives import LabeledBatch, LabeledResponse, RewardObjective
+from grpo_pl.runs.safe_loading import state_of
 from grpo_pl.system.refusal import ArgumentError, ConfigError, check_at_least
 from grpo_pl.training.checks.schedule import check_trainer_numbers
 from grpo_pl.training.ranks import AttachedDataModule
@@ -42,6 +46,7 @@ class RewardDataModule(AttachedDataModule):
         batch_size: Examples (pairs, or responses with labelled steps) in a micro-batch.
         max_tokens: The longest response with its prompt, in tokens; null for the model's context.
         long_examples: What to do with longer ones: refuse the data, or drop them (counted).
+        changed_examples: Whether to refuse a run that resumes with other examples, or warn.
         seed: Seed of the order of examples and of the choice of old ones.
     """
 
@@ -55,6 +60,7 @@ class RewardDataModule(AttachedDataModule):
         batch_size: int = 8,
         max_tokens: int | None = None,
         long_examples: Literal["error", "drop"] = "error",
+        changed_examples: Literal["error", "warn"] = "error",
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -64,7 +70,9 @@ class RewardDataModule(AttachedDataModule):
         self.train, self.val, self.replay, self.replay_share = train, val, replay, replay_share
         self.pretrained, self.batch_size, self.seed = pretrained, batch_size, seed
         self.max_tokens, self.long_examples = max_tokens, long_examples
+        self.changed_examples = changed_examples
         self.sets: dict[str, Dataset[LabeledExample]] = {}
+        self._digests: dict[str, str] = {}
 
     @override
     def setup(self, stage: str) -> None:
@@ -85,6 +93,8 @@ class RewardDataModule(AttachedDataModule):
                 log.info("data.replay: %d of %d examples beside %d new ones", count, len(old), len(new))
         if self.val is not None:
             self.sets["val"] = cast("Dataset[LabeledExample]", self._read("val", self.val, encode))
+        if stage == "fit" and self.changed_examples == "error":  # before the model is built
+            self._compare(state_of(type(self).__qualname__, self._trainer.ckpt_path))
 
     def _read(self, name: str, source: PromptSource, encode: ResponseEncoder) -> list[LabeledExample]:
         objective = cast(HasRewardObjective, self._trainer.lightning_module).objective
@@ -105,6 +115,7 @@ class RewardDataModule(AttachedDataModule):
                     f"data.{name}: row {row} has {length} tokens, more than {limit}: raise data.max_tokens "
                     f"(the model reads {encode.context}) or set data.long_examples to drop"
                 )
+        self._digests[name] = digest(examples)
         dropped = len(source) - len(examples)
         if not examples:
             raise ConfigError(f"data.{name}: all {dropped} rows are longer than {limit} tokens")
@@ -112,6 +123,26 @@ class RewardDataModule(AttachedDataModule):
             "data.%s: %d examples, %d longer than %d tokens dropped", name, len(examples), dropped, limit
         )
         return examples
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        """What tells these examples from others."""
+        return {"examples": self._digests}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if "train" in self.sets:  # `validate` may read what it wants
+            self._compare(state_dict)
+
+    def _compare(self, state: dict[str, Any]) -> None:
+        for name, before in state.get("examples", {}).items():
+            if before != self._digests.get(name, before):
+                wrong = f"data.{name}: its examples are not those that the checkpoint was trained on"
+                if self.changed_examples == "error":
+                    raise ConfigError(
+                        f"{wrong}: give back the data, or set data.changed_examples to warn and go on"
+                    )
+                log.warning("! %s", wrong)
 
     @override
     def train_dataloader(self) -> DataLoader[LabeledExample]:
@@ -133,6 +164,16 @@ class RewardDataModule(AttachedDataModule):
         return DataLoader(
             self.sets[name], batch_size=self.batch_size, sampler=sampler, collate_fn=LabeledBatch.collate
         )
+
+
+def digest(examples: Sequence[LabeledExample]) -> str:
+    """Tells examples, as the model reads them and in their order, from others."""
+    hashed = hashlib.blake2b(digest_size=16)
+    for example in examples:
+        for response in example:
+            hashed.update(array("q", [len(response.token_ids), *response.token_ids]).tobytes())
+            hashed.update(repr((response.judged, response.labels)).encode())
+    return hashed.hexdigest()
 
 
 def replay_count(new: int, old: int, share: float) -> int:

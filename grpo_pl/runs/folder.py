@@ -32,7 +32,7 @@ from grpo_pl.system.refusal import ConfigError
 
 FREE = (
     *("resume", "trainer.default_root_dir", "trainer.max_epochs", "trainer.max_steps"),
-    "data.changed_prompts",
+    *("data.changed_prompts", "data.changed_examples"),
 )
 """Settings that may differ when an unfinished run resumes: they do not change what an iteration does."""
 

@@ -1,11 +1,13 @@
 """Chat templates and tokenizers as models bring them: what they open, append, leave out and date."""
 
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.commands import Fit
 from helpers.questions import write
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -217,3 +219,13 @@ def test_a_given_day_is_the_same_every_day_and_no_other_word_is_one() -> None:
     for wrong in ("tomorrow", "2026-02-30", "31.1.2026", ""):
         with pytest.raises(ValueError, match=rf"^date={wrong}: expected a day such as 2026-01-31"):
             ChatFormat(date=wrong)
+
+
+def test_a_run_says_at_its_start_what_its_template_opens(
+    fit: Fit, capsys: pytest.CaptureFixture[str]
+) -> None:
+    template = json.dumps({"chat_template": begins(HEADER + "<think>\n")})
+    fit("--data.format.template_kwargs", template, "--trainer.max_epochs", 1, "--data.val", "null")
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("! data.format")]
+    assert len(lines) == 1
+    assert r"prompts of data.train open '<think>\n' for the response" in lines[0]

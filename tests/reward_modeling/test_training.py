@@ -1,6 +1,7 @@
 """Reward models trained by the command line, on the tiny model."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -76,6 +77,22 @@ def train(tiny_model: Path, data: Path, tmp_path_factory: pytest.TempPathFactory
 @pytest.fixture(scope="module")
 def runs(train: Train) -> dict[str, Path]:
     return {kind: train(kind) for kind in ("pairs", "steps")}
+
+
+def test_examples_that_changed_are_refused_when_a_run_resumes(
+    runs: dict[str, Path], train: Train, tmp_path: Path, refused: Refused
+) -> None:
+    folder = shutil.copytree(runs["pairs"], tmp_path / "run", symlinks=True)
+    epochs = len(rows(folder))
+    swapped = [pair(i) for i in range(23)] + [pair(23) | {"chosen": "23", "rejected": "number"}]
+    other = "--data.train.path", write(tmp_path / "other.jsonl", swapped)
+    onward = "--ckpt_path", "last", "--trainer.max_epochs", epochs
+    assert "data.train: its examples are not those that the checkpoint was trained on: give back" in refused(
+        train, "pairs", *onward, *other, root=folder
+    )
+    same = "--data.train.path", write(tmp_path / "same.jsonl", [pair(i) for i in range(24)])
+    train("pairs", *onward, *same, root=folder)
+    train("pairs", *onward, "--data.changed_examples", "warn", *other, root=folder)
 
 
 @pytest.mark.parametrize("kind", ["pairs", "steps"])
