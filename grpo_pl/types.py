@@ -33,9 +33,7 @@ S = TypeVar("S", bound="Sequences")
 
 @dataclass(kw_only=True)
 class Prompt:
-    """One question, as the engine reads it.
-
-    Life cycle: made by the DataModule, kept by the rollout, read by rewards.
+    """One question, as the engine reads it: made by the DataModule, kept by the rollout, read by rewards.
 
     Example: `Prompt(token_ids=[5, 6], text="What is 2 + 3?", answer="5", seed=17)`.
     """
