@@ -33,7 +33,7 @@ class HasDigit(Verifier):
 def make(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Make:
     def run(kind: str, *arguments: object) -> Path:
         out = tmp_path_factory.mktemp("data") / kind
-        verifier = json.dumps({"digit": {"class_path": f"{__name__}.HasDigit"}})
+        verifier = json.dumps({"*": None, "digit": {"class_path": f"{__name__}.HasDigit"}})
         config = ("--config", ROOT / "configs" / "tiny.yaml", "--pretrained", tiny_model)
         sampled = ("--data.sampling.max_tokens", 6, "--model.verifiers", verifier)
         said = [kind, out, "--prompts", 40, "--val-share", 0.25, *config, *sampled, *arguments]
