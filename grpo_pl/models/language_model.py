@@ -1,14 +1,16 @@
 """The policy and the reference: log-probabilities of response tokens, without logits of a whole batch."""
 
-from typing import TYPE_CHECKING, Literal, NamedTuple, cast, final
+from typing import TYPE_CHECKING, Literal, NamedTuple, final
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from typing_extensions import override
 
 from grpo_pl.models.builder import ModelBuilder
+from grpo_pl.models.heads import Head, LayerHead, trunk_of
 from grpo_pl.models.loading import load_language_model, transformer_blocks
 from grpo_pl.models.logprobs import Entropy, chunked_logprobs
+from grpo_pl.models.own_forward import fitting_head
 from grpo_pl.models.packing import check_can_pack, checked_row_tokens, hidden_before_each_token
 from grpo_pl.system.precision import DType
 from grpo_pl.system.refusal import about, check_at_least
@@ -36,13 +38,22 @@ class LanguageModel(nn.Module):
     """A causal language model that answers with log-probabilities; its logits never leave it."""
 
     def __init__(
-        self, language_model: "PreTrainedModel", chunk_tokens: int, row_tokens: int | None = None
+        self,
+        language_model: "PreTrainedModel",
+        chunk_tokens: int,
+        row_tokens: int | None = None,
+        head: type[Head] = LayerHead,
     ) -> None:
         super().__init__()
         self.language_model = language_model
-        self.chunk_tokens, self.row_tokens = chunk_tokens, row_tokens
+        self.chunk_tokens, self.row_tokens, self._head = chunk_tokens, row_tokens, head
         self.padding = 0.0
         """The share of padding in the last forward's positions."""
+
+    @property
+    def head(self) -> Head:
+        """The way from the states to the logits."""
+        return self._head.of(self.language_model)
 
     @override
     def forward(
@@ -53,10 +64,10 @@ class LanguageModel(nn.Module):
         entropy: Entropy | None = None,
     ) -> TokenLogprobs:
         """Log-probability (and entropy) of each masked token, at the temperature it was sampled with."""
-        trunk = cast("PreTrainedModel", self.language_model.base_model)
+        trunk = trunk_of(self.language_model)
         chosen, self.padding = hidden_before_each_token(trunk, token_ids, loss_mask, self.row_tokens)
         logprobs, entropies = chunked_logprobs(
-            chosen, token_ids[loss_mask], self.language_model, temperature, self.chunk_tokens, entropy
+            chosen, token_ids[loss_mask], self.head, temperature, self.chunk_tokens, entropy
         )
         return TokenLogprobs(
             at_each_token(logprobs, loss_mask),
@@ -104,9 +115,10 @@ class CausalLM(ModelBuilder):
         with about(self):
             model = load_language_model(self.pretrained, self.dtype, self.attention)
             check_can_pack(model, self.row_tokens)
+            head = fitting_head(model.train(), self.pretrained, self.row_tokens)
         if self.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if self.compile is not None:
             for block in transformer_blocks(model):
                 block.compile(backend=self.compile, dynamic=True)
-        return LanguageModel(model.train(), self.chunk_tokens, self.row_tokens)
+        return LanguageModel(model, self.chunk_tokens, self.row_tokens, head)

@@ -208,7 +208,7 @@ def _load_config_without_dropout(pretrained: str) -> "PretrainedConfig":
     """The configuration with every dropout at 0: with it, no two passes would agree."""
     config = load_config(pretrained)
     for key, value in vars(config.get_text_config()).items():
-        if ("dropout" in key or key.endswith("pdrop")) and isinstance(value, float):
+        if ("dropout" in key or key.endswith(("pdrop", "layerdrop"))) and isinstance(value, float):
             setattr(config.get_text_config(), key, 0.0)
     return config
 

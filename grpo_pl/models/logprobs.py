@@ -1,18 +1,16 @@
 """Log-probabilities from hidden states, chunk by chunk: logits of a whole batch never exist."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch import Tensor
 from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 from typing_extensions import override
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from grpo_pl.models.heads import Head, LayerHead
 
 FLOAT_ROWS = 16
 """Rows of logits in float32 at a time, 3 MB with 49,152 tokens in the vocabulary."""
@@ -23,29 +21,24 @@ Entropy = Literal["value", "gradient"]
 def chunked_logprobs(
     hidden: Float[Tensor, "M H"],
     targets: Int[Tensor, "M"],
-    language_model: "PreTrainedModel",
+    head: Head,
     temperature: float,
     chunk_tokens: int,
     entropy: Entropy | None,
 ) -> tuple[Float[Tensor, "M"], Float[Tensor, "M"] | None]:
     """Log-probability of each target and entropy of the distribution it was drawn from, in nats, float32.
 
-    The LM head runs on at most `chunk_tokens` rows at a time, and again in the backward but for the last
+    The head runs on at most `chunk_tokens` rows at a time, and again in the backward but for the last
     ones, so at most `[chunk_tokens, V]` logits exist at once.
     """
-    head, scale, cap = lm_head(language_model)
-    if type(head) is nn.Linear and not isinstance(head.weight, DTensor) and cap is None:
-        arguments = (hidden, head.weight, head.bias, targets, scale / temperature, chunk_tokens, entropy)
+    if isinstance(head, LayerHead) and head.is_plain:
+        layer, scale = head.layer, head.scale / temperature
+        arguments = (hidden, layer.weight, layer.bias, targets, scale, chunk_tokens, entropy)
         logprobs, entropies = LinearLogprobs.apply(*arguments)  # type: ignore[no-untyped-call]
         return logprobs, entropies if entropy else None
 
     def chosen(h: Tensor, target: Tensor) -> tuple[Tensor, ...]:
-        logits: Tensor = head(h).float()
-        if cap is not None:
-            logits = cap * torch.tanh(logits * scale / cap) / temperature
-        else:
-            logits = logits * (scale / temperature)
-        log_distribution = logits.log_softmax(-1)
+        log_distribution = head.logits(h, temperature).log_softmax(-1)
         logprobs = log_distribution.gather(-1, target[:, None])[:, 0]
         if entropy is None:
             return (logprobs,)
@@ -59,21 +52,6 @@ def chunked_logprobs(
         parts = [chosen(h, target) for h, target in pairs]
     logprobs, *entropies = (torch.cat(chunks) for chunks in zip(*parts, strict=True))
     return logprobs, entropies[0] if entropies else None
-
-
-def lm_head(language_model: "PreTrainedModel") -> tuple[nn.Module, float, float | None]:
-    """The LM head, the factor of its output, and the cap of the logits (None for none)."""
-    config = language_model.config.get_text_config()
-    scale = getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
-    head = cast(nn.Module, language_model.get_output_embeddings())
-    return head, scale, getattr(config, "final_logit_softcapping", None)
-
-
-def whole_logits(hidden: Float[Tensor, "M H"], language_model: "PreTrainedModel") -> Float[Tensor, "M V"]:
-    """The logits themselves, before the temperature, float32: for few rows at a time."""
-    head, scale, cap = lm_head(language_model)
-    logits: Tensor = head(hidden).float() * scale
-    return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
 class LinearLogprobs(torch.autograd.Function):

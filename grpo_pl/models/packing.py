@@ -214,6 +214,7 @@ def check_can_pack(language_model: "PreTrainedModel", row_tokens: int | None) ->
         )
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     windowed = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
+    windowed = windowed or "local" in getattr(config, "attention_layers", ())  # GPT-Neo
     if kinds != {"full_attention"} or windowed:
         raise ArgumentError(
             f"row_tokens={row_tokens} needs layers that attend to the whole sequence, and this model has "

@@ -8,11 +8,13 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from grpo_pl.models.builder import ModelBuilder
+from grpo_pl.models.heads import trunk_of
 from grpo_pl.models.language_model import LanguageModel, at_each_token
 from grpo_pl.models.loading import load_config, load_language_model, load_reward_model
+from grpo_pl.models.own_forward import check_states
 from grpo_pl.models.packing import check_can_pack, checked_row_tokens, hidden_before_each_token
 from grpo_pl.system.precision import DType
-from grpo_pl.system.refusal import ArgumentError
+from grpo_pl.system.refusal import ArgumentError, about
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -80,13 +82,15 @@ class ValueHead(ModelBuilder):
 
     @override
     def build(self, policy: nn.Module | None = None) -> ValueModel:
-        model, score = self._load()
-        check_can_pack(model, self.row_tokens)
+        with about(self):
+            model, score = self._load()
+            check_can_pack(model, self.row_tokens)
+            check_states(model.train(), self.pretrained, self.row_tokens)
         if isinstance(policy, LanguageModel):
             check_same_tokens(self.pretrained, model, policy.language_model)
         if self.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        trunk = model.train().base_model
+        trunk = trunk_of(model)
         value_model = ValueModel(trunk, int(model.config.get_text_config().hidden_size), self.row_tokens)
         if score is not None:
             value_model.head.weight.data.copy_(score.weight)

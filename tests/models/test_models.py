@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from grpo_pl.models import CausalLM, ValueHead
+from grpo_pl.models.heads import LayerHead
 from grpo_pl.models.loading import load_language_model, resolve_pretrained, transformer_blocks
 from grpo_pl.models.logprobs import chunked_logprobs, even_chunks
 from grpo_pl.system.memory import forget_peak, peak_gib, release_free_memory
@@ -105,7 +106,7 @@ def test_a_second_backward_finds_what_the_first_one_found(tiny_untied_model: Pat
     """Its logits are made again: the gradient of the first one stands in their place."""
     model = load_language_model(str(tiny_untied_model), "float32")
     states = torch.randn(7, 64, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    logprobs, _ = chunked_logprobs(states, torch.arange(7), model, 0.7, 3, None)
+    logprobs, _ = chunked_logprobs(states, torch.arange(7), LayerHead.of(model), 0.7, 3, None)
     wanted = [states, model.lm_head.weight]
     first, second = (torch.autograd.grad(logprobs.sum(), wanted, retain_graph=True) for _ in "12")
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
@@ -139,7 +140,7 @@ def test_a_plain_head_says_and_learns_what_autograd_derives(
         model.set_output_embeddings(head)
         states = hidden.clone().requires_grad_()
         with torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
-            logprobs, entropies = chunked_logprobs(states, targets, model, 0.7, 3, entropy)
+            logprobs, entropies = chunked_logprobs(states, targets, LayerHead.of(model), 0.7, 3, entropy)
         objective = (logprobs * torch.linspace(-1, 2, 70)).sum()
         if entropy == "gradient":
             objective = objective + (entropies * torch.linspace(2, -1, 70)).sum()
@@ -156,7 +157,7 @@ def test_a_head_without_tokens_has_a_gradient_all_the_same(tiny_untied_model: Pa
     """Without one, ranks that have tokens would wait for it."""
     model = load_language_model(str(tiny_untied_model), "float32")
     states = torch.zeros(0, 64, requires_grad=True)
-    logprobs, _ = chunked_logprobs(states, torch.arange(0), model, 1.0, 3, None)
+    logprobs, _ = chunked_logprobs(states, torch.arange(0), LayerHead.of(model), 1.0, 3, None)
     logprobs.sum().backward()
     assert torch.equal(model.lm_head.weight.grad, torch.zeros(320, 64))
 

@@ -13,7 +13,7 @@ from grpo_pl.commands.doctor import draws
 from grpo_pl.commands.doctor.attribution import Hypothesis
 from grpo_pl.functional import pad_rows
 from grpo_pl.models import LanguageModel
-from grpo_pl.models.logprobs import chunked_logprobs, chunks, whole_logits
+from grpo_pl.models.logprobs import chunked_logprobs, chunks
 from grpo_pl.types import Rollout
 
 ROWS = 64
@@ -122,7 +122,7 @@ def drawn_otherwise(
     ways = [draws.Draw(asked), *(draw for _, draw in others)]
     tokens, seen, parts = targets(rollout), list(seen_before(rollout)), []
     for rows in chunks(len(tokens), ROWS):
-        logits = whole_logits(reading.hidden[rows], policy.language_model)
+        logits = policy.head.logits(reading.hidden[rows])
         marks = torch.zeros(logits.shape, dtype=torch.bool)
         for mark, before in zip(marks, seen[rows], strict=True):
             mark[before] = True
@@ -177,9 +177,7 @@ def stale_weights(old: LanguageModel, reading: Reading, rollout: Rollout) -> lis
     before = read(old, rollout).logprobs
     tokens = targets(rollout).to(reading.hidden.device)
     with torch.no_grad():
-        head, _ = chunked_logprobs(
-            reading.hidden, tokens, old.language_model, rollout.temperature, ROWS, entropy=None
-        )
+        head, _ = chunked_logprobs(reading.hidden, tokens, old.head, rollout.temperature, ROWS, entropy=None)
     return [
         Hypothesis(
             "sync",

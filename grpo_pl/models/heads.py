@@ -1,0 +1,127 @@
+"""How a model's states become logits: by one layer, or by all that its own forward does behind its trunk."""
+
+import copy
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from typing_extensions import override
+
+from grpo_pl.models.loading import pretrained_models
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class Head(ABC):
+    """Turns states into logits."""
+
+    @classmethod
+    @abstractmethod
+    def of(cls, language_model: "PreTrainedModel") -> "Head":
+        """The head of a model, with the model's own weights."""
+
+    @abstractmethod
+    def logits(self, hidden: Float[Tensor, "M H"], temperature: float = 1.0) -> Float[Tensor, "M V"]:
+        """The logits divided by the temperature, float32: for few rows at a time."""
+
+
+@dataclass(frozen=True)
+class LayerHead(Head):
+    """The head of most models: one layer, and what their configuration says about its output."""
+
+    layer: nn.Module
+    scale: float
+    """The factor of the layer's output."""
+    cap: float | None
+    """The cap of the logits (`cap * tanh(logits / cap)`); None for none."""
+
+    @classmethod
+    @override
+    def of(cls, language_model: "PreTrainedModel") -> "LayerHead":
+        config = language_model.config.get_text_config()
+        scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1.0)
+        layer = cast(nn.Module, language_model.get_output_embeddings())
+        return cls(layer, scale, getattr(config, "final_logit_softcapping", None))
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is a whole linear layer and at most a factor."""
+        whole_layer = type(self.layer) is nn.Linear and not isinstance(self.layer.weight, DTensor)
+        return whole_layer and self.cap is None
+
+    @override
+    def logits(self, hidden: Float[Tensor, "M H"], temperature: float = 1.0) -> Float[Tensor, "M V"]:
+        logits: Tensor = self.layer(hidden).float()
+        if self.cap is None:
+            return logits * (self.scale / temperature)
+        return self.cap * torch.tanh(logits * self.scale / self.cap) / temperature
+
+
+@dataclass(frozen=True)
+class OwnHead(Head):
+    """The model's own forward, with the given states in the place of its trunk's.
+
+    Whatever it does to them happens here too: layers before the head, factors, caps, a smaller vocabulary.
+    """
+
+    behind_trunk: nn.Module
+
+    @classmethod
+    @override
+    def of(cls, language_model: "PreTrainedModel") -> "OwnHead":
+        trunk = trunk_of(language_model)
+        given = _given_states(trunk)
+        if (decoder := language_model.get_decoder()) in trunk.children():  # OPT calls it, not the trunk
+            _replace(given, decoder, _given_states(decoder))
+        model = copy.copy(language_model)
+        _replace(model, trunk, given)
+        return cls(model)
+
+    @override
+    def logits(self, hidden: Float[Tensor, "M H"], temperature: float = 1.0) -> Float[Tensor, "M V"]:
+        logits: Tensor = self.behind_trunk(inputs_embeds=hidden[None], use_cache=False).logits[0]
+        return logits.float() / temperature
+
+
+def trunk_of(language_model: "PreTrainedModel") -> "PreTrainedModel":
+    """The part of a language model that turns tokens into states."""
+    trunk = cast("PreTrainedModel", language_model.base_model)
+    if trunk is not language_model:
+        return trunk
+    (trunk,) = (inner for child in language_model.children() for inner in pretrained_models(child))
+    return trunk
+
+
+class _TrunkOutput(tuple[Tensor]):
+    """The output of a trunk that computes nothing besides states."""
+
+    __slots__ = ()
+
+    @property
+    def last_hidden_state(self) -> Tensor:
+        return self[0]
+
+    def __getattr__(self, name: str) -> None:
+        """None: caches, attention maps, losses of routers."""
+
+
+def _given_states(trunk: nn.Module) -> nn.Module:
+    """The trunk with a forward that passes on the states that it is given."""
+    given = copy.copy(trunk)
+
+    def forward(*_: Any, inputs_embeds: Tensor, **__: Any) -> _TrunkOutput:
+        return _TrunkOutput((inputs_embeds,))
+
+    given.forward = forward
+    return given
+
+
+def _replace(parent: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Give a shallow copy of a module another child, and leave the original its own."""
+    children = parent.named_children()
+    parent._modules = {name: new if child is old else child for name, child in children}

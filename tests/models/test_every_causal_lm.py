@@ -1,0 +1,198 @@
+"""Every causal language model of transformers says what its own forward says, or is refused in a sentence."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.tiny_models import saved, tiny
+from torch import Tensor, nn
+from transformers import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from grpo_pl.models import CausalLM, LanguageModel, ValueHead
+from grpo_pl.models.heads import LayerHead, OwnHead
+from grpo_pl.models.loading import load_language_model, without_weights
+from grpo_pl.models.own_forward import fitting_head
+from grpo_pl.system.refusal import ConfigError
+
+NOT_MADE = {
+    "gemma3n": "its vision tower is made by timm, which is not installed",
+    "musicgen": "AutoModelForCausalLM makes no model of its configuration",
+    "musicgen_melody": "AutoModelForCausalLM makes no model of its configuration",
+}
+"""The types without a tiny model, and why."""
+NEEDS_CACHE = "cannot be called with tokens alone"
+LOOKS_AHEAD = "a token sees those after it"
+REFUSED = {
+    "cpmant": LOOKS_AHEAD,
+    "emu3": "could not be loaded",  # its own class does not take its configuration back
+    "gemma4_assistant": NEEDS_CACHE,
+    "gemma4_unified_assistant": NEEDS_CACHE,
+    "mllama": "could not be loaded",
+    "phimoe": "draws random numbers in training",
+    "prophetnet": "do not follow from its states",
+    "xlm": LOOKS_AHEAD,
+    "xlnet": LOOKS_AHEAD,
+}
+"""The types that no policy can be of, and part of the sentence."""
+OWN_HEADS = {
+    *("falcon_h1", "gemma3", "hyperclovax", "inkling_text", "modernbert-decoder", "mpt", "recurrent_gemma"),
+    *("xlstm", "bert", "big_bird", "camembert", "data2vec-text", "electra", "ernie", "megatron-bert"),
+    *("rembert", "roberta", "roberta-prelayernorm", "roc_bert", "roformer", "xlm-roberta"),
+    *("xlm-roberta-xl", "xmod"),
+}
+"""The types whose logits are not those of their LM head and of the keys that `LayerHead` knows."""
+ENCODERS = {"bert-generation", "reformer", *OWN_HEADS} - {
+    *("falcon_h1", "gemma3", "hyperclovax", "inkling_text", "modernbert-decoder", "mpt", "recurrent_gemma"),
+    "xlstm",
+}
+"""The types that are causal only where their configuration says `is_decoder`."""
+PACKED = {
+    *("cohere", "deepseek_v3", "gemma", "glm4_moe", "gpt2", "gpt_neox", "granite", "hyperclovax", "llama"),
+    *("mixtral", "olmo2", "opt", "phi3", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "smollm3", "starcoder2"),
+}
+"""Some of the types whose sequences can stand in one row: a check that refuses all would pass otherwise."""
+SEQUENCES = (
+    ([5, 9, 33, 60], [7, 50, 8, 41, 90, 22, 6, 3]),
+    ([5, 9, 33, 60], [80, 11, 94]),
+    ([71, 12], [20, 21, 22, 40, 66, 5]),
+)
+"""Prompts and responses: longer than the tiny models' windows, and two with one prompt."""
+
+
+def padded() -> tuple[Tensor, Tensor]:
+    """The sequences in rows, with another token than zero on the padding, and where their responses are."""
+    tokens = torch.full((3, 12), 17)
+    mask = torch.zeros(3, 12, dtype=torch.bool)
+    for row, (prompt, response) in enumerate(SEQUENCES):
+        tokens[row, : len(prompt) + len(response)] = torch.tensor(prompt + response)
+        mask[row, len(prompt) : len(prompt) + len(response)] = True
+    return tokens, mask
+
+
+def own_logprobs(model: nn.Module) -> Tensor:
+    """The log-probabilities of all responses by the model's own forward, one sequence at a time."""
+    parts = []
+    for prompt, response in SEQUENCES:
+        logits = model(input_ids=torch.tensor([prompt + response]), use_cache=False).logits[0, :-1]
+        chosen = logits.float().log_softmax(-1)[len(prompt) - 1 :]
+        parts.append(chosen.gather(-1, torch.tensor(response)[:, None])[:, 0])
+    return torch.cat(parts)
+
+
+def gradients(model: nn.Module, logprobs: Tensor) -> dict[str, Tensor]:
+    """The gradient of a weighted sum, for each parameter that has one."""
+    (logprobs * torch.linspace(-1, 2, len(logprobs))).sum().backward()
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def same_gradients(policy: LanguageModel, folder: str) -> bool:
+    tokens, mask = padded()
+    ours = gradients(policy.language_model, policy(tokens, mask, 1.0).logprobs[mask])
+    reference = load_language_model(folder, "float32").train()
+    own = gradients(reference, own_logprobs(reference))
+    largest = max(float(gradient.abs().max()) for gradient in own.values())
+    return ours.keys() == own.keys() and all(
+        torch.allclose(ours[name], own[name], rtol=0, atol=1e-5 * largest) for name in own
+    )
+
+
+def built(builder: CausalLM) -> LanguageModel | str:
+    """The model, or the sentence with which it is refused."""
+    try:
+        return builder.build()
+    except ConfigError as refusal:
+        return str(refusal)
+
+
+@pytest.mark.parametrize("kind", sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.keys() - NOT_MADE))
+def test_a_type_says_and_learns_what_its_own_forward_says_or_is_refused(kind: str, tmp_path: Path) -> None:
+    own = tiny(kind, **({"is_decoder": True} if kind in ENCODERS else {}))
+    folder = saved(own, tmp_path)
+    if kind in REFUSED:
+        with pytest.raises(ConfigError, match=f"^pretrained=.*{REFUSED[kind]}"):
+            CausalLM(folder).build()
+        return
+    with torch.no_grad():
+        expected = own_logprobs(own)
+    tolerance = {"rtol": 0, "atol": 1e-6 * (1 + float(expected.abs().max()))}
+    tokens, mask = padded()
+    policy = CausalLM(folder, chunk_tokens=5).build()
+    assert isinstance(policy.head, OwnHead if kind in OWN_HEADS else LayerHead)
+    assert torch.allclose(policy(tokens, mask, 1.0).logprobs[mask], expected, **tolerance)
+    assert same_gradients(policy, folder)
+    packed = built(CausalLM(folder, row_tokens=64))
+    if isinstance(packed, str):
+        assert kind not in PACKED
+        assert packed.startswith("row_tokens=64")
+    else:
+        assert torch.allclose(packed(tokens, mask, 1.0).logprobs[mask], expected, **tolerance)
+
+
+@pytest.mark.parametrize("kind", sorted(ENCODERS - {"reformer"}))
+def test_an_encoder_is_refused_as_a_policy_and_as_a_critic(kind: str, tmp_path: Path) -> None:
+    folder = saved(tiny(kind), tmp_path)
+    for builder in (CausalLM(folder), ValueHead(folder)):
+        with pytest.raises(ConfigError, match="sees those after it: set is_decoder to true"):
+            builder.build()
+
+
+@pytest.mark.parametrize("kind", ["musicgen", "musicgen_melody"])
+def test_a_model_of_several_parts_is_refused(kind: str, tmp_path: Path) -> None:
+    kinds = {"text_encoder": "t5", "audio_encoder": "encodec", "decoder": f"{kind}_decoder"}
+    parts = {name: CONFIG_MAPPING[part]().to_dict() for name, part in kinds.items()}
+    CONFIG_MAPPING[kind](**parts).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="could not be loaded"):
+        CausalLM(str(tmp_path)).build()
+
+
+@pytest.mark.parametrize("key", ["logits_scaling", "logit_scale", "final_logit_softcapping"])
+def test_a_key_that_the_model_does_not_read_changes_nothing(key: str, tmp_path: Path) -> None:
+    own = tiny("llama")
+    setattr(own.config, key, 3.0)
+    policy = CausalLM(saved(own, tmp_path)).build()
+    tokens, mask = padded()
+    with torch.no_grad():
+        assert torch.allclose(policy(tokens, mask, 1.0).logprobs[mask], own_logprobs(own), atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("kind", "head"),
+    [
+        *[(kind, OwnHead) for kind in ("falcon_h1", "hyperclovax", "modernbert-decoder", "xlstm", "rembert")],
+        *[(kind, LayerHead) for kind in ("llama", "gemma2", "cohere", "granite", "opt", "qwen3_moe")],
+    ],
+)
+def test_the_head_is_found_without_weights_as_well(kind: str, head: type, dtype: str, tmp_path: Path) -> None:
+    """As where FSDP2 reads weights after it has sharded the model."""
+    whole = load_language_model(saved(tiny(kind), tmp_path), dtype)
+    with without_weights():
+        empty = load_language_model(str(tmp_path), dtype)
+    changes = {"is_decoder": True} if kind in ENCODERS else {}
+    vars(whole.config).update(changes)
+    assert fitting_head(empty, "x", None) is head
+    assert all(parameter.is_meta for parameter in empty.parameters())
+
+
+def test_a_cap_that_small_logits_do_not_show_is_found(tmp_path: Path) -> None:
+    own = tiny("recurrent_gemma", logits_soft_cap=30.0)
+    with torch.no_grad():
+        own.model.embed_tokens.weight.mul_(0.01)
+    assert isinstance(CausalLM(saved(own, tmp_path)).build().head, OwnHead)
+
+
+def test_the_comparison_leaves_random_numbers_and_gradients_alone(tmp_path: Path) -> None:
+    model = load_language_model(saved(tiny("opt"), tmp_path), "float32").train()
+    before = torch.get_rng_state()
+    fitting_head(model, "x", None)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert model.training
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_critic_whose_packed_sequences_mix_is_refused(tmp_path: Path) -> None:
+    folder = saved(tiny("rwkv"), tmp_path)
+    ValueHead(folder).build()
+    with pytest.raises(ConfigError, match="row_tokens=64: RwkvForCausalLM does not keep"):
+        ValueHead(folder, row_tokens=64).build()
