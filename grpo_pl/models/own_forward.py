@@ -51,24 +51,29 @@ class Probe(NamedTuple):
 
     @classmethod
     def of(cls, language_model: "PreTrainedModel") -> "Probe":
-        """Ordinary tokens from all over the vocabulary, always the same."""
-        config = language_model.config.get_text_config()
-        stated = language_model.config.to_dict() | config.to_dict()
-        named = [value for key, value in stated.items() if "token_i" in key]
-        special = {token for value in named for token in (value if isinstance(value, list) else [value])}
-        ordinary = torch.tensor([t for t in range(config.vocab_size) if t not in special] or [0])
+        """The probe for a model, always the same."""
         shape = len(LENGTHS), max(map(sum, LENGTHS))
-        token_ids = ordinary[torch.linspace(0, len(ordinary) - 1, shape[0] * shape[1]).long()].view(shape)
+        token_ids = ordinary_tokens(language_model, shape[0] * shape[1]).view(shape)
         token_ids[1, : LENGTHS[1][0]] = token_ids[0, : LENGTHS[0][0]]
         loss_mask = torch.zeros(shape, dtype=torch.bool)
         for mask, (prompt, response) in zip(loss_mask, LENGTHS, strict=True):
             mask[prompt : prompt + response] = True
-        return cls(token_ids.to(language_model.device), loss_mask.to(language_model.device))
+        return cls(token_ids, loss_mask.to(language_model.device))
 
     @property
     def sequences(self) -> list[Int[Tensor, "1 L"]]:
         """Each sequence alone."""
         return [ids[None, : sum(n)] for ids, n in zip(self.token_ids, LENGTHS, strict=True)]
+
+
+def ordinary_tokens(language_model: "PreTrainedModel", count: int) -> Int[Tensor, "L"]:
+    """Tokens from all over the vocabulary that stand for nothing special, always the same."""
+    config = language_model.config.get_text_config()
+    stated = language_model.config.to_dict() | config.to_dict()
+    named = [value for key, value in stated.items() if "token_i" in key]
+    special = {token for value in named for token in (value if isinstance(value, list) else [value])}
+    ordinary = torch.tensor([t for t in range(config.vocab_size) if t not in special] or [0])
+    return ordinary[torch.linspace(0, len(ordinary) - 1, count).long()].to(language_model.device)
 
 
 @torch.no_grad()
@@ -80,10 +85,10 @@ def fitting_head(language_model: "PreTrainedModel", pretrained: str, row_tokens:
     if torch.get_default_device().type == "meta":  # nobody will ask for numbers
         return LayerHead
     if language_model.device.type == "meta":
-        with _called(language_model, pretrained):
+        with called(language_model, pretrained):
             return _head_without_weights(language_model)
     probe = Probe.of(language_model)
-    with _called(language_model, pretrained), _evaluated(language_model):
+    with called(language_model, pretrained), _evaluated(language_model):
         alone = _states_alone(language_model, probe)
         own = [language_model(input_ids=ids, use_cache=False).logits[0] for ids in probe.sequences[::2]]
     found = _head_with_weights(language_model, torch.cat(alone[::2]), torch.cat(own))
@@ -108,7 +113,7 @@ def check_states(language_model: "PreTrainedModel", pretrained: str, row_tokens:
     if language_model.device.type == "meta":
         return
     probe = Probe.of(language_model)
-    with _called(language_model, pretrained), _evaluated(language_model):
+    with called(language_model, pretrained), _evaluated(language_model):
         alone = _states_alone(language_model, probe)
     _check_states(language_model, pretrained, row_tokens, probe, alone)
 
@@ -132,7 +137,7 @@ def _check_states(
         fix = (decoder if getattr(language_model.config, "is_decoder", None) is False else "") + INSTEAD
         raise ArgumentError(f"pretrained={pretrained}: in {name} a token sees those after it: {fix}")
     chosen = torch.cat([states[prompt - 1 : -1] for states, (prompt, _) in zip(alone, LENGTHS, strict=True)])
-    with _called(language_model, pretrained):
+    with called(language_model, pretrained):
         padded = hidden_before_each_token(trunk, *probe, None).hidden
     if not _apart(padded, chosen) <= tolerance:
         raise ArgumentError(
@@ -239,8 +244,8 @@ def _evaluated(model: "PreTrainedModel") -> Iterator[None]:
 
 
 @contextmanager
-def _called(model: "PreTrainedModel", pretrained: str) -> Iterator[None]:
-    """In the body, a model that fails is refused; random numbers afterwards are those from before."""
+def called(model: "PreTrainedModel", pretrained: str) -> Iterator[None]:
+    """In the body, a model that fails with a few tokens is refused; random numbers stay as they are."""
     try:
         with torch.random.fork_rng(devices=[]):
             yield

@@ -13,7 +13,9 @@ from grpo_pl.models.full_weights import tensor_bytes
 from grpo_pl.models.loading import eos_token_ids, load_language_model, load_tokenizer, without_weights
 from grpo_pl.rollout.assembly import Response, assemble_rollout, token_ends
 from grpo_pl.rollout.engine import Demand, EngineMemory, RolloutEngine, SamplingConfig, sampling_bytes
+from grpo_pl.rollout.readers import CachedReader, Reader, right_reader
 from grpo_pl.system.precision import OpenDType, chosen_dtype
+from grpo_pl.system.refusal import about
 from grpo_pl.types import Prompt, Rollout
 
 if TYPE_CHECKING:
@@ -22,7 +24,10 @@ if TYPE_CHECKING:
 
 @final
 class InProcessEngine(RolloutEngine):
-    """Samples with transformers and a key-value cache from a copy of the policy: slow, and right everywhere.
+    """Samples with transformers from a copy of the policy: slow, and right everywhere.
+
+    It reads with a key-value cache. Models where that is not right (Mamba has none, and padding on the left
+    changes some) read each sequence whole for each token.
 
     Args:
         pretrained: Model folder or hub name; where empty, the one of `--pretrained`.
@@ -33,6 +38,7 @@ class InProcessEngine(RolloutEngine):
     def __init__(self, pretrained: str = "", dtype: OpenDType = "float32", max_sequences: int = 64) -> None:
         self.pretrained, self.dtype, self.max_sequences = pretrained, dtype, max_sequences
         self._model: PreTrainedModel | None = None
+        self._reader: type[Reader] = CachedReader
         self._version = 0
 
     @override
@@ -40,6 +46,8 @@ class InProcessEngine(RolloutEngine):
         self._device = device
         self._model = load_language_model(self.pretrained, chosen_dtype(self.dtype, device))
         nn.Module.to(self._model, device)
+        with about(self):
+            self._reader = right_reader(self._model, self.pretrained)
         self._tokenizer = load_tokenizer(self.pretrained)
         self._eos = eos_token_ids(self.pretrained)
 
@@ -70,38 +78,24 @@ class InProcessEngine(RolloutEngine):
 
     @torch.no_grad()
     def _sample(self, requests: Sequence[tuple[Prompt, int]], sampling: SamplingConfig) -> list[Response]:
-        """One batch, prompts padded on the left; each row draws from a generator of its own."""
+        """One batch; each row draws from a generator of its own."""
         assert self._model is not None, "start() comes first"
         generators = [torch.Generator().manual_seed(seed) for _, seed in requests]
-        width = max(len(prompt.token_ids) for prompt, _ in requests)
-        pads = [width - len(prompt.token_ids) for prompt, _ in requests]
-        tokens = torch.tensor([[0] * pad + p.token_ids for pad, (p, _) in zip(pads, requests, strict=True)])
-        mask = torch.tensor([[0] * pad + [1] * (width - pad) for pad in pads])
+        reader = self._reader(self._model, [prompt.token_ids for prompt, _ in requests])
         rows: list[list[int]] = [[] for _ in requests]
         logprobs: list[list[float]] = [[] for _ in requests]
-        alive, cache = set(range(len(requests))), None
-        for _ in range(sampling.max_tokens):
-            positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -tokens.shape[1] :]
-            output = self._model(
-                input_ids=tokens.to(self._device),
-                attention_mask=mask.to(self._device),
-                position_ids=positions.to(self._device),
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            )
-            cache = output.past_key_values
-            scores = (output.logits[:, -1].float().cpu() / (sampling.temperature or 1.0)).log_softmax(-1)
+        alive, logits = set(range(len(requests))), reader.first()
+        for tokens in range(1, sampling.max_tokens + 1):
+            scores = (logits.float().cpu() / (sampling.temperature or 1.0)).log_softmax(-1)
             chosen = self._draw(scores, generators, sampling.temperature)
             for row in sorted(alive):
                 rows[row].append(int(chosen[row]))
                 logprobs[row].append(float(scores[row, chosen[row]]))
                 if int(chosen[row]) in self._eos:
                     alive.discard(row)
-            if not alive:
+            if not alive or tokens == sampling.max_tokens:
                 break
-            tokens = chosen[:, None]
-            mask = torch.cat([mask, torch.ones_like(tokens)], -1)
+            logits = reader.after(chosen)
         texts = self._tokenizer.batch_decode(rows, skip_special_tokens=True)
         return [
             Response(

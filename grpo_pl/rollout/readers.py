@@ -1,0 +1,110 @@
+"""Reads growing sequences for `InProcessEngine`: with a key-value cache where that is right."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from typing_extensions import override
+
+from grpo_pl.models.own_forward import FAILURES, called, ordinary_tokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+PROMPTS, STEPS = (5, 2), 3
+"""The tokens of the prompts on which the readers are compared, and how often a token is read after them."""
+NATS = {torch.float32: 0.01, torch.float64: 0.01}
+"""Nats on average, over the vocabulary, that rounding explains; `ROUGHLY` for other types."""
+ROUGHLY = 0.1
+
+
+class Reader(ABC):
+    """Reads sequences and gives the logits of the next token of each, [N, V]."""
+
+    def __init__(self, model: "PreTrainedModel", prompts: Sequence[list[int]]) -> None:
+        self.model, self.rows = model, [list(prompt) for prompt in prompts]
+
+    @abstractmethod
+    def first(self) -> Float[Tensor, "N V"]:
+        """The logits after the prompts, in the model's type and on its device."""
+
+    @abstractmethod
+    def after(self, chosen: Int[Tensor, "N"]) -> Float[Tensor, "N V"]:
+        """The logits after one token more of each sequence."""
+
+
+class CachedReader(Reader):
+    """Reads the sequences together, prompts padded on the left, each token once."""
+
+    @override
+    def first(self) -> Float[Tensor, "N V"]:
+        width = max(map(len, self.rows))
+        pads = [width - len(row) for row in self.rows]
+        self._mask = torch.tensor([[0] * pad + [1] * (width - pad) for pad in pads])
+        self._cache: Any = None
+        return self._read(torch.tensor([[0] * pad + row for pad, row in zip(pads, self.rows, strict=True)]))
+
+    @override
+    def after(self, chosen: Int[Tensor, "N"]) -> Float[Tensor, "N V"]:
+        tokens = chosen[:, None]
+        self._mask = torch.cat([self._mask, torch.ones_like(tokens)], -1)
+        return self._read(tokens)
+
+    def _read(self, tokens: Int[Tensor, "N T"]) -> Float[Tensor, "N V"]:
+        device = self.model.device
+        positions = (self._mask.cumsum(-1) - 1).clamp(min=0)[:, -tokens.shape[1] :]
+        output = self.model(
+            input_ids=tokens.to(device),
+            attention_mask=self._mask.to(device),
+            position_ids=positions.to(device),
+            past_key_values=self._cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        self._cache = output.past_key_values
+        logits: Tensor = output.logits[:, -1]
+        return logits
+
+
+class WholeReader(Reader):
+    """Reads each sequence alone and whole for each token: slow, and right for every causal model."""
+
+    @override
+    def first(self) -> Float[Tensor, "N V"]:
+        rows = [torch.tensor([row], device=self.model.device) for row in self.rows]
+        return torch.stack([self.model(input_ids=row, use_cache=False).logits[0, -1] for row in rows])
+
+    @override
+    def after(self, chosen: Int[Tensor, "N"]) -> Float[Tensor, "N V"]:
+        for row, token in zip(self.rows, chosen.tolist(), strict=True):
+            row.append(token)
+        return self.first()
+
+
+@torch.no_grad()
+def right_reader(model: "PreTrainedModel", pretrained: str) -> type[Reader]:
+    """`CachedReader` if it reads what the model reads of each sequence alone, else `WholeReader`.
+
+    Models without a key-value cache, as Mamba, and those that padding on the left changes are read whole.
+    """
+    tokens = ordinary_tokens(model, sum(PROMPTS) + STEPS * len(PROMPTS))
+    with called(model, pretrained):
+        whole = _read(WholeReader, model, tokens)
+    try:
+        cached = _read(CachedReader, model, tokens)
+    except FAILURES:
+        return WholeReader
+    possible = whole > -1e4
+    apart = (cached - whole)[possible].abs().mean()
+    return CachedReader if apart <= NATS.get(model.dtype, ROUGHLY) else WholeReader
+
+
+def _read(kind: type[Reader], model: "PreTrainedModel", tokens: Int[Tensor, "L"]) -> Float[Tensor, "S V"]:
+    """All log-probabilities after the prompts and after each step."""
+    *prompts, rest = tokens.split([*PROMPTS, STEPS * len(PROMPTS)])
+    reader = kind(model, [prompt.tolist() for prompt in prompts])
+    steps = rest.cpu().view(STEPS, len(PROMPTS))
+    return torch.cat([reader.first(), *map(reader.after, steps)]).float().log_softmax(-1)
