@@ -23,6 +23,7 @@ from grpo_pl.commands.doctor.findings import Finding, Verdict, fail_if, good
 from grpo_pl.commands.doctor.products import engines_products
 from grpo_pl.commands.doctor.reading import (
     PERTURBATION,
+    computed_otherwise,
     drawn_otherwise,
     perturb,
     positions,
@@ -108,6 +109,7 @@ class Examination:
                 configured = read(policy, rollout, precision).logprobs
             reading = read(policy.float(), rollout)
             hypotheses = drawn_otherwise(policy, reading, rollout, self.defaults)
+            hypotheses += computed_otherwise(policy, reading, rollout)
             hypotheses += read_otherwise(policy, reading, rollout, self.tokenizer.bos_token_id)
             rounding = 0.0
             if self.engine_dtype != torch.float32:
@@ -126,6 +128,7 @@ class Examination:
         self._enter("scoring the second rollout")
         reading = read(policy, rollout)
         hypotheses = drawn_otherwise(policy, reading, rollout, self.defaults)
+        hypotheses += computed_otherwise(policy, reading, rollout)
         del policy
         old = self._build().float()
         stale = stale_weights(old, reading, rollout)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
@@ -13,8 +13,12 @@ from grpo_pl.commands.doctor import draws
 from grpo_pl.commands.doctor.attribution import Hypothesis
 from grpo_pl.functional import pad_rows
 from grpo_pl.models import LanguageModel
+from grpo_pl.models.heads import LayerHead
 from grpo_pl.models.logprobs import chunked_logprobs, chunks
 from grpo_pl.types import Rollout
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 ROWS = 64
 """Rows of logits that exist at once."""
@@ -136,6 +140,52 @@ def drawn_otherwise(
         found = found.format(got=getattr(draw, key), asked=asked)
         hypotheses.append(Hypothesis(key.replace("_", "-"), found, fix, row - expected))
     return hypotheses
+
+
+@torch.no_grad()
+def computed_otherwise(policy: LanguageModel, reading: Reading, rollout: Rollout) -> list[Hypothesis]:
+    """The model's own forward, were the trainer wrong, and the LM head alone, were the engine.
+
+    Args:
+        policy: The model.
+        reading: Its log-probabilities of the rollout.
+        rollout: The sampled responses.
+    """
+    name, model = type(policy.language_model).__name__, policy.language_model
+    hypotheses = [
+        Hypothesis(
+            "trainer",
+            f"they are those of the own forward of {name}, and the trainer's are not",
+            "take a model of another architecture, and report this one: no setting of the engine is at fault",
+            own_logprobs(model, rollout) - reading.logprobs,
+        )
+    ]
+    whole, layer = policy.head, LayerHead.of(model).layer
+    bare = LayerHead(layer, scale=1.0, cap=None)
+    if whole != bare and getattr(layer, "in_features", None) == reading.hidden.shape[-1]:
+        tokens = targets(rollout).to(reading.hidden.device)
+        alone, _ = chunked_logprobs(reading.hidden, tokens, bare, rollout.temperature, ROWS, entropy=None)
+        hypotheses.append(
+            Hypothesis(
+                "head",
+                f"they are those of the LM head alone, without what else {name} does to states and logits",
+                "take a version of the engine that knows this architecture",
+                alone.cpu() - reading.logprobs,
+            )
+        )
+    return hypotheses
+
+
+def own_logprobs(model: "PreTrainedModel", rollout: Rollout) -> Float[Tensor, "M"]:
+    """The log-probabilities of the sampled tokens by a model's own forward, one sequence at a time."""
+    device, parts = next(model.parameters()).device, []
+    for prompt, ids, mask in zip(rollout.prompts, rollout.token_ids, rollout.loss_mask, strict=True):
+        response = ids[mask].to(device)
+        sequence = torch.cat([torch.tensor(prompt.token_ids, device=device), response])
+        logits = model(input_ids=sequence[None], use_cache=False).logits[0, len(prompt.token_ids) - 1 : -1]
+        distribution = (logits.float() / rollout.temperature).log_softmax(-1)
+        parts.append(distribution.gather(-1, response[:, None])[:, 0].cpu())
+    return torch.cat(parts)
 
 
 def seen_before(rollout: Rollout) -> Iterator[Tensor]:
