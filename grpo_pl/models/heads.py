@@ -1,15 +1,13 @@
 """How a model's states become logits: by one layer, or by all that its own forward does behind its trunk."""
 
 import copy
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from typing_extensions import override
 
 from grpo_pl.models.loading import pretrained_models
 
@@ -17,21 +15,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class Head(ABC):
-    """Turns states into logits."""
-
-    @classmethod
-    @abstractmethod
-    def of(cls, language_model: "PreTrainedModel") -> "Head":
-        """The head of a model, with the model's own weights."""
-
-    @abstractmethod
-    def logits(self, hidden: Float[Tensor, "M H"], temperature: float = 1.0) -> Float[Tensor, "M V"]:
-        """The logits divided by the temperature, float32: for few rows at a time."""
-
-
 @dataclass(frozen=True)
-class LayerHead(Head):
+class LayerHead:
     """The head of most models: one layer, and what their configuration says about its output."""
 
     layer: nn.Module
@@ -41,8 +26,8 @@ class LayerHead(Head):
     """The cap of the logits (`cap * tanh(logits / cap)`); None for none."""
 
     @classmethod
-    @override
     def of(cls, language_model: "PreTrainedModel") -> "LayerHead":
+        """The head that a model's configuration speaks of, with the model's own weights."""
         config = language_model.config.get_text_config()
         scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1.0)
         layer = cast(nn.Module, language_model.get_output_embeddings())
@@ -54,8 +39,8 @@ class LayerHead(Head):
         whole_layer = type(self.layer) is nn.Linear and not isinstance(self.layer.weight, DTensor)
         return whole_layer and self.cap is None
 
-    @override
     def logits(self, hidden: Float[Tensor, "M H"], temperature: float = 1.0) -> Float[Tensor, "M V"]:
+        """The logits divided by the temperature, float32: for few rows at a time."""
         logits: Tensor = self.layer(hidden).float()
         if self.cap is None:
             return logits * (self.scale / temperature)
@@ -63,7 +48,7 @@ class LayerHead(Head):
 
 
 @dataclass(frozen=True)
-class OwnHead(Head):
+class OwnHead:
     """The model's own forward, with the given states in the place of its trunk's.
 
     Whatever it does to them happens here too: layers before the head, factors, caps, a smaller vocabulary.
@@ -72,8 +57,8 @@ class OwnHead(Head):
     behind_trunk: nn.Module
 
     @classmethod
-    @override
     def of(cls, language_model: "PreTrainedModel") -> "OwnHead":
+        """The head of a model, with the model's own weights."""
         trunk = trunk_of(language_model)
         given = _given_states(trunk)
         if (decoder := language_model.get_decoder()) in trunk.children():  # OPT calls it, not the trunk
@@ -82,10 +67,14 @@ class OwnHead(Head):
         _replace(model, trunk, given)
         return cls(model)
 
-    @override
     def logits(self, hidden: Float[Tensor, "M H"], temperature: float = 1.0) -> Float[Tensor, "M V"]:
+        """The logits divided by the temperature, float32: for few rows at a time."""
         logits: Tensor = self.behind_trunk(inputs_embeds=hidden[None], use_cache=False).logits[0]
         return logits.float() / temperature
+
+
+Head: TypeAlias = LayerHead | OwnHead
+HeadKind: TypeAlias = type[LayerHead] | type[OwnHead]
 
 
 def trunk_of(language_model: "PreTrainedModel") -> "PreTrainedModel":

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from grpo_pl.models.builder import ModelBuilder
-from grpo_pl.models.heads import Head, LayerHead, trunk_of
+from grpo_pl.models.heads import Head, HeadKind, LayerHead, trunk_of
 from grpo_pl.models.loading import load_language_model, transformer_blocks
 from grpo_pl.models.logprobs import Entropy, chunked_logprobs
 from grpo_pl.models.own_forward import fitting_head
@@ -42,7 +42,7 @@ class LanguageModel(nn.Module):
         language_model: "PreTrainedModel",
         chunk_tokens: int,
         row_tokens: int | None = None,
-        head: type[Head] = LayerHead,
+        head: HeadKind = LayerHead,
     ) -> None:
         super().__init__()
         self.language_model = language_model

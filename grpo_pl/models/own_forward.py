@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from grpo_pl.models.heads import Head, LayerHead, OwnHead, trunk_of
+from grpo_pl.models.heads import HeadKind, LayerHead, OwnHead, trunk_of
 from grpo_pl.models.packing import hidden_before_each_token
 from grpo_pl.system.refusal import ArgumentError, ConfigError
 
@@ -77,7 +77,7 @@ def ordinary_tokens(language_model: "PreTrainedModel", count: int) -> Int[Tensor
 
 
 @torch.no_grad()
-def fitting_head(language_model: "PreTrainedModel", pretrained: str, row_tokens: int | None) -> type[Head]:
+def fitting_head(language_model: "PreTrainedModel", pretrained: str, row_tokens: int | None) -> HeadKind:
     """The way from states to logits that is the model's own: its layer if that is all, else its forward.
 
     Refuses a model whose logits are reached neither way, and what `check_states` refuses.
@@ -176,10 +176,10 @@ def _jitters(config: dict[Any, Any]) -> Iterator[tuple[str, float]]:
 
 def _head_with_weights(
     language_model: "PreTrainedModel", states: Float[Tensor, "M H"], own_logits: Float[Tensor, "M V"]
-) -> type[Head] | None:
+) -> HeadKind | None:
     """The kind of head that gives the model's own logits; None if neither does."""
     own, tolerance = own_logits.float().log_softmax(-1), _tolerance(language_model).logprobs
-    kinds: list[type[Head]] = [LayerHead, OwnHead]
+    kinds: list[HeadKind] = [LayerHead, OwnHead]
     found = [kind for kind in kinds if _agree(_logprobs(kind, language_model, states), own, tolerance)]
     if found == kinds:
         larger = states * (LARGE / float(own_logits.abs().max().clamp(min=1e-6)))
@@ -188,7 +188,7 @@ def _head_with_weights(
     return found[0] if found else None
 
 
-def _head_without_weights(language_model: "PreTrainedModel") -> type[Head]:
+def _head_without_weights(language_model: "PreTrainedModel") -> HeadKind:
     """The same on the `meta` device: what is behind the trunk gets random weights for once."""
     trunk, model = trunk_of(language_model), copy.copy(language_model)
     model._modules = {
@@ -210,7 +210,7 @@ def _tolerance(language_model: "PreTrainedModel") -> Tolerance:
     return FULL if language_model.dtype in (torch.float32, torch.float64) else HALF
 
 
-def _logprobs(kind: type[Head], model: "PreTrainedModel", hidden: Float[Tensor, "M H"]) -> Tensor | None:
+def _logprobs(kind: HeadKind, model: "PreTrainedModel", hidden: Float[Tensor, "M H"]) -> Tensor | None:
     """All log-probabilities by a head of this kind; None if the model has none that fits the states."""
     try:
         return kind.of(model).logits(hidden).log_softmax(-1)

@@ -13,7 +13,7 @@ from grpo_pl.models.full_weights import tensor_bytes
 from grpo_pl.models.loading import eos_token_ids, load_language_model, load_tokenizer, without_weights
 from grpo_pl.rollout.assembly import Response, assemble_rollout, token_ends
 from grpo_pl.rollout.engine import Demand, EngineMemory, RolloutEngine, SamplingConfig, sampling_bytes
-from grpo_pl.rollout.readers import CachedReader, Reader, right_reader
+from grpo_pl.rollout.readers import CachedReader, ReaderKind, right_reader
 from grpo_pl.system.precision import OpenDType, chosen_dtype
 from grpo_pl.system.refusal import about
 from grpo_pl.types import Prompt, Rollout
@@ -38,7 +38,7 @@ class InProcessEngine(RolloutEngine):
     def __init__(self, pretrained: str = "", dtype: OpenDType = "float32", max_sequences: int = 64) -> None:
         self.pretrained, self.dtype, self.max_sequences = pretrained, dtype, max_sequences
         self._model: PreTrainedModel | None = None
-        self._reader: type[Reader] = CachedReader
+        self._reader: ReaderKind = CachedReader
         self._version = 0
 
     @override

@@ -1,13 +1,11 @@
 """Reads growing sequences for `InProcessEngine`: with a key-value cache where that is right."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from typing_extensions import override
 
 from grpo_pl.models.own_forward import FAILURES, called, ordinary_tokens
 
@@ -21,34 +19,22 @@ NATS = {torch.float32: 0.01, torch.float64: 0.01}
 ROUGHLY = 0.1
 
 
-class Reader(ABC):
-    """Reads sequences and gives the logits of the next token of each, [N, V]."""
+class CachedReader:
+    """Reads the sequences together, prompts padded on the left, each token once."""
 
     def __init__(self, model: "PreTrainedModel", prompts: Sequence[list[int]]) -> None:
         self.model, self.rows = model, [list(prompt) for prompt in prompts]
 
-    @abstractmethod
     def first(self) -> Float[Tensor, "N V"]:
-        """The logits after the prompts, in the model's type and on its device."""
-
-    @abstractmethod
-    def after(self, chosen: Int[Tensor, "N"]) -> Float[Tensor, "N V"]:
-        """The logits after one token more of each sequence."""
-
-
-class CachedReader(Reader):
-    """Reads the sequences together, prompts padded on the left, each token once."""
-
-    @override
-    def first(self) -> Float[Tensor, "N V"]:
+        """The logits of the token after each prompt, in the model's type and on its device."""
         width = max(map(len, self.rows))
         pads = [width - len(row) for row in self.rows]
         self._mask = torch.tensor([[0] * pad + [1] * (width - pad) for pad in pads])
         self._cache: Any = None
         return self._read(torch.tensor([[0] * pad + row for pad, row in zip(pads, self.rows, strict=True)]))
 
-    @override
     def after(self, chosen: Int[Tensor, "N"]) -> Float[Tensor, "N V"]:
+        """The logits after one token more of each sequence."""
         tokens = chosen[:, None]
         self._mask = torch.cat([self._mask, torch.ones_like(tokens)], -1)
         return self._read(tokens)
@@ -69,23 +55,29 @@ class CachedReader(Reader):
         return logits
 
 
-class WholeReader(Reader):
+class WholeReader:
     """Reads each sequence alone and whole for each token: slow, and right for every causal model."""
 
-    @override
+    def __init__(self, model: "PreTrainedModel", prompts: Sequence[list[int]]) -> None:
+        self.model, self.rows = model, [list(prompt) for prompt in prompts]
+
     def first(self) -> Float[Tensor, "N V"]:
+        """The logits of the token after each prompt, in the model's type and on its device."""
         rows = [torch.tensor([row], device=self.model.device) for row in self.rows]
         return torch.stack([self.model(input_ids=row, use_cache=False).logits[0, -1] for row in rows])
 
-    @override
     def after(self, chosen: Int[Tensor, "N"]) -> Float[Tensor, "N V"]:
+        """The logits after one token more of each sequence."""
         for row, token in zip(self.rows, chosen.tolist(), strict=True):
             row.append(token)
         return self.first()
 
 
+ReaderKind: TypeAlias = type[CachedReader] | type[WholeReader]
+
+
 @torch.no_grad()
-def right_reader(model: "PreTrainedModel", pretrained: str) -> type[Reader]:
+def right_reader(model: "PreTrainedModel", pretrained: str) -> ReaderKind:
     """`CachedReader` if it reads what the model reads of each sequence alone, else `WholeReader`.
 
     Models without a key-value cache, as Mamba, and those that padding on the left changes are read whole.
@@ -102,7 +94,7 @@ def right_reader(model: "PreTrainedModel", pretrained: str) -> type[Reader]:
     return CachedReader if apart <= NATS.get(model.dtype, ROUGHLY) else WholeReader
 
 
-def _read(kind: type[Reader], model: "PreTrainedModel", tokens: Int[Tensor, "L"]) -> Float[Tensor, "S V"]:
+def _read(kind: ReaderKind, model: "PreTrainedModel", tokens: Int[Tensor, "L"]) -> Float[Tensor, "S V"]:
     """All log-probabilities after the prompts and after each step."""
     *prompts, rest = tokens.split([*PROMPTS, STEPS * len(PROMPTS)])
     reader = kind(model, [prompt.tolist() for prompt in prompts])

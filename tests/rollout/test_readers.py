@@ -7,7 +7,7 @@ import torch
 from helpers.tiny_models import saved, tiny
 
 from grpo_pl.models.loading import load_language_model
-from grpo_pl.rollout.readers import CachedReader, Reader, WholeReader, right_reader
+from grpo_pl.rollout.readers import CachedReader, WholeReader, right_reader
 from grpo_pl.system.refusal import ConfigError
 
 PROMPTS = [[5, 9, 33, 60], [71, 12]]
@@ -22,7 +22,7 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_logits_are_those_of_each_sequence_alone(kind: str) -> None:
     model = tiny(kind)
-    reader_kind: type[Reader] = right_reader(model, "x")
+    reader_kind = right_reader(model, "x")
     assert reader_kind is KINDS[kind]
     with torch.no_grad():
         reader = reader_kind(model, PROMPTS)

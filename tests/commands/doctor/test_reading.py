@@ -16,7 +16,7 @@ from grpo_pl.commands.doctor.reading import (
     read,
 )
 from grpo_pl.models import LanguageModel
-from grpo_pl.models.heads import Head, LayerHead, OwnHead
+from grpo_pl.models.heads import HeadKind, LayerHead, OwnHead
 from grpo_pl.rollout.engine import SamplingConfig
 from grpo_pl.rollout.in_process import InProcessEngine
 from grpo_pl.types import Prompt, Rollout
@@ -40,7 +40,7 @@ def rollout(folder: str) -> Rollout:
     return engine.generate(PROMPTS, 8, SamplingConfig(max_tokens=24, temperature=0.8))
 
 
-def causes(folder: str, rollout: Rollout, engine: type[Head], trainer: type[Head]) -> list[str]:
+def causes(folder: str, rollout: Rollout, engine: HeadKind, trainer: HeadKind) -> list[str]:
     """The causes found if the engine and the trainer had these heads."""
     model = InProcessEngine(folder)
     model.start(max_sequence_tokens=64, max_sequences=64, device=torch.device("cpu"))
@@ -79,6 +79,6 @@ def test_an_engine_samples_by_the_own_forward(folder: str, rollout: Rollout) -> 
     ],
 )
 def test_a_wrong_head_is_blamed_on_who_has_it(
-    folder: str, rollout: Rollout, engine: type[Head], trainer: type[Head], expected: list[str]
+    folder: str, rollout: Rollout, engine: HeadKind, trainer: HeadKind, expected: list[str]
 ) -> None:
     assert causes(folder, rollout, engine, trainer) == expected
