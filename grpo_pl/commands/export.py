@@ -89,9 +89,11 @@ def merge_adapters(weights: Weights, pretrained: str, checkpoint: Path) -> Weigh
     adapted = LoRA(**arguments | {"pretrained": pretrained}).build().language_model
     adapters: Weights = {name: p for name, p in adapted.named_parameters() if p.requires_grad}
     check_fit(weights, adapters, pretrained, checkpoint)
-    adapted.load_state_dict(weights, strict=False)
+    adapted.load_state_dict(adapted.state_dict() | weights)
     plain = load_language_model(pretrained, arguments["dtype"])
-    plain.load_state_dict(dict(full_weights(adapted)), strict=False)
+    merged = dict(full_weights(adapted))
+    assert merged.keys() == {name for name, _ in plain.named_parameters()}
+    plain.load_state_dict(plain.state_dict() | merged)
     return plain.state_dict()
 
 

@@ -1,5 +1,6 @@
 """Low-rank adapters: a policy that trains few parameters, and its reference without them."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -10,12 +11,16 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 from typing_extensions import override
 
+from grpo_pl.models.adapted_layers import adapted_layers, adapters_of, own_name
+from grpo_pl.models.adapter_targets import Targets, find_targets
 from grpo_pl.models.builder import ModelBuilder
 from grpo_pl.models.language_model import CausalLM, LanguageModel, TokenLogprobs
-from grpo_pl.system.refusal import ArgumentError, ConfigError
+from grpo_pl.system.refusal import ArgumentError, ConfigError, about, name_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+log = logging.getLogger(__name__)
 
 
 @final
@@ -60,47 +65,65 @@ class LoRA(ModelBuilder):
     def build(self, policy: nn.Module | None = None) -> LanguageModel:
         if find_spec("peft") is None:
             raise ConfigError("LoRA needs peft: pip install 'grpo_pl[lora]'", self)
-        from peft import LoraConfig
-
         built = self.base.build()
         model = built.language_model
-        config = LoraConfig(r=self.r, lora_alpha=self.alpha, target_modules=self.target_modules)
-        try:
-            model.add_adapter(config)
-        except ValueError as error:
-            reason = str(error).strip().splitlines()[0].split(". ")[0]
-            raise ArgumentError(
-                f"target_modules={self.target_modules} cannot get an adapter ({reason}): "
-                "name linear layers of the model, or say all-linear",
-                self,
-            ) from error
-        self._check_ends(model)
+        with about(self):
+            targets = find_targets(model, self.target_modules)
+        self._adapt(model, targets)
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
+        log.info(
+            "%s adapts %s; not %s: target_modules names what is adapted",
+            name_of(self),
+            ", ".join(targets.kinds()),
+            ", ".join(left_out(model)) or "any other matrix",
+        )
         return built
 
-    def _check_ends(self, model: "PreTrainedModel") -> None:
-        """Refuse adapters of embedding and LM head, which may share a weight that no merge can split."""
-        from peft.tuners.tuners_utils import BaseTunerLayer
+    def _adapt(self, model: "PreTrainedModel", targets: Targets) -> None:
+        """Add adapters to exactly the targets.
 
-        ends = (model.get_input_embeddings(), model.get_output_embeddings())
-        if any(isinstance(end, BaseTunerLayer) for end in ends):
-            raise ArgumentError(
-                f"target_modules={self.target_modules} takes in the embedding or the LM "
-                "head: name layers between them, or say all-linear",
-                self,
-            )
+        peft gets the model inside of a module without a config: from a config it would rename the targets of
+        mixtures of experts, and drop dense layers of the same names.
+        """
+        from peft import LoraConfig, inject_adapter_in_model
+
+        before = {name for name, _ in model.named_parameters()}
+        config = LoraConfig(
+            r=self.r,
+            lora_alpha=self.alpha,
+            target_modules=[f"0.{name}" for name in targets.modules],
+            target_parameters=[f"0.{name}" for name in targets.parameters],
+        )
+        inject_adapter_in_model(config, nn.ModuleList([model]))
+        layers = adapted_layers(model)
+        after = {own_name(name, layers) for name, _ in model.named_parameters()}
+        assert after - {None} == before, "adapters have changed the names of weights"
+
+
+def left_out(model: nn.Module) -> list[str]:
+    """The kinds of matrices that have no adapter: `embed_tokens`, `experts.down_proj`."""
+    layers, kinds = adapted_layers(model), []
+    for name, parameter in model.named_parameters():
+        own = own_name(name, layers)
+        if parameter.dim() > 1 and own is not None and not adapters_of(name, layers):
+            *_, owner, leaf = own.split(".")
+            kinds.append(owner if leaf == "weight" else f"{owner}.{leaf}")
+    return list(dict.fromkeys(kinds))
 
 
 @contextmanager
 def adapters_off(model: "PreTrainedModel") -> Iterator[None]:
     """In the body, the model computes without its adapters."""
-    model.disable_adapters()
+    layers = list(adapted_layers(model).values())
+    for layer in layers:
+        layer.enable_adapters(False)
     try:
         yield
     finally:
-        model.enable_adapters()
+        for layer in layers:
+            layer.enable_adapters(True)
 
 
 class WithoutAdapter(nn.Module):
@@ -131,7 +154,7 @@ class AdapterOff(ModelBuilder):
 
     @override
     def build(self, policy: nn.Module | None = None) -> WithoutAdapter:
-        if not isinstance(policy, LanguageModel) or not policy.language_model._hf_peft_config_loaded:
+        if not isinstance(policy, LanguageModel) or not adapted_layers(policy):
             raise ConfigError(
                 "AdapterOff needs a policy with adapters: set model.policy to LoRA, or this to CausalLM", self
             )

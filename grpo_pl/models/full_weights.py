@@ -3,12 +3,17 @@
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from functools import partial
-from typing import Any, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel as FSDP1  # noqa: N814 - it is no constant
 from torch.distributed.tensor import DTensor
+
+from grpo_pl.models.adapted_layers import adapted_layers, adapters_of, merged_weight, own_name
+
+if TYPE_CHECKING:
+    from peft.tuners.lora import LoraLayer
 
 FSDP1_PREFIX = "_fsdp_wrapped_module."
 
@@ -16,14 +21,18 @@ FSDP1_PREFIX = "_fsdp_wrapped_module."
 def full_weights(model: nn.Module, dtype: torch.dtype | None = None) -> Iterator[tuple[str, Tensor]]:
     """Each parameter whole, one at a time, under its name; tied weights once.
 
-    A layer with a LoRA adapter gives its merged weight, W + alpha / r * B A, and keeps its own.
+    A weight with a LoRA adapter comes merged, W + alpha / r * B A, for each expert of a fused one; the model
+    keeps its own.
 
     Collective where parameters are sharded: every rank of the data-parallel group must run the iterator to
-    its end. No rank then holds more than one whole parameter, or with FSDP1 those of one of its units.
-    FSDP2's shards are cast to `dtype` before they are gathered; None leaves them as they are.
+    its end. No rank then holds more than one whole parameter, or with FSDP1 those of one of its units; of
+    fused experts also the product of their adapter. FSDP2's shards are cast to `dtype` before they are
+    gathered; None leaves them as they are.
     """
+    layers = adapted_layers(model)
     for name, parameter in gathered_parameters(model):
-        yield from whole(model, name, parameter, dtype)
+        if (own := own_name(name, layers)) is not None:
+            yield own.replace(FSDP1_PREFIX, ""), whole(parameter, adapters_of(name, layers), dtype)
 
 
 def full_gradients(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -48,27 +57,14 @@ def gathered_parameters(model: nn.Module, with_grads: bool = False) -> Iterator[
                     yield name, parameter
 
 
-def whole(
-    model: nn.Module, name: str, parameter: nn.Parameter, dtype: torch.dtype | None
-) -> Iterator[tuple[str, Tensor]]:
-    """One parameter, merged with its adapter and gathered; nothing for the adapter itself."""
-    if ".lora_A." in name or ".lora_B." in name:
-        return
-    layer, adapted, leaf = name.rpartition(".base_layer.")
+def whole(parameter: nn.Parameter, layers: Iterable["LoraLayer"], dtype: torch.dtype | None) -> Tensor:
+    """One parameter, merged with its adapters and gathered."""
     tensor = parameter.detach()
-    if adapted and leaf == "weight":
-        tensor = merged_weight(model.get_submodule(layer), tensor)
+    for layer in layers:
+        tensor = merged_weight(layer, tensor)
     if isinstance(tensor, DTensor):
         tensor = cast(DTensor, tensor.to(dtype)).full_tensor()
-    yield (f"{layer}.{leaf}" if adapted else name).replace(FSDP1_PREFIX, ""), tensor
-
-
-@torch.no_grad()
-def merged_weight(layer: Any, weight: Tensor) -> Tensor:
-    """The merged weight of a peft layer, as a new tensor of the weight's dtype."""
-    for adapter in layer.active_adapters:
-        weight = (weight + layer.get_delta_weight(adapter)).to(weight.dtype)
-    return weight
+    return tensor
 
 
 class CountedWeights:
