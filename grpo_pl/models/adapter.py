@@ -98,8 +98,21 @@ class LoRA(ModelBuilder):
         )
         inject_adapter_in_model(config, nn.ModuleList([model]))
         layers = adapted_layers(model)
+        for layer in layers.values():
+            draw_adapter(layer)
         after = {own_name(name, layers) for name, _ in model.named_parameters()}
         assert after - {None} == before, "adapters have changed the names of weights"
+
+
+def draw_adapter(layer: Any) -> None:
+    """Give a layer's adapter its first values, A at random and B zero.
+
+    peft has done so, but left them on the `meta` device where the weights beside them are read later.
+    """
+    for name in layer.adapter_layer_names:
+        getattr(layer, name).to_empty(device=torch.get_default_device())
+    for adapter in layer.active_adapters:
+        layer.reset_lora_parameters(adapter, True)
 
 
 def left_out(model: nn.Module) -> list[str]:

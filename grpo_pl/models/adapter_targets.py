@@ -18,7 +18,7 @@ ALL_LINEAR = "all-linear"
 ROUTER = re.compile(r"router|moe\w*gate\b", re.IGNORECASE)
 """What the classes and names of layers say that choose a token's experts."""
 LIKE_LINEAR = {"FalconLinear"}
-"""Subclasses of `nn.Linear` that compute what it does; others, such as grouped ones, get W + B A in its place."""
+"""Subclasses of `nn.Linear` that compute what it does; others, such as grouped ones, compute with W + B A."""
 
 
 @dataclass
