@@ -25,6 +25,11 @@ def adapted_layers(model: nn.Module) -> Layers:
     return {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
 
 
+def adapts_experts(model: nn.Module) -> bool:
+    """Whether some module computes with W + B A in the place of its weight, as fused experts and routers do."""
+    return any(type(layer).__name__ == "ParamWrapper" for layer in adapted_layers(model).values())
+
+
 def own_name(name: str, layers: Layers) -> str | None:
     """The name that a parameter has in the model without adapters; None for an adapter's own.
 

@@ -30,15 +30,20 @@ class LoRA(ModelBuilder):
     Hu et al. 2021, arXiv:2106.09685, eq. 3. B starts at zero, so training starts from the pretrained model.
     Adapters are float32, whatever the dtype of the frozen weights, and want about ten times the learning rate
     of a whole policy. Checkpoints hold the adapters alone; the engine and `export` get merged
-    weights.
+    weights. The log says which kinds of layers are adapted, and which matrices are not.
 
     Args:
         pretrained: Model folder or hub name; where empty, the one of `--pretrained`.
-        r: Rank of the adapters.
+        r: Rank of the adapters; each expert of a mixture has its own, and its gate and up projection, if they
+            are one matrix, share one.
         alpha: Scale of the adapters, divided by `r`.
         dropout: 0: with dropout no two passes would agree and no ratio would be 1.
         target_modules: Layers that get an adapter: the ends of their names, or one regular expression that
-            whole names match; "all-linear" is every linear layer but the LM head.
+            whole names match; "all-linear" is every linear layer of attention, MLPs and experts, also of
+            experts that are one tensor, but no router, embedding, LM head or convolution, and no layer whose
+            weight the model reads without calling it (in Mamba's mixers). Fused experts have the names of
+            their tensors (`gate_up_proj`) or those in the checkpoint (`gate_proj` and `up_proj`), routers
+            the names of their modules.
     """
 
     def __init__(

@@ -29,10 +29,11 @@ def full_weights(model: nn.Module, dtype: torch.dtype | None = None) -> Iterator
     fused experts also the product of their adapter. FSDP2's shards are cast to `dtype` before they are
     gathered; None leaves them as they are.
     """
-    layers = adapted_layers(model)
+    layers = {name.replace(FSDP1_PREFIX, ""): layer for name, layer in adapted_layers(model).items()}
     for name, parameter in gathered_parameters(model):
-        if (own := own_name(name, layers)) is not None:
-            yield own.replace(FSDP1_PREFIX, ""), whole(parameter, adapters_of(name, layers), dtype)
+        place = name.replace(FSDP1_PREFIX, "")
+        if (own := own_name(place, layers)) is not None:
+            yield own, whole(parameter, adapters_of(place, layers), dtype)
 
 
 def full_gradients(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

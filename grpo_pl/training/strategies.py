@@ -19,6 +19,7 @@ from torch.distributed.fsdp import (
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy, wrap
 from typing_extensions import override
 
+from grpo_pl.models.adapted_layers import adapts_experts
 from grpo_pl.models.builder import Build
 from grpo_pl.models.deferred import deferred_weights
 from grpo_pl.models.loading import transformer_blocks
@@ -211,5 +212,10 @@ def place(strategy: Strategy, build: Build) -> nn.Module:
             "gradients would count twice in their norm: set it to FULL_SHARD, or trainer.strategy to hsdp"
         )
     model = build()
+    if adapts_experts(model):
+        raise ConfigError(
+            "trainer.strategy FSDPStrategy cannot gather adapters of fused experts: set it to fsdp2, or "
+            "model.policy.target_modules to layers of attention"
+        )
     kinds = {type(block) for block in transformer_blocks(model)}
     return wrap(model, auto_wrap_policy=ModuleWrapPolicy(kinds))
