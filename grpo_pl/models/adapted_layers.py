@@ -26,7 +26,7 @@ def adapted_layers(model: nn.Module) -> Layers:
 
 
 def adapts_experts(model: nn.Module) -> bool:
-    """Whether some module computes with W + B A in the place of its weight, as fused experts and routers do."""
+    """Whether some module computes with W + B A in the place of its weight, as fused experts do."""
     return any(type(layer).__name__ == "ParamWrapper" for layer in adapted_layers(model).values())
 
 

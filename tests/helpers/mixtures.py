@@ -21,6 +21,7 @@ SIZES = {
 """What a model's configuration takes of these, it gets."""
 LAYERS = ["linear_attention", "full_attention"]
 OTHERWISE: dict[str, dict[str, Any]] = {
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 256},
     "granitemoehybrid": {"layer_types": LAYERS, "tie_word_embeddings": True},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
