@@ -28,7 +28,7 @@ ONE_IMPORTER = {
         *(f"rollout/server/{name}.py" for name in ("__main__", "receiver", "transfer")),
     },
     "transformers": {"models/loading.py", "commands/bench/peer.py"},
-    "peft": {"models/adapter.py"},
+    "peft": {"models/adapted_layers.py"},
     "datasets": {"prompts/sources.py", "commands/bench/peer.py"},
     "reasoning_gym": {"prompts/procedural.py", "prompts/task_rows.py", "rewards/task_verifiers.py"},
     "math_verify": {"rewards/mathematics.py"},

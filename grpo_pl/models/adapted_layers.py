@@ -16,6 +16,40 @@ Layers = dict[str, "LoraLayer"]
 """Adapted layers by their names. Several matrices of one module are adapted by layers around each other."""
 
 
+def add_adapters(model: nn.Module, modules: list[str], parameters: list[str], r: int, alpha: int) -> None:
+    """Add adapters of rank `r` to exactly the named layers and parameters, and freeze all else.
+
+    peft gets the model inside of a module without a config: from a config it would rename the targets of
+    mixtures of experts, and drop dense layers of the same names.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+
+    before = {name for name, _ in model.named_parameters()}
+    config = LoraConfig(
+        r=r,
+        lora_alpha=alpha,
+        target_modules=[f"0.{name}" for name in modules],
+        target_parameters=[f"0.{name}" for name in parameters],
+    )
+    inject_adapter_in_model(config, nn.ModuleList([model]))
+    layers = adapted_layers(model)
+    for layer in layers.values():
+        draw_adapter(layer)
+    after = {own_name(name, layers) for name, _ in model.named_parameters()}
+    assert after - {None} == before, "adapters have changed the names of weights"
+
+
+def draw_adapter(layer: Any) -> None:
+    """Give a layer's adapter its first values, A at random and B zero.
+
+    peft has done so, but left them on the `meta` device where the weights beside them are read later.
+    """
+    for name in layer.adapter_layer_names:
+        getattr(layer, name).to_empty(device=torch.get_default_device())
+    for adapter in layer.active_adapters:
+        layer.reset_lora_parameters(adapter, True)
+
+
 def adapted_layers(model: nn.Module) -> Layers:
     """The layers of a model that have an adapter."""
     if find_spec("peft") is None:

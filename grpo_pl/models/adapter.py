@@ -11,8 +11,8 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 from typing_extensions import override
 
-from grpo_pl.models.adapted_layers import adapted_layers, adapters_of, own_name
-from grpo_pl.models.adapter_targets import Targets, find_targets
+from grpo_pl.models.adapted_layers import adapted_layers, adapters_of, add_adapters, own_name
+from grpo_pl.models.adapter_targets import find_targets
 from grpo_pl.models.builder import ModelBuilder
 from grpo_pl.models.language_model import CausalLM, LanguageModel, TokenLogprobs
 from grpo_pl.system.refusal import ArgumentError, ConfigError, about, name_of
@@ -74,7 +74,7 @@ class LoRA(ModelBuilder):
         model = built.language_model
         with about(self):
             targets = find_targets(model, self.target_modules)
-        self._adapt(model, targets)
+        add_adapters(model, targets.modules, targets.parameters, self.r, self.alpha)
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
@@ -85,39 +85,6 @@ class LoRA(ModelBuilder):
             ", ".join(left_out(model)) or "any other matrix",
         )
         return built
-
-    def _adapt(self, model: "PreTrainedModel", targets: Targets) -> None:
-        """Add adapters to exactly the targets.
-
-        peft gets the model inside of a module without a config: from a config it would rename the targets of
-        mixtures of experts, and drop dense layers of the same names.
-        """
-        from peft import LoraConfig, inject_adapter_in_model
-
-        before = {name for name, _ in model.named_parameters()}
-        config = LoraConfig(
-            r=self.r,
-            lora_alpha=self.alpha,
-            target_modules=[f"0.{name}" for name in targets.modules],
-            target_parameters=[f"0.{name}" for name in targets.parameters],
-        )
-        inject_adapter_in_model(config, nn.ModuleList([model]))
-        layers = adapted_layers(model)
-        for layer in layers.values():
-            draw_adapter(layer)
-        after = {own_name(name, layers) for name, _ in model.named_parameters()}
-        assert after - {None} == before, "adapters have changed the names of weights"
-
-
-def draw_adapter(layer: Any) -> None:
-    """Give a layer's adapter its first values, A at random and B zero.
-
-    peft has done so, but left them on the `meta` device where the weights beside them are read later.
-    """
-    for name in layer.adapter_layer_names:
-        getattr(layer, name).to_empty(device=torch.get_default_device())
-    for adapter in layer.active_adapters:
-        layer.reset_lora_parameters(adapter, True)
 
 
 def left_out(model: nn.Module) -> list[str]:

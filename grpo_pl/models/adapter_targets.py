@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from grpo_pl.models.loading import plain_linear_layers, stored_parts
 from grpo_pl.system.refusal import ArgumentError
 
 if TYPE_CHECKING:
@@ -130,9 +131,7 @@ def chosen_by(one: Candidate, matchers: list[Callable[[str], bool]]) -> bool:
 
 def candidates(model: "PreTrainedModel") -> Iterator[Candidate]:
     """Every weight that can get an adapter; convolutions cannot."""
-    from transformers.pytorch_utils import Conv1D
-
-    parts = stored_parts(model)
+    plain, parts = plain_linear_layers(), stored_parts(model)
     routers: tuple[str, ...] = ()
     for name, module in model.named_modules():
         kind = type(module)
@@ -143,7 +142,7 @@ def candidates(model: "PreTrainedModel") -> Iterator[Candidate]:
         parent: type = type(model.get_submodule(owner))
         if leaf in read_directly(parent):
             continue
-        if kind in (nn.Linear, Conv1D) or kind.__name__ in LIKE_LINEAR:
+        if kind in plain or kind.__name__ in LIKE_LINEAR:
             yield Candidate(name, linear=not router)
         elif kind is nn.Embedding:
             yield Candidate(name, linear=False)
@@ -170,20 +169,6 @@ def read_directly(kind: type) -> frozenset[str]:
     lines = [line for one in classes for line in getsource(one).splitlines() if "init" not in line]
     use = re.compile(r"self\.(\w+)\.weight\b(?!\[|\.(?:dtype|device|data|shape)\b)")
     return frozenset(found for line in lines for found in use.findall(line))
-
-
-def stored_parts(model: "PreTrainedModel") -> dict[str, tuple[str, ...]]:
-    """The end of a fused weight's name -> the layers of each expert that a checkpoint stores instead."""
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightConverter
-
-    return {
-        f".{one.target_patterns[0].lstrip('.')}": tuple(
-            source.removesuffix(".weight").rpartition(".")[2] for source in one.source_patterns
-        )
-        for one in get_model_conversion_mapping(model)
-        if isinstance(one, WeightConverter) and len(one.target_patterns) == 1
-    }
 
 
 def end_names(model: "PreTrainedModel") -> set[str]:

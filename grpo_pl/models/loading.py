@@ -300,6 +300,27 @@ def transformer_blocks(model: nn.Module) -> list[nn.Module]:
     return [module for module in model.modules() if type(module).__name__ in kinds]
 
 
+def stored_parts(model: "PreTrainedModel") -> dict[str, tuple[str, ...]]:
+    """The end of a fused weight's name -> the layers of each expert that a checkpoint stores instead."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter
+
+    return {
+        f".{one.target_patterns[0].lstrip('.')}": tuple(
+            source.removesuffix(".weight").rpartition(".")[2] for source in one.source_patterns
+        )
+        for one in get_model_conversion_mapping(model)
+        if isinstance(one, WeightConverter) and len(one.target_patterns) == 1
+    }
+
+
+def plain_linear_layers() -> tuple[type[nn.Module], ...]:
+    """The linear layer of torch, and GPT-2's, which keeps its weight transposed."""
+    from transformers.pytorch_utils import Conv1D
+
+    return nn.Linear, Conv1D
+
+
 def load_reward_model(
     pretrained: str, kind: RewardKind, dtype: DType, attention: str | None = None
 ) -> tuple["PreTrainedModel", bool]:
