@@ -127,7 +127,7 @@ def stopped(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
 @pytest.fixture(scope="session")
 def smollm() -> Path:
     """The real demo model, where tools/fetch_model.py has put it."""
-    from grpo_pl.models.loading import cached_model_folder
+    from grpo_pl.models.folders import cached_model_folder
 
     folder = cached_model_folder("HuggingFaceTB/SmolLM2-135M-Instruct")
     if not (folder / "config.json").is_file():

@@ -11,7 +11,8 @@ from typing_extensions import override
 
 from grpo_pl.functional import batches_within, pad_rows
 from grpo_pl.models.builder import Place
-from grpo_pl.models.loading import RewardKind, resolve_pretrained
+from grpo_pl.models.folders import resolve_pretrained
+from grpo_pl.models.loading import RewardKind
 from grpo_pl.models.reward_model import EncodedResponse, RewardModel
 from grpo_pl.rewards.base import ProcessReward, RewardFunction
 from grpo_pl.rewards.patterns import compiled

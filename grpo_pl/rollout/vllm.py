@@ -16,8 +16,9 @@ from typing_extensions import override
 
 from grpo_pl.functional import derive_seed
 from grpo_pl.models.architecture import Architecture
+from grpo_pl.models.folders import resolve_pretrained
 from grpo_pl.models.full_weights import tensor_bytes
-from grpo_pl.models.loading import load_language_model, resolve_pretrained, without_weights
+from grpo_pl.models.loading import load_language_model, without_weights
 from grpo_pl.rollout.assembly import Response, assemble_rollout, token_ends
 from grpo_pl.rollout.engine import Demand, EngineMemory, RolloutEngine, SamplingConfig, sampling_bytes
 from grpo_pl.system.memory import GIB, release_free_memory

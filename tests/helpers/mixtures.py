@@ -27,6 +27,7 @@ OTHERWISE: dict[str, dict[str, Any]] = {
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
     "longcat_flash": {"num_layers": 1, "expert_ffn_hidden_size": 24, "zero_expert_num": 2, "moe_topk": 2},
     "nemotron_h": {"layers_block_type": [*LAYERS, "moe"], "num_hidden_layers": 3},
+    "phimoe": {"router_jitter_noise": 0.0, "input_jitter_noise": 0.0},
     "qwen3_5_moe_text": {"layer_types": LAYERS},
     "qwen3_next": {"layer_types": LAYERS},
 }

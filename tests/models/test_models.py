@@ -12,8 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from grpo_pl.models import CausalLM, ValueHead
+from grpo_pl.models.folders import resolve_pretrained
 from grpo_pl.models.heads import LayerHead
-from grpo_pl.models.loading import load_language_model, resolve_pretrained, transformer_blocks
+from grpo_pl.models.loading import load_language_model, transformer_blocks
 from grpo_pl.models.logprobs import chunked_logprobs, even_chunks
 from grpo_pl.system.memory import forget_peak, peak_gib, release_free_memory
 

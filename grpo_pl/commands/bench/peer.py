@@ -8,7 +8,7 @@ import torch
 
 from grpo_pl.commands.bench import Numbers
 from grpo_pl.config.cli import CLI
-from grpo_pl.models.loading import resolve_pretrained
+from grpo_pl.models.folders import resolve_pretrained
 from grpo_pl.system.memory import forget_peak, peak_gib
 
 

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import TemplateError
 
 from grpo_pl.commands.doctor.findings import Finding, broken, fail_if, good, warn_if
+from grpo_pl.models.folders import resolve_pretrained
 from grpo_pl.models.loading import (
     context_length,
     eos_token_ids,
     load_config,
     load_tokenizer,
-    resolve_pretrained,
     sampling_defaults,
 )
 from grpo_pl.prompts.chat import ChatFormat

@@ -12,7 +12,8 @@ from typing import Literal
 import torch
 from jsonargparse import auto_cli
 
-from grpo_pl.models.loading import context_length, resolve_pretrained
+from grpo_pl.models.folders import resolve_pretrained
+from grpo_pl.models.loading import context_length
 from grpo_pl.rollout.server.api_key import RequireKey
 from grpo_pl.rollout.server.transfer import NCCL, SharedFiles
 from grpo_pl.rollout.vllm import engine_arguments
