@@ -17,8 +17,9 @@ class MathAnswer(WorkerReward, Verifier):
 
     The answer is what the last mark holds: `\boxed{...}`, `<answer>` (or `<final>`, `<result>`), `####` or
     "The answer is". Without a mark it is the last number in bold or code, else the last formula or number.
-    Where the response thinks, only what follows `</think>` counts; in a thought that does not end, a box, tag
-    or `####`. The gold answer is its last box, else what follows its last `####`, else the whole.
+    Where the response thinks, or its prompt has opened a thought, only what follows `</think>` counts; in a
+    thought that does not end, a box, tag or `####`. The gold answer is its last box, else what follows its
+    last `####`, else the whole.
 
     Numbers are compared exactly, without units and currencies: `$1,234.50`, `72 km/h`, `2 1/2`, `3.5 x 10^3`,
     `1e3`, `x = 5`, `3:30 pm`. Everything else is compared by math-verify. `72 or 73` is no number. A gold
@@ -49,7 +50,8 @@ class MathAnswer(WorkerReward, Verifier):
     def call(self, sample: Sample) -> partial[float | None]:
         from grpo_pl.rewards import mathematics
 
-        return partial(mathematics.score, sample.prompt.answer, sample.response[-self.max_chars :])
+        prompt = sample.prompt
+        return partial(mathematics.score, prompt.answer, (prompt.opened + sample.response)[-self.max_chars :])
 
     @override
     def can_score(self, prompt: Prompt) -> bool:

@@ -141,7 +141,7 @@ def test_a_response_does_not_begin_behind_a_token_that_the_tokenizer_appends(
     tokenizer = made(behind=behind)
     prompts = prompts_of(tmp_path, ChatFormat(**PLAIN), tokenizer, "2+3", "x" * 40)
     assert [tokenizer.decode(row.token_ids) for row in prompts.rows] == ["<s>2+3", "<s>" + "x" * 40]
-    (said,) = notices(prompts, {1})
+    (said,) = map(str, notices(prompts, {1}))
     assert "the tokenizer ends every text in '" + behind.replace(" ", "") in said
 
 
@@ -196,7 +196,7 @@ NOTICES = {
 @pytest.mark.parametrize("case", NOTICES)
 def test_what_surprises_about_prompts_is_said_once(tmp_path: Path, case: str) -> None:
     what = NOTICES[case]
-    said = list(notices(prompts_of(tmp_path, what.format, made(), what.question), {1}))
+    said = list(map(str, notices(prompts_of(tmp_path, what.format, made(), what.question), {1})))
     assert len(said) == bool(what.sentence), said
     if what.sentence:
         assert said[0].startswith("data.format: ")

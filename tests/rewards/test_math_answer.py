@@ -183,3 +183,10 @@ def test_it_survives_pickle():
 def children_of(process: psutil.Process) -> list[psutil.Process]:
     """The workers that are alive; one may end while it is looked at."""
     return [child for child in process.children() if child.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_an_opened_thought_that_does_not_end_answers_only_where_it_marks_an_answer() -> None:
+    asked = Prompt(token_ids=[1], text="?", answer="72", opened="<think>\n")
+    responses = ["So it is 72", "It is 72. </think>\nIt is 72.", "I try \\boxed{72}"]
+    samples = [Sample(prompt=asked, response=r, response_tokens=9, truncated=False) for r in responses]
+    assert MathAnswer().score(samples) == [0, 1, 1]

@@ -1,6 +1,7 @@
 """Checks of the gold answers: a verifier must pay 1 for each, and 0 for the one of another prompt."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from grpo_pl.commands.doctor.findings import Finding, good
@@ -44,10 +45,13 @@ def answers(
 def scores(
     reward: Verifier, prompts: Sequence[Prompt], answered: Answered, tokenizer: "PreTrainedTokenizerBase"
 ) -> dict[int, float | None]:
-    """Row -> the score of the response to that prompt; None where the verifier abstains."""
+    """Row -> the score of a whole response to that prompt; None where the verifier abstains."""
     samples = [
         Sample(
-            prompt=prompts[n], response=text, response_tokens=len(tokenizer.tokenize(text)), truncated=False
+            prompt=replace(prompts[n], opened=""),
+            response=text,
+            response_tokens=len(tokenizer.tokenize(text)),
+            truncated=False,
         )
         for n, text in answered.items()
     ]

@@ -10,7 +10,7 @@ from grpo_pl.commands.doctor.report import Report
 from grpo_pl.commands.doctor.run import check_run
 from grpo_pl.config.cli import CLI
 from grpo_pl.datamodule import RolloutDataModule
-from grpo_pl.models.loading import load_tokenizer
+from grpo_pl.models.loading import eos_token_ids, load_tokenizer
 from grpo_pl.module import PolicyOptimization
 
 FROM_ONE_MODEL = ("model.policy.init_args.pretrained", "data.engine.init_args.pretrained", "data.pretrained")
@@ -49,11 +49,11 @@ def check_configured(report: Report, options: list[str], *, with_engine: bool) -
 def check_data(report: Report, module: PolicyOptimization, data: RolloutDataModule) -> bool:
     """Add the theme of the prompts and their answers, and show some; whether it has no problem."""
     sets = read_sets(data)
-    tokenizer = load_tokenizer(data.pretrained)
+    tokenizer, ends = load_tokenizer(data.pretrained), eos_token_ids(data.pretrained)
     train, val = spread(sets["data.train"]), spread(sets.get("data.val", sets["data.train"]))
     rewards = {f"model.rewards.{name}": reward for name, reward in module.rewards.items()}
     verifiers = {f"model.verifiers.{name}": verifier for name, verifier in module.verifiers.items()}
-    findings = [*check_prompts(sets), *check_answers(rewards, train, tokenizer)]
+    findings = [*check_prompts(sets, ends), *check_answers(rewards, train, tokenizer)]
     healthy = report.add("data", [*findings, *check_answers(verifiers, val, tokenizer)])
-    report.show("data.train", shown(sets["data.train"], tokenizer))
+    report.show("data.train", shown(sets["data.train"]))
     return healthy

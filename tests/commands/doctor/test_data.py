@@ -24,12 +24,13 @@ SUMS = [{"question": f"{n} + 1", "answer": f"{n + 1}"} for n in range(30)]
 def prompts(tiny_model: Path, tmp_path: Path) -> Any:
     """Makes the prompts of rows."""
 
-    def read(*rows: dict[str, Any], key: str = "data.train", most: int = 100) -> PromptSet:
+    def read(
+        *rows: dict[str, Any], key: str = "data.train", most: int = 100, template: str | None = None
+    ) -> PromptSet:
         source = JSONL(write(tmp_path / f"{key}.jsonl", *rows))
+        format = ChatFormat(template_kwargs={} if template is None else {"chat_template": template})
         tokenizer = load_tokenizer(str(tiny_model))
-        return PromptSet(
-            source, ChatFormat(), tokenizer, max_prompt_tokens=most, long_prompts="truncate", key=key
-        )
+        return PromptSet(source, format, tokenizer, max_prompt_tokens=most, long_prompts="truncate", key=key)
 
     return read
 
@@ -61,26 +62,41 @@ def examined(verifier: RewardFunction, tiny_model: Path, *golds: str) -> Finding
 
 def test_repeated_contradictory_and_long_prompts_are_counted(prompts: Any) -> None:
     again = [SUMS[3], {"question": "4 + 1", "answer": "6"}, {"question": "1 + " * 100, "answer": "0"}]
-    checks = found(check_prompts({"data.train": prompts(*SUMS, *again)}))
+    checks = found(check_prompts({"data.train": prompts(*SUMS, *again)}, {2}))
     assert checks["data.train: repeats"].verdict == "warning"
     assert "2 of 33 prompts repeat another one; 1 have several answers" in checks["data.train: repeats"].found
     assert checks["data.train"].verdict == "warning"
     assert "1 were longer" in checks["data.train"].found
-    clean = check_prompts({"data.train": prompts(*SUMS)})
+    clean = check_prompts({"data.train": prompts(*SUMS)}, {2})
     assert {finding.verdict for finding in clean} == {"ok"}
 
 
 def test_a_prompt_in_both_sets_is_shown(prompts: Any) -> None:
     sets = {"data.train": prompts(*SUMS[:20]), "data.val": prompts(*SUMS[19:], key="data.val")}
-    finding = found(check_prompts(sets))["train and val"]
+    finding = found(check_prompts(sets, {2}))["train and val"]
     assert finding.verdict == "warning"
     assert "1 of 11 prompts of data.val are also in data.train (for instance '19 + 1')" in finding.found
 
 
-def test_twenty_prompts_are_shown_from_the_whole_set_as_the_model_reads_them(
-    prompts: Any, tiny_model: Path
-) -> None:
-    pairs = shown(prompts(*SUMS), load_tokenizer(str(tiny_model)))
+def test_what_a_template_opens_is_said_and_an_end_before_the_response_is_warned_of(prompts: Any) -> None:
+    thinks = prompts(*SUMS, template="{{ messages[0].content }}<|im_start|>assistant\n<think>\n")
+    finding = found(check_prompts({"data.train": thinks}, {2}))["data.train: ends"]
+    assert finding.verdict == "ok"
+    assert "open '<think>' for the response" in finding.found
+    ended = prompts(*SUMS, template="{{ messages[0].content }}<|im_end|>")
+    finding = found(check_prompts({"data.train": ended}, {2}))["data.train: ends"]
+    assert finding.verdict == "warning"
+    assert "30 of 30 prompts of data.train end in '<|im_end|>'" in finding.found
+
+
+def test_gold_answers_are_whole_responses_whatever_the_prompt_has_opened(tiny_model: Path) -> None:
+    asked = [Prompt(token_ids=[1], text="?", answer=gold, opened="<think>\n") for gold in "345"]
+    [finding] = check_answers({"it": MathAnswer()}, asked, load_tokenizer(str(tiny_model)))
+    assert finding.verdict == "ok"
+
+
+def test_twenty_prompts_are_shown_from_the_whole_set_as_the_model_reads_them(prompts: Any) -> None:
+    pairs = shown(prompts(*SUMS))
     assert len(pairs) == 20
     assert pairs[0] == ("<|im_start|>user\n0 + 1<|im_end|>\n<|im_start|>assistant\n", "1")
     assert pairs[-1][1] == "29"
