@@ -18,7 +18,7 @@ from grpo_pl.functional import derive_seed
 from grpo_pl.models.architecture import Architecture
 from grpo_pl.models.folders import resolve_pretrained
 from grpo_pl.models.full_weights import tensor_bytes
-from grpo_pl.models.loading import load_language_model, without_weights
+from grpo_pl.models.loading import load_config, load_language_model, without_weights
 from grpo_pl.rollout.assembly import Response, assemble_rollout, token_ends
 from grpo_pl.rollout.engine import Demand, EngineMemory, RolloutEngine, SamplingConfig, sampling_bytes
 from grpo_pl.system.memory import GIB, release_free_memory
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 LIBRARIES_BYTES = int(0.38 * GIB)
 """vLLM's memory in a process without a GPU beside weights and cache, by `tools/measure_overhead.py`."""
+NEVER_RELOADED = ("gpt_oss",)
+"""Model types whose experts keep their weights in a reload: vLLM's loader writes the new ones to nowhere."""
 READ_AT_ONCE = 8192
 """Most prompt tokens in one forward: vLLM's default, and our setting on a CPU."""
 
@@ -82,6 +84,12 @@ class VLLMEngine(RolloutEngine):
     def start(self, *, max_sequence_tokens: int, max_sequences: int, device: torch.device) -> None:
         self._on_cpu = device.type == "cpu"
         self._check_memory(device)
+        if self._on_cpu and (model_type := load_config(self.pretrained).model_type) in NEVER_RELOADED:
+            raise ConfigError(
+                f"VLLMEngine on a CPU cannot replace the experts of a model of type {model_type}: take "
+                "InProcessEngine",
+                self,
+            )
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         if find_spec("vllm") is None:
             raise ConfigError(
@@ -140,6 +148,8 @@ class VLLMEngine(RolloutEngine):
     def load_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         if self._can_sleep:
             self.llm.wake_up(tags=["weights"])
+        if self._on_cpu:
+            self.llm.apply_model(unpack_experts)
         self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
         if self._on_cpu:
             self.llm.apply_model(repack_tied_head)
@@ -270,11 +280,26 @@ def with_vllm(states: Tensor, weights: Tensor) -> Callable[[], object]:
     return lambda: layer.cpu_linear(states, layer.weight, None)
 
 
+def unpack_experts(model: nn.Module) -> None:
+    """Make the next reload pack the CPU's experts as the first load did.
+
+    vLLM packs experts that are not quantized when it makes their kernel. A reload finds the kernel there and
+    copies the weights over the packed ones as they are: mean |dlogp| 2.5 nats in float32 where 1e-6 is right,
+    or a RuntimeError where packing pads. Without a kernel it makes a new one.
+    """
+    from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import UnquantizedFusedMoEMethod
+
+    for layer in model.modules():
+        method = getattr(layer, "quant_method", None)
+        if isinstance(method, UnquantizedFusedMoEMethod):
+            method.moe_kernel = None
+
+
 def repack_tied_head(model: nn.Module) -> None:
     """Repack the CPU's LM head if it shares its weight with the embedding.
 
-    `reload_weights` repacks every layer that it loads a weight into. A tied LM head loads none and would
-    silently keep the old weights: mean |dlogp| 0.13 nats in float32 where 5e-6 is right.
+    `reload_weights` repacks every linear layer that it loads a weight into. A tied LM head loads none and
+    would silently keep the old weights: mean |dlogp| 0.13 nats in float32 where 5e-6 is right.
     """
     from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
 

@@ -12,7 +12,7 @@ from vllm.distributed.weight_transfer.base import WeightTransferInitInfo, Weight
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
 from grpo_pl.rollout.server.transfer import SharedFiles
-from grpo_pl.rollout.vllm import repack_tied_head
+from grpo_pl.rollout.vllm import repack_tied_head, unpack_experts
 
 
 @dataclass
@@ -42,6 +42,8 @@ class FileReceiver(WeightTransferEngine):  # type: ignore[misc]
     @override
     def start_weight_update(self) -> None:
         self._missing = {name for name, _ in self.model.named_parameters()}
+        if self.device.type == "cpu":
+            unpack_experts(self.model)
         initialize_layerwise_reload(self.model)
 
     @override

@@ -12,8 +12,9 @@ import pytest
 import torch
 from helpers.commands import Fit
 from helpers.engines import SAMPLING, Served, mismatch, perturbed, prompts, same_rollout
+from helpers.mixtures import make_tiny
 from helpers.run_results import column
-from helpers.servers import KEY, Process, make_engine
+from helpers.servers import KEY, OURS, Process, make_engine
 
 from grpo_pl.models import CausalLM
 from grpo_pl.models.full_weights import full_weights
@@ -74,6 +75,21 @@ def test_after_a_sync_the_logprobs_are_those_of_the_trainer(
     fresh = served.engine.generate(prompts(served.folder), 4, SAMPLING)
     assert mismatch(model, fresh).mean() < 1e-4
     assert fresh.policy_version == 7
+
+
+def test_experts_are_those_of_the_trainer_after_a_sync(tmp_path: Path) -> None:
+    folder = make_tiny("qwen3_moe", tmp_path / "model", head_dim=32, mlp_only_layers=[])
+    server = Process(tmp_path / "server.log", *OURS, f"--pretrained={folder}")
+    try:
+        server.wait_until_ready()
+        served = Served(make_engine([server], folder), folder)
+        model = perturbed(folder)
+        served.sync(model)
+        gaps = mismatch(model, served.engine.generate(prompts(folder), 4, SAMPLING))
+        served.engine.shutdown()
+    finally:
+        server.kill()
+    assert gaps.mean() < 1e-5
 
 
 def test_servers_and_the_colocated_engine_sample_the_same(served: Served, colocated: Served) -> None:
