@@ -49,8 +49,8 @@ class Prompt:
     r"""What the prompt has opened for the response, such as `<think>\n`: the response goes on from there."""
     templated: bool = True
     """Whether a chat template holds the conversation; False for plain text."""
-    answer_column: str = field(default="answer", compare=False)
-    """What the data set calls the gold answer."""
+    gold: dict[str, Any] = field(default_factory=dict, compare=False)
+    """The gold answer as the data has it, by the name of its column; empty where `answer` alone is known."""
     metadata: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
     """Response `g` is sampled with `functional.derive_seed(seed, g)`; unique to the visit."""

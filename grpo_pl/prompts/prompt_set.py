@@ -108,7 +108,7 @@ def _prompt(question: Question, token_ids: list[int], format: ChatFormat, opened
         messages=question.messages or [{"role": "user", "content": question.text}],
         opened=opened,
         templated=format.use_chat_template,
-        answer_column=question.answer_column,
+        gold=question.gold,
         metadata=question.metadata,
     )
 

@@ -26,8 +26,8 @@ class Question:
     metadata: dict[str, Any] = field(default_factory=dict)
     messages: list[dict[str, str]] = field(default_factory=list)
     """The conversation that ends with `text`, each message with `role` and `content`; empty without one."""
-    answer_column: str = field(default="answer", compare=False)
-    """What the data set calls the gold answer."""
+    gold: dict[str, Any] = field(default_factory=dict, compare=False)
+    """The gold answer as the data has it, by the name of its column; empty where `answer` alone is known."""
 
 
 class PromptSource(ABC):
@@ -237,6 +237,5 @@ def _to_question(
                 f"{where}: column {column!r} holds half of a surrogate pair; repair the row"
             ) from error
     metadata = {column: value for column, value in row.items() if column not in (question, answer)}
-    return Question(
-        text=text, answer=gold, metadata=metadata, messages=messages, answer_column=answer or "answer"
-    )
+    own = {} if answer is None else {answer: value_in(row, answer)}
+    return Question(text=text, answer=gold, metadata=metadata, messages=messages, gold=own)

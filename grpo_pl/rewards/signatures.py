@@ -122,9 +122,9 @@ class TRL(Signature):
     """`f(prompts, completions, completion_ids, **columns)` of TRL 1.16, called once for all samples.
 
     A prompt is a conversation and its completion a list of one message where a chat template is used, else
-    both are texts. Columns are those of the data, None where a row has none. The gold answer goes by the name
-    of its column, by `answer`, and by `solution` as in TRL's own rewards. What TRL passes besides is not
-    there: `trainer_state`, `log_extra`, `log_metric`, `environments`.
+    both are texts. Columns are those of the data, None where a row has none. The gold answer is the value in
+    the data, by the name of its column, by `answer`, and by `solution` as in TRL's own rewards. What TRL
+    passes besides is not there: `trainer_state`, `log_extra`, `log_metric`, `environments`.
     """
 
     expected = "(prompts, completions, completion_ids, **columns)"
@@ -141,7 +141,8 @@ class TRL(Signature):
 
     @override
     def given(self, samples: Sequence[Sample]) -> Arguments:
-        prompts, rows = [sample.prompt for sample in samples], [_columns(sample.prompt) for sample in samples]
+        prompts = [sample.prompt for sample in samples]
+        rows = [columns_of(prompt) for prompt in prompts]
         names = {name for row in rows for name in row} | self.required
         return {name: [row.get(name) for row in rows] for name in sorted(names - self._absent)} | {
             "prompts": [prompt.messages if _is_chat(prompt) else prompt.text for prompt in prompts],
@@ -156,7 +157,7 @@ class TRL(Signature):
 
     @override
     def check_columns(self, columns: frozenset[str]) -> None:
-        if missing := sorted(self.required - self.marks - columns - _columns(_NOTHING).keys()):
+        if missing := sorted(self.required - self.marks - columns):
             raise ArgumentError(
                 f"function takes {', '.join(missing)}, and the data has no such column (it has "
                 f"{', '.join(sorted(columns)) or 'none beside the question and the answer'}): rename one, or "
@@ -217,7 +218,6 @@ class Verl(Signature):
 
 
 SIGNATURES: dict[SignatureName, type[Signature]] = {"own": Own, "trl": TRL, "verl": Verl}
-_NOTHING = Prompt(token_ids=[], text="", answer="")
 
 
 def is_async(function: Callable[..., Any]) -> bool:
@@ -237,10 +237,17 @@ def call_all(function: Callable[..., Any], calls: Sequence[Arguments]) -> list[A
     return asyncio.run(together())
 
 
-def _columns(prompt: Prompt) -> Arguments:
-    """The columns of a row as TRL passes them, all but the question."""
-    answer = prompt.answer
-    return {"answer": answer, "solution": answer} | prompt.metadata | {prompt.answer_column: answer}
+def columns_of(prompt: Prompt) -> Arguments:
+    """The columns of a row as TRL passes them, all but the question; the gold one by three names."""
+    gold = _gold(prompt)
+    return (
+        {name: value for value in gold.values() for name in ("answer", "solution")} | prompt.metadata | gold
+    )
+
+
+def _gold(prompt: Prompt) -> Arguments:
+    """The column of the gold answer; none where the data has no gold answers."""
+    return prompt.gold or ({"answer": prompt.answer} if prompt.answer else {})
 
 
 def _is_chat(prompt: Prompt) -> bool:
@@ -256,13 +263,17 @@ def _response_ids(sample: Sample) -> list[int]:
 
 
 def _verl_row(sample: Sample) -> Arguments:
-    columns, gold = sample.prompt.metadata, sample.prompt.answer
+    gold = _gold(sample.prompt)
+    columns = sample.prompt.metadata | gold
+    answer = next(iter(gold.values()), sample.prompt.answer)
     model, extra = columns.get("reward_model"), columns.get("extra_info", columns)
+    if isinstance(extra, Mapping) or extra is None:  # as verl's agent loop adds to it
+        extra = {**(extra or {}), "num_turns": 2, "rollout_reward_scores": {}}
     return {
         "data_source": columns.get("data_source", ""),
         "solution_str": sample.response,
-        "ground_truth": model.get("ground_truth", gold) if isinstance(model, Mapping) else gold,
-        "extra_info": {**(extra or {}), "num_turns": 2, "rollout_reward_scores": {}},  # as verl's agent loop
+        "ground_truth": model.get("ground_truth", answer) if isinstance(model, Mapping) else answer,
+        "extra_info": extra,
     }
 
 

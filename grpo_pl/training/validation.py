@@ -84,7 +84,9 @@ class Evaluation:
             for group in sorted(set(rollout.group_ids.tolist())):
                 rows = (rollout.group_ids == group).nonzero()[:, 0].tolist()
                 verdicts = [correct[row] for row in rows]
-                answers = [verifier.extract(rollout.responses[row]) for row in rows]
+                answers = [
+                    verifier.extract(samples[row].prompt.opened + samples[row].response) for row in rows
+                ]
                 for k in powers_of_two(len(rows)):
                     self._add(f"val/{name}_pass@{k}", pass_at_k(verdicts, k))
                     if k > 1:

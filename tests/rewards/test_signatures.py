@@ -248,25 +248,23 @@ def test_our_own_function_gets_the_texts_of_one_sample():
 
 def test_a_function_of_trl_gets_every_column_as_a_list():
     rows = [
-        sample(
-            "x", "1", (4, 5), metadata={"level": 3, "prompt": "no", "prompts": "no"}, answer_column="gold"
-        ),
-        sample("y", "2", (6,), metadata={"source": "web"}, answer_column="gold"),
+        sample("x", "1", (4, 5), metadata={"level": 3, "prompt": "no", "prompts": "no"}, gold={"gold": 1}),
+        sample("y", "2", (6,), metadata={"source": "web"}, gold={"gold": 2}),
     ]
     assert given("trl", *rows) == {
         "prompts": ["What is 2 + 3?"] * 2,
         "completions": ["x", "y"],
         "completion_ids": [[4, 5], [6]],
-        "gold": ["1", "2"],
-        "answer": ["1", "2"],
-        "solution": ["1", "2"],
+        "gold": [1, 2],
+        "answer": [1, 2],
+        "solution": [1, 2],
         "level": [3, None],
         "source": [None, "web"],
     }
 
 
 def test_a_column_of_the_data_goes_before_our_names_of_the_gold_answer():
-    row = sample("x", "1", metadata={"solution": "by hand"}, answer_column="final")
+    row = sample("x", "1", metadata={"solution": "by hand"}, gold={"final": "1"})
     seen = given("trl", row)
     assert (seen["solution"], seen["answer"], seen["final"]) == (["by hand"], ["1"], ["1"])
 
@@ -295,7 +293,9 @@ def test_a_function_of_verl_gets_its_columns_and_what_its_agent_loop_adds():
     assert row["extra_info"] == {"i": 1}, "the row is shared by all visits"
     bare = given("verl", sample("r", metadata={"level": 3}))
     assert (bare["data_source"], bare["ground_truth"]) == ("", "5")
-    assert bare["extra_info"] == {"level": 3} | added
+    assert bare["extra_info"] == {"level": 3, "answer": "5"} | added
+    assert given("verl", sample("r", gold={"ground_truth": 44}))["ground_truth"] == 44
+    assert given("verl", sample("r", metadata={"extra_info": "x"}))["extra_info"] == "x"
     assert given("verl", sample("r", metadata={"extra_info": None}))["extra_info"] == added
 
 
@@ -304,9 +304,12 @@ def test_a_column_that_no_row_has_is_refused_at_the_start():
     prompts = [sample("", metadata={"level": 1}).prompt, sample("", metadata={}).prompt]
     check_answers("model.rewards", {"mine": reward}, "data.train", prompts)
     with pytest.raises(
-        ValueError, match=r"function takes level, and the data has no such column \(it has answer\)"
+        ValueError, match=r"takes level, and the data has no such column \(it has answer, solution\)"
     ):
         check_answers("model.rewards", {"mine": reward}, "data.train", prompts[1:])
+    without_gold = [sample("", answer="", metadata={"level": 1}).prompt]
+    with pytest.raises(ValueError, match=r"takes solution, and the data has no such column \(it has level\)"):
+        check_answers("model.rewards", {"mine": reward}, "data.train", without_gold)
 
 
 # ------------------------------------------------------------ what they may return

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from grpo_pl.functional import majority_at_k, pass_at_k
+from grpo_pl.rewards.math_answer import MathAnswer
 from grpo_pl.rewards.rules import ExactMatch, LastNumber
 from grpo_pl.training.validation import Evaluation, MeanWithInterval, powers_of_two
 from grpo_pl.types import Prompt, Rollout
@@ -173,6 +174,15 @@ def test_sampled_responses_give_pass_and_majority_at_powers_of_two() -> None:
     assert {name: values[name] for name in expected} == pytest.approx(expected)
     with_interval = [name + end for name in expected if name.startswith("val/") for end in NUMBERS]
     assert values.keys() == {*with_interval, "val_sampled/truncated", "val_sampled/response_tokens"}
+
+
+def test_votes_are_read_as_they_are_scored_where_the_prompt_has_opened_a_thought() -> None:
+    sampled = rollout([("72", ["So 24", "So 24", "So 24", "done</think>72"])], temperature=1.0)
+    for prompt in sampled.prompts:
+        prompt.opened = "<think>\n"
+    evaluation = Evaluation({"accuracy": MathAnswer()}, CPU)
+    evaluation.update(sampled)
+    assert evaluation.compute()["val/accuracy_majority@4"] == 1
 
 
 def test_pass_at_1_comes_with_the_interval_over_problems_and_not_over_responses() -> None:

@@ -14,6 +14,7 @@ from grpo_pl.prompts.fingerprint import change
 from grpo_pl.prompts.notices import notices
 from grpo_pl.prompts.prompt_set import PromptSet
 from grpo_pl.rewards.base import RewardFunction, Verifier
+from grpo_pl.rewards.signatures import columns_of
 from grpo_pl.system.refusal import ConfigError
 from grpo_pl.types import Prompt
 
@@ -91,7 +92,7 @@ def check_answers(
     Looks at up to 256 of them.
     """
     some = prompts[:: max(len(prompts) // 256, 1)]
-    columns = frozenset(column for prompt in some for column in (*prompt.metadata, prompt.answer_column))
+    columns = frozenset(column for prompt in some for column in columns_of(prompt))
     for name, function in functions.items():
         function.check_columns(columns)
         if not any(function.can_score(prompt) for prompt in some):

@@ -14,7 +14,7 @@ from grpo_pl.models.loading import load_tokenizer
 from grpo_pl.prompts import JSONL, ChatFormat, PromptSet
 from grpo_pl.rewards.base import RewardFunction, Verifier
 from grpo_pl.rewards.math_answer import MathAnswer
-from grpo_pl.rewards.rules import ExactMatch, Format, LastNumber
+from grpo_pl.rewards.rules import ExactMatch, Format, Function, LastNumber, WorkerFunction
 from grpo_pl.types import Prompt, Sample
 
 SUMS = [{"question": f"{n} + 1", "answer": f"{n + 1}"} for n in range(30)]
@@ -119,7 +119,7 @@ def test_a_gold_answer_that_is_not_paid_1_is_a_problem(tiny_model: Path) -> None
 def test_an_answer_that_the_verifier_cannot_read_is_a_warning(tiny_model: Path) -> None:
     finding = examined(LastNumber(), tiny_model, "3", "three", "4")
     assert finding.verdict == "warning"
-    assert "it abstains on 1, for instance 'three'" in finding.found
+    assert "it cannot read 1 more, for instance 'three'" in finding.found
 
 
 def test_a_verifier_that_pays_for_a_single_wrong_answer_is_warned_of(tiny_model: Path) -> None:
@@ -141,4 +141,39 @@ def test_a_verifier_that_fails_is_a_problem(tiny_model: Path) -> None:
 
 def test_what_compares_with_no_gold_answer_is_not_scored(tiny_model: Path) -> None:
     assert examined(Format(".*"), tiny_model, "1", "2").found == "Format compares with no gold answer"
-    assert "no answers that are responses" in examined(LastNumber(), tiny_model, "", "").found
+
+
+def test_a_verifier_that_reads_no_gold_answer_is_a_problem(tiny_model: Path) -> None:
+    for golds in (["", ""], ["A", "D"]):
+        finding = examined(LastNumber(), tiny_model, *golds)
+        assert finding.verdict == "problem"
+        assert f"can read none of 2 gold answers, for instance '{golds[0]}'" in finding.found
+
+
+def contained(**given: Any) -> float:
+    return float(given["answer"] in given["response"])
+
+
+def nothing(**_: Any) -> float:
+    return 0.0
+
+
+def fails(**given: Any) -> float:
+    return float(given["no such column"])
+
+
+@pytest.mark.parametrize(
+    ("function", "verdict", "words"),
+    [
+        (contained, "ok", "pays 1 on average for 3 gold answers and 0 for 3 wrong ones"),
+        (nothing, "warning", "pays 0 on average for 3 gold answers and 0 for 3 wrong ones"),
+        (fails, "problem", "no such column"),
+    ],
+)
+@pytest.mark.parametrize("kind", [Function, WorkerFunction])
+def test_a_function_is_asked_too(
+    kind: type[RewardFunction], function: Any, verdict: str, words: str, tiny_model: Path
+) -> None:
+    finding = examined(kind(function), tiny_model, "3", "4", "5")
+    assert finding.verdict == verdict
+    assert words in finding.found
