@@ -26,7 +26,7 @@ def notices(prompts: PromptSet, ends: Collection[int]) -> Iterator[Notice]:
     """What is to be said of prompts; `ends` are the tokens that end a response."""
     format, tokenizer, key, rows = prompts.format, prompts.tokenizer, prompts.key, prompts.rows
     if opened := sorted({prompt.opened for prompt in rows} - {""}):
-        texts = " or ".join(map(repr, opened))
+        texts = " or ".join([*map(repr, opened[:3]), *["others"] * (len(opened) > 3)])
         yield Notice(
             f"data.format: prompts of {key} open {texts} for the response, which goes on from there: Judge, "
             "MathAnswer and Format (unless its `opened` is false) read it before the response, others do not"

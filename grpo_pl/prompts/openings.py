@@ -10,7 +10,20 @@ _EMPTY_PAIR = re.compile(
 )
 """A part of a response that a template shows as empty."""
 _TAG = re.compile(r"<[^<>]*>?|\[[^\[\]]*\]?")
-_OPEN_AT_END = re.compile(r"(?:(?:<\w[\w:.-]*>|\[[A-Z_]+\])\s*)+\Z")
+_NO_OPENING = (
+    r"(?:\w+[_▁])?end(?:[_▁-][\w▁-]*|of\w+)?|eo[a-z](?:_\w+)?|im_start|s|bos|cls|sep|pad|unk|mask|image|inst|sys"
+    r"|system|user|human|assistant|bot|model|ai"
+)
+"""What a tag at the end of a plain text is called that ends something or heads a turn."""
+_OPENING = (
+    rf"[<\[◁⟨〈《【«][|\uff5c]?(?!(?:{_NO_OPENING})[|\uff5c]?[>\]▷⟩〉》】»])"
+    r"[^\W\d_](?:[\w:.▁-]*\w)?(?:\s+\w+=[^<>\[\]]*)?[|\uff5c]?[>\]▷⟩〉》】»]"
+)
+_OPEN_AT_END = re.compile(
+    rf"(?:(?:<\|channel\|>\w+(?=<\|message\|>)|{_OPENING}(?<!\[\w\]))\s*)+\Z", re.IGNORECASE
+)
+_END = 500
+"""Characters at the end of a text among which its last tags are."""
 
 
 def opened_by_template(asked: str, answered: str) -> str:
@@ -43,6 +56,9 @@ def _whole_tags(text: str, end: int) -> int:
 
 
 def opened_by_text(text: str) -> str:
-    r"""The tags with which a plain text ends: `<think>\n` of `Let me think.\n<think>\n`."""
-    match = _OPEN_AT_END.search(text)
+    r"""The tags with which a plain text ends: `<think>\n` of `Let me think.\n<think>\n`.
+
+    Tags that close something or head a turn open nothing: `[/INST]`, `<|im_end|>`, `<|assistant|>`.
+    """
+    match = _OPEN_AT_END.search(text[-_END:])
     return match[0] if match else ""

@@ -9,6 +9,7 @@ from rich.progress import track
 from grpo_pl.functional import derive_seed, permutation
 from grpo_pl.prompts.chat import ChatFormat, Tokenizer
 from grpo_pl.prompts.fingerprint import Fingerprint, fingerprint
+from grpo_pl.prompts.openings import opened_by_text
 from grpo_pl.prompts.sources import PromptSource, Question
 from grpo_pl.system.refusal import ArgumentError, ConfigError
 from grpo_pl.types import Prompt
@@ -50,7 +51,7 @@ class PromptSet:
         self.rows: list[Prompt] = []
         self.format, self.tokenizer, self.key = format, tokenizer, key
         self.num_long, self.max_prompt_tokens, self.long_prompts = 0, max_prompt_tokens, long_prompts
-        opened = cache(lambda system: format.layout(tokenizer, system).opened)
+        by_template = cache(lambda system: format.layout(tokenizer, system).opened)
         total = len(source)
         batches = range(0, total, _BATCH)
         hidden = total <= ROWS_WORTH_A_PROGRESS_BAR
@@ -72,8 +73,12 @@ class PromptSet:
                     )
                 if is_long and long_prompts == "drop":
                     continue
-                as_opened = opened(_system(question))
-                self.rows.append(_prompt(question, ids[-max_prompt_tokens:], format, as_opened))
+                opened = (
+                    by_template(_system(question))
+                    if format.use_chat_template
+                    else opened_by_text(format.plain_text(question.text))
+                )
+                self.rows.append(_prompt(question, ids[-max_prompt_tokens:], format, opened))
         if not self.rows:
             raise ConfigError(
                 f"{key}: all {total} rows are longer than {max_prompt_tokens} tokens and were dropped; "

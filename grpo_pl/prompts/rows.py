@@ -1,10 +1,14 @@
 """One row of a data set: nested columns by name, the conversation, the gold answer as text."""
 
 import math
+import re
 from collections.abc import Iterator, Mapping
+from datetime import date, time, timedelta
 from decimal import Decimal
 from numbers import Integral, Real
 from typing import Any
+
+import numpy as np
 
 from grpo_pl.system.refusal import ArgumentError
 
@@ -59,6 +63,18 @@ def exactly(spelling: str) -> Decimal | float:
     return Decimal(spelling) if 1e-300 < abs(rounded) < math.inf else rounded
 
 
+def whole(number: Decimal) -> Decimal:
+    """A number without the `.0` with which floats spell whole numbers."""
+    return (number.to_integral_value() or Decimal(0)) if number == number.to_integral_value() else number
+
+
+def csv_number(cell: str) -> str:
+    """A number of a CSV file as it stands there; `1e3` becomes 1000 and `100.0`, a whole float, 100."""
+    if re.fullmatch(r"\s*[+-]?([0-9]+\.0|[0-9.]+[eE][+-]?[0-9]+)\s*", cell):
+        return format(whole(Decimal(cell.strip())), "f")
+    return cell
+
+
 def gold_text(value: object, column: str, where: str) -> str:
     """A gold answer as verifiers read it: text as it is, a number in plain decimals (`0.00005`, not `5e-05`).
 
@@ -70,13 +86,13 @@ def gold_text(value: object, column: str, where: str) -> str:
         return str(int(value))
     if isinstance(value, Real | Decimal) and not isinstance(value, bool) and math.isfinite(value):
         return format(Decimal(str(value)), "f")
-    fix = ""
+    fix = " to a column with a text or a finite number in every row, or repair this one"
     if isinstance(value, list):
         fix = f" to one item of the list, such as {column}.0, or give the data a column with one answer"
     elif isinstance(value, Mapping):
         fix = f" to one of its fields: {', '.join(f'{column}.{name}' for name in column_names(value))}"
-    elif isinstance(value, bool):
-        fix = " to a column that spells it as responses do, such as yes and no"
+    elif isinstance(value, bool | np.bool_ | date | time | timedelta):
+        fix = " to a column that spells it as responses do, such as yes and no or 2026-01-31"
     raise ArgumentError(
         f"{where}: expected a string or a number in column {column!r}, got {short(value)}; set `answer`{fix}"
     )

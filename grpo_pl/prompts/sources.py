@@ -2,18 +2,29 @@
 
 import codecs
 import json
+import math
 import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, final
 
 import numpy as np
 from typing_extensions import override
 
-from grpo_pl.prompts.rows import exactly, gold_text, messages_in, require_columns, short, value_in
+from grpo_pl.prompts.rows import (
+    csv_number,
+    exactly,
+    gold_text,
+    messages_in,
+    require_columns,
+    short,
+    value_in,
+    whole,
+)
 from grpo_pl.system.refusal import ArgumentError, ConfigError, about
 
 
@@ -118,9 +129,14 @@ class HuggingFaceDataset(PromptSource):
         self._where = f"path={path} split={split}"
         self._question, self._answer = question, answer
         self._table = _load_table(path, split, name, self._where)
+        if not len(self._table):
+            raise ArgumentError(
+                f"{self._where}: has no rows; set `path`, `name` or `split` to data with rows"
+            )
         self._rows = _select_rows(rows, len(self._table), self._where)
         require_columns(self._table[self._rows[0]], question, answer, self._where)
-        self._float = _narrow_float(self._table.features, answer)
+        self._narrow = _narrow_float(self._table.features, answer)
+        self._cells = _cells(self._table, path, split, answer)
 
     @override
     def __len__(self) -> int:
@@ -132,7 +148,10 @@ class HuggingFaceDataset(PromptSource):
         with about(self):
             require_columns(row, self._question, self._answer, place)
             gold = None if self._answer is None else value_in(row, self._answer)
-            gold = self._float(gold) if isinstance(gold, float) else gold
+            if isinstance(gold, float) and math.isfinite(gold):
+                gold = whole(Decimal(str(self._narrow(gold))))
+            if self._cells and gold is not None and not isinstance(gold, float):
+                gold = csv_number(str(self._cells[self._rows[index]]))
             return _to_question(row, gold, self._question, self._answer, place)
 
 
@@ -157,6 +176,8 @@ def _load_table(path: str, split: str, name: str | None, where: str) -> Any:
             loaded = datasets.load_dataset(path, name, split=split)
     except (OSError, ValueError, StopIteration, datasets.exceptions.DatasetsError) as error:
         reason = _first_line(error if error.__cause__ is None else error.__cause__)
+        if "BatchSize must be greater than 0" in reason:
+            reason = "the Parquet file has no rows"
         raise ArgumentError(f"{where}: cannot be loaded ({reason}); set `path`, `name` or `split`") from error
     if isinstance(loaded, datasets.DatasetDict):
         if split not in loaded:
@@ -165,17 +186,36 @@ def _load_table(path: str, split: str, name: str | None, where: str) -> Any:
     return loaded.with_format(None)  # a saved one remembers its format, such as numpy
 
 
-def _narrow_float(features: Mapping[str, Any], column: str | None) -> Callable[[float], object]:
+def _narrow_float(features: Any, answer: str | None) -> Callable[[float], object]:
     """Undo the widening of 32 or 16 bits to Python's floats, which turns 0.1 into 0.10000000149011612."""
+    return {"float16": np.float16, "float32": np.float32}.get(_type_in(features, answer or ""), float)
+
+
+def _cells(table: Any, path: str, split: str, answer: str | None) -> list[str | None]:
+    """The numbers in the column of answers as they stand in a .csv file; empty without a file or numbers."""
     import datasets
 
-    try:
-        feature = None if column is None else value_in(features, column)
-    except LookupError:  # it leads into a list
-        return float
-    if isinstance(feature, datasets.Value) and feature.dtype in ("float16", "float32"):
-        return np.float16 if feature.dtype == "float16" else np.float32
-    return float
+    local = Path(os.path.expanduser(path))
+    types = {name: _type_in(feature, "") for name, feature in table.features.items()}
+    if local.suffix != ".csv" or not local.is_file() or not re.match("u?int|float", types.get(answer, "")):
+        return []
+    read = datasets.load_dataset("csv", data_files=str(local), split=split, converters={answer: str})
+    return list(read.with_format("arrow")[:][answer].to_pylist())
+
+
+def _type_in(feature: Any, column: str) -> str:
+    """The type of a column, found as `value_in` finds the column; empty if it is none of one value."""
+    import datasets
+
+    if not column:
+        return str(feature.dtype) if isinstance(feature, datasets.Value) else ""
+    parts = column.split(".")
+    if isinstance(feature, datasets.List | datasets.LargeList | datasets.Sequence):
+        feature = {parts[0]: feature.feature}
+    for end in range(len(parts), 0, -1):
+        if isinstance(feature, Mapping) and (head := ".".join(parts[:end])) in feature:
+            return _type_in(feature[head], ".".join(parts[end:]))
+    return ""
 
 
 def _first_line(error: BaseException) -> str:

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Callable
+from datetime import date
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,8 @@ def parquet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., st
 
 
 COLUMNS = {
-    "float64": (np.array([5e-05, 72.0]), "0.00005", "72.0"),
+    "float64": (np.array([5e-05, 72.0]), "0.00005", "72"),
+    "whole floats": (np.array([1e23, -0.0]), "100000000000000000000000", "0"),
     "float32": (np.array([0.1, 3e-7], dtype=np.float32), "0.1", "0.0000003"),
     "float16": (np.array([0.1, 2.5], dtype=np.float16), "0.1", "2.5"),
     "int8": (np.array([7, -7], dtype=np.int8), "7", "-7"),
@@ -102,6 +104,55 @@ def test_a_number_of_a_table_is_the_shortest_decimal_of_its_own_precision(
 ) -> None:
     numbers, *expected = COLUMNS[kind]
     assert [row.answer for row in HuggingFaceDataset(parquet(answer=numbers))] == expected
+
+
+def test_a_number_inside_lists_keeps_its_own_precision(parquet: Callable[..., str]) -> None:
+    arrow = pytest.importorskip("pyarrow")
+    rows = [{"a.b": [[{"c": 0.1}], [{"c": 2.0}]]}]
+    path = Path(parquet(x=[1, 2]))
+    table = arrow.table({"question": ["q"], "rm": arrow.array(rows, type=arrow.struct({
+        "a.b": arrow.list_(arrow.large_list(arrow.struct({"c": arrow.float32()})))
+    }))})  # fmt: skip
+    arrow.parquet.write_table(table, path)
+    for answer, gold in (("rm.a.b.0.0.c", "0.1"), ("rm.a.b.1.0.c", "2")):
+        assert HuggingFaceDataset(str(path), answer=answer)[0].answer == gold
+
+
+CELLS = {
+    "numbers": ["007", "1e3", "0.10", "100.0", "-2.5E-3", "3.00", "12345678901234567890.5"],
+    "words": ["2.0", "1e3", "two", "007"],
+}
+GOLDS = {"numbers": ["007", "1000", "0.10", "100", "-0.0025", "3.00", "12345678901234567890.5"]}
+
+
+@pytest.mark.parametrize("kind", CELLS)
+@pytest.mark.usefixtures("parquet")
+def test_an_answer_of_a_csv_file_is_the_text_that_stands_there(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "a.csv").write_text("question,answer\n" + "".join(f"q,{cell}\n" for cell in CELLS[kind]))
+    rows = HuggingFaceDataset(str(tmp_path / "a.csv"))
+    assert [row.answer for row in rows] == GOLDS.get(kind, CELLS[kind])
+    assert {type(row.gold["answer"]) for row in rows} == {float if kind == "numbers" else str}
+
+
+@pytest.mark.usefixtures("parquet")
+def test_an_empty_cell_is_no_answer(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("question,answer\nq,1\nq,\nq,inf\n")
+    with pytest.raises(ValueError, match=r"row 1: .* got None; set `answer`"):
+        list(HuggingFaceDataset(str(tmp_path / "a.csv")))
+
+
+def test_a_table_without_rows_is_refused(parquet: Callable[..., str]) -> None:
+    pandas = pytest.importorskip("pandas")
+    path = parquet(answer=[1, 2])
+    pandas.read_parquet(path)[:0].to_parquet(path)
+    with pytest.raises(ValueError, match=r"has no rows.; set `path`"):
+        HuggingFaceDataset(path)
+
+
+def test_a_date_is_no_answer(parquet: Callable[..., str]) -> None:
+    path = parquet(answer=[date(2026, 1, 31)] * 2)
+    with pytest.raises(ValueError, match=r"got datetime.date\(.*; set `answer` to a column"):
+        list(HuggingFaceDataset(path))
 
 
 VERL = {
@@ -180,9 +231,21 @@ REFUSED = {
         "set `answer` to one item of the list, such as reward_model.ground_truth.0,",
     ),
     "an item past the end": (VERL | {"x": ["2"]}, "x.1", "has no column 'x.1'"),
-    "a truth value": (VERL | {"x": True}, "x", "got True; set `answer` to a column that spells it"),
-    "no answer": (VERL | {"x": None}, "x", "got None; set `answer`"),
-    "NaN": (VERL | {"x": float("nan")}, "x", "got nan; set `answer`"),
+    "a truth value": (
+        VERL | {"x": True},
+        "x",
+        "got True; set `answer` to a column that spells it",
+    ),
+    "no answer": (
+        VERL | {"x": None},
+        "x",
+        "got None; set `answer` to a column with a text",
+    ),
+    "NaN": (
+        VERL | {"x": float("nan")},
+        "x",
+        "got nan; set `answer` to a column with a text",
+    ),
 }
 
 

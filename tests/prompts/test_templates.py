@@ -104,10 +104,41 @@ def test_the_prompt_opens_what_stands_behind_the_header_of_a_response(case: str)
         (" [/INST]", ""),
         ("[THINK]", "[THINK]"),
         ("\nIs 1 < 2> true?", ""),
+        ("2+3\n<|begin_of_thought|>", "<|begin_of_thought|>"),
+        ("2+3 ◁think▷", "◁think▷"),
+        ("2+3[think]\n", "[think]\n"),
+        ("2+3\n<\uff5cthink\uff5c>", "<\uff5cthink\uff5c>"),
+        ("<|im_start|>assistant\n<think>\n", "<think>\n"),
+        ('2+3<step kind="first">', '<step kind="first">'),
+        ("<|start|>assistant<|channel|>analysis<|message|>", "<|channel|>analysis<|message|>"),
+        ("2+3\n</think>", ""),
+        ("2+3◁/think▷", ""),
+        ("<|end_of_thought|>", ""),
+        ("<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n", ""),
+        ("2+3<|im_end|>", ""),
+        ("2+3<|endoftext|>", ""),
+        ("2+3<end_of_turn>\n<start_of_turn>model\n", ""),
+        ("2+3<|assistant|>\n", ""),
+        ("<\uff5cAssistant\uff5c>", ""),
+        ("Solve for a[i]", ""),
+        ("Solve for a[0]", ""),
+        ("<x" * 9999, ""),
     ],
 )
 def test_plain_text_opens_the_tags_that_it_ends_in(text: str, opened: str) -> None:
     assert opened_by_text(text) == opened
+
+
+def test_plain_text_of_the_data_opens_what_it_ends_in(tmp_path: Path) -> None:
+    question = "<|im_start|>user\n2+3<|im_end|>\n<|im_start|>assistant\n"
+    prompts = prompts_of(tmp_path, ChatFormat(**PLAIN), made(), question + "<think>\n", question)
+    assert [row.opened for row in prompts.rows] == ["<think>\n", ""]
+
+
+@pytest.mark.parametrize("tag", ["<think>", "<|begin_of_thought|>", "◁think▷", "[think]"])
+def test_plain_text_of_the_format_opens_what_it_ends_in(tmp_path: Path, tag: str) -> None:
+    format = ChatFormat(use_chat_template=False, question_template="{question}\n" + tag)
+    assert prompts_of(tmp_path, format, made()).rows[0].opened == tag
 
 
 def test_a_prompt_knows_what_its_own_conversation_has_opened(tmp_path: Path) -> None:

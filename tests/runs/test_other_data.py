@@ -1,11 +1,15 @@
 """A run that resumes with other prompts than it began with says so, before anything expensive."""
 
+import datetime
 import json
 import shutil
 from collections.abc import Callable
+from copy import deepcopy
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from helpers.commands import Fit, Refused, command
@@ -175,3 +179,52 @@ def test_what_no_file_holds_counts_by_its_type() -> None:
         for scorer in (lambda: 0, lambda: 1)
     )
     assert one == other
+
+
+def columns(value: object) -> str:
+    return fingerprint([Prompt(token_ids=[1], text="q", answer="", metadata={"x": value})])["columns"]
+
+
+VALUES: dict[str, tuple[object, object]] = {
+    "decimal": (Decimal("1.5"), Decimal("2.5")),
+    "date": (datetime.date(2020, 1, 1), datetime.date(2021, 1, 1)),
+    "timestamp": (datetime.datetime(2020, 1, 1, 1), datetime.datetime(2020, 1, 1, 2)),
+    "time": (datetime.time(1), datetime.time(2)),
+    "duration": (datetime.timedelta(1), datetime.timedelta(2)),
+    "bytes": (b"a", b"b"),
+    "numpy scalar": (np.float32(0.1), np.float32(0.2)),
+    "numpy long double": (np.longdouble(1.5), np.longdouble(2.5)),
+    "array": (np.array([[1, 2]]), np.array([[1, 3]])),
+    "tuple": ((1, 2), (1, 3)),
+    "set": ({"a", "b"}, {"a", "c"}),
+    "nested": ([{"a": {"b": b"1"}}], [{"a": {"b": b"2"}}]),
+    "fraction": (0.1, 0.1001),
+    "whole float": (1e16, 1e16 + 2),
+    "tiny float": (1e-50, 2e-50),
+    "truth value": (True, 1),
+    "item of a list": ([None], []),
+}
+
+
+@pytest.mark.parametrize("kind", VALUES)
+def test_a_changed_column_of_any_type_is_seen(kind: str) -> None:
+    before, now = VALUES[kind]
+    assert columns(before) == columns(deepcopy(before)) != columns(now)
+
+
+SAME: dict[str, tuple[object, object]] = {
+    "order of keys": ({"a": 1, "b": {"c": 2, "d": 3}}, {"b": {"d": 3, "c": 2}, "a": 1}),
+    "empty and missing": ({"a": 1, "b": None}, {"a": 1}),
+    "float32": (0.1, float(np.float32(0.1))),
+    "large float32": (123456789.4, float(np.float32(123456789.4))),
+    "whole numbers as floats": (3, 3.0),
+    "list and tuple": ([1, 2], (1, 2)),
+    "list and array": ([0.1, 2], np.array([0.1, 2], dtype=np.float32)),
+    "order of a set": ({"a", "b", "c"}, {"c", "b", "a"}),
+}
+
+
+@pytest.mark.parametrize("kind", SAME)
+def test_the_same_value_is_the_same_in_every_format(kind: str) -> None:
+    one, other = SAME[kind]
+    assert columns(one) == columns(other)
