@@ -3,6 +3,9 @@
 import json
 import math
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields
 from difflib import get_close_matches
 from functools import cached_property
 from typing import Any, Literal, final
@@ -128,14 +131,16 @@ class ReasoningGym(PromptSource):
         self._seed = derive_seed(seed, "reasoning_gym", task) % 2**31
         if taken := sorted({"size", "seed"} & set(self._config)):
             raise ArgumentError(f"config={config}: set {' and '.join(taken)} beside task instead")
-        try:
+        with _config_of(task, config):
             default = {"weight": 1.0, "config": {}}
             parts = [DatasetSpec(**(default | part)) for part in self._config.get("datasets", ())]
             if parts:
                 self._config["datasets"] = parts  # of `composite`
+            for part in parts:
+                if part.name in DATASETS:
+                    with _config_of(part.name, config):
+                        reasoning_gym.create_dataset(part.name, **({"size": size, "seed": 0} | part.config))
             reasoning_gym.create_dataset(task, size=size, seed=self._seed, **self._config)
-        except (TypeError, ValueError, AssertionError) as error:
-            raise ArgumentError(f"config={config or {}}: {error}") from error
         if "composite" in {part.name for part in parts}:
             raise ArgumentError(f"config={config}: a composite task cannot be a part; name its tasks")
         if refused := sorted({task, *(part.name for part in parts)} & _REFUSED.keys()):
@@ -155,6 +160,45 @@ class ReasoningGym(PromptSource):
     def _entries(self) -> list[dict[str, Any]]:
         with about(self):
             return make_rows(self._task, self._config, self._size, self._seed)
+
+
+@contextmanager
+def _config_of(task: str, config: dict[str, Any] | None) -> Iterator[None]:
+    """In the body, whatever the library raises on the task's options is a fault of the config."""
+    try:
+        yield
+    except ArgumentError:
+        raise
+    except _REFUSALS as error:
+        reason = " ".join(str(error).split()) or "reasoning-gym refuses it"
+        raise ArgumentError(
+            f"config={config or {}}: {reason:.200} ({type(error).__name__}); change config: {_options(task)}"
+        ) from error
+
+
+_REFUSALS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
+
+def _options(task: str) -> str:
+    """The options of a task with their defaults, as far as these are short."""
+    from reasoning_gym.factory import DATASETS
+
+    if task == "composite":
+        return "composite takes {datasets: [{name: leg_counting, weight: 1.0, config: {}}]} with other names"
+    defaults = DATASETS[task][1]()
+    names = [field.name for field in fields(defaults) if field.name not in ("size", "seed")]
+    options = ", ".join(f"{name}={getattr(defaults, name)!r:.40}" for name in names)
+    return f"{task} takes {options or 'no options'}"
 
 
 def _gold_answer(entry: dict[str, Any]) -> str:

@@ -1,10 +1,12 @@
 """Problems that are made: splits, order, and answers."""
 
 import pickle
+import re
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ import psutil
 import pytest
 import reasoning_gym
 from reasoning_gym.composite import DatasetSpec
+from reasoning_gym.factory import DATASETS
 
 from grpo_pl.prompts import Arithmetic, ReasoningGym
 from grpo_pl.system.refusal import ArgumentError
@@ -149,6 +152,51 @@ def test_a_reasoning_gym_task_with_many_right_answers_names_one(task: str) -> No
 @pytest.mark.parametrize("task", ["boxnet", "rush_hour"])
 def test_a_reasoning_gym_task_without_any_known_answer_has_an_empty_one(task: str) -> None:
     assert ReasoningGym(task, size=1)[0].answer == ""
+
+
+COUNTING = (
+    "change config: leg_counting takes min_animals=3, max_animals=10, min_instances=1, max_instances=15"
+)
+
+
+@pytest.mark.parametrize(
+    ("task", "config", "message"),
+    [
+        ("leg_counting", {"min_animals": 0}, f"min_animals must be positive .*; {COUNTING}$"),
+        ("leg_counting", {"min_animals": "a"}, f"'>' not supported .*; {COUNTING}$"),
+        ("calendar_arithmetic", {"tasks": [1]}, "'int' object has no .*; change config: .* tasks="),
+        ("spell_backward", {"data_file": "a"}, ".*No such file .*; change config: .* data_file='"),
+        ("count_primes", {"max_n": 10**30}, "cannot fit 'int' .*; change config: .* max_n=10000"),
+        (
+            "gsm_symbolic",
+            {"difficulty": 2.0},
+            "reasoning-gym refuses it .* gsm_symbolic takes difficulty=1.0",
+        ),
+        ("number_sequence", {"max_complexity": 0}, "reasoning-gym refuses it .* max_complexity=3"),
+        (
+            "composite",
+            {"datasets": [{"name": "spell_backward", "config": {"data_file": "a"}}]},
+            ".*No such file .*; change config: spell_backward takes",
+        ),
+        ("composite", {"datasets": 5}, r".* takes \{datasets: \[\{name: leg_counting, "),
+        ("composite", {"datasets": [{"name": ["a"]}]}, r".* takes \{datasets: \[\{name: leg_counting, "),
+    ],
+)
+def test_a_config_that_the_library_refuses_gets_its_reason_and_the_options(
+    task: str, config: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ArgumentError, match=rf"^config={re.escape(str(config))}: {message}"):
+        ReasoningGym(task, config=config)
+
+
+@pytest.mark.parametrize("task", sorted(DATASETS))
+def test_the_options_of_every_task_can_be_listed(task: str) -> None:
+    names = [field.name for field in fields(DATASETS[task][1]) if field.name not in ("size", "seed")]
+    options = "datasets" if task == "composite" else "=.*".join(names) or "no options"
+    with pytest.raises(
+        ArgumentError, match=rf"no_such_option.*; change config: {task} takes .*\b{options}\b"
+    ):
+        ReasoningGym(task, config={"no_such_option": 1})
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from reasoning_gym.factory import DATASETS
 
 from grpo_pl.prompts import Question, ReasoningGym
 from grpo_pl.rewards.base import score_samples
-from grpo_pl.rewards.task_verifiers import meaning
+from grpo_pl.rewards.task_answers import meaning
 from grpo_pl.rewards.tasks import TaskScore
 from grpo_pl.system.refusal import ArgumentError, ConfigError
 from grpo_pl.training.checks.prompts import check_answers
@@ -128,6 +128,44 @@ def test_a_task_pays_1_for_its_right_answers_alone(task: str, rows: dict[str, li
             assert scores(row, [other.answer]) == [0.0]
 
 
+@pytest.mark.parametrize("task", sorted(set(TASKS) - {"boxnet", "rush_hour"}))
+def test_the_right_answer_and_more_is_no_right_answer(task: str, rows: dict[str, list[Question]]) -> None:
+    for row, other in zip(rows[task], [*rows[task][1:], rows[task][0]], strict=True):
+        gold = row.answer
+        after = [
+            " or 5",
+            " maybe",
+            " No: the opposite.",
+            r" or $\frac{1}{2}$",
+            ", xyz",
+            " # 5",
+            "!",
+            " (or not)",
+        ]
+        more = [*(gold + text for text in after), f"not {gold}", f"{gold}, {other.answer}"]
+        if task != "sokoban":  # after the last push any moves may follow
+            more += [f"{gold} {other.answer}", f"{gold}\n{other.answer}"]
+        assert dict(zip(more, scores(row, more), strict=True)) == dict.fromkeys(more, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("task", "answer"),
+    [("syllogism", "Yes"), ("zebra_puzzles", "bob"), ("game_of_life_halting", "True"), ("bf", "angry")],
+)
+def test_a_full_stop_after_the_last_word_is_no_other_answer(task: str, answer: str) -> None:
+    right = [f"{answer}.", f"**{answer}.**", f"**{answer}**.", f"<answer>{answer}.</answer>"]
+    assert scores(entry(task, answer), right) == [1.0] * len(right)
+    assert scores(entry(task, f"{answer}."), [answer]) == [1.0]
+    wrong = [f"{answer}. Or not.", f"not {answer}.", f"{answer}?"]
+    assert scores(entry(task, answer), wrong) == [0.0] * len(wrong)
+
+
+def test_the_largest_number_may_be_spelled_as_the_question_does() -> None:
+    for row in ReasoningGym("number_format", size=60):
+        candidates = row.text.partition("candidates: ")[2].split()
+        assert sum(score == 1.0 for score in scores(row, candidates)) == 1
+
+
 def test_scoring_changes_nothing_and_says_the_same_again(rows: dict[str, list[Question]]) -> None:
     for task in ("knight_swap", "boxnet", "rush_hour"):
         row = rows[task][0]
@@ -205,7 +243,51 @@ def entry(task: str, answer: str, **metadata: Any) -> Question:
             ["[[0, 1], [1, 0]]", "0 1\n1 0"],
             ["[[0,1],[1,0],[0,0]]", "[[0,1]]"],
         ),
-        (entry("gsm_symbolic", "5"), ["5", "$5.00", "So 2 + 3 = 5"], ["-5", "15", "5 or 6"]),
+        (
+            entry("gsm_symbolic", "5"),
+            ["5", "$5.00", "So 2 + 3 = 5", "The answer is 5."],
+            ["-5", "15", "5 or 6", "6 or 5", "not 5"],
+        ),
+        (
+            entry("decimal_arithmetic", "12.621"),
+            ["12.621", "12.6210", "1.2621e1"],
+            ["12.62", "12.622", "nan"],
+        ),
+        (
+            entry("number_format", "861083825.87", solution=861083825.87),
+            ["861,083,825.87", "861083825.870000", "8.610838258700000e+08"],
+            ["861083825.88", "861083825.871", "861083825"],
+        ),
+        (
+            entry("fraction_simplification", "$1/3$", simplified_numerator=1, simplified_denominator=3),
+            ["1/3", "1 / 3", r"$\dfrac{1}{3}$", r"\frac{1}{3}"],
+            [r"\frac{1}{3} or 1/2", "1/3 or 1/2", "2/6"],
+        ),
+        (
+            entry("knights_knaves", "Ann is a knight, and Bob is a knave."),
+            [
+                "Bob is a knave and Ann is a knight",
+                "ann is a knight. bob is a knave",
+                "Ann: knight\nBob: knave",
+            ],
+            ["Ann is a knight", "Ann is a knight, Bob is a knave, Bob is a knight", "Ann is not a knight"],
+        ),
+        (entry("word_sorting", "a, b", sorted_words=["a", "b"]), ["a,b"], ["a, b, a", "b, a"]),
+        (
+            entry("pool_matrix", "100.0 3.3333333333333335"),
+            ["100 3.33", "100.00 3.33"],
+            ["100.5 3.33", "100 3.3", "100 3.33 # 5"],
+        ),
+        (
+            entry("time_intervals", "54 days", task_type="date"),
+            ["54", "54 days."],
+            ["54 or 55 days", "54 days, 1:00"],
+        ),
+        (
+            entry("advanced_geometry", "(1.500, 2.000)", task_type="orthocenter", ortho=("3/2", "2")),
+            ["(1.5, 2)", "1.5, 2.0"],
+            ["(1.5, 2), 5", "(1.5, 2) or (3, 4)"],
+        ),
         (
             entry("n_queens", "Q _\n_ _", valid_answers=["Q _\n_ _", "_ _\n_ Q"]),
             ["[['_', '_'], ['_', 'Q']]", "_ _ \n_ Q\n"],
