@@ -255,8 +255,7 @@ def _assigned(answer: str) -> list[tuple[str, ...]] | None:
 def _variables(answer: str, entry: Entry) -> bool:
     """Whether an integral has no letters but its variable, a constant at the end, `C` and Euler's number."""
     answer = re.sub(r"\+\s*[A-Za-z]\s*\Z", "", answer)
-    allowed: set[str] = {entry["metadata"]["variable"], "C", "E"}
-    return set(re.findall(r"\b[A-Za-z]\b", answer)) <= allowed
+    return set(re.findall(r"\b[A-Za-z]\b", answer)) <= {entry["metadata"]["variable"], "C", "E"}
 
 
 def _letters(answer: str, entry: Entry) -> bool:
@@ -264,7 +263,8 @@ def _letters(answer: str, entry: Entry) -> bool:
 
 
 def _list(answer: str, entry: Entry) -> bool:
-    return answer.count(",") == entry["answer"].count(",")
+    gold: str = entry["answer"]
+    return answer.count(",") == gold.count(",")
 
 
 def _days(answer: str, entry: Entry) -> bool:

@@ -268,7 +268,7 @@ def entry(task: str, answer: str, **metadata: Any) -> Question:
             [
                 "Bob is a knave and Ann is a knight",
                 "ann is a knight. bob is a knave",
-                "Ann: knight\nBob: knave",
+                "Ann is a knight\nBob is a knave",
             ],
             ["Ann is a knight", "Ann is a knight, Bob is a knave, Bob is a knight", "Ann is not a knight"],
         ),
