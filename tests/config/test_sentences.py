@@ -38,7 +38,7 @@ IN_MAPPINGS = {
     "--model.rewards.digit.on_error abstai": "model.rewards.digit.on_error: expected one of 'raise', "
     "'abstain', got abstai. Did you mean abstain?",
     "--model.rewards.digit.isolation nope": "there is no option model.rewards.digit.isolation; "
-    "model.rewards.digit has full_match, on_error, pattern, weight",
+    "model.rewards.digit has full_match, on_error, opened, pattern, weight",
     "--model.rewards.digit.init_args 3": "model.rewards.digit.init_args: expected settings, got 3",
     "--model.rewards.a LastNumbr": f"model.rewards.a: expected one of {REWARDS}, got LastNumbr. "
     "Did you mean LastNumber?",
