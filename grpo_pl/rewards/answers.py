@@ -7,7 +7,7 @@ Without a mark it is the last number in bold or code, else the last formula or n
 import re
 from collections.abc import Callable, Iterator
 
-from grpo_pl.rewards.plain import plain_text
+from grpo_pl.rewards.plain import FOREIGN, plain_text, western
 from grpo_pl.rewards.quantities import first_quantity, last_quantity, quantity
 
 MAX_ANSWER_CHARS = 2000
@@ -23,7 +23,7 @@ _THOUGHT_END = re.compile(rf"</(?:{_THOUGHT})>|\[/THINK\]|◁/think▷|<\|channe
 _THOUGHT_BEGIN = re.compile(rf"\s*(?:<(?:{_THOUGHT})>|\[THINK\]|◁think▷)")
 
 _BRACES = re.compile(
-    r"(?P<box>\\(?:boxed|fbox)\s*\{)|\\(?:boxed|fbox) (?P<bare>-?[0-9][0-9.,]*)|\\.|[{}]", re.DOTALL
+    r"(?P<box>\\(?:boxed|fbox)\s*\{)|\\(?:boxed|fbox)\s?(?P<bare>-?[0-9][0-9.,]*)|\\.|[{}]", re.DOTALL
 )
 _TAG = re.compile(
     r"<(?P<close>/)?(?:final[_ -]?)?(?:answer|final|ans|result)>|\[(?P<close_bracket>/)?answer\]"
@@ -34,9 +34,27 @@ _HASHES = re.compile(r"(?<!#)####(?!#)[ \t]*")
 _OPEN_BRACE = re.compile(r"\{[^{}\n]*\Z")
 _CUE = re.compile(
     r"(?<![<\[/_])\b(?:answer|(?:correct|right|best) (?:option|choice))\b"
-    r"(?:[^\n.:=<>]{0,80}?(?:\b(?:is|are|equals)\b|[:=\uff1a→]|->)|[*_ \t]*$)[*_\s:]*(?=\S)",
+    r"(?:[^\n.:=<>]{0,80}?(?:\b(?:is|are|equals)\b|[:=\uff1a→]|->)|[*_ \t]*$)[*_\s:]*(?=\S)"
+    r"|(?:答案|答え|正解|정답|답)(?:[^\n.:=<>0-9不]{0,20}?(?:[是为為は은]|[:=→]))[*_\s:]*(?=\S)"
+    r"|^[^\w\n]{0,9}(?:final )?result\b[*_ ]*[:=][*_\s:]*(?=\S)"
+    r"|\b(?:Ответ|respuesta|Antwort|réponse)\b(?:[^\n.:=<>]{0,30}?(?:[:=]|\b(?:es|ist|est)\b))[*_\s:]*(?=\S)",
     re.IGNORECASE | re.MULTILINE,
 )
+_JSON = re.compile(
+    r"""["'](?:final[_ ]?)?(?:answer|result)["']\s*:\s*(?:"(?P<text>[^"\n]{1,500})\""""
+    r"""|'(?P<quoted>[^'\n]{1,500})'|(?P<bare>\[[^\]\n]{1,500}\]|[-\w.+]{1,500}(?=\s*[,}])))""",
+    re.IGNORECASE,
+)
+_CHOSEN = re.compile(
+    r"(?P<other>\b(?:or|and|nor|if|whether)\s+)?(?:\b(?:[Oo]ption|[Cc]hoice|[Aa]nswer)\s+|(?<![\w'.]))[*(]{0,3}(?P<name>[A-J])[*)]{0,3}\s+is\s+"
+    r"(?:the\s+)?(?:\*\*)?(?:correct|right|best)\b"
+)
+_CHECK = re.compile(
+    r"^[^\w\n]{0,9}(?:(?:sanity |double[- ])?check(?:ing)?|verification|verify|proof)\b[*_ ]*:"
+    r"|^[^\w\n]{0,9}(?:to|let's|let us|we can) (?:double[- ])?(?:check|verify)\b",
+    re.IGNORECASE | re.MULTILINE,
+)
+_ALIGNED = re.compile(r"\\begin\{(?:align|gather|split|equation|eqnarray)[a-z]*\*?\}(.*)\\end\{", re.DOTALL)
 _EMPHASIS = re.compile(r"\*\*(?P<bold>[^*\n]{1,200})\*\*|`(?P<code>[^`\n]{1,200})`")
 _CLOSING = {"$$": "$$", r"\[": r"\]", r"\(": r"\)", "$": "$"}
 _FORMULA_SIGN = re.compile(r"(?<!\\)\$\$?|\\[()\[\]]")
@@ -44,13 +62,18 @@ _MAX_FORMULA_CHARS = 1000
 
 _HEADING = re.compile(r"\d+[.)]\s+[A-Z]")
 _CLAUSE_END = re.compile(
-    r"[.!?;](?=\s|$)|,\s+(?!and\b|or\b)(?=[a-z]{2})|\s[\u2013\u2014]\s|\s-\s(?=[a-z])|<"
+    rf"[.!?](?=\s|$)|;(?!\s*[-$\\(]?[0-9])|,\s+(?!and\b|or\b)(?=[a-z]{{2}}|[{FOREIGN}])|\s[\u2013\u2014]\s|\s-\s(?=[a-z]{{2}})"
+    r"|<(?=[/|]|[A-Za-z]+\s*/?>)"
     r"|\s(?:because|since|as|for a total|in which|which|where|so|after)\s"
 )
-_NEXT_CLAUSE = re.compile(r"(?<=[A-Za-z0-9%)*$])[.;!?]\**\s+|,\s+(?:so|then|thus|hence|therefore|which)\b")
+_NEXT_CLAUSE = re.compile(
+    rf"(?<=[A-Za-z0-9%)*${FOREIGN}])[.;!?]\**\s+|,\s+(?:so|then|thus|hence|therefore|which)\b"
+)
+_REASON = re.compile(r"(?<=[0-9%)]),?\s(?:since|because)\s.*")
 _ASIDE = re.compile(r"\s+\([^()]*\)")
 _EMPTY_LINE = re.compile(r"\s*|```.*|\s*(?:\$\$|\\[()\[\]]|\\(?:begin|end)\{\w+\*?\})\s*")
 _BULLET = re.compile(r"\s*(?:[-*•>]\s+|(?:=>|->|[\u2192\u21d2\u2234])\s*)")
+_MINUS = re.compile(r"\s*-\s+(?:[0-9.$]+[^$]*|\\[a-z].*|[a-z]\b.*)", re.DOTALL)
 _ENUMERATOR = re.compile(r"\d+\s*[.):]?\s*")
 _CONCLUSION = re.compile(
     r"=|^\W*(?:so|therefore|thus|hence|total|in total|altogether|finally)\b", re.IGNORECASE | re.MULTILINE
@@ -68,7 +91,7 @@ _FUNCTIONS = (
     "and|sin|cos|tan|cot|sec|csc|log|exp|sqrt|mod|gcd|lcm|min|max|arcsin|arccos|arctan|sinh|cosh|tanh|inf|"
     "infinity|det"
 )
-_LONG_WORD = re.compile(rf"(?!(?:{_FUNCTIONS})(?![A-Za-z]))(?<![A-Za-z])[A-Za-z]{{3,}}")
+_LONG_WORD = re.compile(rf"(?!(?:{_FUNCTIONS})(?![A-Za-z]))(?<![A-Za-z])[A-Za-z]{{3,}}|[{FOREIGN}]")
 
 Reader = Callable[[str], str | None]
 Mark = tuple[int, int, Reader]
@@ -80,9 +103,11 @@ def find_answer(response: str) -> str | None:
 
     Where the response thinks, only what follows counts; in a thought that does not end, a box, tag or `####`.
     """
-    *_, said = _THOUGHT_END.split(response)
+    *_, said = _THOUGHT_END.split(western(response))
     text = _SPECIAL_TOKEN.sub("", said)
-    return _find(text, in_thought=len(said) == len(response) and _THOUGHT_BEGIN.match(text) is not None)
+    return _find(
+        text, in_thought=len(said) == len(western(response)) and _THOUGHT_BEGIN.match(text) is not None
+    )
 
 
 def gold_answer(answer: str) -> str:
@@ -99,7 +124,7 @@ def gold_answer(answer: str) -> str:
 
 def hashed_answer(text: str) -> str | None:
     """The answer behind the last `####` of a text that has one; a heading (`#### Step 2`) has none."""
-    return _last_answer(text, list(_after(_HASHES, text)))
+    return _last_answer(text, list(_after(_HASHES, text, _hashed)))
 
 
 def has_words(text: str) -> bool:
@@ -108,10 +133,13 @@ def has_words(text: str) -> bool:
 
 
 def _find(text: str, *, in_thought: bool = False) -> str | None:
-    marks = [*_boxes(text), *_tags(text), *_after(_HASHES, text), *([] if in_thought else _after(_CUE, text))]
+    marks = [*_boxes(text), *_tags(text), *_after(_HASHES, text, _hashed)]
+    marks += [] if in_thought else [*_after(_CUE, text, _clause), *_json(text)]
     marks = sorted(marks, key=lambda mark: mark[0])[-_MARKS_READ:]
     answer = _last_answer(text, marks)
-    return answer if answer is not None or in_thought else _name(text, marks) or _unmarked(text)
+    if answer is not None or in_thought:
+        return answer
+    return _name(text, marks) or _chosen(text) or _unmarked(text)
 
 
 def _last_answer(text: str, marks: list[Mark]) -> str | None:
@@ -154,11 +182,17 @@ def _tags(text: str) -> Iterator[Mark]:
         yield start, len(text), _tagged
 
 
-def _after(mark: re.Pattern[str], text: str) -> Iterator[Mark]:
+def _json(text: str) -> Iterator[Mark]:
+    """The values of `"answer"` in JSON."""
+    for match in _JSON.finditer(text) if "{" in text else ():
+        yield *match.span(match.lastgroup or 0), lambda value: value.replace(r"\\", "\\")
+
+
+def _after(mark: re.Pattern[str], text: str, read: Reader) -> Iterator[Mark]:
     """What follows a mark that stands in no braces."""
     for match in mark.finditer(text):
         if not _OPEN_BRACE.search(text, max(0, match.start() - 200), match.start()):
-            yield match.end(), match.end() + MAX_ANSWER_CHARS, _clause
+            yield match.end(), match.end() + MAX_ANSWER_CHARS, read
 
 
 def _formulas(text: str) -> Iterator[tuple[str, int]]:
@@ -187,11 +221,14 @@ def _tagged(content: str) -> str | None:
     return _find(content) if "\n" in content else _clause(content) or _unmarked(content) or content
 
 
+def _hashed(content: str) -> str | None:
+    """The answer behind `####`; a heading has none."""
+    return None if _HEADING.match(content) else _clause(content)
+
+
 def _clause(content: str) -> str | None:
     """The answer with which a text begins; None if it begins with words that say more."""
     line = content[:_MAX_LINE_CHARS].split("\n", 1)[0].strip()
-    if _HEADING.match(line):
-        return None
     end = _CLAUSE_END.search(line, 1)
     clause = line[: end.start()].strip() if end else line
     for answer in (clause, _ASIDE.sub("", clause)):
@@ -216,13 +253,46 @@ def _name(text: str, marks: list[Mark]) -> str | None:
     return alone if alone.count(" ") < 2 and _NAME.fullmatch(alone) else None
 
 
+def _chosen(text: str) -> str | None:
+    """The last letter that `is correct`, unless it shares that with another."""
+    *_, last = [None, *_CHOSEN.finditer(text)]
+    return last["name"] if last and not last["other"] else None
+
+
+def _without_check(text: str) -> str:
+    """What stands before a check of the answer."""
+    check = _CHECK.search(text)
+    return text[: check.start()] if check and _DIGIT.search(text, 0, check.start()) else text
+
+
+def _without_bullets(text: str) -> list[str]:
+    """The lines that hold something; a dash before a number is a minus, unless other lines begin with one."""
+    lines = [line for line in text.splitlines() if not _EMPTY_LINE.fullmatch(line)]
+    alone = sum(line.lstrip().startswith("- ") for line in lines) == 1
+    return [line if alone and _MINUS.fullmatch(line) else line[_bullet_end(line) :] for line in lines]
+
+
+def _bullet_end(line: str) -> int:
+    bullet = _BULLET.match(line)
+    return bullet.end() if bullet else 0
+
+
+def _last_row(formula: str) -> str:
+    """The right side of the last row of an aligned formula; any other formula as it is."""
+    aligned = _ALIGNED.search(formula)
+    return (
+        aligned[1].strip().removesuffix(r"\\").rpartition(r"\\")[2].rpartition("=")[2] if aligned else formula
+    )
+
+
 def _unmarked(text: str) -> str | None:
     """The answer of a text without marks: see the module."""
-    lines = [_BULLET.sub("", line) for line in text.splitlines() if not _EMPTY_LINE.fullmatch(line)]
+    text = _without_check(text)
+    lines = _without_bullets(text)
     if not lines:
         return None
     if not has_words(lines[-1]) and len(lines[-1]) <= MAX_ANSWER_CHARS:
-        return lines[-1].strip()
+        return _last_row(lines[-1].strip())
     if number := _emphasised_number(text):
         return number
     *_, (formula, end) = [
@@ -230,7 +300,7 @@ def _unmarked(text: str) -> str | None:
         *((inside, end) for inside, end in _formulas(text) if not has_words(inside)),
     ]
     if formula and not _DIGIT.search(text, end):
-        return formula
+        return _last_row(formula)
     numbered = [line for line in lines if _DIGIT.search(line)]
     return _last_in_line(numbered[-1][-_MAX_LINE_CHARS:]) if numbered else None
 
@@ -253,7 +323,7 @@ def _last_in_line(line: str) -> str | None:
     clauses = [clause for clause in _NEXT_CLAUSE.split(plain_text(line)) if clause and _DIGIT.search(clause)]
     if not clauses:
         return None
-    clause = _ASIDE.sub("", clauses[-1])
+    clause = _REASON.sub("", _ASIDE.sub("", clauses[-1]))
     clause = clause if _DIGIT.search(clause) else clauses[-1]
     if quantity(clause):
         return clause

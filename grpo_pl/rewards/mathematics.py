@@ -15,7 +15,15 @@ from sympy import Eq, Float, Rational, Symbol  # type: ignore[import-untyped]
 from grpo_pl.rewards.answers import find_answer, gold_answer, has_words
 from grpo_pl.rewards.numerals import ascii_numbers
 from grpo_pl.rewards.plain import plain_text
-from grpo_pl.rewards.quantities import Quantity, is_equation, quantity, same, same_in_base
+from grpo_pl.rewards.quantities import (
+    CHANGED,
+    Quantity,
+    is_equation,
+    quantity,
+    same,
+    same_in_base,
+    sought_value,
+)
 
 logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that it was given no time limit
 
@@ -29,10 +37,18 @@ _LATEX = {
 _TO_LATEX = re.compile("|".join(map(re.escape, _LATEX)))
 _ROOT = re.compile(r"(?<![\\A-Za-z])sqrt\s*\(([^()]*)\)|√\s*(?:\(([^()]*)\)|([0-9]+|[a-z]))")
 _PI = re.compile(r"(?<![\\A-Za-z])pi(?![A-Za-z])")
-_RELATION = re.compile(r"\\(?:le|ge|leq|geq|lt|gt|leqslant|geqslant|sim)\b|[<>]")
+_RELATION = re.compile(r"\\(?:le|ge|leq|geq|lt|gt|leqslant|geqslant|sim|neq?|not)(?![A-Za-z])|[<>≠]|!=")
 _MATRIX = re.compile(r"\\(begin|end)\{(?:b|B|small)?matrix\}")
 _TWO_NUMBERS = re.compile(r"(?<!frac )(?<![0-9])[0-9]+(?:\s+|\s*#\s*)[0-9]")
-_LIST = re.compile(r"[^()\[\]{}]*,")
+_SEVERAL = re.compile(  # `4, 5`, `{4, 5}`, `4 | 5`, `6 feet 2 inches`
+    r"[,;](?![0-9]{3})|[0-9]\s*(?:\||\\mid|\\vert)\s*-?[0-9]|[0-9]\s*[A-Za-z]{2,}\.?,?\s+(?:and\s+)?[0-9]"
+)
+_APPROXIMATELY = re.compile(r"\\approx(?![A-Za-z])|≈")
+_UNIT_OF_PI = re.compile(
+    r"(?<=[πi])\s+(?:\\(?:text|mathrm)\{\s*)?(?:square |cubic |sq\.? )?(?:units?|cm|mm|km|in|ft|inches|feet|"
+    r"meters?|centimeters?|m(?=[\^²³}]))(?:\s?\}?\s?\^\s?\{?[23]\}?|[²³])?\}?\s*\Z"
+)
+_NAME = re.compile(r"\s*(?:[A-Za-z]|\\[a-z]+)?\s*")
 _BRACKET = re.compile(r"\\\{|\(")
 _CHOICE = re.compile(r"\(?([a-j])\).*|([a-j])[.:].+")
 
@@ -81,6 +97,8 @@ def _parse(math: str) -> tuple[Any, ...]:
 @lru_cache(maxsize=1024)  # many responses of a group give the same answer, and dynamic sampling scores twice
 def _equal(gold: str, answer: str) -> bool:
     """Numbers are compared exactly, texts letter by letter, and only what is left by math-verify."""
+    answer = _UNIT_OF_PI.sub("", answer)
+    answer = answer if is_equation(gold) else sought_value(_one_side(gold, answer))
     first, second = _quantity(gold), _quantity(answer)
     if first is not None and second is not None:
         return same(first, second)
@@ -96,6 +114,15 @@ def _equal(gold: str, answer: str) -> bool:
     return _RELATION.search(answer) is not None and equal_in_latex(answer, gold)  # `x < 3` only as the gold
 
 
+def _one_side(gold: str, answer: str) -> str:
+    r"""Of `\frac{\pi}{6} \approx 0.52` the exact side, or the other where the gold answer is a decimal."""
+    exact, *rounded = _APPROXIMATELY.split(answer, maxsplit=1)
+    number = _quantity(gold)
+    if not rounded or _NAME.fullmatch(exact) or (isinstance(number, Quantity) and number.decimal()):
+        return answer
+    return exact
+
+
 def _differ_in_kind(gold: str, answer: str) -> bool:
     """Whether answers differ in what math-verify overlooks: `72` and `x > 72`, `(1, 2)` and `{1, 2}`."""
     a_number = (_quantity(gold) is None) != (_quantity(answer) is None)
@@ -105,10 +132,15 @@ def _differ_in_kind(gold: str, answer: str) -> bool:
         or _TWO_NUMBERS.search(answer) is not None
         or is_equation(gold) != is_equation(answer)
         or (a_number and _RELATION.search(gold + answer) is not None)
-        or (_quantity(gold) is not None and _LIST.match(plain_text(answer)) is not None)
+        or (_quantity(gold) is not None and _is_more(plain_text(answer)))
         or {bracket[0] if (bracket := _BRACKET.match(text)) else "" for text in (gold, answer)}
         >= {"(", "\\{"}
     )
+
+
+def _is_more(answer: str) -> bool:
+    """Whether an answer is more than one number, or a multiple of one: `4 | 5`, `17 dozen`."""
+    return _SEVERAL.search(answer) is not None or CHANGED.search(answer) is not None
 
 
 def equal_in_latex(gold: str, answer: str) -> bool:

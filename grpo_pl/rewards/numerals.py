@@ -9,6 +9,10 @@ _NUMBER = re.compile(
     r"|(?<![\w.])\.(?P<bare_decimals>[0-9]+))"
 )
 _LATEX_THOUSANDS = re.compile(r"(?<=[0-9])(?:\{,\}|,?\\[,!])(?=[0-9]{3}(?![0-9]))")
+_UNIT_POWER = re.compile(
+    r"(?<![A-Za-z])(?:[cdkm]?m|ft|in|yd|mi|units?|feet|inches|(?:centi|kilo)?meters?|miles|yards)\s?\}?\s?\^\s?\{?[23]\}?"
+)
+_SCALED = re.compile(r"(?:[kKMB](?![A-Za-z])|\s?[\u00bc-\u00be\u2150-\u215e])")
 _JOINED = re.compile(
     r"(?:[0-9)}]\s*[/:\u2044]\s*|\^\s*\{?\s*|[0-9][eE][-+]?|\}\s*\{\s*|\\(?:[dt]?frac|sqrt)\s*\{?\s*)\Z"
 )
@@ -29,9 +33,11 @@ def last_number(text: str) -> str | None:
 
 
 def lone_number(text: str) -> str | None:
-    """`last_number`, but None where that is a part of a fraction, a power or a time."""
-    last = _last(ascii_numbers(text))
-    if last is None or _JOINED.search(last.string, max(0, last.start() - 40), last.start()):
+    """`last_number`, but None where that is a part of a fraction, power, time, of `70k` or of `2½`."""
+    last = _last(_UNIT_POWER.sub("", ascii_numbers(text)))
+    if last is None or _SCALED.match(last.string, last.end()):
+        return None
+    if _JOINED.search(last.string, max(0, last.start() - 40), last.start()):
         return None
     return _spell(last)
 

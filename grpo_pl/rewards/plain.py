@@ -48,14 +48,31 @@ _FRACTION = re.compile(
 )
 _BRACED_POWER = re.compile(r"\^\s*\{\s*([-+]?[0-9]+)\s*\}")
 _EMPHASIS = re.compile(r"(?<![\w)])(?:\*\*|__)|(?:\*\*|__)(?![\w(])|`")  # and not `2**3`
+FOREIGN = (  # letters that are no variables: Greek ones may be
+    "\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f\u0400-\u052f\u05d0-\u05ea\u0620-\u064a\u3041-\u30ff\u4e00-\u9fff\uac00-\ud7a3"
+)
+_UNSPACED = "\u3041-\u30ff\u4e00-\u9fff\uac00-\ud7a3"
+_SEAM = re.compile(rf"(?<=[{_UNSPACED}])(?=[-+$0-9A-Za-z\\.])|(?<=[0-9A-Za-z%*)}}])(?=[{_UNSPACED}])")
+_WIDE = {wide: chr(wide - 0xFEE0) for wide in range(0xFF01, 0xFF5F) if wide != 0xFF5C}
+_WIDE |= {0x3000: " ", 0x3001: ", ", 0x3002: ". ", 0xFF0C: ", ", 0xFF1A: ": ", 0xFF1B: "; ", 0x2236: ":"}
+_ARROWS = re.compile(
+    r"(?:\s*(?:=>|->|[\u2192\u21d2\u2234]|\\(?:therefore|(?:[Rr]ight)arrow|implies|to)(?![A-Za-z])))+\s*"
+)
 _PAIRS = {("{", "}"), ("(", ")")}
 _BRACKET = re.compile(r"[(){},]")
 _DASH = re.compile(r"[\u2013\u2014](?=\S)")
 
 
+def western(text: str) -> str:
+    """A text with ASCII digits and signs for full-width ones, and a space where Chinese meets a number."""
+    return text if text.isascii() else _SEAM.sub(" ", text.translate(_WIDE))
+
+
 def plain_text(text: str) -> str:
     r"""A short text in one spelling: `5/2` for `\frac52`, `72 km` for `$72\text{ km}$`, `*` for `\times`."""
-    text = _SPELLING.sub(lambda match: _SPELLINGS[match[0]], ascii_numbers(_THOUSANDS.sub(",", text)))
+    text = _SPELLING.sub(
+        lambda match: _SPELLINGS[match[0]], ascii_numbers(_THOUSANDS.sub(",", western(text)))
+    )
     text = _RAISED.sub(lambda match: "^" + match[0].translate(_AS_DIGITS), text)
     text = _SPACES.sub(" ", text)
     text = _TEXT.sub(r" \1", _TEXT.sub(r" \1", text))
@@ -66,6 +83,8 @@ def plain_text(text: str) -> str:
 def _bare(text: str) -> str:
     """Without the dollars, brackets and points around a whole text; a dash before it is a minus."""
     text = text.strip(" \n\t*_").rstrip(" .,;:*#")
+    if arrows := _ARROWS.match(text):
+        text = text[arrows.end() :]
     if text.startswith("$") and text.endswith("$"):
         text = text.strip("$").strip().rstrip(" .,;:")
     while (text[:1], text[-1:]) in _PAIRS and not _BRACKET.search(text, 1, len(text) - 1):

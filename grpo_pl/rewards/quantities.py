@@ -8,7 +8,7 @@ from math import gcd
 from typing_extensions import override
 
 from grpo_pl.rewards.numerals import last_number
-from grpo_pl.rewards.plain import plain_text
+from grpo_pl.rewards.plain import FOREIGN, plain_text, western
 
 _MAX_NUMBER_CHARS = 500
 _MAX_EXPONENT = 400
@@ -21,14 +21,23 @@ _SHORT_UNITS = (
     "mol|Pa|kPa|kN|kJ"
 )
 _GLUE = "a|an|of|on|to|is|as|at|by|he|we|it|if|up|no|so|us|I|my|be|do|go"
+_FACTORS = (
+    "squared|cubed|factorial|dozens?|lakhs?|crores?|hundreds?|thousands?|millions?|billions?|trillions?|choose|"
+    "docenas?|mil|millones|Dutzend|Tausend|Millionen"
+)
 _NO_UNITS = (
-    "not|or|nor|than|half|halves|third|thirds|quarter|quarters|squared|cubed|factorial|plus|minus|divided|multiplied|"
-    "modulo|mod|pi|sqrt|root|log|sin|cos|tan|exp|gcd|lcm|max|twice|thrice|double|triple|hundred|thousand|million|"
-    "billion|trillion|maybe|perhaps|possibly|probably|either|between|isn|but|percent|percentage"
+    rf"{_FACTORS}|half|halves|thirds?|quarters?|not|never|cannot|or|nor|than|plus|minus|divided|"
+    "multiplied|modulo|mod|pi|sqrt|root|log|sin|cos|tan|exp|gcd|lcm|max|twice|thrice|double|triple|maybe|perhaps|possibly|probably|either|between|isn|but|percent|"
+    r"percentage|или|не|нет|más|тысяч\w?|миллион\w{0,2}|дюжин\w?"
+)
+# `或`, `不` and the like leave open or negate, `万` and the like multiply.
+_FOREIGN_WORD = (
+    rf"(?!\S*(?:[或不無无非没万萬亿億千百十半双雙]|[大小]于|以[上下]|超过)|多)"
+    rf"(?=[A-Za-z]*[{FOREIGN}])[A-Za-z{FOREIGN}]+"
 )
 _WORD = (
-    rf"(?!(?i:{_NO_UNITS})\b)(?:[A-Za-z]*[a-z]{{3}}[A-Za-z]*|(?=[A-Za-z]{{0,2}}[aeiou])[A-Za-z]{{3}}"
-    rf"|(?:{_SHORT_UNITS})|(?:{_GLUE})(?=\s+[A-Za-z]))(?:'s?)?(?![A-Za-z])"
+    rf"(?!(?i:{_NO_UNITS})\b)(?:{_FOREIGN_WORD}|(?=[A-Za-z]*[a-z]{{3}})[A-Za-z]+|(?=[A-Za-z]{{0,2}}[aeiou])[A-Za-z]{{3}}"
+    rf"|(?:{_SHORT_UNITS})|(?:{_GLUE})(?=\s+[A-Za-z]))(?:'s?)?(?![A-Za-z{FOREIGN}])"
 )
 _POWER = r"(?:\s?\^\s?[23]|[23])?(?![A-Za-z0-9])"
 _UNIT = rf"(?:(?:{_LETTERS}|[$€£¥₹¢])(?![A-Za-z])|{_WORD})\.?{_POWER}"
@@ -68,15 +77,38 @@ _WORDS = re.compile(rf"(?:(?!(?i:{_LABELS}|{_MONTHS})\b)(?i:{_WORD}|(?:{_GLUE})(
 _APPROXIMATELY = re.compile(r"(?i:approximately|approx\.?|about|around|roughly|exactly|just|only|=|~)\s*")
 _NEGATIVE = re.compile(r"(?i:negative|minus)\s+(?=[$€£]?[0-9])")
 
+_APPLIED = re.compile(
+    r"(?:\\(?:a(?:rc)?)?(?:sin|cos|tan|cot|sec|csc|log|ln|angle|overline|triangle|max|min|gcd|det|dim|Pr|binom|sum)(?![a-z])"
+    r"|m\s*\\angle|[A-Za-z](?=\s*\()|\|(?=[A-Z]{2}\|))(?:\([^()=<>]*\)|[^=<>+()\-])*"
+)
+_ONE_NAME = re.compile(r"\s*(?:[A-Za-z]|\\[a-z]+)\s*")
+_COMPUTED = re.compile(
+    r"\\(?:sqrt|[dt]?frac|binom|left|right|[lr]floor|[lr]ceil|[lr]vert)(?![a-z])|(?<=[0-9)])!"
+)
+_TERMS = re.compile(r"(?!.*[A-Za-z]{4})[A-Za-z0-9^_+\-*/() ]+")
+
 # Numbers in a longer text.
-_TOKEN = re.compile(rf"{_COLONS}|(?<![\w.]){_NUMBER.pattern}[A-Za-z]{{0,20}}")
+_TOKEN = re.compile(rf"{_COLONS}|(?<![\w.]){_NUMBER.pattern}(?:\s?(?:π|\\?pi(?![A-Za-z]))|[^\W\d_]{{0,20}})")
 _ORDINAL = re.compile(r"[0-9](?:st|nd|rd|th)\Z")
 _AFTER_LABEL = re.compile(rf"\b(?i:{_LABELS})\s+\Z")
 _AFTER_NEGATIVE = re.compile(r"(?<![0-9)] )\b(?i:negative|minus) \Z")
 _AFTER_ANOTHER = re.compile(  # `72 or`, `70, 71,`, `not`
     r"[0-9][^\s0-9]{0,3}\s*[,;(]?\s*\b(?:or|and|maybe|perhaps|possibly)\s+(?:[a-z]+\s)?[$€£(]*\Z"
-    r"|[0-9],\s+[0-9.]+,\s+\Z|\b(?:not|than|twice|double|triple|half|half of)\s+(?:[a-z]+\s)?[$€£(]*\Z"
+    r"|[0-9],\s+[0-9.]+,\s+\Z|\b(?:than|twice|double|triple|half|half of)\s+(?:[a-z]+\s)?[$€£(]*\Z"
+    r"|(?:\b(?:not|never|cannot|не)|n't|thing but|不是|[大小]于|超过|не)\s+(?:be\s+)?(?:[a-z]+\s)?[$€£(]*\Z"
 )
+_IN_FORMULA = re.compile(  # `x + 5`, `2^4`, `(2, 5)`, `3 times 5`
+    r"(?:\^\s*[{(]?|√\s*\(?|\\sqrt\s*\{|≠\s*|\\neq?\s*|(?<![A-Za-z\"'/])[<>]\s*|\b[A-Za-z]\s?[<>]\s*|\b[A-Za-z]\s*[-+]|[\w)]\s*\*{1,2}\s*|[\w)]\s*[+/]\s*"
+    r"|[0-9]\s+(?:plus|minus|times|divided by|over|choose)\s+|[(\[{]\s*[^\s()\[\]{}]{1,12}\s*[,;|]\s*)\Z"
+)
+_AFTER_TERM = re.compile(r"(?:\b[0-9.]*[A-Za-z]|[0-9)])\s*\Z")
+_LARGER_UNIT = re.compile(
+    r"[0-9]\s*(?i:hours?|hrs?|h|minutes?|mins?|days?|weeks?|years?|feet|foot|ft|pounds?|lbs?),?\s+(?:and\s+)?\Z"
+)
+_SMALLER_UNIT = re.compile(
+    r"\s*-?(?i:minutes?|mins?|seconds?|secs?|inch(?:es)?|in|ounces?|oz|hours?|days?|weeks?|months?)\b"
+)
+CHANGED = re.compile(rf"(?<=[0-9])\s*-?(?:(?i:{_FACTORS})\b|[万萬亿億千百半多]|以[上下])")
 _GOES_ON = re.compile(r"\s*(?:[-+*/^(]|\\|(?:or|and)\s+[$€£]?[0-9]|(?!a\b)[a-z]\b)")
 
 
@@ -155,10 +187,21 @@ def last_quantity(text: str) -> str | None:
     for match in _TOKEN.finditer(text):
         if not _ORDINAL.search(match[0]) and not _before(match, _AFTER_LABEL):
             last = match
-    if last is None or _before(last, _AFTER_ANOTHER):
+    if last is None or _before(last, _AFTER_ANOTHER) or _is_a_part(last):
         return None
     number = last[0].strip()
     return f"-{number}" if _before(last, _AFTER_NEGATIVE) else number
+
+
+def _is_a_part(match: re.Match[str]) -> bool:
+    """Whether a number is a part of a formula, of a point or of `6 feet 2 inches`, or changed (`squared`)."""
+    text, end = match.string, match.end()
+    return (
+        _before(match, _IN_FORMULA)
+        or (match[0][:1] in "-+" and match[0][1:2] == " " and _before(match, _AFTER_TERM))
+        or (_before(match, _LARGER_UNIT) and _SMALLER_UNIT.match(text, end) is not None)
+        or CHANGED.match(text, end) is not None
+    )
 
 
 def _before(match: re.Match[str], pattern: re.Pattern[str]) -> bool:
@@ -187,6 +230,23 @@ def is_equation(text: str) -> bool:
     """Whether a text states more than the value of one name: `2x = 72`, and not `x = 36`."""
     left, equals, _ = plain_text(text).partition("=")
     return bool(equals) and left[-1:] not in "<>!" and _LEFT_SIDE.fullmatch(left) is None
+
+
+def sought_value(text: str) -> str:
+    r"""What stands behind the `=` of `a + b = 7` or `\cos\theta = 1/2`; any other text as it is."""
+    left, equals, right = western(text).partition("=")
+    left = plain_text(left).replace("&", "").strip()
+    if equals and _ONE_NAME.fullmatch(right):
+        return left
+    return right if right.strip() and _is_sought(left) else text
+
+
+def _is_sought(left: str) -> bool:
+    r"""Whether a left side is computed, or no single unknown: `2 + 3`, `\cos\theta`, `a + b`; not `2x`."""
+    computed = _COMPUTED.sub("", left)
+    if not re.search(r"[A-Za-z\\<>≠!,;]", computed) or _APPLIED.fullmatch(left):
+        return True
+    return len(set(re.findall("[A-Za-z]", computed))) > 1 and _TERMS.fullmatch(left) is not None
 
 
 def same(gold: Quantity | Ratio, answer: Quantity | Ratio) -> bool:

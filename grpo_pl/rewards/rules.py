@@ -9,7 +9,7 @@ from typing import Any, final
 
 from typing_extensions import override
 
-from grpo_pl.rewards.answers import hashed_answer
+from grpo_pl.rewards.answers import gold_answer, hashed_answer
 from grpo_pl.rewards.base import RewardFunction, Verifier
 from grpo_pl.rewards.numerals import lone_number
 from grpo_pl.rewards.patterns import compiled
@@ -48,9 +48,10 @@ class LastNumber(_SpelledAnswer):
 
     Made for GSM8K (arXiv 2110.14168). The number is the one behind the last `####`, whatever note follows;
     without one it is the last number of the text. `$1,234.00`, `1234.` and `1234` are equal; a unit is
-    ignored, so `50%` is 50. As a gold answer and behind `####`, `1/2` is 0.5 and `1e3` is 1000; elsewhere a
-    fraction, a power and a time are not read. It abstains where the gold answer is no finite decimal (`1/3`,
-    `3:30`), and knows neither boxes nor tags: see `MathAnswer`.
+    ignored, so `50%` is 50 and `5 m^2` is 5. As a gold answer, behind `####` and on a last line with one
+    number, `1/2` is 0.5, `1e3` and `1k` are 1000; elsewhere a fraction, a power, a time and `1k` are not
+    read. It abstains where the gold answer is no finite decimal (`1/3`, `3:30`), and knows neither boxes nor
+    tags: see `MathAnswer`.
     """
 
     @override
@@ -62,7 +63,10 @@ class LastNumber(_SpelledAnswer):
     @override
     def extract(self, response: str) -> str | None:
         answer = hashed_answer(response)
-        return lone_number(response) if answer is None else _decimal(quantity(answer))
+        if answer is not None:
+            return _decimal(quantity(gold_answer(answer)))
+        number = quantity(response.rstrip().rpartition("\n")[2])
+        return lone_number(response) if number is None else _decimal(number)
 
 
 def _decimal(number: Quantity | Ratio | None) -> str | None:
