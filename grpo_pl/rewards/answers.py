@@ -69,7 +69,7 @@ _CLAUSE_END = re.compile(
 _NEXT_CLAUSE = re.compile(
     rf"(?<=[A-Za-z0-9%)*${FOREIGN}])[.;!?]\**\s+|,\s+(?:so|then|thus|hence|therefore|which)\b"
 )
-_REASON = re.compile(r"(?<=[0-9%)]),?\s(?:since|because)\s.*")
+_REASON = re.compile(r"(?<=[0-9%)]),?\s+since\s.*")
 _ASIDE = re.compile(r"\s+\([^()]*\)")
 _EMPTY_LINE = re.compile(r"\s*|```.*|\s*(?:\$\$|\\[()\[\]]|\\(?:begin|end)\{\w+\*?\})\s*")
 _BULLET = re.compile(r"\s*(?:[-*•>]\s+|(?:=>|->|[\u2192\u21d2\u2234])\s*)")

@@ -15,11 +15,11 @@ from grpo_pl.types import Prompt, Sample
 class MathAnswer(WorkerReward, Verifier):
     r"""1 if the answer equals the gold answer as mathematics, else 0 (`0.5`, `1/2` and `50%` agree).
 
-    The answer is what the last mark holds: `\boxed{...}`, `<answer>` (or `<final>`, `<result>`), `####` or
-    "The answer is". Without a mark it is the last number in bold or code, else the last formula or number.
-    Where the response thinks, or its prompt has opened a thought, only what follows `</think>` counts; in a
-    thought that does not end, a box, tag or `####`. The gold answer is its last box, else what follows its
-    last `####`, else the whole.
+    The answer is what the last mark holds: `\boxed{...}`, `<answer>` (or `<final>`, `<result>`), `####`, "The
+    answer is" (also in Chinese, Japanese and Korean) or `"answer":` in JSON. Without a mark it is the last
+    number in bold or code, else the last formula or number. Where the response thinks, or its prompt has
+    opened a thought, only what follows `</think>` counts; in a thought that does not end, a box, tag or
+    `####`. The gold answer is its last box, else what follows its last `####`, else the whole.
 
     Numbers are compared exactly, without units and currencies: `$1,234.50`, `72 km/h`, `2 1/2`, `3.5 x 10^3`,
     `1e3`, `x = 5`, `3:30 pm`. Everything else is compared by math-verify. `72 or 73` is no number. A gold

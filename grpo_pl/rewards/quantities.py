@@ -23,7 +23,7 @@ _SHORT_UNITS = (
 _GLUE = "a|an|of|on|to|is|as|at|by|he|we|it|if|up|no|so|us|I|my|be|do|go"
 _FACTORS = (
     "squared|cubed|factorial|dozens?|lakhs?|crores?|hundreds?|thousands?|millions?|billions?|trillions?|choose|"
-    "docenas?|mil|millones|Dutzend|Tausend|Millionen"
+    "tenths?|hundredths?|thousandths?|docenas?|mil|millones|Dutzend|Tausend|Millionen"
 )
 _NO_UNITS = (
     rf"{_FACTORS}|half|halves|thirds?|quarters?|not|never|cannot|or|nor|than|plus|minus|divided|"
@@ -68,7 +68,7 @@ _BASED = re.compile(r"\(?([0-9A-Fa-f]{1,99})\)?_\{?\s*([0-9]{1,2})\s*\}?")
 
 # What may stand before a number.
 _LEFT_SIDE = re.compile(
-    r"\s*(?:(?:[A-Za-z]|\\[a-z]+)(?:_\{?\w+\}?|'|\([\w,\s]+\))?"  # x, S_n, f(3), \theta
+    r"(?![^A-Za-z]*[0-9],\s)\s*(?:(?:[A-Za-z]|\\[a-z]+)(?:_\{?\w+\}?|'|\([\w,\s]+\))?"  # x, S_n, f(3), \theta
     r"|(?:[A-Za-z']{2,}(?![A-Za-z'])|[0-9.,+\-*/()^$€£%\s:=]|(?<=[0-9 ])x(?= ?[0-9]))*)\s*"  # Total: 48 + 24
 )
 _LABELS = "step|part|case|problem|question|note|option|example|chapter|day|week|year"
@@ -85,7 +85,8 @@ _ONE_NAME = re.compile(r"\s*(?:[A-Za-z]|\\[a-z]+)\s*")
 _COMPUTED = re.compile(
     r"\\(?:sqrt|[dt]?frac|binom|left|right|[lr]floor|[lr]ceil|[lr]vert)(?![a-z])|(?<=[0-9)])!"
 )
-_TERMS = re.compile(r"(?!.*[A-Za-z]{4})[A-Za-z0-9^_+\-*/() ]+")
+_TERMS = re.compile(r"(?!.*[A-Za-z]{4})[A-Za-z0-9^_+\-*/(){} ]+")
+_UNKNOWN = re.compile(r"[A-Za-z](?:_\{?\w+\}?)?")
 
 # Numbers in a longer text.
 _TOKEN = re.compile(rf"{_COLONS}|(?<![\w.]){_NUMBER.pattern}(?:\s?(?:π|\\?pi(?![A-Za-z]))|[^\W\d_]{{0,20}})")
@@ -95,11 +96,12 @@ _AFTER_NEGATIVE = re.compile(r"(?<![0-9)] )\b(?i:negative|minus) \Z")
 _AFTER_ANOTHER = re.compile(  # `72 or`, `70, 71,`, `not`
     r"[0-9][^\s0-9]{0,3}\s*[,;(]?\s*\b(?:or|and|maybe|perhaps|possibly)\s+(?:[a-z]+\s)?[$€£(]*\Z"
     r"|[0-9],\s+[0-9.]+,\s+\Z|\b(?:than|twice|double|triple|half|half of)\s+(?:[a-z]+\s)?[$€£(]*\Z"
-    r"|(?:\b(?:not|never|cannot|не)|n't|thing but|不是|[大小]于|超过|не)\s+(?:be\s+)?(?:[a-z]+\s)?[$€£(]*\Z"
+    r"|(?:\b(?:not|never|cannot|не)|n't|thing but|不是|[大小]于|超过|не)\s+(?:be\s+|equal\s+to\s+)?"
+    r"(?:[a-z]+\s)?[$€£(]*\Z"
 )
 _IN_FORMULA = re.compile(  # `x + 5`, `2^4`, `(2, 5)`, `3 times 5`
-    r"(?:\^\s*[{(]?|√\s*\(?|\\sqrt\s*\{|≠\s*|\\neq?\s*|(?<![A-Za-z\"'/])[<>]\s*|\b[A-Za-z]\s?[<>]\s*|\b[A-Za-z]\s*[-+]|[\w)]\s*\*{1,2}\s*|[\w)]\s*[+/]\s*"
-    r"|[0-9]\s+(?:plus|minus|times|divided by|over|choose)\s+|[(\[{]\s*[^\s()\[\]{}]{1,12}\s*[,;|]\s*)\Z"
+    r"(?:\^\s*[{(]?|√\s*\(?|\\sqrt\s*\{|[≠≤≥]\s*|\\neq?\s*|(?<![A-Za-z\"'/])[<>]\s*|\b[A-Za-z]\s?[<>]\s*|\b[A-Za-z]\s*[-+]|[\w)]\s*\*{1,2}\s*|[\w)]\s*[+/]\s*"
+    r"|[0-9]\s+(?:plus|minus|times|divided by|over|choose)\s+|[(\[{⟨]\s*[^\s()\[\]{}]{1,12}\s*[,;|]\s*)\Z"
 )
 _AFTER_TERM = re.compile(r"(?:\b[0-9.]*[A-Za-z]|[0-9)])\s*\Z")
 _LARGER_UNIT = re.compile(
@@ -246,7 +248,7 @@ def _is_sought(left: str) -> bool:
     computed = _COMPUTED.sub("", left)
     if not re.search(r"[A-Za-z\\<>≠!,;]", computed) or _APPLIED.fullmatch(left):
         return True
-    return len(set(re.findall("[A-Za-z]", computed))) > 1 and _TERMS.fullmatch(left) is not None
+    return len(set(_UNKNOWN.findall(computed))) > 1 and _TERMS.fullmatch(computed) is not None
 
 
 def same(gold: Quantity | Ratio, answer: Quantity | Ratio) -> bool:
