@@ -86,6 +86,16 @@ def trunk_of(language_model: "PreTrainedModel") -> "PreTrainedModel":
     return trunk
 
 
+def possible_widths(language_model: "PreTrainedModel") -> list[int]:
+    """What a model says about the width of its states: by its LM head, then by its configuration."""
+    layer = language_model.get_output_embeddings()
+    said = [
+        getattr(layer, "in_features", None),
+        getattr(language_model.config.get_text_config(), "hidden_size", None),
+    ]
+    return [width for width in dict.fromkeys(said) if isinstance(width, int)]
+
+
 class _TrunkOutput(tuple[Tensor]):
     """The output of a trunk that computes nothing besides states."""
 

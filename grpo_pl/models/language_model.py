@@ -10,7 +10,7 @@ from grpo_pl.models.builder import ModelBuilder
 from grpo_pl.models.heads import Head, HeadKind, LayerHead, trunk_of
 from grpo_pl.models.loading import load_language_model, transformer_blocks
 from grpo_pl.models.logprobs import Entropy, chunked_logprobs
-from grpo_pl.models.own_forward import fitting_head
+from grpo_pl.models.own_forward import fitting_head, state_size
 from grpo_pl.models.packing import check_can_pack, checked_row_tokens, hidden_before_each_token
 from grpo_pl.system.precision import DType
 from grpo_pl.system.refusal import about, check_at_least
@@ -43,10 +43,13 @@ class LanguageModel(nn.Module):
         chunk_tokens: int,
         row_tokens: int | None = None,
         head: HeadKind = LayerHead,
+        state_size: int = 0,
     ) -> None:
         super().__init__()
         self.language_model = language_model
         self.chunk_tokens, self.row_tokens, self._head = chunk_tokens, row_tokens, head
+        self.state_size = state_size
+        """The width of the states; 0 if no head on them is meant."""
         self.padding = 0.0
         """The share of padding in the last forward's positions."""
 
@@ -116,9 +119,10 @@ class CausalLM(ModelBuilder):
             model = load_language_model(self.pretrained, self.dtype, self.attention)
             check_can_pack(model, self.row_tokens)
             head = fitting_head(model.train(), self.pretrained, self.row_tokens)
+            width = state_size(model, self.pretrained)
         if self.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if self.compile is not None:
             for block in transformer_blocks(model):
                 block.compile(backend=self.compile, dynamic=True)
-        return LanguageModel(model, self.chunk_tokens, self.row_tokens, head)
+        return LanguageModel(model, self.chunk_tokens, self.row_tokens, head, width)

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from grpo_pl.models.heads import HeadKind, LayerHead, OwnHead, trunk_of
+from grpo_pl.models.heads import HeadKind, LayerHead, OwnHead, possible_widths, trunk_of
 from grpo_pl.models.packing import hidden_before_each_token
 from grpo_pl.system.refusal import ArgumentError, ConfigError
 
@@ -86,7 +86,7 @@ def fitting_head(language_model: "PreTrainedModel", pretrained: str, row_tokens:
         return LayerHead
     if language_model.device.type == "meta":
         with called(language_model, pretrained):
-            return _head_without_weights(language_model)
+            return _head_without_weights(language_model, state_size(language_model, pretrained))
     probe = Probe.of(language_model)
     with called(language_model, pretrained), _evaluated(language_model):
         alone = _states_alone(language_model, probe)
@@ -99,6 +99,25 @@ def fitting_head(language_model: "PreTrainedModel", pretrained: str, row_tokens:
         )
     _check_states(language_model, pretrained, row_tokens, probe, alone)
     return found
+
+
+@torch.no_grad()
+def state_size(language_model: "PreTrainedModel", pretrained: str) -> int:
+    """The width of a model's states: the one that its own forward takes behind its trunk.
+
+    No key of configurations says it for all models: OPT-350m's states are as wide as its embeddings, half
+    of `hidden_size`, and Reformer's twice as wide. Reads the head's weights, so a sharded model is too late.
+    """
+    for width in (widths := possible_widths(language_model)):
+        states = torch.zeros(1, width, dtype=language_model.dtype, device=language_model.device)
+        with called(language_model, pretrained):
+            fits = _logprobs(OwnHead, language_model, states) is not None
+        if fits:
+            return width
+    raise ArgumentError(
+        f"pretrained={pretrained}: the states of {type(language_model).__name__} have none of the widths "
+        f"{', '.join(map(str, widths))} that its config.json and LM head speak of: {INSTEAD}"
+    )
 
 
 @torch.no_grad()
@@ -188,7 +207,7 @@ def _head_with_weights(
     return found[0] if found else None
 
 
-def _head_without_weights(language_model: "PreTrainedModel") -> HeadKind:
+def _head_without_weights(language_model: "PreTrainedModel", width: int) -> HeadKind:
     """The same on the `meta` device: what is behind the trunk gets random weights for once."""
     trunk, model = trunk_of(language_model), copy.copy(language_model)
     model._modules = {
@@ -200,7 +219,7 @@ def _head_without_weights(language_model: "PreTrainedModel") -> HeadKind:
         torch.manual_seed(0)
         for tensor in (t for child in behind for t in (*child.parameters(), *child.buffers())):
             tensor.normal_()
-        states = torch.randn(4, language_model.config.get_text_config().hidden_size, dtype=model.dtype)
+        states = torch.randn(4, width, dtype=model.dtype)
     own = OwnHead.of(model).logits(states).log_softmax(-1)
     by_layer = _logprobs(LayerHead, model, states)
     return LayerHead if _agree(by_layer, own, _tolerance(language_model).logprobs) else OwnHead

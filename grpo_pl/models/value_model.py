@@ -11,7 +11,7 @@ from grpo_pl.models.builder import ModelBuilder
 from grpo_pl.models.heads import trunk_of
 from grpo_pl.models.language_model import LanguageModel, at_each_token
 from grpo_pl.models.loading import load_config, load_language_model, load_reward_model
-from grpo_pl.models.own_forward import check_states
+from grpo_pl.models.own_forward import check_states, state_size
 from grpo_pl.models.packing import check_can_pack, checked_row_tokens, hidden_before_each_token
 from grpo_pl.system.precision import DType
 from grpo_pl.system.refusal import ArgumentError, about
@@ -86,12 +86,12 @@ class ValueHead(ModelBuilder):
             model, score = self._load()
             check_can_pack(model, self.row_tokens)
             check_states(model.train(), self.pretrained, self.row_tokens)
+            width = state_size(model, self.pretrained) if score is None else score.in_features
         if isinstance(policy, LanguageModel):
             check_same_tokens(self.pretrained, model, policy.language_model)
         if self.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        trunk = trunk_of(model)
-        value_model = ValueModel(trunk, int(model.config.get_text_config().hidden_size), self.row_tokens)
+        value_model = ValueModel(trunk_of(model), width, self.row_tokens)
         if score is not None:
             value_model.head.weight.data.copy_(score.weight)
         return value_model.to(getattr(torch, self.dtype))
@@ -150,4 +150,4 @@ class TrunkValueHead(ModelBuilder):
     @override
     def build(self, policy: nn.Module | None = None) -> ValueOnTrunk:
         assert isinstance(policy, LanguageModel), "configure_model builds the policy first"
-        return ValueOnTrunk(int(policy.language_model.config.get_text_config().hidden_size), self.detach)
+        return ValueOnTrunk(policy.state_size, self.detach)

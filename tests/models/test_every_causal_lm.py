@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.tiny_models import saved, tiny
+from helpers.tiny_models import saved, tiny, tiny_config
 from torch import Tensor, nn
-from transformers import CONFIG_MAPPING
+from transformers import CONFIG_MAPPING, AutoModelForSequenceClassification
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from grpo_pl.models import CausalLM, LanguageModel, ValueHead
+from grpo_pl.models import CausalLM, LanguageModel, TrunkValueHead, ValueHead
 from grpo_pl.models.heads import LayerHead, OwnHead
 from grpo_pl.models.loading import load_language_model, without_weights
 from grpo_pl.models.own_forward import fitting_head
@@ -161,18 +161,53 @@ def test_a_key_that_the_model_does_not_read_changes_nothing(key: str, tmp_path: 
     ("kind", "head"),
     [
         *[(kind, OwnHead) for kind in ("falcon_h1", "hyperclovax", "modernbert-decoder", "xlstm", "rembert")],
-        *[(kind, LayerHead) for kind in ("llama", "gemma2", "cohere", "granite", "opt", "qwen3_moe")],
+        *[(kind, LayerHead) for kind in ("llama", "gemma2", "cohere", "granite", "opt", "qwen3_moe", "blt")],
+        ("opt, 16", LayerHead),
     ],
 )
 def test_the_head_is_found_without_weights_as_well(kind: str, head: type, dtype: str, tmp_path: Path) -> None:
     """As where FSDP2 reads weights after it has sharded the model."""
-    whole = load_language_model(saved(tiny(kind), tmp_path), dtype)
+    kind, _, narrow = kind.partition(", ")
+    own = tiny(kind, **({"word_embed_proj_dim": int(narrow)} if narrow else {}))
+    whole = load_language_model(saved(own, tmp_path), dtype)
     with without_weights():
         empty = load_language_model(str(tmp_path), dtype)
     changes = {"is_decoder": True} if kind in ENCODERS else {}
     vars(whole.config).update(changes)
     assert fitting_head(empty, "x", None) is head
     assert all(parameter.is_meta for parameter in empty.parameters())
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "width"),
+    [
+        ("opt", {"word_embed_proj_dim": 16}, 16),
+        ("reformer", {"is_decoder": True}, 64),
+        ("blt", {}, 32),
+        ("rembert", {"is_decoder": True, "output_embedding_size": 48}, 32),
+        ("electra", {"is_decoder": True, "embedding_size": 16}, 32),
+    ],
+)
+def test_critics_are_as_wide_as_the_states(kind: str, changes: dict, width: int, tmp_path: Path) -> None:
+    """Which no key of the configuration says for all models."""
+    folder = saved(tiny(kind, **changes), tmp_path)
+    tokens, mask = padded()
+    policy = CausalLM(folder).build()
+    hidden = policy(tokens, mask, 1.0).hidden
+    for critic in (ValueHead(folder).build(policy), TrunkValueHead().build(policy)):
+        assert critic.head.in_features == hidden.shape[-1] == width
+        critic(tokens, mask, hidden).sum().backward()
+        assert critic.head.weight.grad.abs().max() > 0
+    with without_weights():
+        assert CausalLM(folder).build().state_size == width
+        assert ValueHead(folder).build().head.in_features == width
+
+
+def test_a_critic_from_a_reward_model_is_as_wide_as_its_states(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = tiny_config("opt", word_embed_proj_dim=16, num_labels=1)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path)
+    assert ValueHead(str(tmp_path)).build().head.in_features == 16
 
 
 def test_a_cap_that_small_logits_do_not_show_is_found(tmp_path: Path) -> None:
