@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -16,6 +16,10 @@ class ModelBuilder(ABC):
 
     has_own_weights: ClassVar[bool] = True
     """Whether the model has weights beside the policy's; a reference without any cannot be moved."""
+
+    def settings_of_weights(self) -> dict[str, Any]:
+        """The arguments that trained weights depend on, and that no shape shows; checkpoints keep them."""
+        return {}
 
     @abstractmethod
     def build(self, policy: nn.Module | None = None) -> nn.Module:

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
-from grpo_pl.system.refusal import ConfigError
+from grpo_pl.system.refusal import ArgumentError, ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +55,16 @@ def check_optimizer_fits(checkpoint: Mapping[str, Any], optimizer: Optimizer, sc
         log.warning(
             "ckpt_path: the checkpoint was made %s model.lr_scheduler", "without" if scheduled else "with"
         )
+
+
+def check_settings(stored: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuse settings with which the weights of a checkpoint would mean something else, by the first one."""
+    for name, value in now.items():
+        if stored.get(name, value) != value:
+            raise ArgumentError(
+                f"{name}={value}: the weights in ckpt_path were trained with {stored[name]}, and would mean "
+                f"something else with {value}: set it to {stored[name]}, or start anew with --resume never"
+            )
 
 
 def layout(state: Mapping[str, Any]) -> list[tuple[int, set[str]]]:

@@ -13,13 +13,17 @@ from torch.optim.lr_scheduler import LRScheduler
 from typing_extensions import override
 
 from grpo_pl.functional import one_if_finite
-from grpo_pl.runs.same_model import check_fits
+from grpo_pl.models import ModelBuilder
+from grpo_pl.runs.same_model import check_fits, check_settings
+from grpo_pl.system.refusal import about
 from grpo_pl.training.gradients import by_mesh, clip, total_norm
 from grpo_pl.training.ranks import num_shards
 from grpo_pl.training.skipped_steps import SkippedStep, Source, explain
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 SchedulerFactory = Callable[[Optimizer], LRScheduler]
+SETTINGS = "settings_of_weights"
+"""The key in a checkpoint of the arguments that its weights depend on, by model."""
 
 
 class OptimizedModule(pl.LightningModule):
@@ -36,6 +40,7 @@ class OptimizedModule(pl.LightningModule):
 
     def __init__(self) -> None:
         super().__init__()
+        self.builders: dict[str, ModelBuilder | None] = {}
         self._watched: dict[str, list[Tensor]] = {}
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
@@ -76,7 +81,9 @@ class OptimizedModule(pl.LightningModule):
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave out the frozen weights."""
+        """Leave out the frozen weights; add what the others depend on."""
+        builders = {name: builder for name, builder in self.builders.items() if builder is not None}
+        checkpoint[SETTINGS] = {name: builder.settings_of_weights() for name, builder in builders.items()}
         if self._keeps_whole_checkpoints:
             for name in self.frozen_weights():
                 checkpoint["state_dict"].pop(name, None)
@@ -84,11 +91,19 @@ class OptimizedModule(pl.LightningModule):
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the frozen weights of the pretrained model; refuse the weights of another run."""
+        self.check_settings(checkpoint.get(SETTINGS, {}))
         if "state_dict" in checkpoint:  # else the strategy has loaded all of it, shard by shard
             checkpoint["state_dict"] = self.frozen_weights() | checkpoint["state_dict"]
         if self._keeps_whole_checkpoints:  # the strategy checks shards
             configured = self.configure_optimizers() if self.trainer.training else None
             check_fits(checkpoint, self.state_dict(), configured)
+
+    def check_settings(self, stored: Mapping[str, Mapping[str, Any]]) -> None:
+        """Refuse arguments of models with which a checkpoint's weights would mean something else."""
+        for name, builder in self.builders.items():
+            if builder is not None:
+                with about(builder):
+                    check_settings(stored.get(name, {}), builder.settings_of_weights())
 
     @property
     def _keeps_whole_checkpoints(self) -> bool:

@@ -8,8 +8,9 @@ from grpo_pl.callbacks.gradient_terms import GradientTerms
 from grpo_pl.config.cli import CLI, configure
 from grpo_pl.runs import preemption
 from grpo_pl.runs.checkpoint_io import AtomicCheckpointIO
-from grpo_pl.runs.safe_loading import check_checkpoint
+from grpo_pl.runs.safe_loading import check_checkpoint, state_of
 from grpo_pl.system.refusal import fail
+from grpo_pl.training.optimization import SETTINGS, OptimizedModule
 from grpo_pl.training.rank_failures import ending_together
 
 
@@ -51,6 +52,10 @@ def fit_in_folder(cli: CLI) -> None:
     with cli.run_folder.occupied(cli.trainer) as beginning:
         if beginning is None:
             preemption.check_no_hpc_checkpoint(cli.run_folder.folder)
+        if isinstance(cli.model, OptimizedModule):
+            cli.model.check_settings(
+                state_of(SETTINGS, beginning)
+            )  # Lightning loads it after the engine starts
         listener.listen()
         try:
             cli.trainer.ckpt_path = beginning  # so that set-up knows it, before Lightning loads it
