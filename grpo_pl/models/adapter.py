@@ -40,8 +40,9 @@ class LoRA(ModelBuilder):
         dropout: 0: with dropout no two passes would agree and no ratio would be 1.
         target_modules: Layers that get an adapter: the ends of their names, or one regular expression that
             whole names match; "all-linear" is every linear layer of attention, MLPs and experts, also of
-            experts that are one tensor, but no router, embedding, LM head or convolution, and no layer whose
-            weight the model reads without calling it (in Mamba's mixers). Fused experts have the names of
+            experts that are one tensor, but no router, embedding, LM head or convolution, no layer whose
+            weight the model reads without calling it (in Mamba's mixers), and none that shares its weight
+            with other layers (Zamba's attention). Fused experts have the names of
             their tensors (`gate_up_proj`) or those in the checkpoint (`gate_proj` and `up_proj`), routers
             the names of their modules.
     """
@@ -59,12 +60,20 @@ class LoRA(ModelBuilder):
             raise ArgumentError(f"r={r}: expected a rank of 1 or more")
         if alpha <= 0:
             raise ArgumentError(f"alpha={alpha}: expected more than 0")
+        if not target_modules:
+            raise ArgumentError(
+                f"target_modules={target_modules} names nothing to adapt: name layers or say all-linear"
+            )
         if dropout != 0:
             raise ArgumentError(
                 f"dropout={dropout} would let no two passes agree and no ratio be 1: set it to 0"
             )
         self.r, self.alpha, self.target_modules = r, alpha, target_modules
         self.base = CausalLM(pretrained=pretrained, **causal_lm)
+
+    @override
+    def settings_of_weights(self) -> dict[str, Any]:
+        return {"alpha": self.alpha}
 
     @override
     def build(self, policy: nn.Module | None = None) -> LanguageModel:
@@ -78,11 +87,13 @@ class LoRA(ModelBuilder):
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
+        shared = targets.shared_kinds()
         log.info(
-            "%s adapts %s; not %s: target_modules names what is adapted",
+            "%s adapts %s; not %s%s: target_modules names what is adapted",
             name_of(self),
             ", ".join(targets.kinds()),
             ", ".join(left_out(model)) or "any other matrix",
+            f" (several layers share one weight in {', '.join(shared)})" if shared else "",
         )
         return built
 

@@ -1,6 +1,7 @@
 """Which weights of a model get a low-rank adapter: linear layers, and the matrices of fused experts."""
 
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
@@ -35,11 +36,23 @@ class Targets:
     parameters: list[str] = field(default_factory=list)
     """Matrices of modules that are no plain linear layer: all experts in one tensor, routers."""
 
+    shared: list[str] = field(default_factory=list)
+    """Linear layers that `all-linear` leaves out, since other layers have the same weight."""
+
     def kinds(self) -> list[str]:
         """What is adapted, without the layers' numbers: `q_proj`, `experts.gate_up_proj`."""
-        names = [name.rpartition(".")[2] for name in self.modules]
+        names = last_parts(self.modules)
         names += [".".join(n.removesuffix(".weight").split(".")[-2:]) for n in self.parameters]
         return list(dict.fromkeys(names))
+
+    def shared_kinds(self) -> list[str]:
+        """What is left out because it is shared, without the layers' numbers."""
+        return list(dict.fromkeys(last_parts(self.shared)))
+
+
+def last_parts(names: Iterable[str]) -> list[str]:
+    """The last part of each name."""
+    return [name.rpartition(".")[2] for name in names]
 
 
 @dataclass(frozen=True)
@@ -55,13 +68,27 @@ class Candidate:
     linear: bool = True
     """Whether `all-linear` means it."""
 
+    @property
+    def weight(self) -> str:
+        """The name of the parameter that is adapted."""
+        return self.parameter or f"{self.name}.weight"
+
 
 def find_targets(model: "PreTrainedModel", wanted: str | list[str]) -> Targets:
-    """The weights that `target_modules` means; refuses a name that means none, or half of a fused weight."""
+    """The weights that `target_modules` means; refuses names of none, a shared or half a fused one."""
     every = list(candidates(model))
-    ends = end_names(model)
+    ends, same = end_names(model), shared_weights(model)
     if wanted == ALL_LINEAR:
-        return targets(one for one in every if one.linear and one.name not in ends)
+        linear = [one for one in every if one.linear and one.name not in ends]
+        alone = [one for one in linear if one.weight not in same]
+        if not alone:
+            raise ArgumentError(
+                f"target_modules={wanted} finds no linear layer that can get an adapter in a "
+                f"{type(model).__name__}: set model.policy to CausalLM"
+            )
+        found = targets(alone)
+        found.shared = [one.name for one in linear if one.weight in same]
+        return found
     matchers = [whole(wanted)] if isinstance(wanted, str) else [ending(name) for name in wanted]
     chosen = [one for one in every if chosen_by(one, matchers)]
     if any(one.name in ends for one in chosen):
@@ -69,6 +96,8 @@ def find_targets(model: "PreTrainedModel", wanted: str | list[str]) -> Targets:
             f"target_modules={wanted} takes in the embedding or the LM head: name layers between them, or "
             "say all-linear"
         )
+    if one := next((one for one in chosen if one.weight in same), None):
+        raise ArgumentError(refusal(wanted, f"{one.weight} is the same parameter as {same[one.weight]}"))
     names = {name for one in chosen for name in (one.name, *one.parts)}
     others = {name: module for name, module in model.named_modules() if name and name not in names}
     for words, matches in zip([wanted] if isinstance(wanted, str) else wanted, matchers, strict=True):
@@ -169,6 +198,18 @@ def read_directly(kind: type) -> frozenset[str]:
     lines = [line for one in classes for line in getsource(one).splitlines() if "init" not in line]
     use = re.compile(r"self\.(\w+)\.weight\b(?!\[|\.(?:dtype|device|data|shape)\b)")
     return frozenset(found for line in lines for found in use.findall(line))
+
+
+def shared_weights(model: nn.Module) -> dict[str, str]:
+    """Each parameter that several layers share, as Zamba's blocks do -> another of its names.
+
+    Each of these layers would get an adapter of its own, and no single weight is their merged one.
+    """
+    names: dict[int, list[str]] = defaultdict(list)
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names[id(parameter)].append(name)
+    groups = [group for group in names.values() if len(group) > 1]
+    return {name: group[name == group[0]] for group in groups for name in group}
 
 
 def end_names(model: "PreTrainedModel") -> set[str]:

@@ -1,21 +1,26 @@
 """Adapters: what they compute, what reaches the engine, and the reference that is the policy without them."""
 
+import logging
 from pathlib import Path
 
 import pytest
 import torch
 from helpers.commands import Fit, Refused
 from helpers.run_results import NO_VALIDATION, column, saved, untimed
+from helpers.tiny_models import saved as store
+from helpers.tiny_models import tiny
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from grpo_pl.commands.export import export
 from grpo_pl.models import AdapterOff, CausalLM, LanguageModel, LoRA
+from grpo_pl.models.adapter_targets import find_targets
 from grpo_pl.models.full_weights import full_weights
 from grpo_pl.models.loading import load_language_model, load_tokenizer
 from grpo_pl.rollout.engine import RolloutEngine, SamplingConfig
 from grpo_pl.rollout.in_process import InProcessEngine
 from grpo_pl.rollout.vllm import VLLMEngine
+from grpo_pl.system.refusal import ConfigError
 from grpo_pl.types import Prompt
 
 ADAPTED = ("--model.policy", "LoRA", "--model.policy.r", "4", "--model.reference", "AdapterOff")
@@ -142,6 +147,8 @@ def test_only_a_policy_with_adapters_can_do_without_them(tiny_model: Path) -> No
         ({"r": 0}, "r=0: expected a rank of 1 or more"),
         ({"alpha": 0}, "alpha=0: expected more than 0"),
         ({"dropout": 0.1}, "dropout=0.1 .*set it to 0"),
+        ({"target_modules": []}, r"^target_modules=\[\] names nothing to adapt"),
+        ({"target_modules": ""}, "^target_modules= names nothing to adapt"),
         ({"target_modules": ["nothing"]}, "not found in the base model.*or say all-linear"),
         ({"target_modules": ["norm"]}, "not supported.*or say all-linear"),
         ({"target_modules": ["lm_head"]}, "takes in the embedding or the LM head"),
@@ -152,6 +159,49 @@ def test_only_a_policy_with_adapters_can_do_without_them(tiny_model: Path) -> No
 def test_an_adapter_that_cannot_be_is_refused(tiny_model: Path, arguments: dict, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         LoRA(str(tiny_model), **arguments).build()
+
+
+@pytest.mark.parametrize("kind", ["zamba", "zamba2"])
+def test_all_linear_leaves_out_what_several_layers_share(
+    kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "grpo_pl")
+    folder = Path(store(tiny(kind, vocab_size=320), tmp_path))
+    policy = perturbed(LoRA(str(folder), r=2).build())
+    said = logprobs(policy)
+    assert (said - logprobs(CausalLM(str(folder)).build())).abs().max() > 1e-2
+    assert torch.allclose(
+        logprobs(loaded(folder, dict(full_weights(policy.language_model)))), said, atol=1e-4
+    )
+    *_, told = (message for message in caplog.messages if " adapts " in message)
+    adapted, shared = told.split("; not ")[0], told.partition("(several layers share one weight in ")[2]
+    assert {"q_proj", "k_proj", "v_proj", "o_proj"} <= set(shared.partition(")")[0].split(", "))
+    assert "in_proj" in adapted
+    assert "q_proj" not in adapted
+
+
+@pytest.mark.parametrize("targets", [["in_proj", "q_proj"], r".*layers\.3\..*q_proj"])
+def test_a_shared_weight_that_is_named_is_refused(targets: str | list[str], tmp_path: Path) -> None:
+    folder = store(tiny("zamba", vocab_size=320), tmp_path)
+    sentence = (
+        r"target_modules=.*layers\.\d\.\S*q_proj.weight is the same parameter as \S*layers\.\d\.\S*q_proj"
+    )
+    with pytest.raises(ConfigError, match=sentence):
+        LoRA(folder, target_modules=targets).build()
+
+
+def test_a_layer_that_two_blocks_hold_is_shared_too(tiny_untied_model: Path) -> None:
+    model = load_language_model(str(tiny_untied_model), "float32")
+    first, second, *_ = model.model.layers
+    second.mlp.up_proj = first.mlp.up_proj
+    second.mlp.down_proj.weight = first.mlp.down_proj.weight
+    found = find_targets(model, "all-linear")
+    assert found.shared_kinds() == ["up_proj", "down_proj"]
+    assert set(found.kinds()) == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj"}
+    with pytest.raises(
+        ConfigError, match=r"layers\.0\.mlp\.up_proj\.weight is the same parameter as .*layers\.1"
+    ):
+        find_targets(model, ["up_proj"])
 
 
 def test_a_policy_with_adapters_takes_what_one_without_takes(fit: Fit, refused: Refused) -> None:
@@ -198,6 +248,13 @@ def test_the_engine_samples_from_the_merged_weights(
 # ------------------------------------------------------------------------------------------------- whole runs
 
 
+class Unstartable(InProcessEngine):  # type: ignore[misc]
+    """Shows that a run got as far as its engine."""
+
+    def start(self, **_: object) -> None:
+        raise AssertionError("the engine starts")
+
+
 @pytest.fixture(scope="module")
 def run(fit: Fit) -> Path:
     return fit(*ADAPTED, "--model.optimizer.lr", "0.01", *NO_VALIDATION)
@@ -225,6 +282,30 @@ def test_a_resumed_run_ends_like_one_never_stopped(run: Path, fit: Fit) -> None:
     fit("--trainer.max_epochs", "3", "--ckpt_path", "last", *arguments, root=part)
     assert untimed(run) == untimed(part)
     assert all(torch.equal(tensor, state(part)[name]) for name, tensor in state(run).items())
+
+
+def test_adapters_that_would_mean_something_else_are_refused_before_the_engine(
+    run: Path, fit: Fit, refused: Refused, tmp_path: Path
+) -> None:
+    checkpoint = run / "checkpoints" / "last.ckpt"
+    go_on = (*ADAPTED, *NO_VALIDATION, "--trainer.max_epochs", 4, "--data.engine", f"{__name__}.Unstartable")
+    said = refused(fit, *go_on, "--ckpt_path", checkpoint, "--model.policy.alpha", 64)
+    assert "model.policy.alpha=64: the weights in ckpt_path were trained with 32" in said
+    old = saved(run)
+    assert old.pop("settings_of_weights")["policy"] == {"alpha": 32}
+    torch.save(old, tmp_path / "old.ckpt")
+    for path, alpha in ((checkpoint, 32), (tmp_path / "old.ckpt", 64)):
+        with pytest.raises(AssertionError, match="the engine starts"):
+            fit(*go_on, "--ckpt_path", path, "--model.policy.alpha", alpha)
+
+
+def test_adapters_of_another_rank_or_of_other_layers_are_refused(
+    run: Path, fit: Fit, refused: Refused
+) -> None:
+    go_on = (*ADAPTED, *NO_VALIDATION, "--trainer.max_epochs", 4)
+    go_on += ("--ckpt_path", run / "checkpoints" / "last.ckpt")
+    assert "lora_A.default.weight has the shape [4," in refused(fit, *go_on, "--model.policy.r", 8)
+    assert "also has policy." in refused(fit, *go_on, "--model.policy.target_modules", "[q_proj]")
 
 
 def test_two_ranks_toggle_adapters_and_warm_a_critic_up(fit: Fit) -> None:
