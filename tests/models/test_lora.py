@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.adapters import with_random_adapters
 from helpers.commands import Fit, Refused
 from helpers.run_results import NO_VALIDATION, column, saved, untimed
 from helpers.tiny_models import saved as store
@@ -33,16 +34,6 @@ def batch() -> tuple[Tensor, Tensor]:
     return tokens, torch.arange(10).expand(3, 10) >= 4
 
 
-def perturbed(policy: LanguageModel) -> LanguageModel:
-    """The policy as after a while of learning: its adapters changed, all else as it was."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in policy.parameters():
-            if parameter.requires_grad:
-                parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
-    return policy
-
-
 def logprobs(model: nn.Module) -> Tensor:
     with torch.no_grad():
         return model(*batch(), 0.9).logprobs
@@ -68,7 +59,9 @@ def test_a_new_adapter_changes_nothing_and_learns_alone(tiny_model: Path) -> Non
 
 @pytest.mark.parametrize("r", [1, 4])
 def test_merged_weights_are_w_plus_alpha_over_r_times_b_a(tiny_model: Path, r: int) -> None:
-    policy = perturbed(LoRA(str(tiny_model), r=r, alpha=6, target_modules=["q_proj", "down_proj"]).build())
+    policy = with_random_adapters(
+        LoRA(str(tiny_model), r=r, alpha=6, target_modules=["q_proj", "down_proj"]).build()
+    )
     model, plain = policy.language_model, load_language_model(str(tiny_model), "float32")
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     merged = dict(full_weights(model))
@@ -88,7 +81,7 @@ def test_layers_that_keep_their_weight_transposed_merge_too(tmp_path: Path) -> N
     GPT2LMHeadModel(
         GPT2Config(vocab_size=320, n_embd=32, n_layer=2, n_head=2, n_positions=16)
     ).save_pretrained(tmp_path)
-    policy = perturbed(LoRA(str(tmp_path), r=2).build())
+    policy = with_random_adapters(LoRA(str(tmp_path), r=2).build())
     assert (logprobs(policy) - logprobs(CausalLM(str(tmp_path)).build())).abs().max() > 1e-2
     merged = loaded(tmp_path, dict(full_weights(policy.language_model)))
     assert torch.allclose(logprobs(merged), logprobs(policy), atol=1e-5)
@@ -98,14 +91,16 @@ def test_adapters_of_half_precision_weights_are_float32(tiny_model: Path) -> Non
     policy = LoRA(str(tiny_model), dtype="bfloat16").build()
     dtypes = {parameter.requires_grad: parameter.dtype for parameter in policy.parameters()}
     assert dtypes == {True: torch.float32, False: torch.bfloat16}
-    assert {weight.dtype for _, weight in full_weights(perturbed(policy).language_model)} == {torch.bfloat16}
+    assert {weight.dtype for _, weight in full_weights(with_random_adapters(policy).language_model)} == {
+        torch.bfloat16
+    }
     assert logprobs(policy).isfinite().all()
 
 
 def test_packing_and_checkpointing_change_neither_logprobs_nor_gradients(tiny_model: Path) -> None:
     results = []
     for arguments in ({}, {"row_tokens": 64, "attention": "sdpa"}, {"gradient_checkpointing": True}):
-        policy = perturbed(LoRA(str(tiny_model), r=2, **arguments).build())
+        policy = with_random_adapters(LoRA(str(tiny_model), r=2, **arguments).build())
         said = policy(*batch(), 1.0).logprobs
         (said * torch.linspace(-1, 1, said.numel()).view_as(said)).sum().backward()
         results.append((said, [p.grad for p in policy.parameters() if p.requires_grad]))
@@ -118,7 +113,7 @@ def test_packing_and_checkpointing_change_neither_logprobs_nor_gradients(tiny_mo
 
 
 def test_the_reference_is_the_policy_without_its_adapters(tiny_model: Path) -> None:
-    policy = perturbed(LoRA(str(tiny_model), r=2).build())
+    policy = with_random_adapters(LoRA(str(tiny_model), r=2).build())
     reference = AdapterOff().build(policy)
     reference.requires_grad_(False).eval()
     said = logprobs(policy)
@@ -167,7 +162,7 @@ def test_all_linear_leaves_out_what_several_layers_share(
 ) -> None:
     caplog.set_level(logging.INFO, "grpo_pl")
     folder = Path(store(tiny(kind, vocab_size=320), tmp_path))
-    policy = perturbed(LoRA(str(folder), r=2).build())
+    policy = with_random_adapters(LoRA(str(folder), r=2).build())
     said = logprobs(policy)
     assert (said - logprobs(CausalLM(str(folder)).build())).abs().max() > 1e-2
     assert torch.allclose(
@@ -226,7 +221,7 @@ def test_the_engine_samples_from_the_merged_weights(
     name: str, kind: str, request: pytest.FixtureRequest
 ) -> None:
     folder = request.getfixturevalue("tiny_model" if kind == "tied" else "tiny_untied_model")
-    policy = perturbed(LoRA(str(folder), r=4).build())
+    policy = with_random_adapters(LoRA(str(folder), r=4).build())
     ids = load_tokenizer(str(folder))("Say a number.")["input_ids"]
     engine = engine_on(name, folder)
     try:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.adapters import with_random_adapters
 from helpers.commands import Fit, Refused, command
 from helpers.mixtures import make_tiny
 from helpers.run_results import NO_VALIDATION, column, saved, strategy, untimed
@@ -49,16 +50,6 @@ OTHERS = {"falcon": ("", ""), "mamba": ("", "conv1d dt_proj out_proj x_proj mixe
 ENDS = {"embed_tokens", "embeddings", "word_embeddings", "lm_head"}
 
 
-def moved(policy: LanguageModel) -> LanguageModel:
-    """The policy with random adapters, as after a while of learning."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in policy.parameters():
-            if parameter.requires_grad:
-                parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
-    return policy
-
-
 def logits(policy: LanguageModel) -> Tensor:
     tokens = torch.randint(3, 300, (2, 9), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -88,7 +79,7 @@ def test_what_all_linear_trains_is_what_is_merged(
 ) -> None:
     caplog.set_level(logging.INFO, "grpo_pl")
     folder = make_tiny(kind, tmp_path)
-    policy = moved(LoRA(str(folder), r=2).build())
+    policy = with_random_adapters(LoRA(str(folder), r=2).build())
     said = logits(policy)
     assert (logits(merged(policy, folder)) - said).abs().max() < 2e-4
     assert (logits(CausalLM(str(folder)).build()) - said).abs().max() > 1
@@ -118,7 +109,7 @@ def test_what_is_named_is_adapted_and_merged(
 ) -> None:
     caplog.set_level(logging.INFO, "grpo_pl")
     folder = make_tiny(kind, tmp_path)
-    policy = moved(LoRA(str(folder), r=2, target_modules=targets).build())
+    policy = with_random_adapters(LoRA(str(folder), r=2, target_modules=targets).build())
     assert adapted(caplog)[0] == set(kinds.split())
     said = logits(policy)
     assert (logits(merged(policy, folder)) - said).abs().max() < 2e-4
@@ -152,7 +143,9 @@ def test_each_expert_has_its_own_adapter(tmp_path: Path) -> None:
     """GPT-OSS keeps the inputs of a matrix before its outputs; the others the other way round."""
     for kind in ("gpt_oss", "olmoe"):
         folder = make_tiny(kind, tmp_path / kind)
-        policy = moved(LoRA(str(folder), r=3, alpha=6, target_modules=["down_proj"]).build()).language_model
+        policy = with_random_adapters(
+            LoRA(str(folder), r=3, alpha=6, target_modules=["down_proj"]).build()
+        ).language_model
         name = "model.layers.1.mlp.experts"
         a, b = (getattr(policy.get_submodule(name), f"lora_{side}")["default"].weight for side in "AB")
         before = CausalLM(str(folder)).build().language_model.get_parameter(f"{name}.down_proj")

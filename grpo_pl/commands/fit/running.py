@@ -52,10 +52,8 @@ def fit_in_folder(cli: CLI) -> None:
     with cli.run_folder.occupied(cli.trainer) as beginning:
         if beginning is None:
             preemption.check_no_hpc_checkpoint(cli.run_folder.folder)
-        if isinstance(cli.model, OptimizedModule):
-            cli.model.check_settings(
-                state_of(SETTINGS, beginning)
-            )  # Lightning loads it after the engine starts
+        if isinstance(cli.model, OptimizedModule):  # Lightning loads them after the engine starts
+            cli.model.check_settings(state_of(SETTINGS, beginning))
         listener.listen()
         try:
             cli.trainer.ckpt_path = beginning  # so that set-up knows it, before Lightning loads it
