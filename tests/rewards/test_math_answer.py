@@ -173,7 +173,7 @@ def test_sixty_four_answers_start_no_worker_anew():
     reward.score([samples.pop()] * 2)  # the workers are there from the second iteration on
     before = {worker.pid for worker in children_of(psutil.Process())}
     assert sum(reward.score(samples)) == 1.0
-    assert {worker.pid for worker in children_of(psutil.Process())} == before
+    assert {worker.pid for worker in children_of(psutil.Process())} <= before  # those of other tests may end
 
 
 def test_it_survives_pickle():

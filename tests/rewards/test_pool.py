@@ -7,8 +7,10 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -160,7 +162,7 @@ def test_bad_calls_end_in_time_lose_no_worker_and_keep_memory_flat(pools, count,
         start = time.monotonic()
         pools[0].run(pair)
         longest = max(longest, time.monotonic() - start)
-        most = max([most, *(worker.memory_info().vms for worker in children_of(me))])
+        most = max([most, *(memory.vms for memory in memory_of_workers(pools[0]))])
     grown = me.memory_info().rss - before
     said = (
         f"{count} bad calls in {time.monotonic() - begin:.0f} s: slowest pair {longest:.1f} s, address space "
@@ -175,9 +177,11 @@ def test_bad_calls_end_in_time_lose_no_worker_and_keep_memory_flat(pools, count,
     assert pools[0].run([partial(calls.double, 1), partial(calls.double, 2)]) == [Outcome(2), Outcome(4)]
 
 
-def children_of(process: psutil.Process) -> list[psutil.Process]:
-    """The workers that are alive; one may end while it is looked at."""
-    return [child for child in process.children() if child.status() != psutil.STATUS_ZOMBIE]
+def memory_of_workers(pool: Pool) -> Iterator[Any]:
+    """That of a pool's workers that are alive; this process has others, of the tests before."""
+    for worker in pool._workers:
+        with suppress(psutil.NoSuchProcess):
+            yield psutil.Process(worker.process.pid).memory_info()
 
 
 @pytest.mark.parametrize(
