@@ -1,0 +1,49 @@
+"""The vocabulary of the RL loop, in the order in which data flows through it.
+
+Dimensions, used in every shape of the project:
+
+    P   prompts of one iteration on this data-parallel rank
+    G   responses sampled for each prompt (the group)
+    N   sequences, N = P * G, the G responses of one prompt side by side
+    B   sequences of one micro-batch, B <= N
+    T   padded sequence length: prompt, then response, then padding on the right
+    V   vocabulary
+
+Every per-token tensor is `[N, T]` and aligned with `token_ids`: entry `[n, t]` speaks about token `t` given
+the tokens before it. Padding stands on the right, so under causal attention no token ever sees it and no
+attention mask is needed.
+
+Example, one prompt `[5, 6]` with the two responses `[7, 2]` and `[8]`:
+
+    token_ids   [[5, 6, 7, 2], [5, 6, 8, 0]]
+    loss_mask   [[0, 0, 1, 1], [0, 0, 1, 0]]
+    group_ids   [0, 0]
+"""
+
+from grpo_pl.types.experience import (
+    Credit,
+    Experience,
+    Feedback,
+    SampleRecord,
+    Sequences,
+    TokenLoss,
+    TokenScores,
+    only_here,
+)
+from grpo_pl.types.rollout import Prompt, Rollout, Sample, ScoredSamples, StepScore
+
+__all__ = [
+    "Credit",
+    "Experience",
+    "Feedback",
+    "Prompt",
+    "Rollout",
+    "Sample",
+    "SampleRecord",
+    "ScoredSamples",
+    "Sequences",
+    "StepScore",
+    "TokenLoss",
+    "TokenScores",
+    "only_here",
+]
