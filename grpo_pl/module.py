@@ -1,8 +1,8 @@
 """PolicyOptimization: holds the components and states the objective."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,14 +17,11 @@ from grpo_pl.losses.correction import ImportanceCorrection
 from grpo_pl.losses.masks import TokenMask
 from grpo_pl.losses.objective import Objective, all_terms
 from grpo_pl.minibatches import Step
-from grpo_pl.models import LanguageModel, ModelBuilder, WithoutAdapter
-from grpo_pl.models.builder import Place
-from grpo_pl.models.full_weights import full_weights
+from grpo_pl.models import LanguageModel, ModelBuilder
 from grpo_pl.models.reference_update import ReferenceUpdate
 from grpo_pl.rewards.base import RewardFunction, Verifier
 from grpo_pl.rewards.feedback import RewardStage
 from grpo_pl.rewards.transforms import RewardTransform
-from grpo_pl.system.refusal import ConfigError
 from grpo_pl.training.checks.components import (
     check_advantage_sources,
     check_components,
@@ -35,15 +32,15 @@ from grpo_pl.training.checks.components import (
 )
 from grpo_pl.training.checks.prompts import check_answers
 from grpo_pl.training.metrics import EffectiveSampleSize
-from grpo_pl.training.optimization import OptimizedModule, OptimizerFactory, SchedulerFactory
+from grpo_pl.training.optimization import OptimizerFactory, SchedulerFactory
+from grpo_pl.training.policy_models import PolicyModels
 from grpo_pl.training.ranks import data_ranks
 from grpo_pl.training.skipped_steps import Source
-from grpo_pl.training.strategies import place
 from grpo_pl.training.validation import Evaluation
 from grpo_pl.types import Experience, Prompt, Rollout, ScoredSamples, Sequences, TokenScores
 
 
-class PolicyOptimization(OptimizedModule):
+class PolicyOptimization(PolicyModels):
     """Policy gradient on a language model; the components determine the algorithm.
 
     Args:
@@ -116,60 +113,6 @@ class PolicyOptimization(OptimizedModule):
         self.min_group_size, self.needs_greedy = advantage.min_group_size, advantage.needs_greedy
         self.corrects_mismatch = correction is not None
         self.effective = EffectiveSampleSize()
-        self.policy: LanguageModel | None = None
-        self.critic: nn.Module | None = None
-        self.reference: LanguageModel | WithoutAdapter | None
-
-    # ------------------------------------------------------------------------------------------------- models
-
-    @override
-    def configure_model(self) -> None:
-        if self.policy is None:
-            self.build(partial(place, self.trainer.strategy))
-
-    def build(self, place: Place) -> None:
-        """Build every model where `place` puts it; policy and reference must be language models."""
-
-        def language_model(key: str, policy: nn.Module | None = None) -> LanguageModel | WithoutAdapter:
-            built = self.builders[key].build(policy)  # type: ignore[union-attr]
-            if not isinstance(built, LanguageModel | WithoutAdapter):
-                raise ConfigError(f"model.{key} builds no language model: set it to CausalLM")
-            return built
-
-        self.policy = cast(LanguageModel, place(lambda: language_model("policy")))
-        policy = getattr(self.policy, "module", self.policy)  # FSDP1 wraps it
-        if (critic := self.builders["critic"]) is not None:
-            self.critic = place(lambda: critic.build(policy))
-        for reward in self.rewards.values():
-            reward.build(place)
-        reference = None
-        if self.builders["reference"] is not None:
-            reference = place(lambda: language_model("reference", policy).requires_grad_(False).eval())
-        if self.reference_update is None:
-            object.__setattr__(self, "reference", reference)  # unregistered: in no checkpoint
-        else:
-            self.reference = cast(LanguageModel, reference)
-
-    @override
-    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        groups: dict[str, list[nn.Parameter]] = {"policy": [], "critic": []}
-        for name, parameter in self.named_parameters():
-            if parameter.requires_grad:
-                groups["critic" if name.startswith("critic.") else "policy"].append(parameter)
-        return groups
-
-    @override
-    def held_models(self) -> dict[str, nn.Module]:
-        rewards = {f"rewards.{name}": reward.held_model for name, reward in self.rewards.items()}
-        models = {"policy": self.policy, "critic": self.critic, "reference": self.reference}
-        return {name: model for name, model in (models | rewards).items() if model is not None}
-
-    @override
-    def frozen_weights(self) -> dict[str, Tensor]:
-        """The pretrained weights under the adapters of a LoRA policy."""
-        assert self.policy is not None, "configure_model comes first"
-        named = self.policy.named_parameters("policy", remove_duplicate=False)
-        return {name: parameter.detach() for name, parameter in named if not parameter.requires_grad}
 
     @override
     def learning_rates(self) -> dict[str, float | None]:
@@ -192,15 +135,6 @@ class PolicyOptimization(OptimizedModule):
     def version(self) -> int:
         """Optimizer steps taken so far."""
         return self.trainer.global_step
-
-    def policy_weights(self, dtype: torch.dtype | None = None) -> Iterator[tuple[str, Tensor]]:
-        """The policy's parameters, whole, one at a time, under their Hugging Face names.
-
-        Sharded ones are cast to `dtype` before they are gathered; None leaves them as they are.
-        """
-        assert self.policy is not None, "configure_model comes first"
-        for name, tensor in full_weights(self.policy, dtype):
-            yield name.removeprefix("language_model."), tensor
 
     def sum_over_ranks(self, values: Tensor) -> Tensor:
         """The sum of a tensor over all ranks; collective."""
