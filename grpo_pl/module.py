@@ -123,11 +123,14 @@ class PolicyOptimization(PolicyModels):
         """The scores of a micro-batch by the trained models."""
         assert self.policy is not None, "configure_model comes first"
         entropy = "gradient" if self.objective.needs_entropy else "value"
-        scores = self.policy(batch.token_ids, batch.loss_mask, batch.temperature, entropy)
+        chosen = batch.token_ids, batch.loss_mask, batch.temperature
+        scores = self.policy(*chosen, entropy, batch.candidates, batch.renormalized)
         values = None
         if self.critic is not None:
             values = self.critic(batch.token_ids, batch.loss_mask, scores.hidden)
-        return TokenScores(logprobs=scores.logprobs, entropy=scores.entropy, values=values)
+        return TokenScores(
+            logprobs=scores.logprobs, entropy=scores.entropy, values=values, candidates=scores.candidates
+        )
 
     # ---------------------------------------------------------------------------------- rollout -> experience
 
@@ -184,9 +187,9 @@ class PolicyOptimization(PolicyModels):
 
     def _reference_scores(self, batch: Sequences) -> TokenScores:
         assert self.reference is not None, "check_components refuses a KL without a reference"
-        return TokenScores(
-            logprobs=self.reference(batch.token_ids, batch.loss_mask, batch.temperature).logprobs
-        )
+        chosen, among = (batch.token_ids, batch.loss_mask, batch.temperature), batch.candidates
+        scores = self.reference(*chosen, candidates=among, renormalized=batch.renormalized)
+        return TokenScores(logprobs=scores.logprobs, candidates=scores.candidates)
 
     # ------------------------------------------------------------------------------------- experience -> loss
 

@@ -134,11 +134,15 @@ class WithoutAdapter(nn.Module):
     @override
     @torch.no_grad()  # a backward would compute checkpointed layers again, with adapters
     def forward(
-        self, token_ids: Int[Tensor, "B T"], loss_mask: Bool[Tensor, "B T"], temperature: float
+        self,
+        token_ids: Int[Tensor, "B T"],
+        loss_mask: Bool[Tensor, "B T"],
+        temperature: float,
+        **options: Any,
     ) -> TokenLogprobs:
-        """The policy's scores without its adapters; no gradient."""
+        """The policy's scores without its adapters, by the options of its forward; no gradient."""
         with adapters_off(self.policy.language_model):
-            scores: TokenLogprobs = self.policy(token_ids, loss_mask, temperature)
+            scores: TokenLogprobs = self.policy(token_ids, loss_mask, temperature, **options)
         return scores
 
 

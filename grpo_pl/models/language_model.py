@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from grpo_pl.models.builder import ModelBuilder
+from grpo_pl.models.candidates import candidate_logprobs
 from grpo_pl.models.heads import Head, HeadKind, LayerHead, trunk_of
 from grpo_pl.models.loading import load_language_model, transformer_blocks
 from grpo_pl.models.logprobs import Entropy, chunked_logprobs
@@ -27,11 +28,14 @@ class TokenLogprobs(NamedTuple):
     """None if not requested."""
     hidden: Float[Tensor, "M H"]
     """The state from which each masked token was chosen, for heads on the policy's trunk."""
+    candidates: Float[Tensor, "B T K"] | None = None
+    """The log-probabilities of the candidates; None without candidates."""
 
 
-def at_each_token(x: Float[Tensor, "M"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B T"]:
+def at_each_token(x: Float[Tensor, "M *K"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B T *K"]:
     """Put the values of masked tokens back in their places; zero elsewhere."""
-    return x.new_zeros(mask.shape).masked_scatter(mask, x)
+    shape = (*mask.shape, *x.shape[1:])
+    return x.new_zeros(shape).masked_scatter(mask.view(*mask.shape, *[1] * (x.ndim - 1)), x)
 
 
 class LanguageModel(nn.Module):
@@ -65,10 +69,20 @@ class LanguageModel(nn.Module):
         loss_mask: Bool[Tensor, "B T"],
         temperature: float,
         entropy: Entropy | None = None,
+        candidates: Int[Tensor, "B T K"] | None = None,
+        renormalized: bool = False,
     ) -> TokenLogprobs:
-        """Log-probability (and entropy) of each masked token, at the temperature it was sampled with."""
+        """Log-probability (and entropy) of each masked token, at the temperature it was sampled with.
+
+        With `candidates`, theirs too; with `renormalized`, of the distribution over them alone.
+        """
         trunk = trunk_of(self.language_model)
         chosen, self.padding = hidden_before_each_token(trunk, token_ids, loss_mask, self.row_tokens)
+        if candidates is not None:
+            arguments = chosen, token_ids[loss_mask], candidates[loss_mask], self.head, temperature
+            scores = candidate_logprobs(*arguments, self.chunk_tokens, entropy, renormalized)
+            each, spread, others = (at_each_token(column, loss_mask) for column in scores)
+            return TokenLogprobs(each, spread if entropy else None, chosen, others)
         logprobs, entropies = chunked_logprobs(
             chosen, token_ids[loss_mask], self.head, temperature, self.chunk_tokens, entropy
         )

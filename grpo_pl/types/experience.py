@@ -20,6 +20,11 @@ class Sequences:
     temperature: float
     active: Bool[Tensor, "B"] | None = None
     """False on sequences that no term of the loss depends on: no pass reads them. None if all are read."""
+    candidates: Int[Tensor, "B T K"] | None = None
+    """Token ids, other choices for each token that are scored too; -1 where it has fewer. None for none."""
+    renormalized: bool = False
+    """Whether the candidates are the only choices that there were: log-probabilities and entropy are then
+    those of the distribution over them."""
 
     @property
     def read(self) -> Bool[Tensor, "B T"]:
@@ -45,7 +50,7 @@ class Sequences:
         for column in fields(self):
             value = getattr(self, column.name)
             if isinstance(value, Tensor):
-                pieces[column.name] = value[index, :width] if value.ndim == 2 else value[index]
+                pieces[column.name] = value[index, :width] if value.ndim > 1 else value[index]
             elif column.default_factory is not MISSING:
                 pieces[column.name] = column.default_factory()
         return replace(self, **pieces | changes)
@@ -60,6 +65,8 @@ class TokenScores:
     """Entropy in nats of the distribution that token `t` was drawn from; None if not requested."""
     values: Float[Tensor, "B T"] | None = None
     """The critic's estimate before token `t` is chosen."""
+    candidates: Float[Tensor, "B T K"] | None = None
+    """The log-probabilities of the candidates, 0 where there is none; None without candidates."""
 
     @classmethod
     def assemble(
@@ -72,11 +79,11 @@ class TokenScores:
 
         def whole(name: str) -> Any:
             pieces = [getattr(part, name) for part in parts]
-            out = torch.zeros_like(like)
             if not pieces:
-                return out if name == "logprobs" else None
+                return torch.zeros_like(like) if name == "logprobs" else None
             if pieces[0] is None:
                 return None
+            out = like.new_zeros((*like.shape, *pieces[0].shape[2:]))
             for piece, where in zip(pieces, rows, strict=True):
                 out[torch.tensor(where, device=out.device), : piece.shape[1]] = piece.float()
             return out
