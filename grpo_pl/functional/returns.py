@@ -17,14 +17,14 @@ def generalized_advantages(
     values: Float[Tensor, "N T"],
     mask: Bool[Tensor, "N T"],
     gamma: float,
-    lam: float,
+    lam: float | Float[Tensor, "N"],
 ) -> Float[Tensor, "N T"]:
     """Generalised advantage estimation over the masked tokens.
 
     A_t = delta_t + gamma lam A_{t+1} with delta_t = r_t + gamma V_{t+1} - V_t (Schulman et al. 2016,
     arXiv:1506.02438, eq. 16), where t + 1 is the next *masked* token: tokens that the policy did not choose
     are stepped over. The value after the last token is 0, for truncated responses too (the token limit is
-    part of the task).
+    part of the task). `lam` is one for all sequences, or one for each.
     """
     advantages = torch.zeros_like(rewards)
     next_value = next_advantage = torch.zeros_like(rewards[:, 0])

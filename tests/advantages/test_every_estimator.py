@@ -185,6 +185,7 @@ def test_two_ranks_give_the_advantages_of_one(estimator: AdvantageEstimator) -> 
         (lambda: GAE(gamma=-0.1), r"^gamma=-0\.1: expected"),
         (lambda: GAE(lam=1.01), r"^lam=1\.01: expected"),
         (lambda: GAE(lam=-1.0), r"^lam=-1\.0: expected"),
+        (lambda: GAE(lam_value=1.5), r"^lam_value=1\.5: expected a number in \[0, 1\]"),
         (lambda: check_choice("over", "all", "a", "b"), r"^over=all: expected one of a, b"),
         (lambda: GDPO(batch_eps=-1.0), r"^batch_eps=-1\.0: expected 0 or more"),
         (

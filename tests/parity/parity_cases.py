@@ -167,7 +167,7 @@ VERL = [
     Case(
         "verl/gae",
         "GAE whitened with ddof 1, and the returns; gaps stepped over",
-        advantage(GAE(gamma=0.95, lam=0.9), rewards=AT_TOKENS),
+        advantage(GAE(gamma=0.95, lam=0.9, lam_value=0.9), rewards=AT_TOKENS),
     ),
     Case(
         "verl/gdpo",
@@ -238,7 +238,7 @@ OPENRLHF = [
     Case(
         "openrlhf/gae",
         "GAE of r - 0.01 k1 whitened with ddof 0, and the returns",
-        advantage(GAE(gamma=0.95, lam=0.9, ddof=0), kl=KLInReward(0.01, bound=10.0)),
+        advantage(GAE(gamma=0.95, lam=0.9, lam_value=0.9, ddof=0), kl=KLInReward(0.01, bound=10.0)),
     ),
     Case("openrlhf/clip", "the clipped surrogate, mean over tokens", policy(PPO)),
     Case(
@@ -286,7 +286,7 @@ NEMO_RL = [
     Case(
         "nemo_rl/gae",
         "GAE whitened, and the returns; gaps stepped over",
-        advantage(GAE(gamma=0.95, lam=0.9)),
+        advantage(GAE(gamma=0.95, lam=0.9, lam_value=0.9)),
     ),
     Case("nemo_rl/clip", "the clipped surrogate, mean over tokens", policy(PPO)),
     Case("nemo_rl/clip_higher", "the same with bounds 0.2 and 0.28", policy(HIGHER)),
