@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float
@@ -77,10 +78,12 @@ class ExperienceStage:
             kept=self._kept(feedback, scores),
             has_old_logprobs=without(scored_later, sequences),
         )
+        weigh = partial(prompt_weights, group_ids=feedback.group_ids, sum_over_ranks=sum_over_ranks)
         coefficient = {} if self.kl is None else {"train/kl_coefficient": float(self.kl.coefficient)}
         return replace(
             experience,
-            prompt_weights=prompt_weights(experience.counted.sum(-1), feedback.group_ids, sum_over_ranks),
+            prompt_weights=weigh(experience.counted.sum(-1)),
+            all_prompt_weights=weigh(experience.loss_mask.sum(-1)) if self.masks else None,
             metrics=rollout_metrics(rollout, experience, version, sum_over_ranks)
             | reward_metrics(scored, sum_over_ranks)
             | coefficient

@@ -71,12 +71,15 @@ def micro_batches(
     experience: Experience, steps: Sequence[Step], sum_over_ranks: Callable[[Tensor], Tensor]
 ) -> Iterator[Experience]:
     """Cut the experience; each piece knows the size of its step, the first piece carries the metrics."""
-    tokens = experience.counted.sum(-1).cpu()
+    counted, of_all = experience.counted.sum(-1).cpu(), experience.loss_mask.sum(-1).cpu()
     flat = [[row for rows in step for row in rows] for step in steps]
-    local = torch.tensor([[int(tokens[rows].sum()), int((tokens[rows] > 0).sum())] for rows in flat])
+    local = torch.tensor(
+        [[int(n) for x in (counted, of_all) for n in (x[rows].sum(), (x[rows] > 0).sum())] for rows in flat]
+    )
+    names = ("num_tokens", "num_sequences", "all_tokens", "all_sequences")
     of_iteration = {"metrics": experience.metrics, "records": experience.records}
-    for step, (num_tokens, num_sequences) in zip(steps, sum_over_ranks(local).tolist(), strict=True):
+    for step, sizes in zip(steps, sum_over_ranks(local).tolist(), strict=True):
         for rows in step:
-            sizes = {"num_tokens": num_tokens, "num_sequences": num_sequences}
-            yield experience.select(experience.among(rows), **sizes, **of_iteration)
+            of_step = dict(zip(names, sizes, strict=True))
+            yield experience.select(experience.among(rows), **of_step, **of_iteration)
             of_iteration = {}

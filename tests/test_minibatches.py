@@ -151,7 +151,7 @@ def test_the_size_of_a_step_is_summed_over_ranks_in_one_call() -> None:
 
     def three_ranks_with_other_data(local: Tensor) -> Tensor:
         asked.append(local)
-        return local + torch.tensor([[100, 6], [200, 6]])
+        return local + torch.tensor([[100, 6, 300, 8], [200, 6, 300, 8]])
 
     pieces = list(micro_batches(experience(), STEPS, three_ranks_with_other_data))
     assert [(piece.num_tokens, piece.num_sequences) for piece in pieces] == [
@@ -159,6 +159,12 @@ def test_the_size_of_a_step_is_summed_over_ranks_in_one_call() -> None:
         (109, 9),
         (207, 9),
         (207, 9),
+    ]
+    assert [(piece.all_tokens, piece.all_sequences) for piece in pieces] == [
+        (309, 11),
+        (309, 11),
+        (307, 11),
+        (307, 11),
     ]
     assert len(asked) == 1
 

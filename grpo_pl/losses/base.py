@@ -27,7 +27,7 @@ class LossTerm(ABC):
     advice: ClassVar[str] = SLOWER
     """What to try then."""
     of_critic: ClassVar[bool] = False
-    """Whether the critic alone learns from it, so that `train/loss` leaves it out."""
+    """Whether the critic alone learns from it: `train/loss` leaves it out, and masks take nothing from it."""
     needs_entropy: ClassVar[bool] = False
     """Whether the gradient flows through `scores.entropy`, which is then computed with one."""
 

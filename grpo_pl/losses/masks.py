@@ -14,7 +14,7 @@ from grpo_pl.types import Feedback
 
 
 class TokenMask(ABC):
-    """Takes response tokens out of the loss and of its denominators."""
+    """Takes response tokens out of the loss and of its denominators; the critic learns from all of them."""
 
     needs_entropy: ClassVar[bool] = False
     """Whether it reads the entropy of tokens: then sequences without an advantage are scored too."""

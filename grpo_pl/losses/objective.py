@@ -35,7 +35,8 @@ class TermValues:
 class Objective:
     """The sum of aggregate(term): policy loss * weights, KL, entropy bonus, value loss, and others.
 
-    Aggregations are linear, so terms can be added up last.
+    Aggregations are linear, so terms can be added up last. Those of the critic count every response token,
+    all others what the masks keep.
     """
 
     terms: Mapping[str, LossTerm]
@@ -54,10 +55,14 @@ class Objective:
         of_policy = [losses[name].loss.detach() for name, term in self.terms.items() if not term.of_critic]
         return TermValues(
             tokens={name: loss.loss for name, loss in losses.items()},
-            shares={name: self.aggregation(loss.loss, batch) for name, loss in losses.items()},
+            shares={name: self.share(name, loss.loss, batch) for name, loss in losses.items()},
             metrics={"train/loss": reduce(add, of_policy)}
             | {key: value for loss in losses.values() for key, value in loss.metrics.items()},
         )
+
+    def share(self, name: str, loss: Float[Tensor, "B T"], batch: Experience) -> Float[Tensor, ""]:
+        """A term's share in the objective of the optimizer step, from its losses of tokens."""
+        return self.aggregation(loss, batch.unmasked if self.terms[name].of_critic else batch)
 
 
 def all_terms(further: Mapping[str, LossTerm], **with_keys: LossTerm | None) -> dict[str, LossTerm]:

@@ -47,6 +47,7 @@ BEFORE = {
         "a look at sync/logprob_mismatch: the engine samples from another policy",
     ),
     "prompt_weights": Source("the weights of prompts", "another model.aggregation"),
+    "all_prompt_weights": Source("the weights of prompts for the critic", "another model.aggregation"),
     "scores": Source("the reward model's scores", f"a lower model.optimizer.lr, {PRECISION}"),
     "logprobs": Source("the policy's log-probabilities", f"{SLOWER}, {PRECISION}"),
     "values": Source("the critic's values", f"a lower model.critic_lr, {PRECISION}"),

@@ -191,11 +191,30 @@ class Experience(Sequences):
     """The iteration's metrics; only its first micro-batch carries them."""
     records: list[SampleRecord] = field(default_factory=list)
     """The iteration's responses; only its first micro-batch carries them."""
+    all_tokens: int = 0
+    """Response tokens of the optimizer step, whatever masks say, over all micro-batches and ranks."""
+    all_sequences: int = 0
+    """Sequences of the optimizer step with a response token, likewise."""
+    all_prompt_weights: Float[Tensor, "B"] | None = None
+    """`prompt_weights` where every response token counts; None without masks."""
 
     @property
     def counted(self) -> Bool[Tensor, "B T"]:
         """The response tokens that the loss sums over and its denominators count."""
         return self.loss_mask if self.kept is None else self.loss_mask & self.kept
+
+    @property
+    def unmasked(self) -> "Experience":
+        """The same with every response token counted, as the critic learns from it; itself without masks."""
+        if self.kept is None:
+            return self
+        return replace(
+            self,
+            kept=None,
+            num_tokens=self.all_tokens,
+            num_sequences=self.all_sequences,
+            prompt_weights=self.all_prompt_weights,
+        )
 
     @property
     def numbers(self) -> dict[str, Tensor]:

@@ -61,6 +61,20 @@ def test_at_the_old_values_the_loss_is_half_the_squared_error_times_the_coeffici
     close(ClippedValueLoss(coefficient=2.0, clip=0.1)(old, batch).loss, [[0.7**2, 1.0**2]])
 
 
+def test_without_a_clip_the_loss_is_the_squared_error_and_nothing_is_clipped() -> None:
+    values, returns = torch.tensor(VALUE_TABLE, dtype=F64).T[:2, None]
+    values.requires_grad_()
+    mask = torch.ones(values.shape, dtype=torch.bool)
+    batch = experience(mask, returns=returns, old_values=torch.ones_like(returns))
+    got = ClippedValueLoss(coefficient=0.5, clip=None)(values, batch)
+    close(got.loss.detach(), 0.25 * (values.detach() - returns) ** 2)
+    got.loss.sum().backward()
+    close(values.grad, 0.5 * (values.detach() - returns))
+    assert (got.metrics["train/value_clip_fraction"] == 0).all()
+    wide = ClippedValueLoss(coefficient=0.5, clip=math.inf)(values, batch)
+    assert torch.equal(wide.loss, got.loss)
+
+
 # ----------------------------------------------------------------------------------------------- aggregations
 
 MASK = torch.tensor([[False, True, True, True], [False, True, False, False]])
@@ -190,9 +204,9 @@ def test_the_mean_over_prompts_is_that_of_its_definition_on_one_rank_and_on_two(
         (lambda: GMPO(clip_low=-0.4), r"^clip_low=-0\.4: expected 0 or more, in nats"),
         (
             lambda: ClippedValueLoss(coefficient=-1.0),
-            r"^coefficient=-1\.0, clip=0\.2: expected",
+            r"^coefficient=-1\.0, clip=0\.5: expected",
         ),
-        (lambda: ClippedValueLoss(clip=0.0), r"^coefficient=0\.5, clip=0\.0: expected"),
+        (lambda: ClippedValueLoss(clip=0.0), r"^coefficient=0\.5, clip=0\.0: expected .* null for no clip"),
         (lambda: ConstantLength(length=0), r"^length=0: expected 1 or more"),
     ],
 )
