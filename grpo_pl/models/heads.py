@@ -15,6 +15,16 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+def float32_scores(layer: nn.Linear, states: Float[Tensor, "*shape H"]) -> Float[Tensor, "*shape"]:
+    """The scores of a layer with one output, computed in float32 whatever the states and the autocast are.
+
+    bfloat16 has 8 bits: a value of 0.5 would be rounded by up to 0.001.
+    """
+    with torch.autocast(states.device.type, enabled=False):
+        bias = None if layer.bias is None else layer.bias.float()
+        return nn.functional.linear(states.float(), layer.weight.float(), bias)[..., 0]
+
+
 @dataclass(frozen=True)
 class LayerHead:
     """The head of most models: one layer, and what their configuration says about its output."""

@@ -20,7 +20,7 @@ class ReferenceUpdate(ABC):
 
     @abstractmethod
     def __call__(self, reference: nn.Module, weights: Iterable[tuple[str, Tensor]], iteration: int) -> None:
-        """Change `reference` in place, after `iteration`, counted from 1.
+        """Change `reference` in place, after `iteration`, counted from 1 behind a critic's warm-up.
 
         `weights` are the policy's, whole and by the reference's names. Sharded ones are gathered
         collectively: every rank reads all of them, or none does.

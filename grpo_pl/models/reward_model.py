@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from grpo_pl.models.conversation import as_text
+from grpo_pl.models.heads import float32_scores
 from grpo_pl.models.loading import RewardKind, context_length, load_reward_model, load_tokenizer
 from grpo_pl.system.atomic_files import partial_of, remove
 from grpo_pl.system.precision import DType
@@ -133,6 +134,6 @@ class RewardModel(nn.Module):
         """
         trunk = cast("PreTrainedModel", self.model.base_model)
         hidden = trunk(input_ids=token_ids, use_cache=False).last_hidden_state
-        scores: Tensor = self.head(hidden)[..., 0].float()
+        scores = float32_scores(self.head, hidden)
         real = torch.arange(token_ids.shape[1], device=token_ids.device) < lengths[:, None]
         return torch.where(real, scores, 0.0)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from grpo_pl.models.builder import ModelBuilder
-from grpo_pl.models.heads import trunk_of
+from grpo_pl.models.heads import float32_scores, trunk_of
 from grpo_pl.models.language_model import LanguageModel, at_each_token
 from grpo_pl.models.loading import load_config, load_language_model, load_reward_model
 from grpo_pl.models.own_forward import check_states, state_size
@@ -48,7 +48,7 @@ class ValueModel(nn.Module):
         `policy_hidden`, the policy's states of these tokens, is for critics on its trunk.
         """
         hidden, _ = hidden_before_each_token(self.trunk, token_ids, loss_mask, self.row_tokens)
-        return at_each_token(self.head(hidden).float()[:, 0], loss_mask)
+        return at_each_token(float32_scores(self.head, hidden), loss_mask)
 
 
 @final
@@ -131,7 +131,7 @@ class ValueOnTrunk(nn.Module):
     ) -> Float[Tensor, "B T"]:
         """The value before each masked token, in units of reward; zero elsewhere."""
         hidden = policy_hidden.detach() if self.detach else policy_hidden
-        return at_each_token(self.head(hidden.to(self.head.weight.dtype)).float()[:, 0], loss_mask)
+        return at_each_token(float32_scores(self.head, hidden), loss_mask)
 
 
 @final

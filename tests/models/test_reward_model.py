@@ -50,6 +50,20 @@ def test_the_outcome_is_the_logit_of_transformers(outcome: RewardModel, outcome_
 
 
 @torch.no_grad()
+def test_scores_are_float32_numbers_under_autocast(outcome: RewardModel) -> None:
+    """The trunk computes in bfloat16, its states are what they are; the head rounds nothing more."""
+    tokens, lengths = pad(ROWS[:1] + ROWS[2:], 0)
+    with torch.autocast("cpu", torch.bfloat16):
+        scores = outcome(tokens, lengths)[0]
+        states = outcome.model.base_model(input_ids=tokens, use_cache=False).last_hidden_state[0]
+    exact = states.double() @ outcome.head.weight[0].double()
+    assert scores.dtype == torch.float32
+    assert (scores != scores.bfloat16()).float().mean() > 0.5, "more than bfloat16 can say"
+    assert (scores - exact).abs().max() < 1e-6 * max(1.0, exact.abs().max().item())
+    assert (exact.bfloat16() - exact).abs().max() > 1e-6 * max(1.0, exact.abs().max().item())
+
+
+@torch.no_grad()
 def test_step_scores_are_the_logits_of_transformers(process: RewardModel, process_model: Path) -> None:
     theirs = AutoModelForTokenClassification.from_pretrained(process_model).eval()
     scores = process(*pad(ROWS, 0))

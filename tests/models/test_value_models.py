@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 from grpo_pl.models import CausalLM, LanguageModel, TrunkValueHead, ValueHead, ValueModel
 from grpo_pl.models.loading import load_language_model
+from grpo_pl.models.packing import hidden_before_each_token
 from grpo_pl.training.metrics import rollout_metrics
 from grpo_pl.types import Experience, Prompt, Rollout
 
@@ -93,6 +94,28 @@ def test_a_head_on_the_trunk_reads_half_precision_states(tiny_model: Path) -> No
     policy = CausalLM(str(tiny_model), dtype="bfloat16").build()
     values = TrunkValueHead().build(policy)(*batch(), policy(*batch(), 1.0).hidden)
     assert values.dtype == torch.float32
+
+
+@pytest.mark.parametrize("kind", ["own", "on_trunk"])
+def test_values_are_float32_numbers_under_autocast(
+    kind: str, policy: LanguageModel, tiny_model: Path
+) -> None:
+    """The trunk computes in bfloat16, its states are what they are; the head rounds nothing more."""
+    critic = (ValueHead(str(tiny_model)) if kind == "own" else TrunkValueHead()).build(policy)
+    nn.init.normal_(critic.head.weight, std=0.1, generator=torch.Generator().manual_seed(0))
+    nn.init.constant_(critic.head.bias, 0.5)
+    tokens, mask = batch()
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        hidden = policy(tokens, mask, 1.0).hidden
+        values = critic(tokens, mask, hidden)[mask]
+        given = (
+            hidden if kind == "on_trunk" else hidden_before_each_token(critic.trunk, tokens, mask, None)[0]
+        )
+    assert values.dtype == torch.float32
+    assert (values != values.bfloat16()).float().mean() > 0.9, "more than bfloat16 can say"
+    exact = given.double() @ critic.head.weight.double()[0] + critic.head.bias.double()
+    assert (values - exact).abs().max() < 1e-6
+    assert (exact.bfloat16() - exact).abs().max() > 1e-3, "what rounding to bfloat16 would cost"
 
 
 def test_a_critic_from_a_reward_model_starts_with_its_scores_of_the_text_so_far(reward_model: Path) -> None:
