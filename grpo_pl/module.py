@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 from typing_extensions import override
 
 from grpo_pl.advantages import AdvantageEstimator
@@ -55,7 +54,8 @@ class PolicyOptimization(PolicyModels):
         critic: The value model; only for advantages that need one.
         value_loss: The critic's loss.
         critic_lr: Learning rate of the critic's own parameters; null for that of the optimizer.
-        critic_warmup: First iterations, in which only the critic's own parameters learn.
+        critic_warmup: First iterations, in which only the critic's own parameters learn, at their full rate;
+            the policy's schedule, the KL's controller and the reference start after them.
         reward_transforms: Transforms of rewards before advantages, in this order.
         correction: Weights for the mismatch between engine and trainer; null for none.
         masks: Which response tokens are left out of the loss.
@@ -63,7 +63,7 @@ class PolicyOptimization(PolicyModels):
         terms: Further terms of the loss, by name.
         verifiers: Measures of validation by name: `val/<name>` is the share of problems solved.
         optimizer: Optimizer of all trained parameters.
-        lr_scheduler: Stepped after each optimizer step; null for a constant learning rate.
+        lr_scheduler: Stepped after each optimizer step on the policy; null for a constant learning rate.
     """
 
     def __init__(
@@ -237,21 +237,18 @@ class PolicyOptimization(PolicyModels):
         log({"train/effective_sample_size": self.effective}, batch_size=1)
 
     @override
-    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Drop the policy's gradients while the critic warms up, so that the optimizer does not see them."""
-        if self.policy is not None and self.current_epoch < self.critic_warmup:
-            self.policy.zero_grad(set_to_none=True)
-
-    @override
     def on_train_epoch_end(self) -> None:
-        """Move the KL's coefficient and the reference, once an iteration."""
+        """Move the KL's coefficient and the reference, once in each iteration of the policy."""
+        if self.warming_up:
+            return
         divergence = self.trainer.callback_metrics.get("train/kl")
         if self.kl is not None and divergence is not None and divergence.isfinite():
             self.kl.adapt(float(divergence))
         if self.reference_update is not None:
             assert isinstance(self.reference, LanguageModel), "check_reference_update refuses others"
             weights = self.policy_weights()
-            self.reference_update(self.reference.language_model, weights, self.current_epoch + 1)
+            moved = self.current_epoch + 1 - self.critic_warmup
+            self.reference_update(self.reference.language_model, weights, moved)
 
     # --------------------------------------------------------------------------------------------- validation
 

@@ -1,11 +1,14 @@
 """The models of policy optimization: built, counted and handed out."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.utilities.types import LRSchedulerTypeUnion
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from typing_extensions import override
 
 from grpo_pl.models import LanguageModel, WithoutAdapter
@@ -19,10 +22,16 @@ from grpo_pl.training.strategies import place
 
 
 class PolicyModels(OptimizedModule):
-    """Holds policy, reference, critic and the models of rewards, by the builders of `builders`."""
+    """Holds policy, reference, critic and the models of rewards, by the builders of `builders`.
+
+    While the critic warms up, the policy gets no gradient and its clocks stand still: its schedule does not
+    move, and the critic learns at its full rate.
+    """
 
     rewards: dict[str, RewardFunction]
     reference_update: ReferenceUpdate | None
+    critic_warmup: int = 0
+    """First iterations, in which only the critic's own parameters learn."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,6 +74,41 @@ class PolicyModels(OptimizedModule):
             if parameter.requires_grad:
                 groups["critic" if name.startswith("critic.") else "policy"].append(parameter)
         return groups
+
+    @property
+    def warming_up(self) -> bool:
+        """Whether the critic alone learns in this iteration."""
+        return self.current_epoch < self.critic_warmup
+
+    @override
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Drop the policy's gradients while the critic warms up, so that the optimizer does not see them."""
+        if self.policy is not None and self.warming_up:
+            self.policy.zero_grad(set_to_none=True)
+
+    @override
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Optimizer | LightningOptimizer,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        """Take the step; while the critic warms up, at its rate of before any schedule."""
+        of_critic = {id(p) for p in self.parameter_groups()["critic"]} if self.warming_up else set()
+        groups = [g for g in optimizer.param_groups if any(id(p) in of_critic for p in g["params"])]
+        scheduled = [group["lr"] for group in groups]
+        for group in groups:
+            group["lr"] = group.get("initial_lr", group["lr"])
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        for group, rate in zip(groups, scheduled, strict=True):
+            group["lr"] = rate
+
+    @override
+    def lr_scheduler_step(self, scheduler: LRSchedulerTypeUnion, metric: Any) -> None:
+        """Step the schedule, unless the critic warms up: it is the policy's, and starts with the policy."""
+        if not self.warming_up:
+            super().lr_scheduler_step(scheduler, metric)
 
     @override
     def held_models(self) -> dict[str, nn.Module]:
