@@ -111,6 +111,8 @@ def test_select_takes_the_rows_in_order_and_drops_the_columns_that_only_longer_r
     shapes = {f.name: str(f.type) for f in fields(Experience) if f.name in OPTIONAL}
     columns = {name: where + i for i, name in enumerate(shapes)}
     columns = {n: c if "B T" in shapes[n] else c[:, 0] for n, c in columns.items()}
+    columns = {n: torch.stack([c, c], -1) if "B T K" in shapes[n] else c for n, c in columns.items()}
+    columns = {n: c.int() if "Int" in shapes[n] else c for n, c in columns.items()}
     whole = experience(**{n: c > 9 if "Bool" in shapes[n] else c for n, c in columns.items()})
     piece = whole.select([3, 0], num_tokens=7, num_sequences=9)
     assert piece.token_ids.tolist() == [
@@ -119,7 +121,7 @@ def test_select_takes_the_rows_in_order_and_drops_the_columns_that_only_longer_r
     ]  # 2 + 3 columns, of which row 3 needs 4
     for name in TENSORS:
         column = getattr(whole, name)[[3, 0]]
-        assert torch.equal(getattr(piece, name), column[:, :5] if column.ndim == 2 else column), name
+        assert torch.equal(getattr(piece, name), column[:, :5] if column.ndim > 1 else column), name
     assert (piece.num_tokens, piece.num_sequences, piece.temperature) == (7, 9, 0.7)
     assert (piece.metrics, piece.records) == ({}, [])
 
