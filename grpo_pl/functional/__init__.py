@@ -16,6 +16,7 @@ from grpo_pl.functional.partition import balanced_partition, batches_within, eve
 from grpo_pl.functional.ratios import MAX_LOG_RATIO, bounded_exp, importance_ratio, kl_k1, kl_k2, kl_k3
 from grpo_pl.functional.returns import generalized_advantages, outcome_rewards
 from grpo_pl.functional.seeds import derive_seed, permutation
+from grpo_pl.functional.selection import largest
 from grpo_pl.functional.statistics import divide_by_std, masked_mean, mean_and_std, one_if_finite, whiten
 from grpo_pl.functional.success_rates import majority_at_k, pass_at_k, wilson_interval
 
@@ -38,6 +39,7 @@ __all__ = [
     "kl_k1",
     "kl_k2",
     "kl_k3",
+    "largest",
     "majority_at_k",
     "masked_mean",
     "max_at_k_gains",
