@@ -10,6 +10,7 @@ from torch import Tensor
 
 from grpo_pl.advantages.base import AdvantageEstimator
 from grpo_pl.functional import prompt_weights
+from grpo_pl.losses.base import LossTerm
 from grpo_pl.losses.correction import Correction, ImportanceCorrection
 from grpo_pl.losses.kl import KLPenalty
 from grpo_pl.losses.masks import TokenMask
@@ -35,6 +36,7 @@ class ExperienceStage:
     kl: KLPenalty | None
     masks: Sequence[TokenMask]
     correction: ImportanceCorrection | None
+    terms: Sequence[LossTerm]
     trained: Scorer
     """Policy and critic."""
     reference: Scorer
@@ -79,6 +81,8 @@ class ExperienceStage:
             has_old_logprobs=without(scored_later, sequences),
         )
         weigh = partial(prompt_weights, group_ids=feedback.group_ids, sum_over_ranks=sum_over_ranks)
+        for term in self.terms:
+            experience.prepared |= term.prepare(experience, feedback, version)
         coefficient = {} if self.kl is None else {"train/kl_coefficient": float(self.kl.coefficient)}
         return replace(
             experience,

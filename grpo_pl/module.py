@@ -168,6 +168,7 @@ class PolicyOptimization(PolicyModels):
             kl=self.kl,
             masks=self.masks,
             correction=self.correction,
+            terms=[*self.objective.terms.values()],
             trained=self._as_in_training(self.trainer.model),
             reference=self._as_in_training(self._reference_scores),
             reads_silent=self.reads_silent,

@@ -3,11 +3,11 @@
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 from typing_extensions import override
 
-from grpo_pl.types import Experience, TokenLoss, TokenScores
+from grpo_pl.types import Experience, Feedback, TokenLoss, TokenScores
 
 SLOWER = "a lower model.optimizer.lr, trainer.gradient_clip_val: 1, model.kl.bound: 10"
 """Advice for diverging numbers."""
@@ -30,6 +30,23 @@ class LossTerm(ABC):
     """Whether the critic alone learns from it: `train/loss` leaves it out, and masks take nothing from it."""
     needs_entropy: ClassVar[bool] = False
     """Whether the gradient flows through `scores.entropy`, which is then computed with one."""
+    prepares_with_old_logprobs: bool = False
+    """Whether `prepare` reads the old policy's log-probabilities: then they are computed before updates."""
+
+    def prepare(
+        self,
+        rollout: Experience,  # noqa: ARG002 - for those that override it
+        feedback: Feedback,  # noqa: ARG002
+        version: int,  # noqa: ARG002
+    ) -> dict[object, Shaped[Tensor, "N T"]]:
+        """What the term needs to know of the whole rollout, token by token: {self: column}; nothing here.
+
+        A quantile or a mean over a micro-batch would change with the cut into micro-batches, so such numbers
+        are computed once, of all rows of all ranks (`feedback.sum_over_ranks`; every rank calls it), and
+        `term` finds its own as `batch.prepared[self]`. `version` counts the policy's optimizer steps so far:
+        random choices derive their seed from it.
+        """
+        return {}
 
     @abstractmethod
     def term(self, scores: TokenScores, batch: Experience) -> TokenLoss:
@@ -43,6 +60,11 @@ class PolicyLoss(LossTerm):
     is REINFORCE's, -A grad logprobs. They differ in how far later minibatches may move away from it. The
     formulas below have rho = exp(logprobs - old_logprobs), `functional.importance_ratio`.
     """
+
+    of_sampler: bool = False
+    """Whether its ratio is to the engine's probabilities: then it corrects for the mismatch between engine
+    and trainer itself, its gradient in the first minibatch is REINFORCE's times that ratio, and a correction
+    is refused, for it would count the mismatch twice."""
 
     description = "the policy loss of tokens"
     advice = f"{SLOWER}, or another model.loss"

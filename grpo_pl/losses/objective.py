@@ -49,6 +49,11 @@ class Objective:
         """Whether a term has a gradient through the entropy."""
         return any(term.needs_entropy for term in self.terms.values())
 
+    @property
+    def prepares_with_old_logprobs(self) -> bool:
+        """Whether a term prepares with the old policy's log-probabilities."""
+        return any(term.prepares_with_old_logprobs for term in self.terms.values())
+
     def __call__(self, scores: TokenScores, batch: Experience) -> TermValues:
         """All terms of a micro-batch, from the scores of the trained models."""
         losses = {name: term.term(scores, batch) for name, term in self.terms.items()}

@@ -5,7 +5,7 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 S = TypeVar("S", bound="Sequences")
@@ -41,16 +41,22 @@ class Sequences:
     def select(self: S, rows: Sequence[int], **changes: Any) -> S:
         """The given rows of every tensor, without the columns of padding that none of them needs.
 
-        Lists and dictionaries, which describe the whole iteration, are left empty. `changes` are fields of
-        the piece alone.
+        Lists and dictionaries of what is no tensor, which describe the whole iteration, are left empty.
+        `changes` are fields of the piece alone.
         """
         index = torch.as_tensor(rows, device=self.token_ids.device)
         width = 1 + int(self.loss_mask[index].any(0).nonzero().max())
+
+        def cut(column: Tensor) -> Tensor:
+            return column[index, :width] if column.ndim > 1 else column[index]
+
         pieces: dict[str, Any] = {}
         for column in fields(self):
             value = getattr(self, column.name)
             if isinstance(value, Tensor):
-                pieces[column.name] = value[index, :width] if value.ndim > 1 else value[index]
+                pieces[column.name] = cut(value)
+            elif isinstance(value, dict):
+                pieces[column.name] = {key: cut(v) for key, v in value.items() if isinstance(v, Tensor)}
             elif column.default_factory is not MISSING:
                 pieces[column.name] = column.default_factory()
         return replace(self, **pieces | changes)
@@ -197,6 +203,8 @@ class Experience(Sequences):
     """Sequences of the optimizer step with a response token, likewise."""
     all_prompt_weights: Float[Tensor, "B"] | None = None
     """`prompt_weights` where every response token counts; None without masks."""
+    prepared: dict[object, Shaped[Tensor, "B T"]] = field(default_factory=dict)
+    """What terms of the loss have computed of the whole rollout, by the term: `LossTerm.prepare`."""
 
     @property
     def counted(self) -> Bool[Tensor, "B T"]:
