@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import fields
+from typing import Any
 
 import pytest
 import torch
@@ -81,7 +82,7 @@ def test_batches_per_iteration_counts_the_micro_batches_of_all_epochs() -> None:
 LENGTHS = [3, 1, 5, 2, 4, 1]  # of the responses; prompts have two tokens
 
 
-def experience(**columns: Tensor | None) -> Experience:
+def experience(**columns: Any) -> Experience:
     """Six rows in which entry [n, t] of every column tells n and t."""
     steps = torch.arange(9)
     where = 10.0 * torch.arange(6)[:, None] + steps
@@ -102,7 +103,7 @@ def experience(**columns: Tensor | None) -> Experience:
     )  # fmt: skip
 
 
-TENSORS = [f.name for f in fields(Experience) if "Tensor" in str(f.type)]
+TENSORS = [f.name for f in fields(Experience) if "Tensor" in str(f.type) and "dict" not in str(f.type)]
 OPTIONAL = [f.name for f in fields(Experience) if "Tensor" in str(f.type) and "None" in str(f.type)]
 
 
@@ -124,6 +125,15 @@ def test_select_takes_the_rows_in_order_and_drops_the_columns_that_only_longer_r
         assert torch.equal(getattr(piece, name), column[:, :5] if column.ndim > 1 else column), name
     assert (piece.num_tokens, piece.num_sequences, piece.temperature) == (7, 9, 0.7)
     assert (piece.metrics, piece.records) == ({}, [])
+
+
+def test_select_cuts_what_terms_have_prepared_and_forgets_no_term() -> None:
+    one, other = object(), object()
+    where = 10 * torch.arange(6)[:, None] + torch.arange(9)
+    prepared = {one: where > 20, other: where.float()}
+    piece = experience(prepared=prepared).select([3, 0])
+    assert piece.prepared.keys() == prepared.keys()
+    assert all(torch.equal(column, prepared[term][[3, 0], :5]) for term, column in piece.prepared.items())
 
 
 def test_select_loses_no_response_token() -> None:
