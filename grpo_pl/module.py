@@ -25,6 +25,7 @@ from grpo_pl.training.checks.components import (
     check_advantage_sources,
     check_components,
     check_critic,
+    check_losses,
     check_names,
     check_optimizer,
     check_reference_update,
@@ -94,6 +95,7 @@ class PolicyOptimization(PolicyModels):
         check_critic(advantage, critic, critic_lr, critic_warmup)
         check_reference_update(reference_update, kl, reference)
         check_advantage_sources(advantage, rewards, kl, reward_transforms or [])
+        check_losses(loss, terms or {}, correction, rewards)
         check_names("model.verifiers", verifiers or {})
         check_optimizer(optimizer, lr_scheduler)
         value_loss = (value_loss or ClippedValueLoss()) if critic else None
@@ -105,13 +107,14 @@ class PolicyOptimization(PolicyModels):
         self.objective = Objective(terms_by_name, aggregation)
         self.critic_lr, self.critic_warmup = critic_lr, critic_warmup
         self.reward_transforms = nn.ModuleList(reward_transforms or [])
-        self.correction, self.masks = correction, masks or []
+        self.correction, self.masks, self.entropy = correction, masks or [], entropy
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         masked_by_entropy = any(mask.needs_entropy for mask in self.masks)
         self.reads_silent = len(terms_by_name) > 1 or masked_by_entropy
-        self.scores_first = any((kl and kl.needs_old_logprobs, critic, correction, masked_by_entropy))
+        of_old = self.objective.prepares_with_old_logprobs or (kl and kl.needs_old_logprobs)
+        self.scores_first = any((of_old, critic, correction, masked_by_entropy))
         self.min_group_size, self.needs_greedy = advantage.min_group_size, advantage.needs_greedy
-        self.corrects_mismatch = correction is not None
+        self.corrects_mismatch = correction is not None or loss.of_sampler
         self.effective = EffectiveSampleSize()
 
     @override
@@ -239,12 +242,14 @@ class PolicyOptimization(PolicyModels):
 
     @override
     def on_train_epoch_end(self) -> None:
-        """Move the KL's coefficient and the reference, once in each iteration of the policy."""
+        """Move the coefficients of KL and entropy and the reference, once in each iteration of the policy."""
         if self.warming_up:
             return
         divergence = self.trainer.callback_metrics.get("train/kl")
         if self.kl is not None and divergence is not None and divergence.isfinite():
             self.kl.adapt(float(divergence))
+        if self.entropy is not None:
+            self.entropy.adapt(self.trainer.callback_metrics.get("train/entropy"))
         if self.reference_update is not None:
             assert isinstance(self.reference, LanguageModel), "check_reference_update refuses others"
             weights = self.policy_weights()

@@ -65,6 +65,9 @@ class PolicyLoss(LossTerm):
     """Whether its ratio is to the engine's probabilities: then it corrects for the mismatch between engine
     and trainer itself, its gradient in the first minibatch is REINFORCE's times that ratio, and a correction
     is refused, for it would count the mismatch twice."""
+    acts_at_once: bool = False
+    """Whether it is meant for a single optimizer step on a rollout too, where every rho is 1: `plan` advises
+    against others there."""
 
     description = "the policy loss of tokens"
     advice = f"{SLOWER}, or another model.loss"

@@ -1,14 +1,15 @@
 """Policy losses: surrogates of the objective, token by token."""
 
-from typing import final
+from typing import Literal, final
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import override
 
-from grpo_pl.functional import bounded_exp, importance_ratio
+from grpo_pl.functional import importance_ratio
 from grpo_pl.losses.base import PolicyLoss
+from grpo_pl.losses.clipping import check_clip, clip, clip_metrics, mean_ratio, product_ratio, ratio_metrics
 from grpo_pl.system.refusal import ArgumentError
 from grpo_pl.types import Experience, TokenLoss
 
@@ -23,6 +24,14 @@ class ClippedSurrogate(PolicyLoss):
     5), which bounds what a token pushes whose probability has risen though it was bad; TRL's `delta` is the
     same bound.
 
+    At `level: sequence` rho is the ratio of the whole response, the product over its tokens, as in RLOO
+    (Ahmadian et al. 2024, arXiv:2402.14740) and in TRL's RLOOTrainer: in the token form of
+    `GSPO`, so that the value of a token is rho and its gradient rho grad logprobs. Without the clip and with
+    one advantage a response its expected gradient off policy is that of the expected reward, where the ratio
+    of tokens leaves out that the old policy chose the prefixes; its variance grows with the length. Meant
+    with `model.aggregation: ConstantLength` of length 1, the papers': the gradient is then that of the mean
+    over responses.
+
     Args:
         clip_low: How far the ratio may fall below 1 before a token with negative advantage stops pushing, in
             [0, 1].
@@ -30,23 +39,36 @@ class ClippedSurrogate(PolicyLoss):
             more.
         dual_clip: The ratio above which a token with negative advantage stops pushing too, above 1; 3 in the
             paper. Null for none.
+        level: Whether each token has a ratio, or each response: the product over its tokens.
     """
 
-    def __init__(self, clip_low: float = 0.2, clip_high: float = 0.2, dual_clip: float | None = None) -> None:
-        _check_clip(clip_low, clip_high)
+    def __init__(
+        self,
+        clip_low: float = 0.2,
+        clip_high: float = 0.2,
+        dual_clip: float | None = None,
+        level: Literal["token", "sequence"] = "token",
+    ) -> None:
+        check_clip(clip_low, clip_high)
+        if level not in ("token", "sequence"):
+            raise ArgumentError(f"level={level}: expected token or sequence")
         if dual_clip is not None and not dual_clip > 1:
             raise ArgumentError(f"dual_clip={dual_clip}: expected a number above 1, or null for no dual clip")
         self.clip_low, self.clip_high, self.dual_clip = clip_low, clip_high, dual_clip
+        self.level = level
 
     @override
     def __call__(self, logprobs: Float[Tensor, "B T"], batch: Experience) -> TokenLoss:
-        ratio = importance_ratio(logprobs, batch.old_logprobs)
-        loss, acts = _clip(ratio, batch.advantages, self.clip_low, self.clip_high)
+        if self.level == "token":
+            ratio = importance_ratio(logprobs, batch.old_logprobs)
+        else:
+            ratio = product_ratio(logprobs - batch.old_logprobs, batch.loss_mask)
+        loss, acts = clip(ratio, batch.advantages, self.clip_low, self.clip_high)
         if self.dual_clip is not None:
             bound = -self.dual_clip * batch.advantages
             acts = acts | ((batch.advantages < 0) & (loss > bound))
             loss = torch.where(batch.advantages < 0, torch.minimum(loss, bound), loss)
-        return TokenLoss(loss, _metrics(logprobs, batch) | _clipped(acts, batch))
+        return TokenLoss(loss, ratio_metrics(logprobs, batch) | clip_metrics(acts, batch))
 
 
 @final
@@ -66,14 +88,14 @@ class GSPO(PolicyLoss):
     """
 
     def __init__(self, clip_low: float = 3e-4, clip_high: float = 4e-4) -> None:
-        _check_clip(clip_low, clip_high)
+        check_clip(clip_low, clip_high)
         self.clip_low, self.clip_high = clip_low, clip_high
 
     @override
     def __call__(self, logprobs: Float[Tensor, "B T"], batch: Experience) -> TokenLoss:
-        ratio = _sequence_ratio(logprobs - batch.old_logprobs, batch.loss_mask)
-        loss, acts = _clip(ratio, batch.advantages, self.clip_low, self.clip_high)
-        return TokenLoss(loss, _metrics(logprobs, batch) | _clipped(acts, batch))
+        ratio = mean_ratio(logprobs - batch.old_logprobs, batch.loss_mask)
+        loss, acts = clip(ratio, batch.advantages, self.clip_low, self.clip_high)
+        return TokenLoss(loss, ratio_metrics(logprobs, batch) | clip_metrics(acts, batch))
 
 
 @final
@@ -102,7 +124,7 @@ class CISPO(PolicyLoss):
         ratio = importance_ratio(logprobs.detach(), batch.old_logprobs)
         loss = -ratio.clamp(self.low, self.high) * batch.advantages * logprobs
         acts = (batch.advantages != 0) & ((ratio < self.low) | (ratio > self.high))
-        return TokenLoss(loss, _metrics(logprobs, batch) | _clipped(acts, batch))
+        return TokenLoss(loss, ratio_metrics(logprobs, batch) | clip_metrics(acts, batch))
 
 
 @final
@@ -128,7 +150,7 @@ class SAPO(PolicyLoss):
         ratio = importance_ratio(logprobs, batch.old_logprobs)
         tau = torch.full_like(ratio, self.tau_negative).masked_fill(batch.advantages > 0, self.tau_positive)
         gate = 4 / tau * torch.sigmoid(tau * (ratio - 1))
-        return TokenLoss(-gate * batch.advantages, _metrics(logprobs, batch))
+        return TokenLoss(-gate * batch.advantages, ratio_metrics(logprobs, batch))
 
 
 @final
@@ -159,9 +181,9 @@ class GMPO(PolicyLoss):
         clipped = torch.where(
             batch.advantages > 0, log_ratio.clamp(max=self.clip_high), log_ratio.clamp(min=-self.clip_low)
         )
-        loss = -_sequence_ratio(clipped, batch.loss_mask) * batch.advantages
+        loss = -mean_ratio(clipped, batch.loss_mask) * batch.advantages
         acts = (batch.advantages != 0) & (clipped != log_ratio)
-        return TokenLoss(loss, _metrics(logprobs, batch) | _clipped(acts, batch))
+        return TokenLoss(loss, ratio_metrics(logprobs, batch) | clip_metrics(acts, batch))
 
 
 @final
@@ -171,47 +193,8 @@ class Reinforce(PolicyLoss):
     From the second minibatch of a rollout on its gradient is biased, for the tokens are the old policy's.
     """
 
+    acts_at_once = True
+
     @override
     def __call__(self, logprobs: Float[Tensor, "B T"], batch: Experience) -> TokenLoss:
-        return TokenLoss(-batch.advantages * logprobs, _metrics(logprobs, batch))
-
-
-# ----------------------------------------------------------------------------------------------- shared parts
-
-
-def _check_clip(clip_low: float, clip_high: float) -> None:
-    if not 0 <= clip_low <= 1:
-        raise ArgumentError(f"clip_low={clip_low}: expected a number in [0, 1]")
-    if not clip_high >= 0:
-        raise ArgumentError(f"clip_high={clip_high}: expected 0 or more")
-
-
-def _metrics(logprobs: Float[Tensor, "B T"], batch: Experience) -> dict[str, Float[Tensor, "B T"]]:
-    ratio = importance_ratio(logprobs.detach(), batch.old_logprobs)
-    return {"train/ratio_deviation": (ratio - 1).abs()}
-
-
-def _clipped(acts: Bool[Tensor, "B T"], batch: Experience) -> dict[str, Float[Tensor, "B T"]]:
-    """Where the clip acts, in all and by the sign of the advantage, whose parts add up to the whole."""
-    return {
-        "train/clip_fraction": acts.float(),
-        "train/clip_fraction_positive": (acts & (batch.advantages > 0)).float(),
-        "train/clip_fraction_negative": (acts & (batch.advantages < 0)).float(),
-    }
-
-
-def _clip(
-    ratio: Float[Tensor, "B T"], advantages: Float[Tensor, "B T"], clip_low: float, clip_high: float
-) -> tuple[Float[Tensor, "B T"], Bool[Tensor, "B T"]]:
-    """PPO's pessimistic minimum, and where the clip stops a token from pushing."""
-    clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
-    loss = -torch.minimum(ratio * advantages, clipped * advantages)
-    acts = torch.where(advantages > 0, ratio > 1 + clip_high, ratio < 1 - clip_low)
-    return loss, acts & (advantages != 0)
-
-
-def _sequence_ratio(log_ratio: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B T"]:
-    """The exponential of each sequence's mean; its gradient at a token is that of the token's own entry."""
-    fixed = log_ratio.detach()
-    mean = torch.where(mask, fixed, 0.0).sum(-1, keepdim=True) / mask.sum(-1, keepdim=True).clamp(min=1)
-    return bounded_exp(mean + (log_ratio - fixed))
+        return TokenLoss(-batch.advantages * logprobs, ratio_metrics(logprobs, batch))

@@ -14,10 +14,15 @@ from torch import Tensor
 from grpo_pl.config.components import implementations
 from grpo_pl.losses import (
     CISPO,
+    DPPO,
     GMPO,
     GSPO,
     SAPO,
+    VESPO,
+    ClipCov,
     ClippedSurrogate,
+    KLCov,
+    OffPolicyMask,
     PolicyLoss,
     Reinforce,
     SequenceMean,
@@ -66,12 +71,18 @@ ALL = [
     *(cls() for cls in sorted(implementations(PolicyLoss), key=lambda cls: cls.__name__)),
     ClippedSurrogate(clip_low=0.0, clip_high=0.0),
     ClippedSurrogate(dual_clip=3.0),
+    ClippedSurrogate(level="sequence"),
+    DPPO("kl"),
+    DPPO(behaviour="old", max_ratio=None),
+    VESPO(behaviour="old"),
+    OffPolicyMask(VESPO()),
 ]
 """Every policy loss in a file of losses/."""
 
 
 def test_the_policy_losses_are_found_in_their_folder() -> None:
-    assert {ClippedSurrogate, GSPO, CISPO, SAPO, GMPO, Reinforce} <= {*map(type, ALL)}
+    ours = {ClippedSurrogate, GSPO, CISPO, SAPO, GMPO, Reinforce, DPPO, VESPO, OffPolicyMask, ClipCov, KLCov}
+    assert ours <= {*map(type, ALL)}
 
 
 by_name = pytest.mark.parametrize("policy_loss", ALL, ids=lambda loss: type(loss).__name__)
@@ -87,8 +98,9 @@ def test_on_policy_the_gradient_is_reinforces(policy_loss: PolicyLoss) -> None:
     actions = torch.randint(6, (3, 5, 1), generator=generator)
     advantages = torch.randn(3, 5, dtype=F64, generator=generator)
     logprobs = weights[states].log_softmax(-1).gather(-1, actions)[..., 0]
+    old = logprobs.detach()  # and the engine's, for some ratios are to it
     batch = experience(
-        torch.ones(3, 5, dtype=torch.bool), old_logprobs=logprobs.detach(), advantages=advantages
+        torch.ones(3, 5, dtype=torch.bool), old_logprobs=old, sampling_logprobs=old, advantages=advantages
     )
     got = policy_loss(logprobs, batch)
     assert not got.metrics["train/ratio_deviation"].any()
@@ -98,7 +110,9 @@ def test_on_policy_the_gradient_is_reinforces(policy_loss: PolicyLoss) -> None:
     close(ours, reinforce)
 
 
-@pytest.mark.parametrize("policy_loss", [ClippedSurrogate(), GSPO(), GMPO()])
+@pytest.mark.parametrize(
+    "policy_loss", [ClippedSurrogate(), ClippedSurrogate(level="sequence"), GSPO(), GMPO(), KLCov()]
+)
 def test_on_policy_the_loss_of_a_token_is_exactly_minus_its_advantage(policy_loss: PolicyLoss) -> None:
     logprobs, advantages = torch.tensor([[-0.1, -2.3, -7.7]]), torch.tensor([[0.3, -1.7, 0.0]])
     batch = experience(torch.ones(1, 3, dtype=torch.bool), old_logprobs=logprobs, advantages=advantages)
@@ -167,6 +181,18 @@ def test_the_dual_clip_bounds_bad_tokens_that_became_likelier_and_nothing_else()
         loss=[[6.0, 5.0, 1.6, -2.8, 0.0]],  # without: 8.0, 5.0, 1.6, -2.8, 0.0
         gradient=[[0.0, 5.0, 0.0, 0.0, 0.0]],
         acts=[[1, 0, 1, 1, 0]],
+    )
+
+
+def test_the_ratio_of_a_response_is_the_product_over_its_tokens() -> None:
+    # products 1, 4 and 1/4, clipped to [0.8, 1.4]
+    check_by_hand(
+        ClippedSurrogate(clip_low=0.2, clip_high=0.4, level="sequence"),
+        advantages=[[3.0, 3.0], [3.0, 3.0], [-3.0, -3.0], [-3.0, -3.0], [3.0, -1.0]],
+        ratios=[[2.0, 0.5], [4.0, 1.0], [2.0, 2.0], [0.25, 1.0], [4.0, 1.0]],
+        loss=[[-3.0, -3.0], [-4.2, -4.2], [12.0, 12.0], [2.4, 2.4], [-4.2, 4.0]],
+        gradient=[[-3.0, -3.0], [0.0, 0.0], [12.0, 12.0], [0.0, 0.0], [0.0, 4.0]],
+        acts=[[0, 0], [1, 1], [0, 0], [1, 1], [1, 0]],
     )
 
 

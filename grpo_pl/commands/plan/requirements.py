@@ -13,7 +13,7 @@ from torch import nn
 from grpo_pl.callbacks.gradient_terms import GradientTerms
 from grpo_pl.commands.plan.formulas import FLOAT32, Network, Rows, packed_rows
 from grpo_pl.datamodule import RolloutDataModule, connect
-from grpo_pl.losses import Reinforce
+from grpo_pl.losses import PolicyLoss
 from grpo_pl.models import LanguageModel, LoRA, RewardModel, ValueModel
 from grpo_pl.models.architecture import Architecture
 from grpo_pl.models.full_weights import tensor_bytes
@@ -136,6 +136,7 @@ def read_requirements(
     policy = module.held_models()["policy"]
     assert isinstance(policy, LanguageModel), "build() refuses others"
     loss = module.objective.terms["policy"]
+    assert isinstance(loss, PolicyLoss), "the term of this name"
     return Requirements(
         on_cpu=device.type == "cpu",
         free_bytes=free_bytes(device, trainer.num_devices),
@@ -155,7 +156,7 @@ def read_requirements(
         reward_tokens=max(reward.tokens_at_once for reward in module.rewards.values()),
         with_entropy=module.objective.needs_entropy,
         measures_terms=any(isinstance(c, GradientTerms) and c.every for c in trainer.callbacks),  # type: ignore[attr-defined]
-        loss_name=None if isinstance(loss, Reinforce) else type(loss).__name__,
+        loss_name=None if loss.acts_at_once else type(loss).__name__,
         learning_rate=learning_rate,
         adapters=isinstance(module.builders["policy"], LoRA),
         idle_reference=module.idle_reference,

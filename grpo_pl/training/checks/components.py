@@ -11,6 +11,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from grpo_pl.advantages import AdvantageEstimator
+from grpo_pl.losses import LossTerm, PolicyLoss, PositiveNLL
+from grpo_pl.losses.correction import ImportanceCorrection
 from grpo_pl.losses.kl import KLPenalty
 from grpo_pl.models import CausalLM, ModelBuilder
 from grpo_pl.models.reference_update import ReferenceUpdate
@@ -87,6 +89,28 @@ def check_critic(
         raise ConfigError(f"model.critic_lr={critic_lr}: expected more than 0, or null for the optimizer's")
     if critic_warmup < 0:
         raise ConfigError(f"model.critic_warmup={critic_warmup}: expected 0 or more iterations")
+
+
+def check_losses(
+    loss: PolicyLoss,
+    terms: Mapping[str, LossTerm],
+    correction: ImportanceCorrection | None,
+    rewards: Mapping[str, RewardFunction],
+) -> None:
+    """Refuse to correct twice for the mismatch between engine and trainer, and terms of unknown rewards."""
+    if correction is not None and loss.of_sampler:
+        raise ConfigError(
+            f"model.correction {type(correction).__name__} and model.loss {type(loss).__name__}, whose ratio "
+            "is to the engine's probabilities, would both correct for the mismatch: set model.correction to "
+            "null, or model.loss.behaviour to old"
+        )
+    weighted = [name for name, reward in rewards.items() if reward.weight]
+    for name, term in terms.items():
+        if isinstance(term, PositiveNLL) and term.by is not None and term.by not in weighted:
+            raise ConfigError(
+                f"model.terms.{name}.by={term.by} is no reward with a weight: set it to null, or to "
+                f"{' or '.join(weighted)}"
+            )
 
 
 def check_reference_update(
