@@ -1,9 +1,9 @@
-"""Writes tables/*.json: random batches, and what the formulas of TRL, verl, OpenRLHF and NeMo-RL say of them.
+"""Writes tables/*.json: random batches, and what TRL, verl, OpenRLHF, NeMo-RL and SkyRL say of them.
 
 Run by hand, when a peer has a new version or a case is added; the tests read the tables alone:
 
     python tests/parity/make_tables.py                      # pip downloads the peers that are packages
-    python tests/parity/make_tables.py --packages FOLDER    # unpacked wheels: FOLDER/trl, /verl, /openrlhf
+    python tests/parity/make_tables.py --packages FOLDER    # unpacked wheels: FOLDER/trl, /verl, ...
     python tests/parity/make_tables.py --packages FOLDER --out ELSEWHERE trl verl
 
 Nothing is installed: a peer is imported from its folder, and what it imports for other ends (ray,
@@ -28,7 +28,13 @@ from harness import Entry, in_float64
 from parity_batches import Batch, make_batches
 
 HERE = Path(__file__).resolve().parent
-VERSIONS = {"trl": "1.16.0", "verl": "0.9.1", "openrlhf": "0.11.2", "nemo_rl": "0.6.0 at 7ea279a"}
+VERSIONS = {
+    "trl": "1.16.0",
+    "verl": "0.9.1",
+    "openrlhf": "0.11.2",
+    "nemo_rl": "0.6.0 at 7ea279a",
+    "skyrl": "0.3.0",
+}
 IMPORT_FROM = {"openrlhf": "openrlhf-0.11.2.data/purelib"}
 """Where the package stands in its wheel, if not on top."""
 

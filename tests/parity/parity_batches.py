@@ -76,4 +76,12 @@ def make_batches() -> dict[str, Batch]:
     batches["on_policy"] = random_batch(6)  # the first minibatch of a rollout: the ratio is 1
     batches["on_policy"]["old_logprobs"] = batches["on_policy"]["logprobs"].clone()
     batches["on_policy"]["ref_logprobs"][0, 0] += 4.0
+
+    batches["near"] = random_batch(7)  # so little drift that old and new policy order the tokens alike
+    for name in ("old_logprobs", "sampling_logprobs"):
+        batches["near"][name] = batches["near"]["logprobs"] + 0.01 * batches["near"]["token_advantages"]
+
+    batches["proper"] = random_batch(8)  # probabilities below 1, for losses that read them
+    for name in ("logprobs", "old_logprobs", "sampling_logprobs"):
+        batches["proper"][name] = batches["proper"][name].clamp(max=-0.02)
     return batches

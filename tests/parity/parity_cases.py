@@ -18,6 +18,7 @@ from parity_ours import (
     kl_in_reward,
     most_undecided,
     policy,
+    target_entropy,
     whitened,
 )
 
@@ -34,12 +35,18 @@ from grpo_pl.advantages import (
 )
 from grpo_pl.losses import (
     CISPO,
+    DPPO,
     GMPO,
     GSPO,
     SAPO,
+    VESPO,
+    ClipCov,
     ClippedSurrogate,
     ClippedValueLoss,
     ConstantLength,
+    KLCov,
+    OffPolicyMask,
+    PositiveNLL,
     Reinforce,
     SequenceMean,
     TokenMean,
@@ -115,6 +122,19 @@ TRL = [
     Case(
         "trl/entropy_bonus", "the clipped surrogate - 0.01 entropy", policy(PPO, entropy=EntropyBonus(0.01))
     ),
+    Case("trl/vespo", "-phi(w) A logp, w to the old policy", policy(VESPO(behaviour="old"))),
+    Case("trl/vespo_vllm", "the same times untruncated weights: w to the engine", policy(VESPO())),
+    Case(
+        "trl/off_policy_mask",
+        "the clipped surrogate, 0 for bad responses whose mean drift is above 0.1",
+        policy(OffPolicyMask(PPO, 0.1)),
+    ),
+    Case(
+        "trl/rloo_loss",
+        "the clipped ratio of responses, mean over responses: its gradient",
+        policy(ClippedSurrogate(level="sequence"), ConstantLength(1)),
+    ),
+    Case("trl/adaptive_entropy", "coefficient +-= 0.05 towards entropy 0.8, within [0, 0.2]", target_entropy),
     Case("trl/high_entropy", "the fifth of the tokens with the highest entropy", most_undecided),
     Case("trl/token_truncate", "min(pi_trainer / pi_engine, 2) of a token", correction(high=2.0)),
     Case(
@@ -193,6 +213,22 @@ VERL = [
         "verl/gmpo", "geo_mean: -A times the geometric mean of clipped ratios", policy(GMPO(), SequenceMean())
     ),
     Case("verl/reinforce", "gpg's loss: -A logp", policy(Reinforce())),
+    Case(
+        "verl/dppo_tv",
+        "-sg(min(rho, 3)) A logp, stopped where pi - pi_old is beyond 0.2",
+        policy(DPPO(behaviour="old", max_ratio=3.0)),
+    ),
+    Case(
+        "verl/dppo_kl",
+        "the same with the two-way KL beyond 0.05",
+        policy(DPPO("kl", 0.05, 0.05, behaviour="old", max_ratio=3.0)),
+    ),
+    Case(
+        "verl/clip_cov",
+        "the clipped surrogate without all tokens of covariance in (0.2, 0.6)",
+        policy(ClipCov(share=1.0, above=0.2, below=0.6)),
+    ),
+    Case("verl/kl_cov", "-rho A + |log rho| on the fifth of the tokens", policy(KLCov(0.2))),
     Case("verl/token_mean", "sum / tokens", aggregation(TokenMean())),
     Case("verl/seq_mean_token_sum", "mean over non-empty sequences of sums", aggregation(ConstantLength(1))),
     Case("verl/seq_mean_token_mean", "mean over non-empty sequences of means", aggregation(SequenceMean())),
@@ -294,6 +330,11 @@ NEMO_RL = [
     Case("nemo_rl/clip_sequence_mean", "the same, mean over sequences of means", policy(PPO, SequenceMean())),
     Case("nemo_rl/gspo", "the sequence's ratio, mean over sequences", policy(WIDE_GSPO, SequenceMean())),
     Case("nemo_rl/cispo", "-sg(clip(rho, 0.8, 1.2)) A logp", policy(CISPO(0.8, 1.2))),
+    Case(
+        "nemo_rl/positive_nll",
+        "the clipped surrogate + 0.1 times the mean of -logp over responses of positive reward",
+        policy(PPO, term=PositiveNLL(0.1)),
+    ),
     Case("nemo_rl/reinforce", "disable_ppo_ratio: -A logp", policy(Reinforce())),
     Case(
         "nemo_rl/token_truncate",
@@ -311,4 +352,15 @@ NEMO_RL = [
     ),
 ]
 
-CASES = [*TRL, *VERL, *OPENRLHF, *NEMO_RL]
+UNBOUNDED = {"max_ratio": None}
+SKYRL = [
+    Case("skyrl/dppo_tv", "-rho A to the engine, 0 beyond 0.2: its gradient", policy(DPPO(**UNBOUNDED))),
+    Case(
+        "skyrl/dppo_kl",
+        "the same with the two-way KL beyond 0.05",
+        policy(DPPO("kl", 0.05, 0.05, **UNBOUNDED)),
+    ),
+    Case("skyrl/kl_cov", "-rho A + |log rho| on the fifth of the tokens", policy(KLCov(0.2))),
+]
+
+CASES = [*TRL, *VERL, *OPENRLHF, *NEMO_RL, *SKYRL]

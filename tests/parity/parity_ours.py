@@ -1,6 +1,7 @@
 """Our components on a batch, each with the outputs that a peer's formula is compared in."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,14 +15,15 @@ from grpo_pl.functional import outcome_rewards, whiten
 from grpo_pl.losses import (
     Aggregation,
     ClippedValueLoss,
+    LossTerm,
     PolicyLoss,
     TokenMean,
 )
 from grpo_pl.losses.correction import ImportanceCorrection
-from grpo_pl.losses.entropy import EntropyBonus
+from grpo_pl.losses.entropy import EntropyBonus, TargetEntropy
 from grpo_pl.losses.kl import AdaptiveCoefficient, KLInLoss, KLInReward, KLPenalty
 from grpo_pl.losses.masks import TopEntropy
-from grpo_pl.types import Experience, Feedback, only_here
+from grpo_pl.types import Experience, Feedback, TokenScores, only_here
 
 Outputs = dict[str, Tensor]
 Ours = Callable[[Batch], Outputs]
@@ -100,6 +102,7 @@ def policy(
     kl: KLPenalty | None = None,
     entropy: EntropyBonus | None = None,
     correction: ImportanceCorrection | None = None,
+    term: LossTerm | None = None,
 ) -> Ours:
     """The objective of an optimizer step, its gradients, and the loss of each token; put together as in
     `PolicyOptimization.training_step`.
@@ -110,10 +113,16 @@ def policy(
         experience = experience_of(batch, correction)
         logprobs = batch["logprobs"].clone().requires_grad_()
         undecided = batch["entropy"].clone().requires_grad_()
+        feedback = replace(feedback_of(batch, batch["token_rewards"]), by_name={"reward": batch["rewards"]})
+        for prepares in (loss, *([] if term is None else [term])):
+            experience.prepared |= prepares.prepare(experience, feedback, 0)
         tokens = loss(logprobs, experience).loss
         tokens = tokens if experience.weights is None else tokens * experience.weights
         tokens = tokens if kl is None else tokens + kl.loss(logprobs, experience)[0]
         tokens = tokens if entropy is None else tokens + entropy.loss(undecided)
+        tokens = (
+            tokens if term is None else tokens + term.term(TokenScores(logprobs=logprobs), experience).loss
+        )
         objective = aggregate(tokens, experience)
         objective.backward()
         out = {"loss": objective, "gradient": logprobs.grad, "token_loss": masked(batch, tokens)}
@@ -183,6 +192,17 @@ def kl_in_reward(batch: Batch) -> Outputs:
     """The reward of each token with the cost taken off."""
     cost = KLInReward(0.001).cost(batch["old_logprobs"], batch["ref_logprobs"])
     return {"rewards": masked(batch, batch["token_rewards"] - cost)}
+
+
+def target_entropy(batch: Batch) -> Outputs:
+    """The coefficient held and the one applied after each of eight iterations."""
+    controller = TargetEntropy(target=0.8, step=0.05, high=0.2).double()
+    bonus, held, applied = EntropyBonus(0.1, controller), [], []
+    for entropy in batch["entropy"][:, 0]:
+        bonus.adapt(entropy)
+        held.append(0.1 + float(controller.moved))
+        applied.append(float(bonus.coefficient))
+    return {"held": torch.tensor(held).double(), "applied": torch.tensor(applied).double()}
 
 
 def most_undecided(batch: Batch) -> Outputs:

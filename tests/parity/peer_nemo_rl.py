@@ -63,6 +63,7 @@ def loss(*, tokens: bool = True, batches: tuple[str, ...] = USUAL, **options: An
             }
             data = {name: behind_prompt(column) for name, column in columns.items()}
             data["sample_mask"] = torch.ones(N)
+            data["rewards"] = batch["rewards"]
             return ClippedPGLossFn(ClippedPGLossConfig(**options))(
                 logprobs, data, global_valid_seqs=torch.tensor(float(N)), global_valid_toks=mask.sum()
             )[0]
@@ -105,6 +106,7 @@ ENTRIES = {
     "clip_sequence_mean": loss(token_level_loss=False, tokens=False),
     "gspo": loss(token_level_loss=False, sequence_level_importance_ratios=True, tokens=False),
     "cispo": loss(use_cispo=True),
+    "positive_nll": loss(positive_example_nll_weight=0.1, tokens=False),
     "reinforce": loss(disable_ppo_ratio=True),
     "token_truncate": loss(truncated_importance_sampling_type="tis", **CORRECTED),
     "icepop": loss(

@@ -3,6 +3,7 @@
 So what runs is the method itself; the model's log-probabilities are the batch's.
 """
 
+import math
 from collections import defaultdict, deque
 from types import SimpleNamespace
 from typing import Any
@@ -35,6 +36,14 @@ ARGS = {
     "delta": None,
     "sapo_temperature_pos": 1.0,
     "sapo_temperature_neg": 1.05,
+    "vespo_k_pos": 2.0,
+    "vespo_lambda_pos": 3.0,
+    "vespo_k_neg": 3.0,
+    "vespo_lambda_neg": 2.0,
+    "entropy_target": 0.2,
+    "entropy_coef_delta": 0.005,
+    "entropy_coef_min": 0.0,
+    "entropy_coef_max": 1.0,
 }
 # GRPOConfig's defaults, as GRPOTrainer.__init__ copies them; what is None or False is switched off
 TRAINER = {
@@ -69,6 +78,8 @@ TRAINER = {
     "use_adaptive_entropy": False,
     "entropy_coef": 0.0,
     "_entropy_bonus_enabled": False,
+    "_last_world_entropy": math.inf,
+    "_entropy_window_stats": None,
     "_is_vlm": False,
     "_tokenizer": SimpleNamespace(pad_token_id=0),
     "pad_to_multiple_of": None,
@@ -160,6 +171,50 @@ def correction(**options: Any) -> Entry:
     )
 
 
+def inputs_of(batch: Batch, mask: Tensor) -> dict[str, Tensor]:
+    """What `_compute_loss` is called with."""
+    return {
+        "prompt_ids": torch.ones(N, 1).long(),
+        "prompt_mask": torch.ones(N, 1).long(),
+        "completion_ids": torch.ones(N, T).long(),
+        "completion_mask": mask.long(),
+        "advantages": batch["advantages"][:, 0],
+        "old_per_token_logps": batch["old_logprobs"],
+        "old_logps": (batch["old_logprobs"] * mask).sum(-1),
+        "ref_per_token_logps": batch["ref_logprobs"],
+        "num_items_in_batch": mask.sum(),
+    }
+
+
+def rloo_loss(batch: Batch) -> Outputs:
+    """The gradient of RLOO's `_compute_loss`."""
+
+    def of(logprobs: Tensor) -> Tensor:
+        self = trainer()
+        self._get_per_token_logps_and_entropies = lambda *_, **__: (logprobs, batch["entropy"], None)
+        return RLOOTrainer._compute_loss(self, None, inputs_of(batch, batch["mask"]))
+
+    return {"gradient": differentiate(of, batch["logprobs"])["gradient"]}
+
+
+def adaptive_entropy(batch: Batch) -> Outputs:
+    """The coefficient held after each of eight steps of other entropies, and the one that is applied."""
+    self = trainer(
+        use_adaptive_entropy=True, _entropy_bonus_enabled=True, entropy_coef=0.1, entropy_target=0.8,
+        entropy_coef_delta=0.05, entropy_coef_max=0.2,
+    )  # fmt: skip
+    held, applied = [], []
+    for entropy in batch["entropy"][:, 0]:
+        of_all = entropy.expand(N, T)
+        self._get_per_token_logps_and_entropies = lambda *_, of_all=of_all, **__: (
+            batch["logprobs"], of_all, None,
+        )  # fmt: skip
+        GRPOTrainer._compute_loss(self, None, inputs_of(batch, batch["mask"]))
+        held.append(self.entropy_coef)
+        applied.append(self.entropy_coef if self._last_world_entropy <= self.args.entropy_target else 0.0)
+    return {"held": torch.tensor(held), "applied": torch.tensor(applied)}
+
+
 def loss(
     kind: type = GRPOTrainer,
     *,
@@ -174,16 +229,11 @@ def loss(
             self = trainer(**options)
             self._get_per_token_logps_and_entropies = lambda *_, **__: (logprobs, entropy, None)
             self.get_high_entropy_mask = lambda *args: GRPOTrainer.get_high_entropy_mask(self, *args)
-            inputs = {
-                "prompt_ids": torch.ones(N, 1).long(),
-                "prompt_mask": torch.ones(N, 1).long(),
-                "completion_ids": torch.ones(N, T).long(),
-                "completion_mask": mask.long(),
-                "advantages": batch["advantages"][:, 0],
-                "old_per_token_logps": batch["old_logprobs"],
-                "ref_per_token_logps": batch["ref_logprobs"],
-                "num_items_in_batch": mask.sum(),
-            }
+            self.get_off_policy_mask = GRPOTrainer.get_off_policy_mask
+            self.get_gamma_weights = GRPOTrainer.get_gamma_weights
+            inputs = inputs_of(batch, mask)
+            if self.off_policy_mask_threshold is not None:
+                inputs["sampling_per_token_logps"] = batch["sampling_logprobs"]
             if self.use_vllm:
                 inputs["importance_sampling_ratio"] = generate(batch, total(batch), **options)[
                     "importance_sampling_ratio"
@@ -238,6 +288,22 @@ ENTRIES = {
     "cispo": loss(loss_type="cispo", epsilon_high=5.0),
     "sapo": loss(loss_type="sapo", tokens=False),
     "gmpo": loss(GMPOTrainer, epsilon_low=0.4, epsilon_high=0.4, tokens=False),
+    "vespo": loss(loss_type="vespo", tokens=False),
+    "vespo_vllm": loss(
+        loss_type="vespo",
+        tokens=False,
+        use_vllm=True,
+        vllm_importance_sampling_mode="token_truncate",
+        vllm_importance_sampling_clip_max=1e9,
+    ),
+    "off_policy_mask": loss(off_policy_mask_threshold=0.1, tokens=False),
+    "rloo_loss": Entry("trl.trainer.rloo_trainer:RLOOTrainer._compute_loss", "unbound", rloo_loss),
+    "adaptive_entropy": Entry(
+        "trl.trainer.grpo_trainer:GRPOTrainer._compute_loss",
+        "unbound",
+        adaptive_entropy,
+        {"entropy_target": 0.8, "entropy_coef_delta": 0.05, "entropy_coef_max": 0.2},
+    ),
     "kl_plain": loss(beta=0.04, use_bias_correction_kl=False),
     "kl_unbiased": loss(beta=0.04),
     "entropy_bonus": loss(entropy_coef=0.01, _entropy_bonus_enabled=True, tokens=False),

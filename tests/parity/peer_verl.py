@@ -16,7 +16,7 @@ stub("ray", "omegaconf", "tensordict", "hydra", "codetiming", "torchdata", "orjs
 from verl.trainer.config import AlgoConfig  # noqa: E402
 from verl.trainer.ppo import core_algos, ray_trainer, rollout_corr_helper  # noqa: E402
 from verl.utils.torch_functional import masked_whiten  # noqa: E402
-from verl.workers.config import ActorConfig  # noqa: E402
+from verl.workers.config import ActorConfig, PolicyLossConfig  # noqa: E402
 from verl.workers.utils import losses  # noqa: E402
 
 CORE = "verl.trainer.ppo.core_algos"
@@ -69,6 +69,10 @@ def policy(
     """A policy loss; `tokens` where a token's loss does not depend on the other tokens."""
     function = core_algos.get_policy_loss_fn(name)
 
+    def config() -> ActorConfig:
+        others = {key: value for key, value in options.items() if key != "policy_loss"}
+        return actor(policy_loss=PolicyLossConfig(**options.get("policy_loss", {})), **others)
+
     def run(batch: Batch) -> Outputs:
         def loss(logprobs: Tensor, mask: Tensor, config: ActorConfig, aggregation: str) -> Tensor:
             return function(
@@ -81,11 +85,11 @@ def policy(
             )[0]
 
         whole = differentiate(
-            lambda logprobs: loss(logprobs, batch["mask"], actor(**options), aggregation), batch["logprobs"]
+            lambda logprobs: loss(logprobs, batch["mask"], config(), aggregation), batch["logprobs"]
         )
         if tokens:
             whole["token_loss"] = token_by_token(
-                lambda mask: loss(batch["logprobs"], mask, actor(**options), "token-mean"), batch["mask"]
+                lambda mask: loss(batch["logprobs"], mask, config(), "token-mean"), batch["mask"]
             )
         return whole
 
@@ -230,6 +234,17 @@ ENTRIES = {
     "sapo": policy("sapo", "seq-mean-token-mean", tokens=True),
     "gmpo": policy("geo_mean", tokens=False, clip_ratio_low=0.4, clip_ratio_high=0.4),
     "reinforce": policy("gpg"),
+    "dppo_tv": policy("dppo_tv", batches=("proper", "on_policy")),
+    "dppo_kl": policy("dppo_kl", batches=("proper",), clip_ratio_low=0.05, clip_ratio_high=0.05),
+    "clip_cov": policy(
+        "clip_cov",
+        tokens=False,
+        batches=("near",),
+        policy_loss={"clip_cov_ratio": 1.0, "clip_cov_lb": 0.2, "clip_cov_ub": 0.6},
+    ),
+    "kl_cov": policy(
+        "kl_cov", tokens=False, batches=("near",), policy_loss={"kl_cov_ratio": 0.2, "ppo_kl_coef": 1.0}
+    ),
     "token_mean": aggregation("token-mean"),
     "seq_mean_token_sum": aggregation("seq-mean-token-sum"),
     "seq_mean_token_mean": aggregation("seq-mean-token-mean"),

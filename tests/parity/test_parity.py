@@ -1,4 +1,4 @@
-"""Every formula of TRL, verl, OpenRLHF and NeMo-RL in the tables is ours, in float64, to 1e-7.
+"""Every formula of TRL, verl, OpenRLHF, NeMo-RL and SkyRL in the tables is ours, in float64, to 1e-7.
 
 The tables are what the peers' own code says (make_tables.py); which component of ours answers stands in
 parity_cases.py. With GRPO_PL_PARITY=FOLDER, the peers' unpacked wheels, the tables are made again and
@@ -20,7 +20,7 @@ from parity_batches import Batch, make_batches
 from parity_cases import CASES, Case
 
 HERE = Path(__file__).resolve().parent
-PEERS = ("trl", "verl", "openrlhf", "nemo_rl")
+PEERS = ("trl", "verl", "openrlhf", "nemo_rl", "skyrl")
 TOLERANCE = 1e-7
 """Of what is greater, 1 or the peer's number. What is left are a peer's 1e-8 beside counts and variances."""
 
