@@ -44,8 +44,8 @@ def expected_gradient(level: str, old: Tensor) -> Tensor:
     batch = experience(mask, old_logprobs=old, advantages=advantages)
     tokens = loss(logprobs_of(LOGITS), batch).loss
     probability = old.sum(-1, keepdim=True).exp()
-    assert ConstantLength(1)(tokens, batch) == tokens.sum() / len(RESPONSES)
-    return torch.autograd.grad((probability * tokens).sum(), LOGITS)[0]
+    expected = ConstantLength(1)(len(RESPONSES) * probability * tokens, batch)
+    return torch.autograd.grad(expected, LOGITS)[0]
 
 
 def exact() -> Tensor:
@@ -57,7 +57,7 @@ def test_off_policy_the_ratio_of_responses_gives_the_gradient_of_the_expected_re
 
 
 def test_off_policy_the_ratio_of_tokens_leaves_out_that_the_old_policy_chose_the_prefixes() -> None:
-    assert (expected_gradient("token", OLD) - exact()).abs().max() > 0.1
+    assert (expected_gradient("token", OLD) - exact()).abs().max() > 0.05
 
 
 def test_on_policy_both_give_it() -> None:
