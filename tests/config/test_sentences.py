@@ -16,7 +16,7 @@ REWARDS = (
     "OutcomeRewardModel, ProcessRewardModel, SoftOverlong, StepPattern, TaskScore, WorkerFunction"
 )
 VERIFIERS = "CodeTests, ExactMatch, LastNumber, MathAnswer, TaskScore"
-LOSSES = "CISPO, ClippedSurrogate, GMPO, GSPO, Reinforce, SAPO"
+LOSSES = "CISPO, ClipCov, ClippedSurrogate, DPPO, GMPO, GSPO, KLCov, OffPolicyMask, Reinforce, SAPO, VESPO"
 ENGINES = "DatasetEngine, InProcessEngine, OverlappedEngine, ReplayEngine, ServerEngine, VLLMEngine"
 ALARMS = "AllTruncated, EntropyCollapse, KLExplosion, MismatchGrowth, NoSignal, RewardHacking"
 NO_VALUE = "no value is given; set it in a --config file or on the command line"
@@ -52,8 +52,9 @@ IN_MAPPINGS = {
     ),
     "--model.verifiers.v Nope": f"model.verifiers.v: expected one of {VERIFIERS}, got Nope",
     "--model.verifiers '{v: Format}'": f"model.verifiers.v: expected one of {VERIFIERS}, got Format",
-    "--model.terms.x Nope": "model.terms.x: expected one of CISPO, ClippedSurrogate, ClippedValueLoss, "
-    "EntropyBonus, GMPO, GSPO, KLInLoss, KLInReward, Reinforce, SAPO, got Nope",
+    "--model.terms.x Nope": "model.terms.x: expected one of CISPO, ClipCov, ClippedSurrogate, "
+    "ClippedValueLoss, DPPO, EntropyBonus, GMPO, GSPO, KLCov, KLInLoss, KLInReward, OffPolicyMask, "
+    "PositiveNLL, Reinforce, SAPO, VESPO, got Nope",
 }
 IN_LISTS = {
     "--model.masks '[{class_path: WithoutTruncated, init_args: {x: 1}}]'": (
@@ -107,6 +108,9 @@ KINDS = {
         f"data.engine.engine: expected one of {ENGINES}, got Nope"
     ),
     "--model.kl.controller Nope": "model.kl.controller: expected AdaptiveCoefficient or null, got Nope",
+    "--model.loss OffPolicyMask --model.loss.loss Nope": (
+        f"model.loss.loss: expected one of {LOSSES}, got Nope"
+    ),
     "--alarms.own '[own_alarm.NoAlarm]'": f"alarms.own.0: expected one of {ALARMS}, got own_alarm.NoAlarm",
     "--alarms.own '[own_alarm.Nope]'": "alarms.own.0: module 'own_alarm' has no attribute 'Nope'",
     "--trainer.logger Nope": "trainer.logger: expected a Logger such as CSVLogger, a list such as "

@@ -110,6 +110,13 @@ def test_on_policy_the_gradient_is_reinforces(policy_loss: PolicyLoss) -> None:
     close(ours, reinforce)
 
 
+def test_those_that_act_where_every_ratio_is_1_are_not_advised_against() -> None:
+    at_once = {Reinforce, ClipCov, OffPolicyMask, *(type(loss) for loss in ALL if loss.of_sampler)}
+    assert {type(loss) for loss in ALL if loss.acts_at_once} == at_once
+    assert {DPPO, VESPO} <= at_once
+    assert not any(loss.acts_at_once for loss in (DPPO(behaviour="old"), VESPO(behaviour="old"), KLCov()))
+
+
 @pytest.mark.parametrize(
     "policy_loss", [ClippedSurrogate(), ClippedSurrogate(level="sequence"), GSPO(), GMPO(), KLCov()]
 )
