@@ -4,7 +4,6 @@ import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
-from dataclasses import replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -15,7 +14,7 @@ import torch
 from torch.utils.data import DataLoader
 from typing_extensions import override
 
-from grpo_pl.functional import derive_seed, even_parts, rounds
+from grpo_pl.functional import derive_seed
 from grpo_pl.loop import Learner, experience_stream
 from grpo_pl.minibatches import UpdateSchedule
 from grpo_pl.models.loading import load_tokenizer
@@ -28,6 +27,7 @@ from grpo_pl.rollout.parquet import file_name, forget_iterations, save_rollout
 from grpo_pl.rollout.sampling import Sampler
 from grpo_pl.rollout.shared import shared
 from grpo_pl.rollout.stored import forget, forget_all, stored
+from grpo_pl.rollout.validation import ValidationSampler
 from grpo_pl.runs.layout import ROLLOUTS_FOLDER
 from grpo_pl.runs.safe_loading import state_of
 from grpo_pl.system.heartbeat import heartbeat
@@ -301,26 +301,25 @@ class RolloutDataModule(AttachedDataModule):
         """Each pass over it syncs the weights and answers all validation prompts."""
         if self.val is None:
             return []
-        rollouts = self._val_chunks * (2 if self.val_samples else 1)
-        return DataLoader(Stream(self._val_rollouts, rollouts), batch_size=None)
+        validation = ValidationSampler(
+            prompts=self.prompts["val"],
+            prompts_per_call=self.val_prompts_per_batch,
+            greedy=self.val_sampling,
+            samples=self.val_samples,
+            sampling=self.sampling,
+            seed=self.seed,
+            rank=self._ranks.rank,
+            ranks=self._ranks.size,
+        )
 
-    @property
-    def _val_chunks(self) -> int:
-        """Calls of the engine in a validation, as many on every rank, for several may share one engine."""
-        return rounds(len(self.prompts["val"]), self._ranks.size, at_once=self.val_prompts_per_batch)
+        def rollouts() -> Iterator[Rollout]:
+            self.on_stage("validate")
+            engine = self.val_engine or self.engine
+            weights = self.learner.policy_weights(engine.weights_dtype)
+            engine.load_weights(weights, version=self.learner.version)
+            yield from validation.sample(engine, self.on_stage)
 
-    def _val_rollouts(self) -> Iterator[Rollout]:
-        self.on_stage("validate")
-        engine, ranks = self.val_engine or self.engine, self._ranks
-        engine.load_weights(self.learner.policy_weights(engine.weights_dtype), version=self.learner.version)
-        rows = range(ranks.rank, len(self.prompts["val"]), ranks.size)
-        prompts = [replace(self.prompts["val"][row], seed=derive_seed(self.seed, "val", row)) for row in rows]
-        for some in even_parts(len(prompts), self._val_chunks):
-            yield engine.generate(prompts[some.start : some.stop], 1, self.val_sampling)
-            if self.val_samples:
-                yield engine.generate(prompts[some.start : some.stop], self.val_samples, self.sampling)
-            self.on_stage(f"validate {some.stop}/{len(prompts)}")
-        engine.rest()
+        return DataLoader(Stream(rollouts, validation.rollouts), batch_size=None)
 
     @override
     def state_dict(self) -> dict[str, Any]:
