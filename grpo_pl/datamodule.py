@@ -4,7 +4,6 @@ import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
-from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -17,9 +16,8 @@ from typing_extensions import override
 from grpo_pl.functional import derive_seed
 from grpo_pl.loop import Learner, experience_stream
 from grpo_pl.minibatches import UpdateSchedule
-from grpo_pl.models.loading import load_tokenizer
-from grpo_pl.prompts.chat import ChatFormat, Tokenizer
-from grpo_pl.prompts.prompt_set import PromptSet, iteration_prompts
+from grpo_pl.prompts.chat import ChatFormat
+from grpo_pl.prompts.prompt_set import iteration_prompts
 from grpo_pl.prompts.sources import PromptSource
 from grpo_pl.rollout.dynamic_sampling import DynamicSampling
 from grpo_pl.rollout.engine import RolloutEngine, SamplingConfig
@@ -29,20 +27,19 @@ from grpo_pl.rollout.shared import shared
 from grpo_pl.rollout.stored import forget, forget_all, stored
 from grpo_pl.rollout.validation import ValidationSampler
 from grpo_pl.runs.layout import ROLLOUTS_FOLDER
-from grpo_pl.runs.safe_loading import state_of
 from grpo_pl.system.heartbeat import heartbeat
-from grpo_pl.system.refusal import about, check_at_least
+from grpo_pl.system.refusal import check_at_least
 from grpo_pl.training.checks.engines import check_engines, check_sampling, check_whose_rollouts
-from grpo_pl.training.checks.prompts import check_context, check_prompts, check_unchanged, warn_of_settings
+from grpo_pl.training.checks.prompts import check_context, check_unchanged, warn_of_settings
 from grpo_pl.training.checks.schedule import check_schedule, check_trainer
-from grpo_pl.training.ranks import AttachedDataModule
+from grpo_pl.training.prompt_data import PromptDataModule
 from grpo_pl.training.stream import Stream
 from grpo_pl.types import Experience, Prompt, Rollout
 
 log = logging.getLogger(__name__)
 
 
-class RolloutDataModule(AttachedDataModule):
+class RolloutDataModule(PromptDataModule):
     """Prompts, the engine that answers them, and the schedule of updates on a rollout.
 
     One Lightning epoch is one iteration: a rollout of `prompts_per_iteration * group_size` responses, then
@@ -148,7 +145,7 @@ class RolloutDataModule(AttachedDataModule):
     def start(self, stage: str) -> None:
         """`setup`, but the engine stays awake, with the pretrained weights."""
         self.check(stage)
-        self._read_all_prompts(stage)
+        self.read_all_prompts(stage, self.learner.check_prompts)
         log.info("starting %s", ", ".join(type(engine).__name__ for engine in self._engines))
         together = max(engine.ranks for engine in self._engines)
         of_ranks = self._ranks.copies, self._trainer.global_rank, self._trainer.world_size
@@ -172,17 +169,6 @@ class RolloutDataModule(AttachedDataModule):
     def _engines(self) -> list[RolloutEngine]:
         return [self.engine] if self.val_engine is None else [self.engine, self.val_engine]
 
-    def _read_all_prompts(self, stage: str) -> None:
-        self.prompts: dict[str, PromptSet] = {}
-        for name, source in {"train": self.train if stage == "fit" else None, "val": self.val}.items():
-            if source is not None:
-                prompts = self.prompts[name] = self.read_prompts(name, source)
-                check_prompts(prompts, self.pretrained, self._ranks.size)
-                self.learner.check_prompts(prompts.key, prompts.rows)
-        if stage == "fit" and self.changed_prompts == "error":  # when Lightning loads it, the engine runs
-            state = state_of(type(self).__qualname__, self._trainer.ckpt_path)
-            check_unchanged(state, self.prompts, self.changed_prompts)
-
     def check(self, stage: str) -> None:
         """Refuse settings that do not go together."""
         if stage == "fit":
@@ -194,22 +180,6 @@ class RolloutDataModule(AttachedDataModule):
         check_engines(self.engine, self.val_engine, validates)
         check_context(self.pretrained, self.max_prompt_tokens, self._longest_response)
         warn_of_settings(self.pretrained)
-
-    @cached_property
-    def _tokenizer(self) -> Tokenizer:
-        return load_tokenizer(self.pretrained)
-
-    def read_prompts(self, name: str, source: PromptSource) -> PromptSet:
-        """The encoded prompts of `data.<name>`."""
-        with about(self):
-            return PromptSet(
-                source,
-                self.format,
-                self._tokenizer,
-                max_prompt_tokens=self.max_prompt_tokens,
-                long_prompts=self.long_prompts,
-                key=f"data.{name}",
-            )
 
     @property
     def _longest_response(self) -> int:
@@ -282,19 +252,6 @@ class RolloutDataModule(AttachedDataModule):
             other_prompts=self._other_prompts,
             on_any_rank=lambda local: bool(self.learner.sum_over_ranks(torch.tensor(int(local))) > 0),
         )
-
-    def prompts_of(self, iteration: int) -> list[Prompt]:
-        """Prompts on this rank of an iteration."""
-        ranks = self._ranks
-        with about(self):
-            return iteration_prompts(
-                self.prompts["train"],
-                iteration=iteration,
-                prompts_per_iteration=self.prompts_per_iteration,
-                seed=self.seed,
-                rank=ranks.rank,
-                world_size=ranks.size,
-            )
 
     @override
     def val_dataloader(self) -> Iterable[Rollout]:
