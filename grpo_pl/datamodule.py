@@ -4,6 +4,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -13,11 +14,11 @@ import torch
 from torch.utils.data import DataLoader
 from typing_extensions import override
 
-from grpo_pl.functional import derive_seed
 from grpo_pl.loop import Learner, experience_stream
 from grpo_pl.minibatches import UpdateSchedule
 from grpo_pl.prompts.chat import ChatFormat
-from grpo_pl.prompts.prompt_set import iteration_prompts
+from grpo_pl.prompts.curriculum import Curriculum
+from grpo_pl.prompts.pass_rates import Right
 from grpo_pl.prompts.sources import PromptSource
 from grpo_pl.rollout.dynamic_sampling import DynamicSampling
 from grpo_pl.rollout.engine import RolloutEngine, SamplingConfig
@@ -30,11 +31,11 @@ from grpo_pl.runs.layout import ROLLOUTS_FOLDER
 from grpo_pl.system.heartbeat import heartbeat
 from grpo_pl.system.refusal import check_at_least
 from grpo_pl.training.checks.engines import check_engines, check_sampling, check_whose_rollouts
-from grpo_pl.training.checks.prompts import check_context, check_unchanged, warn_of_settings
+from grpo_pl.training.checks.prompts import check_context, check_curriculum, check_right, warn_of_settings
 from grpo_pl.training.checks.schedule import check_schedule, check_trainer
 from grpo_pl.training.prompt_data import PromptDataModule
 from grpo_pl.training.stream import Stream
-from grpo_pl.types import Experience, Prompt, Rollout
+from grpo_pl.types import Experience, Rollout
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +62,8 @@ class RolloutDataModule(PromptDataModule):
         keep_groups: Keep the responses to a prompt in one micro-batch (for `row_tokens`) instead of
             shuffling all responses.
         resample: DynamicSampling to replace groups without variance; null to keep them.
+        curriculum: Which prompts are drawn less often, by their pass rates; null draws all alike.
+        pass_rates: Which responses count as right in the pass rates of prompts.
         sampling: How training responses are drawn.
         max_prompt_tokens: The longest prompt, in tokens.
         long_prompts: What to do with longer ones: refuse the data, drop them (counted), or keep their end.
@@ -90,6 +93,8 @@ class RolloutDataModule(PromptDataModule):
         update_epochs: int = 1,
         keep_groups: bool = False,
         resample: DynamicSampling | None = None,
+        curriculum: Curriculum | None = None,
+        pass_rates: Right = Right(),
         sampling: SamplingConfig = SamplingConfig(),
         max_prompt_tokens: int = 512,
         long_prompts: Literal["error", "drop", "truncate"] = "error",
@@ -116,6 +121,7 @@ class RolloutDataModule(PromptDataModule):
         self.prompts_per_iteration, self.group_size = prompts_per_iteration, group_size
         self.minibatches, self.update_epochs, self.keep_groups = minibatches, update_epochs, keep_groups
         self.sampling, self.resample = sampling, resample
+        self.curriculum, self.pass_rates = curriculum, pass_rates
         self.max_prompt_tokens, self.long_prompts = max_prompt_tokens, long_prompts
         self.val_sampling = SamplingConfig(max_tokens=val_max_tokens or sampling.max_tokens, temperature=0.0)
         self.val_samples, self.val_prompts_per_batch, self.seed = val_samples, val_prompts_per_batch, seed
@@ -146,6 +152,8 @@ class RolloutDataModule(PromptDataModule):
         """`setup`, but the engine stays awake, with the pretrained weights."""
         self.check(stage)
         self.read_all_prompts(stage, self.learner.check_prompts)
+        if stage == "fit":
+            self.order_prompts(self.engine.lookahead)
         log.info("starting %s", ", ".join(type(engine).__name__ for engine in self._engines))
         together = max(engine.ranks for engine in self._engines)
         of_ranks = self._ranks.copies, self._trainer.global_rank, self._trainer.world_size
@@ -162,7 +170,8 @@ class RolloutDataModule(PromptDataModule):
                     device=self._trainer.strategy.root_device,
                 )
         if stage == "fit":
-            for iteration in {0, self.end - 1 if self.end < sys.maxsize else 0}:
+            last = self.end - 1 if self.end < sys.maxsize and self.curriculum is None else 0
+            for iteration in {0, last}:
                 self.engine.check(self.prompts_of(iteration), self.group_size, self.sampling)
 
     @property
@@ -175,6 +184,8 @@ class RolloutDataModule(PromptDataModule):
             check_trainer(self._trainer, optimizer_steps=self.update_epochs * self.minibatches)
             micro_batches, smallest = self._trainer.accumulate_grad_batches, self.learner.min_group_size
             check_schedule(self, micro_batches, ranks=self._ranks.size, min_group_size=smallest)
+            check_curriculum(self.curriculum, self.engine.lookahead)
+            check_right(self.pass_rates, self.learner.reward_names)
             check_whose_rollouts(self.engine, self._rollouts.parent, self.learner.corrects_mismatch)
         validates = self.val is not None and self._trainer.limit_val_batches != 0
         check_engines(self.engine, self.val_engine, validates)
@@ -203,15 +214,6 @@ class RolloutDataModule(PromptDataModule):
         batches = schedule.batches_per_iteration
         return DataLoader(Stream(lambda: islice(loop, batches), batches), batch_size=None)
 
-    def _other_prompts(self, iteration: int, again: int, count: int) -> list[Prompt]:
-        """Prompts on this rank for round `again` of an iteration's dynamic sampling."""
-        return iteration_prompts(
-            self.prompts["train"],
-            iteration=iteration,
-            prompts_per_iteration=count,
-            seed=derive_seed(self.seed, "again", again, self._ranks.rank),
-        )
-
     def _iterations(self) -> Iterator[int]:
         if self.keep_rollouts and self._trainer.is_global_zero:
             forget_iterations(self._rollouts, after=self._trainer.current_epoch)
@@ -221,6 +223,8 @@ class RolloutDataModule(PromptDataModule):
             yield self._trainer.current_epoch
 
     def _keep(self, iteration: int, rollout: Rollout, experience: Experience) -> None:
+        visited = self.visits.record(iteration, rollout, experience.records, self.learner.sum_over_ranks)
+        experience.metrics |= visited
         ranks = self._ranks
         if self.keep_rollouts and self._trainer.global_rank % ranks.copies == 0:
             path = self._rollouts / file_name(iteration + 1, ranks.rank, ranks.size)
@@ -249,7 +253,7 @@ class RolloutDataModule(PromptDataModule):
             with_greedy=self.learner.needs_greedy,
             resample=self.resample,
             score=self.learner.score,
-            other_prompts=self._other_prompts,
+            other_prompts=partial(self.other_prompts, self.learner.sum_over_ranks),
             on_any_rank=lambda local: bool(self.learner.sum_over_ranks(torch.tensor(int(local))) > 0),
         )
 
@@ -280,15 +284,14 @@ class RolloutDataModule(PromptDataModule):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        """The rollouts that the engine has sampled ahead, and what tells these prompts from others."""
+        """The prompts, the visits to them, and the rollouts that the engine has sampled ahead."""
         self._checkpoints.append(self.learner.version)
-        fingerprints = {name: prompts.fingerprint for name, prompts in self.prompts.items()}
-        return {"prompts": fingerprints} | self.engine.state_dict()
+        return self.prompts_state() | self.engine.state_dict()
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if "train" in self.prompts:  # `validate` may ask what it wants
-            check_unchanged(state_dict, self.prompts, self.changed_prompts)
+            self.load_prompts_state(state_dict)
         self.engine.load_state_dict(state_dict)
 
     @override

@@ -28,6 +28,10 @@ class Learner(Protocol):
     def version(self) -> int:
         """Optimizer steps taken so far."""
 
+    @property
+    def reward_names(self) -> Sequence[str]:
+        """The names of the rewards, as in `SampleRecord.rewards`."""
+
     def check_prompts(self, key: str, prompts: Sequence[Prompt]) -> None:
         """Refuse prompts (of config key `key`) whose answers no reward can check."""
 

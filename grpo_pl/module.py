@@ -142,6 +142,11 @@ class PolicyOptimization(PolicyModels):
         """Optimizer steps taken so far."""
         return self.trainer.global_step
 
+    @property
+    def reward_names(self) -> Sequence[str]:
+        """The names of the rewards."""
+        return list(self.rewards)
+
     def sum_over_ranks(self, values: Tensor) -> Tensor:
         """The sum of a tensor over all ranks; collective."""
         total = self.trainer.strategy.reduce(values.to(self.device), reduce_op="sum")

@@ -5,6 +5,8 @@
 """
 
 from grpo_pl.prompts.chat import ChatFormat, Example, Tokenizer
+from grpo_pl.prompts.curriculum import Curriculum, DifficultyWindow, NoPositiveResampling
+from grpo_pl.prompts.pass_rates import PassRates, Right
 from grpo_pl.prompts.procedural import Arithmetic, ReasoningGym
 from grpo_pl.prompts.prompt_set import PromptSet, iteration_prompts
 from grpo_pl.prompts.sources import JSONL, HuggingFaceDataset, PromptSource, Question
@@ -13,12 +15,17 @@ __all__ = [
     "JSONL",
     "Arithmetic",
     "ChatFormat",
+    "Curriculum",
+    "DifficultyWindow",
     "Example",
     "HuggingFaceDataset",
+    "NoPositiveResampling",
+    "PassRates",
     "PromptSet",
     "PromptSource",
     "Question",
     "ReasoningGym",
+    "Right",
     "Tokenizer",
     "iteration_prompts",
 ]

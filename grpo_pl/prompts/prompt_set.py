@@ -1,16 +1,18 @@
 """The encoded prompts of a source, and the order in which training visits them."""
 
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache, cached_property, lru_cache
+from functools import cache, cached_property
 from typing import Literal
 
 from rich.progress import track
 
-from grpo_pl.functional import derive_seed, permutation
+from grpo_pl.functional import derive_seed
 from grpo_pl.prompts.chat import ChatFormat, Tokenizer
 from grpo_pl.prompts.fingerprint import Fingerprint, fingerprint
 from grpo_pl.prompts.openings import opened_by_text
 from grpo_pl.prompts.sources import PromptSource, Question
+from grpo_pl.prompts.walk import order
 from grpo_pl.system.refusal import ArgumentError, ConfigError
 from grpo_pl.types import Prompt
 
@@ -78,7 +80,8 @@ class PromptSet:
                     if format.use_chat_template
                     else opened_by_text(format.plain_text(question.text))
                 )
-                self.rows.append(_prompt(question, ids[-max_prompt_tokens:], format, opened))
+                prompt = _prompt(question, ids[-max_prompt_tokens:], format, opened)
+                self.rows.append(replace(prompt, row=len(self.rows)))
         if not self.rows:
             raise ConfigError(
                 f"{key}: all {total} rows are longer than {max_prompt_tokens} tokens and were dropped; "
@@ -134,22 +137,27 @@ def iteration_prompts(
     `r`-th of `world_size` equal parts. So any number of ranks visits the same prompts with the same seeds,
     and resuming needs only the iteration's number. A set smaller than `P` is visited repeatedly.
     """
+    assert iteration >= 0
+    rows = []
+    for visit in range(iteration * prompts_per_iteration, (iteration + 1) * prompts_per_iteration):
+        epoch, position = divmod(visit, len(prompt_set))
+        rows.append(order(len(prompt_set), derive_seed(seed, "prompts", epoch))[position])
+    return part_of_rank(prompt_set, rows, iteration=iteration, seed=seed, rank=rank, world_size=world_size)
+
+
+def part_of_rank(
+    prompt_set: PromptSet, rows: Sequence[int], *, iteration: int, seed: int, rank: int, world_size: int
+) -> list[Prompt]:
+    """The prompts of rank `rank` among those in the given rows, each with the seed of its visit."""
+    prompts_per_iteration = len(rows)
     if prompts_per_iteration < 1 or prompts_per_iteration % world_size:
         raise ArgumentError(
             f"prompts_per_iteration={prompts_per_iteration}: expected a positive multiple of "
             f"{world_size}, the number of data-parallel ranks"
         )
-    assert iteration >= 0
     assert 0 <= rank < world_size
     share = prompts_per_iteration // world_size
-    prompts = []
-    for position in range(rank * share, (rank + 1) * share):
-        epoch, visit = divmod(iteration * prompts_per_iteration + position, len(prompt_set))
-        row = _permutation(len(prompt_set), derive_seed(seed, "prompts", epoch))[visit]
-        prompts.append(replace(prompt_set[row], seed=derive_seed(seed, "rollout", iteration, position)))
-    return prompts
-
-
-@lru_cache(maxsize=4)
-def _permutation(size: int, seed: int) -> list[int]:
-    return permutation(size, seed)
+    return [
+        replace(prompt_set[rows[position]], seed=derive_seed(seed, "rollout", iteration, position))
+        for position in range(rank * share, (rank + 1) * share)
+    ]

@@ -31,6 +31,8 @@ class Prompt:
     metadata: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
     """Response `g` is sampled with `functional.derive_seed(seed, g)`; unique to the visit."""
+    row: int = field(default=-1, compare=False)
+    """Its place among the prompts of `data.train` or `data.val`; -1 where it is none of these."""
 
 
 @dataclass(kw_only=True)

@@ -10,12 +10,14 @@ from grpo_pl.models.loading import (
     mended_generation_config,
     vocabulary_size,
 )
+from grpo_pl.prompts.curriculum import Curriculum
 from grpo_pl.prompts.fingerprint import change
 from grpo_pl.prompts.notices import notices
+from grpo_pl.prompts.pass_rates import Right
 from grpo_pl.prompts.prompt_set import PromptSet
 from grpo_pl.rewards.base import RewardFunction, Verifier
 from grpo_pl.rewards.signatures import columns_of
-from grpo_pl.system.refusal import ConfigError
+from grpo_pl.system.refusal import ArgumentError, ConfigError
 from grpo_pl.types import Prompt
 
 log = logging.getLogger(__name__)
@@ -82,6 +84,25 @@ def check_unchanged(
             if on_change == "error":
                 raise ConfigError(f"{sentence}, or set data.changed_prompts to warn and go on with these")
             log.warning("! %s", sentence.rpartition(": ")[0])
+
+
+def check_curriculum(curriculum: Curriculum | None, lookahead: int) -> None:
+    """Refuse pass rates that are not known yet when an engine that samples ahead asks for prompts."""
+    if curriculum is not None and curriculum.delay is not None and curriculum.delay < lookahead:
+        raise ArgumentError(
+            f"delay={curriculum.delay}: the engine samples {lookahead} iterations ahead: set it to at least "
+            f"{lookahead}, or to null",
+            curriculum,
+        )
+
+
+def check_right(right: Right, rewards: Sequence[str]) -> None:
+    """Refuse pass rates by a reward that there is not."""
+    if right.by is not None and right.by not in rewards:
+        raise ConfigError(
+            f"data.pass_rates.by={right.by}: model.rewards has {', '.join(rewards) or 'none'}: name one of "
+            "these, or null for their sum"
+        )
 
 
 def check_answers(
