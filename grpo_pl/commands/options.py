@@ -27,6 +27,7 @@ OF_COMMANDS = {
     "compare": ("base", "metric", "out"),
     "doctor": ("engine", "out"),
     "export": ("pretrained",),
+    "filter-prompts": ("high", "low", "unseen"),
     "plan": ("out",),
     "reward-data": (
         *("continuations", "pairs-per-prompt", "prompts", "samples", "steps", "val-share", "verifier"),

@@ -50,6 +50,10 @@ COMMANDS = {
     "export": Command(
         "export:run", "Make a Hugging Face folder, for transformers and vLLM, from a run's checkpoint."
     ),
+    "filter-prompts": Command(
+        "filter_prompts:filter_prompts",
+        "Write the training prompts whose pass rate in kept rollouts is neither too high nor too low.",
+    ),
     "reward-data": Command(
         "reward_data.command:reward_data", "Make data for a reward model from rollouts and a verifier."
     ),

@@ -26,8 +26,14 @@ RESPONSE = pa.schema(
     }
 )
 """One row per response; those to one prompt stand together, in order."""
-ABOUT_IT = {"iteration": pa.int64(), "prompt": pa.string(), "reward": pa.float64()}
-"""Further columns, beside `rewards/<name>` for each reward, as in `metrics.csv`."""
+ABOUT_IT = {
+    "iteration": pa.int64(),
+    "prompt": pa.string(),
+    "learned": pa.bool_(),
+    "reward": pa.float64(),
+}
+"""Further columns, beside `rewards/<name>` for each reward, as in `metrics.csv`; `learned` is False for what
+was sampled besides."""
 Group = tuple[float, int]
 """Temperature and seed, which identify a group of a run."""
 
@@ -42,12 +48,14 @@ def save_rollout(
 ) -> None:
     """Write everything that was sampled in an iteration, counted from 1; the file is complete or absent.
 
-    Each group of the rollouts `besides` comes once; `records` are the rewards of the rollout itself.
+    Each group of the rollouts `besides` comes once, with its rewards if it was scored; `records` are the
+    rewards of the rollout itself.
     """
     rows: list[dict[str, Any]] = []
     written: set[Group] = set()
     for sampled in (rollout, *rollout.besides):
-        mine = as_rows(sampled, iteration, records if sampled is rollout else ())
+        learned = sampled is rollout
+        mine = (row | {"learned": learned} for row in as_rows(sampled, iteration, records if learned else ()))
         fresh = [row for row in mine if group_of(row) not in written]
         written |= {group_of(row) for row in fresh}
         rows += fresh
@@ -73,13 +81,21 @@ def as_rows(rollout: Rollout, iteration: int, records: Sequence[SampleRecord]) -
             "token_ends": rollout.token_ends[n],
             "iteration": iteration,
             "prompt": prompt.text,
-        } | (rewards_of(records[n]) if records else {})
+        } | rewards_of(rollout, records, n)
 
 
-def rewards_of(record: SampleRecord) -> dict[str, float | None]:
-    """The total of a response and its parts."""
-    by_name = {f"rewards/{name}": reward for name, reward in record.rewards.items()}
-    return {"reward": record.reward} | by_name
+def rewards_of(rollout: Rollout, records: Sequence[SampleRecord], n: int) -> dict[str, float | None]:
+    """The total of response `n` and its parts, from `records` or from what dynamic sampling scored."""
+    by_name: dict[str, float | None]
+    if records:
+        total, by_name = records[n].reward, records[n].rewards
+    elif rollout.rewards is not None:
+        scores = rollout.rewards
+        total = float(scores.total[n]) if scores.scored[n] else None
+        by_name = {name: column[n] for name, column in scores.by_name.items()}
+    else:
+        return {}
+    return {"reward": total} | {f"rewards/{name}": reward for name, reward in by_name.items()}
 
 
 def group_of(row: dict[str, Any]) -> Group:

@@ -75,7 +75,8 @@ def test_what_was_looked_at_and_not_learned_from_is_kept_for_who_asks_again(fit:
     sizes = Counter((row["temperature"], row["prompt_seed"]) for row in rows)
     assert {size for (temperature, _), size in sizes.items() if temperature == 0} == {1}
     assert {size for (temperature, _), size in sizes.items() if temperature == 1} == {4}, "each group once"
-    assert sum(row["reward"] is not None for row in rows) == 16, "of what was learned from"
+    assert sum(row["learned"] for row in rows) == 16
+    assert all((row["reward"] is None) == (row["temperature"] == 0) for row in rows), "of all but the greedy"
     again = fit(*asking, *replay(run / "rollouts"), *NO_VALIDATION)
     for ours, theirs in zip(untimed(again), untimed(run), strict=True):
         theirs.pop("rollout/staleness", None)

@@ -8,6 +8,7 @@ from rich.progress import Progress
 
 from grpo_pl.commands.engine import ONE_PROCESS, of_policy, started
 from grpo_pl.config.cli import CLI, configure
+from grpo_pl.datamodule import RolloutDataModule
 from grpo_pl.rollout.parquet import file_name, files_of, read_columns, save_rollout
 from grpo_pl.runs.folder import RunFolder, write_config
 from grpo_pl.runs.layout import CONFIG_FILE, sweep
@@ -55,6 +56,11 @@ def make_files(cli: CLI, out: Path) -> None:
     trainer, module, data = of_policy(cli)
     if (trainer.max_epochs or -1) < 1:
         raise ConfigError("trainer.max_epochs: rollout needs a number of iterations: set it to 1 or more")
+    if data.curriculum is not None:
+        raise ConfigError(
+            "data.curriculum follows the pass rates of a policy that learns, and rollout trains nothing: set "
+            "it to null"
+        )
     missing = [i for i in range(data.end) if not (out / file_name(i + 1)).exists()]
     if not missing:
         return
@@ -64,11 +70,22 @@ def make_files(cli: CLI, out: Path) -> None:
         sweep(out)
         write_config(cli.run_folder.parser, cli.run_folder.config, out)
         task = bar.add_task("rollouts", total=data.end, completed=data.end - len(missing))
-        for i in missing:
+        for i in range(data.end):
+            if i not in missing:
+                pass_by(data, out / file_name(i + 1), i)
+                continue
             sampled = data.sampler.sample(i)
             records = sample_records(sampled, module.score(sampled))
             save_rollout(sampled, out / file_name(i + 1), i + 1, records)
             bar.advance(task)
+
+
+def pass_by(data: RolloutDataModule, file: Path, iteration: int) -> None:
+    """Go on in the stream of dynamic sampling's other prompts, as if the file had just been sampled."""
+    table = read_columns(file, ["temperature", "prompt_seed"])
+    sampled = table.filter(pc.equal(table["temperature"], data.sampling.temperature))
+    groups = pc.count_distinct(sampled["prompt_seed"]).as_py()
+    data.visits.instead(iteration, 1, [groups - data.prompts_per_iteration])
 
 
 def content(folder: Path) -> str:
