@@ -1,7 +1,7 @@
 """Prompts: sources of questions, the chat format, the encoded set and the order of visits.
 
 `PromptSource` (rows of text) -> `ChatFormat` (messages, token ids) -> `PromptSet` (length policy) ->
-`iteration_prompts` (which rank sees which prompt in which iteration).
+`iteration_prompts` (which rank sees which prompt in which iteration), or `Visits` with a `Curriculum`.
 """
 
 from grpo_pl.prompts.chat import ChatFormat, Example, Tokenizer

@@ -38,22 +38,23 @@ class Walk:
         """
         if chances is None or not any(chances):
             chances = [1.0] * self.size
-        left = self._left(chances, without)
+        possible = self.size - chances.count(0.0)
+        left = 0 if without is None else possible - sum(chances[row] > 0 for row in without)
         rows: list[int] = []
         while len(rows) < count:
-            if not left and without is not None:
-                without.clear()
-                left = self._left(chances, without)
-            turn, position = divmod(self.place, self.size)
-            row = order(self.size, derive_seed(self.seed, self.name, turn))[position]
-            self.place += 1
-            if without is not None and row in without:
-                continue
-            if self._due(row, turn, chances[row]):
-                rows.append(row)
-                if without is not None:
-                    without.add(row)
-                    left -= 1
+            turn, first = divmod(self.place, self.size)
+            for row in order(self.size, derive_seed(self.seed, self.name, turn))[first:]:
+                if without is not None and not left:
+                    without.clear()
+                    left = possible
+                self.place += 1
+                if (without is None or row not in without) and self._due(row, turn, chances[row]):
+                    rows.append(row)
+                    if without is not None:
+                        without.add(row)
+                        left -= 1
+                if len(rows) == count:
+                    break
         return rows
 
     def _due(self, row: int, turn: int, chance: float) -> bool:
@@ -61,10 +62,6 @@ class Walk:
             return chance == 1.0
         phase = derive_seed(self.seed, self.name, "phase", row) % PHASES / PHASES
         return math.floor((turn + 1) * chance + phase) > math.floor(turn * chance + phase)
-
-    @staticmethod
-    def _left(chances: Sequence[float], without: set[int] | None) -> int:
-        return 0 if without is None else sum(c > 0 and row not in without for row, c in enumerate(chances))
 
 
 @lru_cache(maxsize=4)
