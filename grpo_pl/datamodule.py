@@ -79,6 +79,8 @@ class RolloutDataModule(PromptDataModule):
         seed: Seed of the order of prompts, of every response, and of the minibatches.
     """
 
+    _started = False
+
     def __init__(
         self,
         train: PromptSource,
@@ -116,8 +118,8 @@ class RolloutDataModule(PromptDataModule):
             val_prompts_per_batch=val_prompts_per_batch,
         )
         check_sampling(sampling, val_max_tokens, val_samples)
-        self.train, self.val, self.engine = train, val, engine
-        self.pretrained, self.format = pretrained, format
+        self.train, self.val, self.engine, self.val_engine = train, val, engine, val_engine
+        self.pretrained, self.format, self.changed_prompts = pretrained, format, changed_prompts
         self.prompts_per_iteration, self.group_size = prompts_per_iteration, group_size
         self.minibatches, self.update_epochs, self.keep_groups = minibatches, update_epochs, keep_groups
         self.sampling, self.resample = sampling, resample
@@ -125,11 +127,9 @@ class RolloutDataModule(PromptDataModule):
         self.max_prompt_tokens, self.long_prompts = max_prompt_tokens, long_prompts
         self.val_sampling = SamplingConfig(max_tokens=val_max_tokens or sampling.max_tokens, temperature=0.0)
         self.val_samples, self.val_prompts_per_batch, self.seed = val_samples, val_prompts_per_batch, seed
-        self.val_engine, self.changed_prompts = val_engine, changed_prompts
         self.store_rollouts, self.keep_rollouts = store_rollouts, keep_rollouts
         self._checkpoints: list[int] = []
         self.on_stage: Callable[[str], None] = lambda _: None
-        self._started = False
 
     # ------------------------------------------------------------------------------------------------- set-up
 
