@@ -3,7 +3,7 @@
 import os
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from grpo_pl.commands.options import Options
 from grpo_pl.config.files import read_config
@@ -16,40 +16,45 @@ if TYPE_CHECKING:
 
 DESCRIPTION = "Make a Hugging Face folder, for transformers and vLLM, from a checkpoint of a run."
 Weights = dict[str, "Tensor"]
-PREFIX = "policy.language_model."
+Role = Literal["policy", "critic"]
+PREFIXES: dict[Role, str] = {"policy": "policy.language_model.", "critic": "critic."}
 
 
-def export(checkpoint: Path, out: Path, pretrained: str = "") -> Path:
-    """Write the policy's weights with the base model's configuration, tokenizer and chat template.
+def export(checkpoint: Path, out: Path, pretrained: str = "", model: Role = "policy") -> Path:
+    """Write a model's weights with the base model's configuration, tokenizer and chat template.
+
+    A critic becomes a sequence classifier with one label, and its head's bias an entry of its configuration:
+    a folder for `model.critic.pretrained`.
 
     Raises:
-        ConfigError: If the checkpoint holds no policy or does not fit the base model, or `out` is not empty.
+        ConfigError: If the checkpoint has no such model, it does not fit the base model, or `out` is not
+            empty.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} exists and is not empty: name a new folder")
     check_folder("out", out)
-    weights = policy_weights(checkpoint)
-    pretrained = (
-        pretrained or policy_arguments(checkpoint, "say --pretrained FOLDER_OR_HUB_NAME")["pretrained"]
-    )
+    weights = model_weights(checkpoint, model)
+    remedy = "say --pretrained FOLDER_OR_HUB_NAME"
+    pretrained = pretrained or model_arguments(checkpoint, model, remedy)["pretrained"]
     if any(".lora_A." in name for name in weights):
         weights = merge_adapters(weights, pretrained, checkpoint)
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
         partial.mkdir(parents=True)
-        save(weights, pretrained, partial, checkpoint)
+        (save_critic if model == "critic" else save)(weights, pretrained, partial, checkpoint)
         partial.replace(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return out
 
 
-def policy_weights(checkpoint: Path) -> Weights:
-    """The policy's parameters by their Hugging Face names."""
+def model_weights(checkpoint: Path, model: Role = "policy") -> Weights:
+    """The policy's parameters by their Hugging Face names, or those of the critic's trunk and head."""
     from grpo_pl.runs.checkpoint_io import read_shards
     from grpo_pl.runs.manifest import is_sharded
     from grpo_pl.runs.safe_loading import UnreadableError, check_shards, read_data
 
+    prefix = PREFIXES[model]
     if not checkpoint.is_file() and not is_sharded(checkpoint):
         raise ConfigError(
             f"{checkpoint} is not a file: give a checkpoint such as runs/quickstart/checkpoints/last.ckpt"
@@ -57,24 +62,25 @@ def policy_weights(checkpoint: Path) -> Weights:
     try:
         if is_sharded(checkpoint):
             check_shards(checkpoint)
-            content = read_shards(checkpoint, f"state_dict.{PREFIX}")
+            content = read_shards(checkpoint, f"state_dict.{prefix}")
         else:
             content = read_data(checkpoint, mapped=True)
     except UnreadableError as error:
         raise ConfigError(f"{error.what}: give a checkpoint of `grpo_pl fit`") from error
     state = content.get("state_dict", {}) if isinstance(content, dict) else {}
-    weights = {name.removeprefix(PREFIX): tensor for name, tensor in state.items() if name.startswith(PREFIX)}
+    weights = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
     if not weights:
-        raise ConfigError(f"{checkpoint} holds no policy: give a checkpoint of `grpo_pl fit`")
+        run = "`grpo_pl fit`" + (" with model.critic ValueHead" if model == "critic" else "")
+        raise ConfigError(f"{checkpoint} holds no {model}: give a checkpoint of {run}")
     return weights
 
 
-def policy_arguments(checkpoint: Path, remedy: str) -> dict[str, Any]:
-    """The arguments of the run's policy, from the run's config.yaml."""
+def model_arguments(checkpoint: Path, model: Role, remedy: str) -> dict[str, Any]:
+    """The arguments of the run's policy or critic, from the run's config.yaml."""
     path = checkpoint.resolve().parent.parent / CONFIG_FILE
     if not path.is_file():
-        raise ConfigError(f"there is no {path} that describes the policy: {remedy}")
-    return dict(read_config(str(path))["model"]["policy"]["init_args"])
+        raise ConfigError(f"there is no {path} that describes the {model}: {remedy}")
+    return {"pretrained": ""} | read_config(str(path))["model"][model]["init_args"]
 
 
 def merge_adapters(weights: Weights, pretrained: str, checkpoint: Path) -> Weights:
@@ -83,9 +89,8 @@ def merge_adapters(weights: Weights, pretrained: str, checkpoint: Path) -> Weigh
     from grpo_pl.models.full_weights import full_weights
     from grpo_pl.models.loading import load_language_model
 
-    arguments = policy_arguments(
-        checkpoint, "the adapters' scale is known there, leave it beside the checkpoint"
-    )
+    remedy = "the adapters' scale is known there, leave it beside the checkpoint"
+    arguments = model_arguments(checkpoint, "policy", remedy)
     adapted = LoRA(**arguments | {"pretrained": pretrained}).build().language_model
     adapters: Weights = {name: p for name, p in adapted.named_parameters() if p.requires_grad}
     check_fit(weights, adapters, pretrained, checkpoint)
@@ -129,14 +134,38 @@ def save(weights: Weights, pretrained: str, folder: Path, checkpoint: Path) -> N
     load_tokenizer(pretrained).save_pretrained(folder)
 
 
+def save_critic(weights: Weights, pretrained: str, folder: Path, checkpoint: Path) -> None:
+    """Save a critic's trunk and head as a sequence classifier on the base model's architecture."""
+    import torch
+
+    from grpo_pl.models.loading import VALUE_BIAS, load_tokenizer, untrained_classifier
+
+    if "head.weight" not in weights or len(weights) == 2:
+        raise ConfigError(
+            f"the critic of {checkpoint} has no trunk of its own: export one of model.critic ValueHead"
+        )
+    with torch.device("meta"):
+        model = untrained_classifier(pretrained)
+    trunk = f"{model.base_model_prefix}."
+    named = {name.replace("trunk.", trunk, 1): w for name, w in weights.items() if name.startswith("trunk.")}
+    named["score.weight"] = weights["head.weight"]
+    check_fit(named, model.state_dict(), pretrained, checkpoint)
+    model.load_state_dict(named, assign=True)
+    model.config.dtype = weights["head.weight"].dtype
+    setattr(model.config, VALUE_BIAS, float(weights["head.bias"]))
+    model.save_pretrained(folder)
+    load_tokenizer(pretrained).save_pretrained(folder)
+
+
 def run(args: list[str]) -> None:
     """Export a checkpoint, and print the folder."""
     parser = Options("export", DESCRIPTION)
     parser.add_argument("checkpoint", type=Path, help="such as runs/quickstart/checkpoints/last.ckpt")
     parser.add_argument("out", type=Path, help="the folder to make")
     parser.add_argument("--pretrained", default="", help="base model; default: that of the run's config.yaml")
+    parser.add_argument("--model", default="policy", choices=PREFIXES, help="which one; default: policy")
     options = parser.parse_args(args)
     try:
-        print(export(options.checkpoint, options.out, options.pretrained))
+        print(export(options.checkpoint, options.out, options.pretrained, options.model))
     except ConfigError as error:
         raise ConfigError(f"export: {error}") from error

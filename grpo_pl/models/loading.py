@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
+VALUE_BIAS = "value_bias"
+"""The entry of a critic's config.json with the bias of its head, which classifiers have not."""
 RewardKind = Literal["outcome", "process"]
 """Whether a reward model scores whole responses or the steps of them."""
 
@@ -239,6 +241,15 @@ def untrained_language_model(pretrained: str) -> "PreTrainedModel":
     if mended:
         log.warning("%s", mended)
     return model
+
+
+def untrained_classifier(pretrained: str) -> "PreTrainedModel":
+    """A model's trunk with a head `score` of one label, with random weights: the form of reward models."""
+    from transformers import AutoModelForSequenceClassification
+
+    config = load_config(pretrained)
+    config.num_labels = 1
+    return cast("PreTrainedModel", AutoModelForSequenceClassification.from_config(config))
 
 
 def check_complete(pretrained: str, report: dict[str, Any], head: str = "") -> None:

@@ -10,7 +10,7 @@ from typing_extensions import override
 from grpo_pl.models.builder import ModelBuilder
 from grpo_pl.models.heads import float32_scores, trunk_of
 from grpo_pl.models.language_model import LanguageModel, at_each_token
-from grpo_pl.models.loading import load_config, load_language_model, load_reward_model
+from grpo_pl.models.loading import VALUE_BIAS, load_config, load_language_model, load_reward_model
 from grpo_pl.models.own_forward import check_states, state_size
 from grpo_pl.models.packing import check_can_pack, checked_row_tokens, hidden_before_each_token
 from grpo_pl.system.precision import DType
@@ -58,6 +58,8 @@ class ValueHead(ModelBuilder):
     On a language model the value head starts at zero. A reward model (a sequence classifier with one label,
     by the architecture in its config.json) gives its trunk and its head: the first values are its scores of
     the text so far, as in InstructGPT (Ouyang et al. 2022, arXiv:2203.02155, appendix C), with a bias of 0.
+    A critic that another run has trained (`grpo_pl export --model critic`) is such a folder with its bias,
+    and goes on with the values that it had.
 
     Args:
         pretrained: Model folder or hub name; where empty, the one of `--pretrained`.
@@ -94,6 +96,7 @@ class ValueHead(ModelBuilder):
         value_model = ValueModel(trunk_of(model), width, self.row_tokens)
         if score is not None:
             value_model.head.weight.data.copy_(score.weight)
+            nn.init.constant_(value_model.head.bias, getattr(model.config, VALUE_BIAS, 0.0))
         return value_model.to(getattr(torch, self.dtype))
 
     def _load(self) -> tuple["PreTrainedModel", nn.Linear | None]:

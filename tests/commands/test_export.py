@@ -7,7 +7,7 @@ import torch
 from helpers.commands import command
 
 from grpo_pl.__main__ import main
-from grpo_pl.commands.export import export, policy_weights
+from grpo_pl.commands.export import export, model_weights
 from grpo_pl.commands.tiny_model import make_tiny_model
 from grpo_pl.models import CausalLM
 from grpo_pl.models.loading import load_language_model, load_tokenizer
@@ -34,7 +34,7 @@ def exported(run, tmp_path_factory):
 
 
 def trained_weights(run: Path) -> dict[str, torch.Tensor]:
-    return policy_weights(run / "checkpoints" / "last.ckpt")
+    return model_weights(run / "checkpoints" / "last.ckpt")
 
 
 def assert_exported(run: Path, folder: Path) -> None:
