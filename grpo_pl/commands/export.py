@@ -80,7 +80,7 @@ def model_arguments(checkpoint: Path, model: Role, remedy: str) -> dict[str, Any
     path = checkpoint.resolve().parent.parent / CONFIG_FILE
     if not path.is_file():
         raise ConfigError(f"there is no {path} that describes the {model}: {remedy}")
-    return {"pretrained": ""} | read_config(str(path))["model"][model]["init_args"]
+    return {"pretrained": ""} | dict(read_config(str(path))["model"][model]["init_args"])
 
 
 def merge_adapters(weights: Weights, pretrained: str, checkpoint: Path) -> Weights:

@@ -58,7 +58,7 @@ class ValueEnsemble(nn.Module):
         read[0] |= not bool(chosen.any())
         own = read[:, None] & loss_mask
         hidden = None if policy_hidden is None else policy_hidden[own[loss_mask]]
-        values = critic(token_ids[read], loss_mask[read], hidden)
+        values: Tensor = critic(token_ids[read], loss_mask[read], hidden)
         whole = values.new_zeros(loss_mask.shape).masked_scatter(own, values[loss_mask[read]])
         return whole * chosen[:, None]
 
@@ -68,12 +68,12 @@ class CriticEnsemble(ModelBuilder):
     """Several critics, each of which learns from its own share of the responses; their mean is the value.
 
     AsyPPO (Liu et al. 2025, arXiv:2510.01656): small critics beside a large policy, kept unlike by their
-    data, since they start alike. The paper divides the responses to each prompt evenly; here each response falls
-    to a critic by a hash of its tokens, so shares are equal on average only, and the same in every update
-    epoch. The clip of the value loss is around the mean, and all critics share one denominator, one clip of
-    the gradient and `train/value_loss`, the error of each critic on its own share. Not built: the paper's use
-    of the critics' disagreement (advantages left out where they agree, entropy where they do not). Sampling
-    costs one forward of each critic, training as much as a single one.
+    data, since they start alike. The paper divides the responses to each prompt evenly; here each response
+    falls to a critic by a hash of its tokens, so shares are equal on average only, and the same in every
+    update epoch. The clip of the value loss is around the mean, and all critics share one denominator,
+    one clip of the gradient and `train/value_loss`, the error of each critic on its own share. Not built:
+    the paper's use of the critics' disagreement (advantages left out where they agree, entropy where they do
+    not). Scoring costs one forward of each critic, training as much as a single one.
 
     Args:
         critics: Two or more builders of critics, such as `ValueHead` of a smaller model of the policy's
