@@ -11,7 +11,8 @@ from torch import Tensor
 from grpo_pl.advantages.base import AdvantageEstimator
 from grpo_pl.functional import prompt_weights
 from grpo_pl.losses.base import LossTerm
-from grpo_pl.losses.correction import Correction, ImportanceCorrection
+from grpo_pl.losses.bypass import all_kept
+from grpo_pl.losses.correction import Correction, MismatchCorrection
 from grpo_pl.losses.kl import KLPenalty
 from grpo_pl.losses.masks import TokenMask
 from grpo_pl.minibatches import Step, first_pass
@@ -35,7 +36,7 @@ class ExperienceStage:
     advantage: AdvantageEstimator
     kl: KLPenalty | None
     masks: Sequence[TokenMask]
-    correction: ImportanceCorrection | None
+    correction: MismatchCorrection | None
     terms: Sequence[LossTerm]
     trained: Scorer
     """Policy and critic."""
@@ -62,8 +63,8 @@ class ExperienceStage:
         )
         sampling_logprobs = rollout.sampling_logprobs.to(device)
         first = first_pass(steps)
-        scored_later = [] if self.scores_first or len(first) < len(steps) else first[:1]
-        scores = self._scores(self.trained, sequences, first[len(scored_later) :])
+        scored_now, scored_later = self._now_and_later(first, steps)
+        scores = self._scores(self.trained, sequences, scored_now)
         reference = None if self.kl is None else self._scores(self.reference, sequences, first).logprobs
         feedback = self._with_scores(feedback, scores, reference)
         credit = self.advantage(feedback) if early is None else early
@@ -71,13 +72,13 @@ class ExperienceStage:
         experience = Experience(
             **vars(sequences),
             sampling_logprobs=sampling_logprobs,
-            old_logprobs=scores.logprobs,
+            old_logprobs=sampling_logprobs if self.bypasses else scores.logprobs,
             old_values=scores.values,
             ref_logprobs=reference,
             advantages=credit.advantages,
             returns=credit.returns,
             weights=correction.weights,
-            kept=self._kept(feedback, scores),
+            kept=all_kept([self._kept(feedback, scores), correction.kept]),
             has_old_logprobs=without(scored_later, sequences),
         )
         weigh = partial(prompt_weights, group_ids=feedback.group_ids, sum_over_ranks=sum_over_ranks)
@@ -94,6 +95,19 @@ class ExperienceStage:
             | correction.metrics,
             records=sample_records(rollout, scored, experience),
         )
+
+    @property
+    def bypasses(self) -> bool:
+        """Whether the engine's log-probabilities are the old ones."""
+        return self.correction is not None and self.correction.bypasses
+
+    def _now_and_later(self, first: list[Step], steps: Sequence[Step]) -> tuple[list[Step], list[Step]]:
+        """The steps of the first pass scored before the update, and those that their own forward scores."""
+        if self.scores_first:
+            return first, []
+        if self.bypasses:
+            return [], []
+        return (first, []) if len(first) < len(steps) else (first[1:], first[:1])
 
     def _scores(self, model: Scorer, sequences: Sequences, steps: Sequence[Step]) -> TokenScores:
         """The scores of the active sequences among the given rows; zero elsewhere."""

@@ -12,7 +12,7 @@ from grpo_pl.advantages import AdvantageEstimator
 from grpo_pl.experience import ExperienceStage, Scorer
 from grpo_pl.functional import masked_mean
 from grpo_pl.losses import Aggregation, ClippedValueLoss, EntropyBonus, KLPenalty, LossTerm, PolicyLoss
-from grpo_pl.losses.correction import ImportanceCorrection
+from grpo_pl.losses.correction import MismatchCorrection
 from grpo_pl.losses.masks import TokenMask
 from grpo_pl.losses.objective import Objective, all_terms
 from grpo_pl.minibatches import Step
@@ -58,7 +58,7 @@ class PolicyOptimization(PolicyModels):
         critic_warmup: First iterations, in which only the critic's own parameters learn, at their full rate;
             the policy's schedule, the KL's controller and the reference start after them.
         reward_transforms: Transforms of rewards before advantages, in this order.
-        correction: Weights for the mismatch between engine and trainer; null for none.
+        correction: Weights or rejection for the mismatch between engine and trainer; null for none.
         masks: Which response tokens are left out of the loss.
         entropy: Bonus for the policy's entropy; null for none.
         terms: Further terms of the loss, by name.
@@ -82,7 +82,7 @@ class PolicyOptimization(PolicyModels):
         critic_lr: float | None = None,
         critic_warmup: int = 0,
         reward_transforms: list[RewardTransform] | None = None,
-        correction: ImportanceCorrection | None = None,
+        correction: MismatchCorrection | None = None,
         masks: list[TokenMask] | None = None,
         entropy: EntropyBonus | None = None,
         terms: dict[str, LossTerm] | None = None,
@@ -110,9 +110,11 @@ class PolicyOptimization(PolicyModels):
         self.correction, self.masks, self.entropy = correction, masks or [], entropy
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         masked_by_entropy = any(mask.needs_entropy for mask in self.masks)
-        self.reads_silent = len(terms_by_name) > 1 or masked_by_entropy
+        rejects = correction is not None and correction.rejects
+        corrected = correction is not None and correction.needs_old_logprobs
+        self.reads_silent = len(terms_by_name) > 1 or masked_by_entropy or rejects
         of_old = self.objective.prepares_with_old_logprobs or (kl and kl.needs_old_logprobs)
-        self.scores_first = any((of_old, critic, correction, masked_by_entropy))
+        self.scores_first = any((of_old, critic, corrected, masked_by_entropy))
         self.min_group_size, self.needs_greedy = advantage.min_group_size, advantage.needs_greedy
         self.corrects_mismatch = correction is not None or loss.of_sampler
         self.effective = EffectiveSampleSize()
@@ -206,7 +208,9 @@ class PolicyOptimization(PolicyModels):
     def training_step(self, batch: Experience, batch_idx: int) -> Tensor:
         scores = self.scores(batch)
         terms = self.objective(scores, batch)
-        gap = torch.where(batch.read, batch.sampling_logprobs - batch.old_logprobs, 0.0).abs()
+        bypassed = self.correction is not None and self.correction.bypasses
+        trainers = scores.logprobs.detach() if bypassed else batch.old_logprobs
+        gap = torch.where(batch.read, batch.sampling_logprobs - trainers, 0.0).abs()
         self._log_step(batch, scores, terms.metrics, gap)
         made_of = batch.numbers | {"logprobs": scores.logprobs, "values": scores.values}
         made_of |= {f"term {name}": loss for name, loss in terms.tokens.items()}

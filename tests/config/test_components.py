@@ -49,5 +49,5 @@ def test_what_a_config_names_by_a_short_name_is_of_one_of_these_kinds() -> None:
     assert {cls.__name__ for cls in COMPONENTS} == {
         *("PromptSource", "RolloutEngine", "WeightTransfer", "ModelBuilder", "ReferenceUpdate"),
         *("RewardFunction", "RewardTransform", "AdvantageEstimator", "Aggregation"),
-        *("LossTerm", "TokenMask", "Alarm", "RewardObjective"),
+        *("LossTerm", "TokenMask", "MismatchCorrection", "Alarm", "RewardObjective"),
     }

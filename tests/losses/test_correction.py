@@ -24,7 +24,7 @@ def correct(
     *, ratios: Tensor = RATIOS, mask: Tensor = MASK, **options: Any
 ) -> tuple[Tensor, dict[str, float]]:
     sampling = torch.full(ratios.shape, -2.5, dtype=ratios.dtype)
-    return ImportanceCorrection(**options)(sampling + ratios.log(), sampling, mask)
+    return ImportanceCorrection(**options)(sampling + ratios.log(), sampling, mask)[:2]
 
 
 BY_HAND = [
@@ -49,6 +49,21 @@ BY_HAND = [
         [[1.0, 1.0, 1.0], [0.0, 0.0]],
         (1 / 2, 1 / 2, 1 / 2),
     ),
+    (
+        {"level": "geometric", "high": 3.0},  # 1, and the square root of 4
+        [[1.0, 1.0, 1.0], [2.0, 2.0]],
+        (3 / 2, 0.0, 9 / (2 * 5)),
+    ),
+    (
+        {"level": "geometric", "high": 1.5, "normalize": True},  # 1 and 1.5 over their mean
+        [[0.8, 0.8, 0.8], [1.2, 1.2]],
+        (2.5 / 2, 1 / 2, 2.5**2 / (2 * 3.25)),
+    ),
+    (
+        {"level": "token", "low": 0.4, "high": 2.0, "normalize": True},
+        [[2.0 / 1.18, 0.4 / 1.18, 1.0 / 1.18], [0.5 / 1.18, 2.0 / 1.18]],
+        (5.9 / 5, 3 / 5, 5.9**2 / (5 * 9.41)),
+    ),
 ]
 
 
@@ -70,7 +85,7 @@ def test_ranks_with_unequal_shares_log_the_metrics_of_one(level: str) -> None:
     sampling, correction = torch.full(RATIOS.shape, -2.5, dtype=F64), ImportanceCorrection(level, high=3.0)
     old, sums = sampling + RATIOS.log(), []
     correction(old[1:], sampling[1:], MASK[1:], lambda here: sums.append(here) or here)
-    _, metrics = correction(old[:1], sampling[:1], MASK[:1], lambda here: here + sums[0])
+    metrics = correction(old[:1], sampling[:1], MASK[:1], lambda here: here + sums[0]).metrics
     assert metrics == pytest.approx(correct(level=level, high=3.0)[1])
 
 
@@ -85,7 +100,7 @@ def test_engines_that_agree_give_weights_of_exactly_1() -> None:
         }
 
 
-@pytest.mark.parametrize("level", ["token", "sequence"])
+@pytest.mark.parametrize("level", ["token", "sequence", "geometric"])
 @pytest.mark.parametrize("mode", ["truncate", "mask"])
 @pytest.mark.parametrize("high", [2.0, math.inf])
 def test_no_mismatch_is_too_great_for_finite_weights(level: str, mode: str, high: float) -> None:
@@ -93,7 +108,7 @@ def test_no_mismatch_is_too_great_for_finite_weights(level: str, mode: str, high
     sampling = torch.tensor([[0.0, 0.0, -1e4, -math.inf], [math.nan, -1e3, -1e3, -1e3]])
     mask = torch.tensor([[False, True, True, False], [False, True, True, True]])
     correction = ImportanceCorrection(level=level, mode=mode, high=high)
-    weights, metrics = correction(old, sampling, mask)
+    weights, metrics, _ = correction(old, sampling, mask)
     assert weights.isfinite().all()
     assert all(math.isfinite(value) for value in metrics.values())
     sampling[1, 1] = math.nan  # an engine's NaN must be seen
@@ -104,6 +119,11 @@ def test_no_mismatch_is_too_great_for_finite_weights(level: str, mode: str, high
 def test_an_iteration_of_which_every_weight_is_masked_counts_as_no_sample(level: str) -> None:
     _, metrics = correct(level=level, mode="mask", ratios=torch.full_like(RATIOS, 50.0))
     assert metrics["sync/effective_sample_share"] == 0.0
+
+
+def test_normalised_weights_that_are_all_0_stay_0() -> None:
+    weights, _ = correct(mode="mask", normalize=True, ratios=torch.full_like(RATIOS, 50.0))
+    assert (weights[MASK] == 0).all()
 
 
 @few
@@ -122,9 +142,9 @@ def test_weights_without_bounds_make_the_engines_samples_speak_for_the_trainer()
     generator = torch.Generator().manual_seed(0)
     trainer, engine = torch.randn(2, 5, dtype=F64, generator=generator).log_softmax(-1)
     pushes = torch.randn(5, dtype=F64, generator=generator)
-    weights, _ = ImportanceCorrection(high=math.inf)(
+    weights = ImportanceCorrection(high=math.inf)(
         trainer[:, None], engine[:, None], torch.ones(5, 1, dtype=torch.bool)
-    )
+    ).weights
     torch.testing.assert_close((engine.exp() * weights[:, 0] * pushes).sum(), (trainer.exp() * pushes).sum())
 
 
