@@ -4,6 +4,7 @@ from grpo_pl.advantages.base import AdvantageEstimator
 from grpo_pl.advantages.baselines import OPO, ReinforcePlusPlus, ReinforcePlusPlusBaseline, ReMax
 from grpo_pl.advantages.critic import GAE
 from grpo_pl.advantages.group import GDPO, GroupRelative, LeaveOneOut, PassAtK, WinRate
+from grpo_pl.advantages.maximum_likelihood import MaxRL
 from grpo_pl.advantages.process import ProcessGroupRelative
 from grpo_pl.types import Credit
 
@@ -15,6 +16,7 @@ __all__ = [
     "Credit",
     "GroupRelative",
     "LeaveOneOut",
+    "MaxRL",
     "PassAtK",
     "ProcessGroupRelative",
     "ReMax",
