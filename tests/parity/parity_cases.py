@@ -11,10 +11,12 @@ from parity_ours import (
     Ours,
     advantage,
     aggregation,
+    bypassed,
     controller,
     correction,
     critic,
     divergence,
+    kept,
     kl_in_reward,
     most_undecided,
     policy,
@@ -28,6 +30,7 @@ from grpo_pl.advantages import (
     OPO,
     GroupRelative,
     LeaveOneOut,
+    MaxRL,
     PassAtK,
     ReinforcePlusPlus,
     ReinforcePlusPlusBaseline,
@@ -51,9 +54,11 @@ from grpo_pl.losses import (
     SequenceMean,
     TokenMean,
 )
+from grpo_pl.losses.bypass import CombinedCorrection
 from grpo_pl.losses.correction import ImportanceCorrection
 from grpo_pl.losses.entropy import EntropyBonus
 from grpo_pl.losses.kl import KLInLoss, KLInReward
+from grpo_pl.losses.rejection import DivergenceRejection, RatioRejection
 
 
 @dataclass(frozen=True)
@@ -245,6 +250,36 @@ VERL = [
         "the ratio of a token, 0 outside of [0.5, 5]",
         correction(mode="mask", low=0.5, high=5.0),
     ),
+    Case("verl/token_normalized", "weights of mean 1", correction(high=2.0, normalize=True)),
+    Case(
+        "verl/sequence_normalized",
+        "the same of sequences",
+        correction(level="sequence", high=2.0, normalize=True),
+    ),
+    *(
+        Case(f"verl/reject_{name}", f"{name}: what is kept", kept(ours))
+        for name, ours in {
+            "token_k1": RatioRejection("token", 0.5, 4.0),
+            "token_k2": DivergenceRejection("token", "k2", 0.5),
+            "token_k3": DivergenceRejection("token", "k3", 0.5),
+            "seq_sum_k1": RatioRejection("sequence", 0.5, 4.0),
+            "seq_sum_k2": DivergenceRejection("sum", "k2", 2.0),
+            "seq_sum_k3": DivergenceRejection("sum", "k3", 2.0),
+            "seq_mean_k1": RatioRejection("geometric", 1 / 1.4, 1.25),
+            "seq_mean_k2": DivergenceRejection("mean", "k2", 0.4),
+            "seq_mean_k3": DivergenceRejection("mean", "k3", 0.4),
+            "seq_max_k2": DivergenceRejection("max", "k2", 1.0),
+            "seq_max_k3": DivergenceRejection("max", "k3", 1.0),
+            "by_two": CombinedCorrection(
+                [RatioRejection("token", 0.5, 4.0), DivergenceRejection("mean", "k3", 0.4)]
+            ),
+        }.items()
+    ),
+    Case(
+        "verl/bypass",
+        "ppo_clip on the sampler's log-probabilities, token_k1 rejection by the policy as it learns",
+        bypassed(DUAL, RatioRejection("token", 0.5, 4.0)),
+    ),
     Case(
         "verl/value_loss",
         "max of squared errors / 2, values clipped at 0.5",
@@ -361,6 +396,19 @@ SKYRL = [
         policy(DPPO("kl", 0.05, 0.05, **UNBOUNDED)),
     ),
     Case("skyrl/kl_cov", "-rho A + |log rho| on the fifth of the tokens", policy(KLCov(0.2))),
+    Case("skyrl/max_rl", "(r - mean) / (mean + 1e-6)", advantage(MaxRL(1e-6))),
+    Case(
+        "skyrl/reject_geometric",
+        "responses by the mean log-ratio",
+        kept(RatioRejection("geometric", 0.8, 1.4)),
+    ),
+    Case(
+        "skyrl/reject_product",
+        "responses by the sum of log-ratios",
+        kept(RatioRejection("sequence", 0.5, 4.0)),
+    ),
+    Case("skyrl/reject_any_token", "responses with a far token", kept(RatioRejection("any_token", 0.3, 9.0))),
+    Case("skyrl/reject_token", "far tokens", kept(RatioRejection("token", 0.5, 2.0))),
 ]
 
 CASES = [*TRL, *VERL, *OPENRLHF, *NEMO_RL, *SKYRL]

@@ -19,7 +19,7 @@ from grpo_pl.losses import (
     PolicyLoss,
     TokenMean,
 )
-from grpo_pl.losses.correction import ImportanceCorrection
+from grpo_pl.losses.correction import ImportanceCorrection, MismatchCorrection
 from grpo_pl.losses.entropy import EntropyBonus, TargetEntropy
 from grpo_pl.losses.kl import AdaptiveCoefficient, KLInLoss, KLInReward, KLPenalty
 from grpo_pl.losses.masks import TopEntropy
@@ -159,6 +159,33 @@ def divergence(kl: KLInLoss) -> Ours:
 def correction(**options: Any) -> Ours:
     """The weight of each token in the policy loss."""
     return lambda batch: {"weights": masked(batch, weights_of(batch, ImportanceCorrection(**options)))}
+
+
+def kept(correction: MismatchCorrection) -> Ours:
+    """Where a correction keeps a token."""
+
+    def ours(batch: Batch) -> Outputs:
+        found = correction(batch["old_logprobs"], batch["sampling_logprobs"], batch["mask"]).kept
+        return {"kept": (found & batch["mask"]).double()}
+
+    return ours
+
+
+def bypassed(loss: PolicyLoss, rejection: MismatchCorrection) -> Ours:
+    """The loss with the engine's log-probabilities as old ones, over what a rejection by the policy keeps."""
+
+    def ours(batch: Batch) -> Outputs:
+        logprobs = batch["logprobs"].clone().requires_grad_()
+        kept = rejection(logprobs.detach(), batch["sampling_logprobs"], batch["mask"]).kept & batch["mask"]
+        sizes = {"num_tokens": int(kept.sum()), "num_sequences": int(kept.any(-1).sum())}
+        experience = replace(
+            experience_of(batch), old_logprobs=batch["sampling_logprobs"], kept=kept, **sizes
+        )
+        objective = TokenMean()(loss(logprobs, experience).loss, experience)
+        (gradient,) = torch.autograd.grad(objective, logprobs)
+        return {"loss": objective.detach(), "gradient": gradient}
+
+    return ours
 
 
 def critic(loss: ClippedValueLoss) -> Ours:

@@ -156,6 +156,35 @@ def correction(**options: Any) -> Entry:
     return Entry(path, "imported", run, options)
 
 
+def rejection(mode: str, threshold: str) -> Entry:
+    """The mask of the response after rejection."""
+    options = {"rollout_rs": mode, "rollout_rs_threshold": threshold}
+
+    def run(batch: Batch) -> Outputs:
+        log_ratio = batch["old_logprobs"] - batch["sampling_logprobs"]
+        mask, _ = rollout_corr_helper.compute_rollout_rejection_mask(
+            log_ratio, batch["mask"].double(), **options
+        )
+        return {"kept": mask}
+
+    return Entry(
+        "verl.trainer.ppo.rollout_corr_helper:compute_rollout_rejection_mask", "imported", run, options
+    )
+
+
+def bypass(batch: Batch) -> Outputs:
+    """The clipped loss of bypass mode: the sampler's log-probabilities are the old ones."""
+    settings = {"loss_type": "ppo_clip", "rollout_rs": "token_k1", "rollout_rs_threshold": "0.25_2.0"}
+    config = actor()
+    object.__setattr__(config.policy_loss, "rollout_correction", settings)
+    return differentiate(
+        lambda logprobs: core_algos.compute_policy_loss_bypass_mode(
+            batch["sampling_logprobs"], logprobs, batch["advantages"], batch["mask"].double(), config=config
+        )[0],
+        batch["logprobs"],
+    )
+
+
 def value_loss(batch: Batch) -> Outputs:
     """Half of the mean over tokens of the greater squared error."""
     return differentiate(
@@ -261,6 +290,25 @@ ENTRIES = {
     "token_truncate": correction(rollout_is="token", rollout_is_threshold=2.0),
     "sequence_truncate": correction(rollout_is="sequence", rollout_is_threshold=2.0),
     "icepop": correction(rollout_is="token", rollout_is_threshold="0.5_5.0"),
+    "token_normalized": correction(
+        rollout_is="token", rollout_is_threshold=2.0, rollout_is_batch_normalize=True
+    ),
+    "sequence_normalized": correction(
+        rollout_is="sequence", rollout_is_threshold=2.0, rollout_is_batch_normalize=True
+    ),
+    "reject_token_k1": rejection("token_k1", "0.25_2.0"),
+    "reject_token_k2": rejection("token_k2", "0.5"),
+    "reject_token_k3": rejection("token_k3", "0.5"),
+    "reject_seq_sum_k1": rejection("seq_sum_k1", "0.25_2.0"),
+    "reject_seq_sum_k2": rejection("seq_sum_k2", "2.0"),
+    "reject_seq_sum_k3": rejection("seq_sum_k3", "2.0"),
+    "reject_seq_mean_k1": rejection("seq_mean_k1", "0.8_1.4"),
+    "reject_seq_mean_k2": rejection("seq_mean_k2", "0.4"),
+    "reject_seq_mean_k3": rejection("seq_mean_k3", "0.4"),
+    "reject_seq_max_k2": rejection("seq_max_k2", "1.0"),
+    "reject_seq_max_k3": rejection("seq_max_k3", "1.0"),
+    "reject_by_two": rejection("token_k1,seq_mean_k3", "0.25_2.0,0.4"),
+    "bypass": Entry(f"{CORE}:compute_policy_loss_bypass_mode", "imported", bypass, {"loss_type": "ppo_clip"}),
     "value_loss": Entry(f"{CORE}:compute_value_loss", "imported", value_loss, {"cliprange_value": 0.5}),
     "whole_loss": Entry(
         "verl.workers.utils.losses:ppo_loss",
