@@ -127,8 +127,7 @@ class Format(RewardFunction):
 class LengthPenalty(RewardFunction):
     """`-min(1, tokens / max_tokens)`: short responses are better; in [-1, 0].
 
-    Kimi k1.5 (arXiv 2501.12599, section 2.3.3) scales by the shortest and the longest response of the group
-    instead; here the reward of a response does not depend on the others.
+    The reward of a response does not depend on the others; `GroupLength` compares it with them.
 
     Args:
         max_tokens: The response length, in tokens, from which the penalty is 1.
