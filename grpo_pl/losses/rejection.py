@@ -39,8 +39,8 @@ class RatioRejection(MismatchCorrection):
             ratios, their geometric mean, or (`any_token`) each ratio, of which one outside takes out the
             whole response.
         low: The lowest ratio, in [0, 1].
-        high: The highest ratio, 1 or more; a config takes no infinity, 1e9 is never reached. SkyRL and NeMo-RL take bounds near 1 for
-            geometric means (0.99 and 1.01; 0.999 and 1.002), verl 1e-4 as the lowest of a token's veto.
+        high: The highest ratio, 1 or more; one above exp(20) is never reached. Of geometric means both bounds
+            are near 1 (0.99 and 1.01 are SkyRL's defaults).
     """
 
     rejects = True
