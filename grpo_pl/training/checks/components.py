@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from grpo_pl.advantages import AdvantageEstimator
 from grpo_pl.losses import LossTerm, PolicyLoss, PositiveNLL
-from grpo_pl.losses.correction import ImportanceCorrection
+from grpo_pl.losses.correction import MismatchCorrection
 from grpo_pl.losses.kl import KLPenalty
 from grpo_pl.models import CausalLM, ModelBuilder
 from grpo_pl.models.reference_update import ReferenceUpdate
@@ -94,7 +94,7 @@ def check_critic(
 def check_losses(
     loss: PolicyLoss,
     terms: Mapping[str, LossTerm],
-    correction: ImportanceCorrection | None,
+    correction: MismatchCorrection | None,
     rewards: Mapping[str, RewardFunction],
 ) -> None:
     """Refuse to correct twice for the mismatch between engine and trainer, and terms of unknown rewards."""
