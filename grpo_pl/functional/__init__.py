@@ -1,5 +1,6 @@
 """The mathematics of the loop as pure functions of tensors, without models and engines."""
 
+from grpo_pl.functional.divergences import forward_kl, generalized_jsd, reverse_kl, with_rest
 from grpo_pl.functional.groups import (
     group_is_constant,
     group_mean,
@@ -28,7 +29,9 @@ __all__ = [
     "derive_seed",
     "divide_by_std",
     "even_parts",
+    "forward_kl",
     "generalized_advantages",
+    "generalized_jsd",
     "group_is_constant",
     "group_mean",
     "group_normalize",
@@ -52,7 +55,9 @@ __all__ = [
     "pass_at_k",
     "permutation",
     "prompt_weights",
+    "reverse_kl",
     "rounds",
     "whiten",
     "wilson_interval",
+    "with_rest",
 ]

@@ -60,3 +60,32 @@ def candidate_logprobs(
     else:
         parts = [score(*piece) for piece in pieces]
     return CandidateScores(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+class TopScores(NamedTuple):
+    """A language model's scores of chosen tokens and of its own most probable ones, in nats, float32."""
+
+    logprobs: Float[Tensor, "M"]
+    ids: Int[Tensor, "M K"]
+    candidates: Float[Tensor, "M K"]
+    """The log-probabilities of the tokens `ids`, the highest first."""
+
+
+@torch.no_grad()
+def top_logprobs(
+    hidden: Float[Tensor, "M H"],
+    targets: Int[Tensor, "M"],
+    head: Head,
+    temperature: float,
+    chunk_tokens: int,
+    top_k: int,
+) -> TopScores:
+    """Scores without gradient; at most `chunk_tokens` rows of logits exist at once."""
+
+    def score(rows: slice) -> tuple[Tensor, ...]:
+        distribution = head.logits(hidden[rows], temperature).log_softmax(-1)
+        top = distribution.topk(top_k, -1)
+        return distribution.gather(-1, targets[rows, None])[:, 0], top.indices.int(), top.values
+
+    parts = [score(rows) for rows in chunks(len(hidden), chunk_tokens) or [slice(0)]]
+    return TopScores(*(torch.cat(column) for column in zip(*parts, strict=True)))

@@ -2,17 +2,19 @@
 
 from typing import TYPE_CHECKING, Literal, NamedTuple, final
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from typing_extensions import override
 
 from grpo_pl.models.builder import ModelBuilder
-from grpo_pl.models.candidates import candidate_logprobs
+from grpo_pl.models.candidates import candidate_logprobs, top_logprobs
 from grpo_pl.models.heads import Head, HeadKind, LayerHead, trunk_of
 from grpo_pl.models.loading import load_language_model, transformer_blocks
 from grpo_pl.models.logprobs import Entropy, chunked_logprobs
 from grpo_pl.models.own_forward import fitting_head, state_size
 from grpo_pl.models.packing import check_can_pack, checked_row_tokens, hidden_before_each_token
+from grpo_pl.models.teacher import Teacher, lasting, taught_logprobs
 from grpo_pl.system.precision import DType
 from grpo_pl.system.refusal import about, check_at_least
 
@@ -30,6 +32,14 @@ class TokenLogprobs(NamedTuple):
     """The state from which each masked token was chosen, for heads on the policy's trunk."""
     candidates: Float[Tensor, "B T K"] | None = None
     """The log-probabilities of the candidates; None without candidates."""
+    candidate_ids: Int[Tensor, "B T K"] | None = None
+    """The candidates where the model itself has named them (`top_k`)."""
+    head: Head | None = None
+    """The way from the states to the logits, for use after the forward; None if not requested."""
+    divergence: Float[Tensor, "B T"] | None = None
+    """The distance from the teacher; None without one."""
+    reverse_kl: Float[Tensor, "B T"] | None = None
+    """KL(this model || teacher), without gradient; None without a teacher."""
 
 
 def at_each_token(x: Float[Tensor, "M *K"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B T *K"]:
@@ -71,21 +81,36 @@ class LanguageModel(nn.Module):
         entropy: Entropy | None = None,
         candidates: Int[Tensor, "B T K"] | None = None,
         renormalized: bool = False,
+        top_k: int = 0,
+        teacher: Teacher | None = None,
+        teaches: bool = False,
     ) -> TokenLogprobs:
         """Log-probability (and entropy) of each masked token, at the temperature it was sampled with.
 
-        With `candidates`, theirs too; with `renormalized`, of the distribution over them alone.
+        With `candidates`, theirs too; with `renormalized`, of the distribution over them alone. With `top_k`,
+        those of the most probable tokens, without gradient. With a `teacher`, the distance from it. A model
+        that `teaches` gives its states and its head alone; its log-probabilities are zero.
         """
         trunk = trunk_of(self.language_model)
         chosen, self.padding = hidden_before_each_token(trunk, token_ids, loss_mask, self.row_tokens)
+        if teaches:
+            zeros = torch.zeros(loss_mask.shape, device=chosen.device)
+            return TokenLogprobs(zeros, None, chosen, head=lasting(self.head, self))
+        given = chosen, token_ids[loss_mask], self.head, temperature, self.chunk_tokens
+        if top_k:
+            each, ids, others = (at_each_token(x, loss_mask) for x in top_logprobs(*given, top_k))
+            return TokenLogprobs(each, None, chosen, others, ids)
+        if teacher is not None:
+            taught = taught_logprobs(*given, entropy, teacher)
+            each, spread, far, apart = (at_each_token(column, loss_mask) for column in taught)
+            of_entropy = spread if entropy else None
+            return TokenLogprobs(each, of_entropy, chosen, divergence=far, reverse_kl=apart)
         if candidates is not None:
             arguments = chosen, token_ids[loss_mask], candidates[loss_mask], self.head, temperature
             scores = candidate_logprobs(*arguments, self.chunk_tokens, entropy, renormalized)
             each, spread, others = (at_each_token(column, loss_mask) for column in scores)
             return TokenLogprobs(each, spread if entropy else None, chosen, others)
-        logprobs, entropies = chunked_logprobs(
-            chosen, token_ids[loss_mask], self.head, temperature, self.chunk_tokens, entropy
-        )
+        logprobs, entropies = chunked_logprobs(*given, entropy)
         return TokenLogprobs(
             at_each_token(logprobs, loss_mask),
             None if entropies is None else at_each_token(entropies, loss_mask),

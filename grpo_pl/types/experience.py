@@ -73,6 +73,12 @@ class TokenScores:
     """The critic's estimate before token `t` is chosen."""
     candidates: Float[Tensor, "B T K"] | None = None
     """The log-probabilities of the candidates, 0 where there is none; None without candidates."""
+    candidate_ids: Int[Tensor, "B T K"] | None = None
+    """The candidates, where the model that is asked has named them."""
+    divergence: Float[Tensor, "B T"] | None = None
+    """The distance from the teacher over the whole vocabulary, in nats; None without one."""
+    reverse_kl: Float[Tensor, "B T"] | None = None
+    """KL(policy || teacher) over the whole vocabulary, exact and without gradient; None without a teacher."""
 
     @classmethod
     def assemble(
@@ -89,9 +95,10 @@ class TokenScores:
                 return torch.zeros_like(like) if name == "logprobs" else None
             if pieces[0] is None:
                 return None
-            out = like.new_zeros((*like.shape, *pieces[0].shape[2:]))
+            dtype = like.dtype if pieces[0].is_floating_point() else pieces[0].dtype
+            out = like.new_zeros((*like.shape, *pieces[0].shape[2:]), dtype=dtype)
             for piece, where in zip(pieces, rows, strict=True):
-                out[torch.tensor(where, device=out.device), : piece.shape[1]] = piece.float()
+                out[torch.tensor(where, device=out.device), : piece.shape[1]] = piece.to(dtype)
             return out
 
         return cls(**{field.name: whole(field.name) for field in fields(cls)})
@@ -130,6 +137,10 @@ class Feedback:
     """The reward of the greedy response to the same prompt, NaN if unknown; None if not requested."""
     sum_over_ranks: Callable[[Tensor], Tensor] = only_here
     """The sum of a tensor over all ranks; collective."""
+    old_logprobs: Float[Tensor, "N T"] | None = None
+    """The policy's log-probabilities before the first update; None before the models have scored."""
+    ref_logprobs: Float[Tensor, "N T"] | None = None
+    """The reference's, at the same temperature; None where nothing asks for them."""
 
     @property
     def outcome(self) -> Float[Tensor, "N"]:
@@ -205,6 +216,8 @@ class Experience(Sequences):
     """`prompt_weights` where every response token counts; None without masks."""
     prepared: dict[object, Shaped[Tensor, "B T"]] = field(default_factory=dict)
     """What terms of the loss have computed of the whole rollout, by the term: `LossTerm.prepare`."""
+    teacher_logprobs: Float[Tensor, "B T K"] | None = None
+    """The reference's log-probabilities of `candidates`, its own most probable tokens; None without them."""
 
     @property
     def counted(self) -> Bool[Tensor, "B T"]:
