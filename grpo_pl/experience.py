@@ -17,6 +17,7 @@ from grpo_pl.losses.kl import KLPenalty
 from grpo_pl.losses.masks import TokenMask
 from grpo_pl.minibatches import Step, first_pass
 from grpo_pl.rewards.feedback import RewardStage, reward_metrics
+from grpo_pl.system.refusal import ConfigError
 from grpo_pl.training.metrics import rollout_metrics, sample_records
 from grpo_pl.types import Experience, Feedback, Rollout, Sequences, TokenScores
 
@@ -40,7 +41,8 @@ class ExperienceStage:
     terms: Sequence[LossTerm]
     trained: Scorer
     """Policy and critic."""
-    reference: Scorer
+    reference: Scorer | None
+    """None where nothing reads its scores before the update."""
     reads_silent: bool
     """Whether sequences without an advantage are scored, because a term or a mask depends on them."""
     scores_first: bool
@@ -65,16 +67,16 @@ class ExperienceStage:
         first = first_pass(steps)
         scored_now, scored_later = self._now_and_later(first, steps)
         scores = self._scores(self.trained, sequences, scored_now)
-        reference = None if self.kl is None else self._scores(self.reference, sequences, first).logprobs
-        feedback = self._with_scores(feedback, scores, reference)
+        reference = None if self.reference is None else self._scores(self.reference, sequences, first)
+        feedback = self._with_scores(feedback, scores, None if reference is None else reference.logprobs)
         credit = self.advantage(feedback) if early is None else early
         correction = self._correction(scores, sampling_logprobs, sequences)
         experience = Experience(
-            **vars(sequences),
+            **vars(sequences) | named_by(reference, sequences),
             sampling_logprobs=sampling_logprobs,
             old_logprobs=sampling_logprobs if self.bypasses else scores.logprobs,
             old_values=scores.values,
-            ref_logprobs=reference,
+            ref_logprobs=feedback.ref_logprobs,
             advantages=credit.advantages,
             returns=credit.returns,
             weights=correction.weights,
@@ -92,6 +94,7 @@ class ExperienceStage:
             metrics=rollout_metrics(rollout, experience, version, sum_over_ranks)
             | reward_metrics(scored, sum_over_ranks)
             | coefficient
+            | (teacher_metrics(feedback) if self.advantage.needs_reference else {})
             | correction.metrics,
             records=sample_records(rollout, scored, experience),
         )
@@ -119,8 +122,9 @@ class ExperienceStage:
     def _with_scores(
         self, feedback: Feedback, scores: TokenScores, reference: Float[Tensor, "N T"] | None
     ) -> Feedback:
-        """The feedback with the critic's values, the cost of a KL in the reward taken off."""
-        feedback = replace(feedback, values=scores.values)
+        """The feedback with the models' scores, the cost of a KL in the reward taken off."""
+        old = scores.logprobs
+        feedback = replace(feedback, values=scores.values, old_logprobs=old, ref_logprobs=reference)
         cost = None if self.kl is None or reference is None else self.kl.cost(scores.logprobs, reference)
         if cost is None:
             return feedback
@@ -150,3 +154,29 @@ def without(steps: Sequence[Step], sequences: Sequences) -> Bool[Tensor, "N"] | 
     others = torch.ones_like(sequences.loss_mask[:, 0])
     others[[row for step in steps for rows in step for row in rows]] = False
     return others
+
+
+def teacher_metrics(feedback: Feedback) -> dict[str, float]:
+    """`rollout/teacher_kl`: KL(policy || teacher) in nats a token, over the response tokens of all ranks.
+
+    It is the mean of k1, unbiased: the tokens are samples of the policy before the update, at the sampling
+    temperature.
+    """
+    assert feedback.old_logprobs is not None, "the models have scored"
+    assert feedback.ref_logprobs is not None, "and so has the reference"
+    apart = torch.where(feedback.loss_mask, feedback.old_logprobs - feedback.ref_logprobs, 0.0)
+    sums = torch.stack([apart.double().sum(), feedback.loss_mask.double().sum()])
+    total, tokens = feedback.sum_over_ranks(sums).tolist()
+    return {"rollout/teacher_kl": total / max(tokens, 1.0)}
+
+
+def named_by(reference: TokenScores | None, sequences: Sequences) -> dict[str, Tensor | None]:
+    """The most probable tokens that the reference has named, as candidates, with its scores of them."""
+    if reference is None or reference.candidate_ids is None:
+        return {}
+    if sequences.candidates is not None:
+        raise ConfigError(
+            "model.kl.top_k compares the teacher's tokens, and data.sampling leaves the policy others to "
+            "choose from: set model.kl.top_k to null, or the sampling's top_k and top_p to null"
+        )
+    return {"candidates": reference.candidate_ids, "teacher_logprobs": reference.candidates}

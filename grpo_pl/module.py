@@ -33,7 +33,7 @@ from grpo_pl.training.checks.components import (
 from grpo_pl.training.checks.prompts import check_answers
 from grpo_pl.training.metrics import EffectiveSampleSize
 from grpo_pl.training.optimization import OptimizerFactory, SchedulerFactory
-from grpo_pl.training.policy_models import PolicyModels
+from grpo_pl.training.policy_models import PolicyModels, scored_tokens
 from grpo_pl.training.ranks import data_ranks
 from grpo_pl.training.skipped_steps import Source
 from grpo_pl.training.validation import Evaluation
@@ -50,7 +50,8 @@ class PolicyOptimization(PolicyModels):
         loss: The surrogate of each token.
         aggregation: How the losses of tokens become the loss of an optimizer step.
         kl: Penalty on leaving the reference; null for none.
-        reference: The frozen model that `kl` compares with; built only if `kl` is set.
+        reference: The frozen model that `kl` or `advantage` compares with, the teacher in distillation; built
+            only if one of them needs it.
         reference_update: How the reference follows the policy; null leaves it as it is.
         critic: The value model; only for advantages that need one.
         value_loss: The critic's loss.
@@ -91,17 +92,17 @@ class PolicyOptimization(PolicyModels):
         lr_scheduler: SchedulerFactory | None = None,
     ) -> None:
         super().__init__()
-        check_components(rewards, kl, reference)
+        used = check_components(rewards, advantage, kl, reference)
         check_critic(advantage, critic, critic_lr, critic_warmup)
-        check_reference_update(reference_update, kl, reference)
+        check_reference_update(reference_update, used)
         check_advantage_sources(advantage, rewards, kl, reward_transforms or [])
         check_losses(loss, terms or {}, correction, rewards)
         check_names("model.verifiers", verifiers or {})
         check_optimizer(optimizer, lr_scheduler)
         value_loss = (value_loss or ClippedValueLoss()) if critic else None
         terms_by_name = all_terms(terms or {}, policy=loss, kl=kl, entropy=entropy, value=value_loss)
-        self.builders = {"policy": policy, "reference": reference if kl else None, "critic": critic}
-        self.idle_reference = reference is not None and kl is None
+        self.builders = {"policy": policy, "reference": used, "critic": critic}
+        self.idle_reference = reference is not used
         self.rewards, self.verifiers = rewards, verifiers or {}
         self.advantage, self.kl, self.reference_update = advantage, kl, reference_update
         self.objective = Objective(terms_by_name, aggregation)
@@ -112,9 +113,10 @@ class PolicyOptimization(PolicyModels):
         masked_by_entropy = any(mask.needs_entropy for mask in self.masks)
         rejects = correction is not None and correction.rejects
         corrected = correction is not None and correction.needs_old_logprobs
-        self.reads_silent = len(terms_by_name) > 1 or masked_by_entropy or rejects
+        compared = advantage.needs_reference
+        self.reads_silent = len(terms_by_name) > 1 or masked_by_entropy or rejects or compared
         of_old = self.objective.prepares_with_old_logprobs or (kl and kl.needs_old_logprobs)
-        self.scores_first = any((of_old, critic, corrected, masked_by_entropy))
+        self.scores_first = any((of_old, critic, corrected, masked_by_entropy, compared))
         self.min_group_size, self.needs_greedy = advantage.min_group_size, advantage.needs_greedy
         self.corrects_mismatch = correction is not None or loss.of_sampler
         self.effective = EffectiveSampleSize()
@@ -129,13 +131,12 @@ class PolicyOptimization(PolicyModels):
         assert self.policy is not None, "configure_model comes first"
         entropy = "gradient" if self.objective.needs_entropy else "value"
         chosen = batch.token_ids, batch.loss_mask, batch.temperature
-        scores = self.policy(*chosen, entropy, batch.candidates, batch.renormalized)
+        teacher = self.teacher_of(batch)
+        scores = self.policy(*chosen, entropy, batch.candidates, batch.renormalized, teacher=teacher)
         values = None
         if self.critic is not None:
             values = self.critic(batch.token_ids, batch.loss_mask, scores.hidden)
-        return TokenScores(
-            logprobs=scores.logprobs, entropy=scores.entropy, values=values, candidates=scores.candidates
-        )
+        return scored_tokens(scores, values=values)
 
     # ---------------------------------------------------------------------------------- rollout -> experience
 
@@ -180,7 +181,7 @@ class PolicyOptimization(PolicyModels):
             correction=self.correction,
             terms=[*self.objective.terms.values()],
             trained=self._as_in_training(self.trainer.model),
-            reference=self._as_in_training(self._reference_scores),
+            reference=self._as_in_training(self.reference_scores) if self.reads_reference else None,
             reads_silent=self.reads_silent,
             scores_first=self.scores_first,
         )
@@ -195,12 +196,6 @@ class PolicyOptimization(PolicyModels):
                 return scores
 
         return scorer
-
-    def _reference_scores(self, batch: Sequences) -> TokenScores:
-        assert self.reference is not None, "check_components refuses a KL without a reference"
-        chosen, among = (batch.token_ids, batch.loss_mask, batch.temperature), batch.candidates
-        scores = self.reference(*chosen, candidates=among, renormalized=batch.renormalized)
-        return TokenScores(logprobs=scores.logprobs, candidates=scores.candidates)
 
     # ------------------------------------------------------------------------------------- experience -> loss
 

@@ -3,6 +3,7 @@
 from grpo_pl.advantages.base import AdvantageEstimator
 from grpo_pl.advantages.baselines import OPO, ReinforcePlusPlus, ReinforcePlusPlusBaseline, ReMax
 from grpo_pl.advantages.critic import GAE
+from grpo_pl.advantages.distillation import Distillation
 from grpo_pl.advantages.group import GDPO, GroupRelative, LeaveOneOut, PassAtK, WinRate
 from grpo_pl.advantages.maximum_likelihood import MaxRL
 from grpo_pl.advantages.process import ProcessGroupRelative
@@ -14,6 +15,7 @@ __all__ = [
     "OPO",
     "AdvantageEstimator",
     "Credit",
+    "Distillation",
     "GroupRelative",
     "LeaveOneOut",
     "MaxRL",

@@ -15,14 +15,18 @@ from grpo_pl.types import Credit, Feedback
 class AdvantageEstimator(ABC):
     """Assigns the rewards of an iteration to the tokens that earned them."""
 
-    needs_critic: ClassVar[bool] = False
-    needs_greedy: ClassVar[bool] = False
+    needs_critic: bool = False
+    needs_greedy: bool = False
     """Whether it needs `Feedback.greedy`: a greedy response to each prompt is then generated too."""
-    needs_steps: ClassVar[bool] = False
+    needs_steps: bool = False
     """Whether it needs `Feedback.step_ends`: some reward must then be a process reward."""
-    reads_named_rewards: ClassVar[bool] = False
+    reads_named_rewards: bool = False
     """Whether it reads `Feedback.by_name` instead of `Feedback.rewards`: it does not see changes of the sum
     by a KL in the reward or by a transform."""
+    needs_rewards: bool = True
+    """Whether there must be a reward with a weight other than 0."""
+    needs_reference: ClassVar[bool] = False
+    """Whether it reads `Feedback.old_logprobs` and `ref_logprobs`: the models then score first."""
     min_group_size: int = 1
 
     @abstractmethod

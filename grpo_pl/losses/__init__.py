@@ -3,6 +3,7 @@
 from grpo_pl.losses.aggregations import Aggregation, ConstantLength, PromptMean, SequenceMean, TokenMean
 from grpo_pl.losses.base import LossTerm, PolicyLoss
 from grpo_pl.losses.covariance import ClipCov, KLCov
+from grpo_pl.losses.distillation import TeacherKL
 from grpo_pl.losses.entropy import EntropyBonus, TargetEntropy
 from grpo_pl.losses.kl import AdaptiveCoefficient, KLInLoss, KLInReward, KLPenalty
 from grpo_pl.losses.positive import PositiveNLL
@@ -38,6 +39,7 @@ __all__ = [
     "Reinforce",
     "SequenceMean",
     "TargetEntropy",
+    "TeacherKL",
     "TokenLoss",
     "TokenMean",
 ]

@@ -2,7 +2,8 @@
 
 import math
 from abc import abstractmethod
-from typing import ClassVar, Literal, final
+from collections.abc import Callable
+from typing import ClassVar, Literal, TypeAlias, final
 
 import torch
 from jaxtyping import Float
@@ -15,6 +16,10 @@ from grpo_pl.system.refusal import ArgumentError
 from grpo_pl.types import Experience, TokenLoss, TokenScores
 
 Estimator = Literal["k1", "k2", "k3"]
+Divergence: TypeAlias = Callable[
+    [Float[Tensor, "*shape V"], Float[Tensor, "*shape V"]], Float[Tensor, "*shape"]
+]
+"""Of the log-probabilities of student and teacher."""
 ESTIMATORS = {"k1": kl_k1, "k2": kl_k2, "k3": kl_k3}
 
 
@@ -52,7 +57,8 @@ class AdaptiveCoefficient(nn.Module):
 class KLPenalty(nn.Module, LossTerm):
     """A penalty on the divergence of the policy from the reference: in the loss, or in the reward.
 
-    A module, so that the state of the controller is in every checkpoint.
+    A module, so that the state of the controller is in every checkpoint. An implementation states `term`,
+    which logs the divergence as `train/kl`.
     """
 
     description = "the penalty of the KL"
@@ -61,14 +67,16 @@ class KLPenalty(nn.Module, LossTerm):
     """Whether `cost` needs the old policy's log-probabilities, which are then computed before the update."""
     in_reward: ClassVar[bool] = False
     """Whether the penalty is taken off the rewards, rather than added to the loss."""
+    teaches: ClassVar[bool] = False
+    """Whether it is something to learn from by itself: a run then needs no reward."""
+    needs_ref_logprobs: bool = True
+    """Whether it reads `Experience.ref_logprobs`: the reference then scores a rollout before the update."""
+    top_k: int | None = None
+    """The number of the reference's most probable tokens that it compares: `Experience.candidates`."""
+    divergence: Divergence | None = None
+    """The divergence over the whole vocabulary that it reads as `TokenScores.divergence`."""
 
-    def __init__(
-        self,
-        coefficient: float,
-        estimator: Estimator,
-        controller: AdaptiveCoefficient | None,
-        bound: float | None,
-    ) -> None:
+    def __init__(self, coefficient: float, controller: AdaptiveCoefficient | None) -> None:
         super().__init__()
         if not 0 <= coefficient < math.inf:
             raise ArgumentError(f"coefficient={coefficient}: expected 0 or more")
@@ -77,12 +85,7 @@ class KLPenalty(nn.Module, LossTerm):
                 "coefficient=0.0: expected more than 0, for the controller multiplies it; set "
                 "it to 0.01, or the controller to null"
             )
-        if estimator not in ESTIMATORS:
-            raise ArgumentError(f"estimator={estimator}: expected k1, k2 or k3")
-        if bound is not None and not bound > 0:
-            raise ArgumentError(f"bound={bound}: expected a number above 0, or null for no bound")
         self.initial_coefficient, self.controller = coefficient, controller
-        self.estimator, self.bound = ESTIMATORS[estimator], bound
 
     @property
     def coefficient(self) -> float | Tensor:
@@ -91,10 +94,6 @@ class KLPenalty(nn.Module, LossTerm):
             return self.initial_coefficient
         return self.initial_coefficient * self.controller.scale
 
-    def bounded(self, estimate: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """The estimate, moved to the bound where its absolute value is greater: there without a gradient."""
-        return estimate if self.bound is None else estimate.clamp(-self.bound, self.bound)
-
     def cost(
         self,
         old_logprobs: Float[Tensor, "N T"],  # noqa: ARG002 - for those that override it
@@ -102,6 +101,33 @@ class KLPenalty(nn.Module, LossTerm):
     ) -> Float[Tensor, "N T"] | None:
         """The cost taken off the reward of each token; None if the penalty is in the loss."""
         return None
+
+    def adapt(self, divergence: float) -> None:
+        """Called once an iteration with its mean divergence over all ranks, in nats a token."""
+        if self.controller is not None:
+            self.controller.adapt(divergence)
+
+
+class EstimatedKL(KLPenalty):
+    """A penalty on an estimate of the divergence from the log-probabilities of the sampled tokens."""
+
+    def __init__(
+        self,
+        coefficient: float,
+        estimator: Estimator,
+        controller: AdaptiveCoefficient | None,
+        bound: float | None,
+    ) -> None:
+        super().__init__(coefficient, controller)
+        if estimator not in ESTIMATORS:
+            raise ArgumentError(f"estimator={estimator}: expected k1, k2 or k3")
+        if bound is not None and not bound > 0:
+            raise ArgumentError(f"bound={bound}: expected a number above 0, or null for no bound")
+        self.estimator, self.bound = ESTIMATORS[estimator], bound
+
+    def bounded(self, estimate: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """The estimate, moved to the bound where its absolute value is greater: there without a gradient."""
+        return estimate if self.bound is None else estimate.clamp(-self.bound, self.bound)
 
     @abstractmethod
     def loss(
@@ -118,14 +144,9 @@ class KLPenalty(nn.Module, LossTerm):
         loss, divergence = self.loss(scores.logprobs, batch)
         return TokenLoss(loss, {"train/kl": divergence})
 
-    def adapt(self, divergence: float) -> None:
-        """Called once an iteration with its mean divergence over all ranks, in nats a token."""
-        if self.controller is not None:
-            self.controller.adapt(divergence)
-
 
 @final
-class KLInLoss(KLPenalty):
+class KLInLoss(EstimatedKL):
     """coefficient * KL estimate added to the loss of each token.
 
     DeepSeekMath, arXiv:2402.03300, eq. 3 and 4. The penalty is on the divergence of a token's distribution at
@@ -176,7 +197,7 @@ class KLInLoss(KLPenalty):
 
 
 @final
-class KLInReward(KLPenalty):
+class KLInReward(EstimatedKL):
     """coefficient * KL estimate taken off the reward of each token, before advantages.
 
     Ziegler et al. 2019, arXiv:1909.08593, eq. 2; InstructGPT, arXiv:2203.02155, eq. 2. The estimate is that

@@ -8,17 +8,23 @@ import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import LRSchedulerTypeUnion
 from torch import Tensor, nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from grpo_pl.advantages import AdvantageEstimator
+from grpo_pl.losses.kl import KLPenalty
 from grpo_pl.models import LanguageModel, WithoutAdapter
 from grpo_pl.models.builder import Place
 from grpo_pl.models.full_weights import full_weights
+from grpo_pl.models.language_model import TokenLogprobs
 from grpo_pl.models.reference_update import ReferenceUpdate
+from grpo_pl.models.teacher import Teacher
 from grpo_pl.rewards.base import RewardFunction
 from grpo_pl.system.refusal import ConfigError
 from grpo_pl.training.optimization import OptimizedModule
 from grpo_pl.training.strategies import place
+from grpo_pl.types import Experience, Sequences, TokenScores
 
 
 class PolicyModels(OptimizedModule):
@@ -29,6 +35,8 @@ class PolicyModels(OptimizedModule):
     """
 
     rewards: dict[str, RewardFunction]
+    advantage: AdvantageEstimator
+    kl: KLPenalty | None
     reference_update: ReferenceUpdate | None
     critic_warmup: int = 0
     """First iterations, in which only the critic's own parameters learn."""
@@ -62,10 +70,44 @@ class PolicyModels(OptimizedModule):
         reference = None
         if self.builders["reference"] is not None:
             reference = place(lambda: language_model("reference", policy).requires_grad_(False).eval())
+            self.check_teacher(reference)
         if self.reference_update is None:
             object.__setattr__(self, "reference", reference)  # unregistered: in no checkpoint
         else:
             self.reference = cast(LanguageModel, reference)
+
+    def check_teacher(self, reference: nn.Module) -> None:
+        """Refuse a teacher that cannot say what the KL asks it for."""
+        if self.kl is None:
+            return
+        if self.kl.divergence is not None and isinstance(reference, FullyShardedDataParallel):
+            raise ConfigError(
+                "model.kl TeacherKL over the whole vocabulary cannot read a reference that FSDPStrategy "
+                "divides: set trainer.strategy to fsdp2, or model.kl.top_k, for instance to 64"
+            )
+
+    @property
+    def reads_reference(self) -> bool:
+        """Whether the reference scores a rollout before the update."""
+        return self.advantage.needs_reference or (self.kl is not None and self.kl.needs_ref_logprobs)
+
+    def reference_scores(self, batch: Sequences) -> TokenScores:
+        """The reference's scores of a micro-batch, and its most probable tokens where the KL asks."""
+        assert self.reference is not None, "check_components refuses a KL without a reference"
+        chosen = batch.token_ids, batch.loss_mask, batch.temperature
+        among: dict[str, Any] = {"candidates": batch.candidates, "renormalized": batch.renormalized}
+        if self.kl is not None and self.kl.top_k is not None:
+            among = {"top_k": self.kl.top_k}
+        return scored_tokens(self.reference(*chosen, **among))
+
+    def teacher_of(self, batch: Sequences) -> Teacher | None:
+        """What the reference says of a micro-batch in the update, for a KL over the whole vocabulary."""
+        if self.kl is None or self.kl.divergence is None or not isinstance(batch, Experience):
+            return None
+        assert self.reference is not None, "check_components refuses a KL without a reference"
+        with torch.no_grad():
+            said = self.reference(batch.token_ids, batch.loss_mask, batch.temperature, teaches=True)
+        return Teacher(said.hidden, said.head, self.kl.divergence)
 
     @override
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
@@ -131,3 +173,16 @@ class PolicyModels(OptimizedModule):
         assert self.policy is not None, "configure_model comes first"
         for name, tensor in full_weights(self.policy, dtype):
             yield name.removeprefix("language_model."), tensor
+
+
+def scored_tokens(scores: TokenLogprobs, values: Tensor | None = None) -> TokenScores:
+    """A language model's scores, and a critic's, as the learner keeps them."""
+    return TokenScores(
+        logprobs=scores.logprobs,
+        entropy=scores.entropy,
+        values=values,
+        candidates=scores.candidates,
+        candidate_ids=scores.candidate_ids,
+        divergence=scores.divergence,
+        reverse_kl=scores.reverse_kl,
+    )

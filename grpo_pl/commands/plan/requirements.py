@@ -153,7 +153,7 @@ def read_requirements(
         scores_first=module.scores_first,
         val_prompts=val_prompts,
         val_cache_bytes=val_cache_bytes,
-        reward_tokens=max(reward.tokens_at_once for reward in module.rewards.values()),
+        reward_tokens=max((reward.tokens_at_once for reward in module.rewards.values()), default=0),
         with_entropy=module.objective.needs_entropy,
         measures_terms=any(isinstance(c, GradientTerms) and c.every for c in trainer.callbacks),  # type: ignore[attr-defined]
         loss_name=None if loss.acts_at_once else type(loss).__name__,

@@ -22,18 +22,30 @@ from grpo_pl.system.refusal import ConfigError
 
 
 def check_components(
-    rewards: dict[str, RewardFunction], kl: KLPenalty | None, reference: ModelBuilder | None
-) -> None:
-    """Refuse a run without rewards, and a KL without a reference."""
+    rewards: dict[str, RewardFunction],
+    advantage: AdvantageEstimator,
+    kl: KLPenalty | None,
+    reference: ModelBuilder | None,
+) -> ModelBuilder | None:
+    """Refuse a run with nothing to learn from, and a comparison without a reference.
+
+    Gives the reference if something compares with it, else None.
+    """
     check_names("model.rewards", rewards)
-    if not any(reward.weight for reward in rewards.values()):
+    taught = not advantage.needs_rewards or (kl is not None and kl.teaches)
+    if not taught and not any(reward.weight for reward in rewards.values()):
         raise ConfigError(
             "model.rewards has no reward with a weight other than 0: add one, for instance LastNumber"
         )
-    if kl is not None and reference is None:
+    if kl is None and not advantage.needs_reference:
+        reference = None
+    elif reference is None:
+        key, other = ("kl", "null") if kl is not None else ("advantage", "GroupRelative")
         raise ConfigError(
-            "model.kl needs a reference: set model.reference, for instance to CausalLM, or model.kl to null"
+            f"model.{key} needs a reference: set model.reference, for instance to CausalLM, or "
+            f"model.{key} to {other}"
         )
+    return reference
 
 
 def check_names(key: str, named: Mapping[str, object]) -> None:
@@ -113,18 +125,16 @@ def check_losses(
             )
 
 
-def check_reference_update(
-    reference_update: ReferenceUpdate | None, kl: KLPenalty | None, reference: ModelBuilder | None
-) -> None:
+def check_reference_update(reference_update: ReferenceUpdate | None, reference: ModelBuilder | None) -> None:
     """Refuse to move a reference that does not exist, is the policy itself, or would not move."""
     if reference_update is None:
         return
-    if kl is None:
+    if reference is None:
         raise ConfigError(
             "model.reference_update moves a reference that nothing compares with: set model.kl, for "
             "instance to KLInLoss, or model.reference_update to null"
         )
-    if reference is not None and not reference.has_own_weights:
+    if not reference.has_own_weights:
         raise ConfigError(
             f"model.reference_update cannot move model.reference {type(reference).__name__}, "
             "which is the policy itself: set model.reference to CausalLM, or model.reference_update to null"
