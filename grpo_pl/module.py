@@ -92,7 +92,7 @@ class PolicyOptimization(PolicyModels):
         lr_scheduler: SchedulerFactory | None = None,
     ) -> None:
         super().__init__()
-        used = check_components(rewards, advantage, kl, reference)
+        used = check_components(rewards, advantage, kl, policy, reference, critic)
         check_critic(advantage, critic, critic_lr, critic_warmup)
         check_reference_update(reference_update, used)
         check_advantage_sources(advantage, rewards, kl, reward_transforms or [])

@@ -68,6 +68,7 @@ class LoRA(ModelBuilder):
             raise ArgumentError(
                 f"dropout={dropout} would let no two passes agree and no ratio be 1: set it to 0"
             )
+        self.pretrained = pretrained
         self.r, self.alpha, self.target_modules = r, alpha, target_modules
         self.base = CausalLM(pretrained=pretrained, **causal_lm)
 

@@ -16,6 +16,8 @@ class ModelBuilder(ABC):
 
     has_own_weights: ClassVar[bool] = True
     """Whether the model has weights beside the policy's; a reference without any cannot be moved."""
+    pretrained: str = ""
+    """The model folder or hub name that it reads; empty where it reads none of its own."""
 
     def settings_of_weights(self) -> dict[str, Any]:
         """The arguments that trained weights depend on, and that no shape shows; checkpoints keep them."""

@@ -14,7 +14,7 @@ from grpo_pl.models.loading import VALUE_BIAS, load_config, load_language_model,
 from grpo_pl.models.own_forward import check_states, state_size
 from grpo_pl.models.packing import check_can_pack, checked_row_tokens, hidden_before_each_token
 from grpo_pl.system.precision import DType
-from grpo_pl.system.refusal import ArgumentError, about
+from grpo_pl.system.refusal import about
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -89,8 +89,6 @@ class ValueHead(ModelBuilder):
             check_can_pack(model, self.row_tokens)
             check_states(model.train(), self.pretrained, self.row_tokens)
             width = state_size(model, self.pretrained) if score is None else score.in_features
-        if isinstance(policy, LanguageModel):
-            check_same_tokens(self.pretrained, model, policy.language_model)
         if self.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         value_model = ValueModel(trunk_of(model), width, self.row_tokens)
@@ -106,16 +104,6 @@ class ValueHead(ModelBuilder):
             return load_language_model(self.pretrained, self.dtype, self.attention), None
         model, _ = load_reward_model(self.pretrained, "outcome", self.dtype, self.attention)
         return model, cast(nn.Linear, model.score)
-
-
-def check_same_tokens(pretrained: str, critic: "PreTrainedModel", policy: "PreTrainedModel") -> None:
-    """Refuse a critic with another vocabulary than the policy."""
-    size, policy_size = (model.config.get_text_config().vocab_size for model in (critic, policy))
-    if size != policy_size:
-        raise ArgumentError(
-            f"pretrained={pretrained} has a vocabulary of {size} tokens and the policy one of "
-            f"{policy_size}: give a model of the policy's family, or leave it empty"
-        )
 
 
 class ValueOnTrunk(nn.Module):

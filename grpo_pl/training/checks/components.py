@@ -16,18 +16,21 @@ from grpo_pl.losses.correction import MismatchCorrection
 from grpo_pl.losses.kl import KLPenalty
 from grpo_pl.models import CausalLM, ModelBuilder
 from grpo_pl.models.reference_update import ReferenceUpdate
+from grpo_pl.models.vocabulary import check_same_vocabulary
 from grpo_pl.rewards.base import ProcessReward, RewardFunction
 from grpo_pl.rewards.transforms import RewardTransform
-from grpo_pl.system.refusal import ConfigError
+from grpo_pl.system.refusal import ConfigError, about
 
 
 def check_components(
     rewards: dict[str, RewardFunction],
     advantage: AdvantageEstimator,
     kl: KLPenalty | None,
+    policy: ModelBuilder,
     reference: ModelBuilder | None,
+    critic: ModelBuilder | None,
 ) -> ModelBuilder | None:
-    """Refuse a run with nothing to learn from, and a comparison without a reference.
+    """Refuse a run with nothing to learn from, and models that do not go together.
 
     Gives the reference if something compares with it, else None.
     """
@@ -45,7 +48,19 @@ def check_components(
             f"model.{key} needs a reference: set model.reference, for instance to CausalLM, or "
             f"model.{key} to {other}"
         )
+    check_vocabularies(policy, reference, critic)
     return reference
+
+
+def check_vocabularies(policy: ModelBuilder, *others: ModelBuilder | None) -> None:
+    """Refuse a reference or critic that does not read the policy's tokens: from the folders, without weights.
+
+    Reward models of `model.rewards` read text, and may have a tokenizer of their own.
+    """
+    for other in others:
+        if other is not None and other.pretrained and policy.pretrained:
+            with about(other):
+                check_same_vocabulary(other.pretrained, policy.pretrained)
 
 
 def check_names(key: str, named: Mapping[str, object]) -> None:
