@@ -69,8 +69,9 @@ def test_a_preset_runs_over_any_config(preset: Path, fit: Callable[..., Path]) -
 def test_every_variant_of_a_study_passes_the_checks(
     path: Path, weightless: Path, outcome_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "runs" / "reward_model").mkdir(parents=True)
-    (tmp_path / "runs" / "reward_model" / "model").symlink_to(outcome_model)
+    for run, model in (("reward_model", outcome_model), ("quickstart", weightless)):
+        (tmp_path / "runs" / run).mkdir(parents=True)
+        (tmp_path / "runs" / run / "model").symlink_to(model)
     monkeypatch.chdir(tmp_path)
     study = replace(read_study(path), seeds=[1])
     options, pretrained = study.write_settings(tmp_path / "settings"), ["--pretrained", str(weightless)]

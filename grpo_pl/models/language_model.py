@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Literal, NamedTuple, final
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor, nn
 from typing_extensions import override
 
@@ -42,7 +42,7 @@ class TokenLogprobs(NamedTuple):
     """KL(this model || teacher), without gradient; None without a teacher."""
 
 
-def at_each_token(x: Float[Tensor, "M *K"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B T *K"]:
+def at_each_token(x: Num[Tensor, "M *K"], mask: Bool[Tensor, "B T"]) -> Num[Tensor, "B T *K"]:
     """Put the values of masked tokens back in their places; zero elsewhere."""
     shape = (*mask.shape, *x.shape[1:])
     return x.new_zeros(shape).masked_scatter(mask.view(*mask.shape, *[1] * (x.ndim - 1)), x)

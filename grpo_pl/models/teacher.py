@@ -80,18 +80,15 @@ def taught_logprobs(
 
 
 def lasting(head: Head, model: nn.Module) -> Head:
-    """A head that can be used after the model's forward: a copy where the weights go or change then.
+    """A head that can be used after the model's forward: a copy where weights are sharded then (FSDP2).
 
-    Called inside of the forward, where sharded weights (FSDP2) are whole and adapters as they are to be.
+    Called inside of the forward, where they are whole.
     """
-    sharded = isinstance(model, FSDPModule)
-    if not isinstance(head, LayerHead):
-        if sharded:
-            raise ConfigError(
-                "model.kl TeacherKL over the whole vocabulary needs a reference whose logits come from one "
-                "layer, where it is sharded: set model.kl.top_k, for instance to 64"
-            )
+    if not isinstance(model, FSDPModule):
         return head
-    if sharded or type(head.layer) is not nn.Linear:
-        return LayerHead(copy.deepcopy(head.layer), head.scale, head.cap)
-    return head
+    if not isinstance(head, LayerHead):
+        raise ConfigError(
+            "model.kl TeacherKL over the whole vocabulary needs a reference whose logits come from one layer, "
+            "where it is sharded: set model.kl.top_k, for instance to 64"
+        )
+    return LayerHead(copy.deepcopy(head.layer), head.scale, head.cap)

@@ -18,6 +18,7 @@ from grpo_pl.models import LanguageModel, WithoutAdapter
 from grpo_pl.models.builder import Place
 from grpo_pl.models.full_weights import full_weights
 from grpo_pl.models.language_model import TokenLogprobs
+from grpo_pl.models.loading import SIZES, pretrained_models
 from grpo_pl.models.reference_update import ReferenceUpdate
 from grpo_pl.models.teacher import Teacher
 from grpo_pl.rewards.base import RewardFunction
@@ -70,20 +71,25 @@ class PolicyModels(OptimizedModule):
         reference = None
         if self.builders["reference"] is not None:
             reference = place(lambda: language_model("reference", policy).requires_grad_(False).eval())
-            self.check_teacher(reference)
+            self.check_reference(reference)
         if self.reference_update is None:
             object.__setattr__(self, "reference", reference)  # unregistered: in no checkpoint
         else:
             self.reference = cast(LanguageModel, reference)
 
-    def check_teacher(self, reference: nn.Module) -> None:
-        """Refuse a teacher that cannot say what the KL asks it for."""
-        if self.kl is None:
-            return
-        if self.kl.divergence is not None and isinstance(reference, FullyShardedDataParallel):
+    def check_reference(self, reference: nn.Module) -> None:
+        """Refuse a reference that cannot say what the KL asks it for, or cannot follow the policy."""
+        whole_vocabulary = self.kl is not None and self.kl.divergence is not None
+        if whole_vocabulary and isinstance(reference, FullyShardedDataParallel):
             raise ConfigError(
                 "model.kl TeacherKL over the whole vocabulary cannot read a reference that FSDPStrategy "
                 "divides: set trainer.strategy to fsdp2, or model.kl.top_k, for instance to 64"
+            )
+        models = [model for held in (self.policy, reference) if held for model in pretrained_models(held)]
+        if self.reference_update is not None and len({sizes(model) for model in models}) > 1:
+            raise ConfigError(
+                "model.reference_update cannot move a model.reference of other shapes than the policy's: set "
+                "it to null, or model.reference.pretrained to a model of the policy's size"
             )
 
     @property
@@ -173,6 +179,12 @@ class PolicyModels(OptimizedModule):
         assert self.policy is not None, "configure_model comes first"
         for name, tensor in full_weights(self.policy, dtype):
             yield name.removeprefix("language_model."), tensor
+
+
+def sizes(model: Any) -> tuple[int | None, ...]:
+    """What a configuration says about the shapes of a model's weights."""
+    config = model.config.get_text_config()
+    return tuple(getattr(config, name, None) for name in (*SIZES, "intermediate_size", "num_key_value_heads"))
 
 
 def scored_tokens(scores: TokenLogprobs, values: Tensor | None = None) -> TokenScores:

@@ -15,11 +15,12 @@ from grpo_pl.losses import LossTerm, PolicyLoss, PositiveNLL
 from grpo_pl.losses.correction import MismatchCorrection
 from grpo_pl.losses.kl import KLPenalty
 from grpo_pl.models import CausalLM, ModelBuilder
+from grpo_pl.models.loading import vocabulary_size
 from grpo_pl.models.reference_update import ReferenceUpdate
 from grpo_pl.models.vocabulary import check_same_vocabulary
 from grpo_pl.rewards.base import ProcessReward, RewardFunction
 from grpo_pl.rewards.transforms import RewardTransform
-from grpo_pl.system.refusal import ConfigError, about
+from grpo_pl.system.refusal import ArgumentError, ConfigError, about
 
 
 def check_components(
@@ -49,6 +50,11 @@ def check_components(
             f"model.{key} to {other}"
         )
     check_vocabularies(policy, reference, critic)
+    if kl is not None and kl.top_k is not None and reference is not None and reference.pretrained:
+        known = vocabulary_size(reference.pretrained)
+        if kl.top_k > known:
+            with about(kl):
+                raise ArgumentError(f"top_k={kl.top_k}: the reference has {known} tokens: set it to fewer")
     return reference
 
 
