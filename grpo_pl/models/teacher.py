@@ -88,7 +88,7 @@ def lasting(head: Head, model: nn.Module) -> Head:
         return head
     if not isinstance(head, LayerHead):
         raise ConfigError(
-            "model.kl TeacherKL over the whole vocabulary needs a reference whose logits come from one layer, "
-            "where it is sharded: set model.kl.top_k, for instance to 64"
+            "model.kl TeacherKL over the whole vocabulary needs a reference whose logits come from one "
+            "layer, where it is sharded: set model.kl.top_k, for instance to 64"
         )
     return LayerHead(copy.deepcopy(head.layer), head.scale, head.cap)

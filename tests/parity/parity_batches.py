@@ -85,3 +85,11 @@ def make_batches() -> dict[str, Batch]:
     for name in ("logprobs", "old_logprobs", "sampling_logprobs"):
         batches["proper"][name] = batches["proper"][name].clamp(max=-0.02)
     return batches
+
+
+def two_distributions(batch: Batch, logprobs: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits of a student and a teacher over a vocabulary of four, made of columns; the first is given."""
+    others = ("old_logprobs", "sampling_logprobs", "entropy")
+    of_teacher = ("ref_logprobs", "token_advantages", "values", "old_values")
+    student = torch.stack([logprobs, *(batch[name] for name in others)], -1)
+    return student, torch.stack([batch[name] for name in of_teacher], -1)

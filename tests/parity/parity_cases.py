@@ -15,6 +15,7 @@ from parity_ours import (
     controller,
     correction,
     critic,
+    distillation,
     divergence,
     kept,
     kl_in_reward,
@@ -52,6 +53,7 @@ from grpo_pl.losses import (
     PositiveNLL,
     Reinforce,
     SequenceMean,
+    TeacherKL,
     TokenMean,
 )
 from grpo_pl.losses.bypass import CombinedCorrection
@@ -238,6 +240,19 @@ VERL = [
     Case("verl/seq_mean_token_sum", "mean over non-empty sequences of sums", aggregation(ConstantLength(1))),
     Case("verl/seq_mean_token_mean", "mean over non-empty sequences of means", aggregation(SequenceMean())),
     Case("verl/seq_mean_token_sum_norm", "the sum over a constant length", aggregation(ConstantLength(T))),
+    Case("trl/gkd", "generalised JSD, beta 0.3", distillation(TeacherKL(divergence="jsd", beta=0.3))),
+    Case("trl/gkd_forward", "KL(teacher || policy)", distillation(TeacherKL(divergence="forward"))),
+    Case("trl/gkd_reverse", "KL(policy || teacher)", distillation(TeacherKL(divergence="reverse"))),
+    Case(
+        "trl/distillation_with_tail",
+        "KL(teacher || policy) of the teacher's 2 most probable tokens and the rest",
+        distillation(TeacherKL(divergence="forward", top_k=2)),
+    ),
+    Case(
+        "verl/forward_kl_topk",
+        "its terms of the teacher's 2 most probable tokens",
+        distillation(TeacherKL(divergence="forward", top_k=2, rest=False)),
+    ),
     Case("verl/kl_k1", "k1", divergence(KLInLoss(1.0, "k1"))),
     Case("verl/kl_k2", "k2", divergence(KLInLoss(1.0, "k2"))),
     Case("verl/kl_k3", "low_var_kl: k3 of d within 20, at most 10", divergence(KLInLoss(1.0, bound=10.0))),

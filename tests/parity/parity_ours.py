@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from parity_batches import Batch
+from parity_batches import Batch, two_distributions
 from torch import Tensor
 
 from grpo_pl.advantages import (
@@ -20,8 +20,9 @@ from grpo_pl.losses import (
     TokenMean,
 )
 from grpo_pl.losses.correction import ImportanceCorrection, MismatchCorrection
+from grpo_pl.losses.distillation import TeacherKL
 from grpo_pl.losses.entropy import EntropyBonus, TargetEntropy
-from grpo_pl.losses.kl import AdaptiveCoefficient, KLInLoss, KLInReward, KLPenalty
+from grpo_pl.losses.kl import AdaptiveCoefficient, EstimatedKL, KLInLoss, KLInReward
 from grpo_pl.losses.masks import TopEntropy
 from grpo_pl.types import Experience, Feedback, TokenScores, only_here
 
@@ -50,7 +51,7 @@ def advantage(
     estimator: AdvantageEstimator,
     *,
     rewards: str = "rewards",
-    kl: KLPenalty | None = None,
+    kl: EstimatedKL | None = None,
     factor: float = 1.0,
 ) -> Ours:
     """Advantages times `factor`, from `rewards` of responses or `token_rewards`, less a KL in the reward."""
@@ -99,7 +100,7 @@ def policy(
     loss: PolicyLoss,
     aggregation: Aggregation | None = None,
     *,
-    kl: KLPenalty | None = None,
+    kl: EstimatedKL | None = None,
     entropy: EntropyBonus | None = None,
     correction: ImportanceCorrection | None = None,
     term: LossTerm | None = None,
@@ -152,6 +153,26 @@ def divergence(kl: KLInLoss) -> Ours:
         estimate = kl.loss(logprobs, experience_of(batch))[0]
         (gradient,) = torch.autograd.grad(estimate.sum(), logprobs)
         return {"estimate": masked(batch, estimate.detach()), "gradient": gradient}
+
+    return ours
+
+
+def distillation(kl: TeacherKL) -> Ours:
+    """What the divergence from a teacher says of each token, and the gradient of its sum."""
+
+    def ours(batch: Batch) -> Outputs:
+        logprobs = batch["logprobs"].clone().requires_grad_()
+        student, teacher = (x.log_softmax(-1) for x in two_distributions(batch, logprobs))
+        experience, scores = experience_of(batch), TokenScores(logprobs=logprobs)
+        if kl.top_k is None:
+            assert kl.divergence is not None
+            scores.divergence = scores.reverse_kl = kl.divergence(student, teacher)
+        else:
+            experience.teacher_logprobs, ids = teacher.topk(kl.top_k, -1)
+            scores.candidates = student.gather(-1, ids)
+        estimate = torch.where(batch["mask"], kl.term(scores, experience).loss, 0.0)
+        (gradient,) = torch.autograd.grad(estimate.sum(), logprobs)
+        return {"estimate": estimate.detach(), "gradient": gradient}
 
     return ours
 

@@ -5,14 +5,17 @@ So what runs is the method itself; the model's log-probabilities are the batch's
 
 import math
 from collections import defaultdict, deque
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from harness import USUAL, Entry, Outputs, differentiate, token_by_token
-from parity_batches import Batch, G, N, T
+from parity_batches import Batch, G, N, T, two_distributions
 from torch import Tensor
 from trl.experimental.gmpo.gmpo_trainer import GMPOTrainer
+from trl.experimental.gold.gold_trainer import GOLDTrainer
+from trl.experimental.server_distillation import server_distillation_trainer
 from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.rloo_trainer import RLOOTrainer
 
@@ -263,7 +266,51 @@ def high_entropy(batch: Batch) -> Outputs:
     return {"kept": kept.double()}
 
 
+def distillation(function: str, divergence: Callable[[Tensor, Tensor], Tensor], **parameters: Any) -> Entry:
+    """A divergence of each token's distribution from a teacher's, and the gradient of its sum."""
+
+    def run(batch: Batch) -> Outputs:
+        def estimate(logprobs: Tensor) -> Tensor:
+            return divergence(*two_distributions(batch, logprobs))
+
+        def of_responses(logprobs: Tensor) -> Tensor:
+            return torch.where(batch["mask"], estimate(logprobs), 0.0).sum()
+
+        gradient = differentiate(of_responses, batch["logprobs"])["gradient"]
+        return {"estimate": estimate(batch["logprobs"]), "gradient": gradient}
+
+    return Entry(function, "imported", run, parameters)
+
+
+def jsd(beta: float) -> Entry:
+    """GKD's loss before its reduction."""
+
+    def divergence(student: Tensor, teacher: Tensor) -> Tensor:
+        return GOLDTrainer.generalized_jsd_loss(student, teacher, beta=beta, reduction="none").sum(-1)
+
+    return distillation(
+        "trl.experimental.gold.gold_trainer:GOLDTrainer.generalized_jsd_loss", divergence, beta=beta
+    )
+
+
+def forward_kl_with_tail(student: Tensor, teacher: Tensor) -> Tensor:
+    """The teacher's two most probable tokens, and all others as one."""
+    top, valid = teacher.log_softmax(-1).topk(2, -1), torch.ones(N, T, 2, dtype=torch.bool)
+    named = student.log_softmax(-1).gather(-1, top.indices)
+    ours, both = server_distillation_trainer._add_tail_bucket(named, valid)
+    theirs, _ = server_distillation_trainer._add_tail_bucket(top.values, valid)
+    return server_distillation_trainer._jsd_divergence(ours, theirs, 0, both).sum(-1)
+
+
 ENTRIES = {
+    "gkd": jsd(0.3),
+    "gkd_forward": jsd(0.0),
+    "gkd_reverse": jsd(1.0),
+    "distillation_with_tail": distillation(
+        "trl.experimental.server_distillation.server_distillation_trainer:_add_tail_bucket",
+        forward_kl_with_tail,
+        top_k=2,
+    ),
     "grpo": advantage(),
     "grpo_batch_std": advantage(scale_rewards="batch"),
     "grpo_without_std": advantage(scale_rewards="none"),

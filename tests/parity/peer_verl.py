@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from harness import USUAL, Entry, Outputs, differentiate, stub, token_by_token
-from parity_batches import Batch, N, T
+from parity_batches import Batch, N, T, two_distributions
 from torch import Tensor
 
 from grpo_pl.functional import outcome_rewards
@@ -14,6 +14,7 @@ from grpo_pl.functional import outcome_rewards
 stub("ray", "omegaconf", "tensordict", "hydra", "codetiming", "torchdata", "orjson", "pynvml")
 
 from verl.trainer.config import AlgoConfig  # noqa: E402
+from verl.trainer.distillation.fsdp import losses as distillation_losses  # noqa: E402
 from verl.trainer.ppo import core_algos, ray_trainer, rollout_corr_helper  # noqa: E402
 from verl.utils.torch_functional import masked_whiten  # noqa: E402
 from verl.workers.config import ActorConfig, PolicyLossConfig  # noqa: E402
@@ -233,7 +234,26 @@ def controller(batch: Batch) -> Outputs:
     return {"coefficients": torch.tensor(values)}
 
 
+def forward_kl_topk(batch: Batch) -> Outputs:
+    """The terms of the teacher's two most probable tokens, and the gradient of the sum of all."""
+
+    def estimate(logprobs: Tensor) -> Tensor:
+        student, teacher = two_distributions(batch, logprobs)
+        top = teacher.log_softmax(-1).topk(2, -1)
+        named = student.log_softmax(-1).gather(-1, top.indices)
+        return distillation_losses.kl_divergence(log_q=named, log_p=top.values)
+
+    def of_responses(logprobs: Tensor) -> Tensor:
+        return torch.where(batch["mask"], estimate(logprobs), 0.0).sum()
+
+    gradient = differentiate(of_responses, batch["logprobs"])["gradient"]
+    return {"estimate": estimate(batch["logprobs"]), "gradient": gradient}
+
+
 ENTRIES = {
+    "forward_kl_topk": Entry(
+        "verl.trainer.distillation.fsdp.losses:kl_divergence", "imported", forward_kl_topk, {"topk": 2}
+    ),
     "grpo": advantage("compute_grpo_outcome_advantage"),
     "grpo_without_std": advantage("compute_grpo_outcome_advantage", norm_adv_by_std_in_grpo=False),
     "rloo": advantage("compute_rloo_outcome_advantage"),

@@ -6,6 +6,7 @@ from grpo_pl.commands.plan.formulas import (
     Rows,
     activation_bytes,
     cast_bytes,
+    dense_chunk_bytes,
     forward_bytes,
     head_bytes,
 )
@@ -55,9 +56,19 @@ def update_bytes(run: Requirements) -> dict[str, int]:
         "autocast weights": sum(cast_bytes(n) for n in learning),
         "logits": sum(head_bytes(n, run.with_entropy) for n in learning),
     }
+    if run.teaches:
+        terms["teacher"] = teacher_bytes(run)
     holes = int(HEAP_HOLES * sum(terms.values())) if run.on_cpu else 0
     aside = KEPT_ASIDE * sum(model.gradient_bytes for model in run.models) if run.measures_terms else 0
     return terms | {"heap holes": holes, "gradients aside": aside}
+
+
+def teacher_bytes(run: Requirements) -> int:
+    """The reference's pass over a micro-batch, and a chunk of the logits of both models beside it."""
+    networks = {model.name: model.network for model in run.models if model.network is not None}
+    policy, reference = networks["policy"], networks.get("reference", networks["policy"])
+    chunk = dense_chunk_bytes(policy) + dense_chunk_bytes(reference)
+    return forward_bytes(reference, run.rows(reference, run.micro_batches), with_head=False) + chunk
 
 
 def score_bytes(run: Requirements) -> int:
@@ -110,6 +121,8 @@ def passes(run: Requirements) -> list[Passes]:
 
 def passes_of(run: Requirements, model: Model) -> Passes:
     """The passes of one model; a trained model scores at most once and learns in every epoch of updates."""
+    if model.name == "reference" and run.teaches:
+        return Passes(model=model.name, score=0.0, update=run.update_epochs, backward=0)
     epochs = run.update_epochs if model.trained else 0
     again = 2 if model.network is not None and model.network.checkpointing else 1
     spares = model.trained and epochs == 1 and not run.scores_first

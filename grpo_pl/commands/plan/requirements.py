@@ -86,6 +86,8 @@ class Requirements:
     idle_reference: bool
     attention: str = ""
     """The policy's."""
+    teaches: bool = False
+    """Whether the reference reads each micro-batch of the update too, for a KL over the whole vocabulary."""
     bucket_bytes: int = 0
     """DDP's copy of the gradients."""
 
@@ -160,6 +162,7 @@ def read_requirements(
         learning_rate=learning_rate,
         adapters=isinstance(module.builders["policy"], LoRA),
         idle_reference=module.idle_reference,
+        teaches=module.kl is not None and module.kl.divergence is not None,
         attention=policy.language_model.config._attn_implementation,
         bucket_bytes=bucket_bytes(trainer, models),
     )
