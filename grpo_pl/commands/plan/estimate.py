@@ -3,10 +3,10 @@
 from dataclasses import dataclass, replace
 
 from grpo_pl.commands.plan.formulas import (
+    FLOAT32,
     Rows,
     activation_bytes,
     cast_bytes,
-    dense_chunk_bytes,
     forward_bytes,
     head_bytes,
 )
@@ -56,7 +56,7 @@ def update_bytes(run: Requirements) -> dict[str, int]:
         "autocast weights": sum(cast_bytes(n) for n in learning),
         "logits": sum(head_bytes(n, run.with_entropy) for n in learning),
     }
-    if run.teaches:
+    if run.teacher_copies:
         terms["teacher"] = teacher_bytes(run)
     holes = int(HEAP_HOLES * sum(terms.values())) if run.on_cpu else 0
     aside = KEPT_ASIDE * sum(model.gradient_bytes for model in run.models) if run.measures_terms else 0
@@ -64,11 +64,13 @@ def update_bytes(run: Requirements) -> dict[str, int]:
 
 
 def teacher_bytes(run: Requirements) -> int:
-    """The reference's pass over a micro-batch, and a chunk of the logits of both models beside it."""
+    """The reference's pass over a micro-batch, and the whole chunks of logits that the comparison holds."""
     networks = {model.name: model.network for model in run.models if model.network is not None}
-    policy, reference = networks["policy"], networks.get("reference", networks["policy"])
-    chunk = dense_chunk_bytes(policy) + dense_chunk_bytes(reference)
-    return forward_bytes(reference, run.rows(reference, run.micro_batches), with_head=False) + chunk
+    policy = networks["policy"]
+    reference = networks.get("reference", policy)  # which is the policy without its adapters
+    chunk = FLOAT32 * policy.architecture.vocabulary * policy.chunk_tokens
+    of_pass = forward_bytes(reference, run.rows(reference, run.micro_batches), with_head=False)
+    return of_pass + run.teacher_copies * chunk
 
 
 def score_bytes(run: Requirements) -> int:
@@ -121,7 +123,7 @@ def passes(run: Requirements) -> list[Passes]:
 
 def passes_of(run: Requirements, model: Model) -> Passes:
     """The passes of one model; a trained model scores at most once and learns in every epoch of updates."""
-    if model.name == "reference" and run.teaches:
+    if model.name == "reference" and run.teacher_copies:
         return Passes(model=model.name, score=0.0, update=run.update_epochs, backward=0)
     epochs = run.update_epochs if model.trained else 0
     again = 2 if model.network is not None and model.network.checkpointing else 1

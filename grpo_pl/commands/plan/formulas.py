@@ -10,11 +10,12 @@ from grpo_pl.models.packing import Span, narrowest
 FLOAT32 = 4
 LOGITS_COPIES = 2
 """Float32 copies of `FLOAT_ROWS` rows of logits that exist at once in `LinearLogprobs`."""
-DENSE_COPIES = 4
-"""Float32 copies of a whole chunk that a divergence over the vocabulary holds of each model: log-probabilities,
-probabilities, the terms of the sum, and a gradient."""
 LOGITS_COPIES_WITH_ENTROPY = 3
 """With an entropy bonus also the probabilities."""
+DENSE_COPIES = 5
+"""Float32 copies of a chunk of logits at the peak of `taught_logprobs` with one of the two KLs, measured."""
+DENSE_COPIES_OF_JSD = 9
+"""The same with the generalised Jensen-Shannon divergence."""
 
 
 class Rows(NamedTuple):
@@ -96,15 +97,6 @@ def chunk_bytes(network: Network, copies: int) -> int:
     """A chunk of logits in the precision of products, and float32 copies of a few of its rows."""
     in_float = copies * FLOAT32 * min(FLOAT_ROWS, network.chunk_tokens)
     return network.architecture.vocabulary * (network.compute_bytes * network.chunk_tokens + in_float)
-
-
-def dense_chunk_bytes(network: Network) -> int:
-    """A chunk of logits, and its float32 copies in `taught_logprobs`: autograd keeps some for the backward."""
-    return (
-        network.architecture.vocabulary
-        * network.chunk_tokens
-        * (network.compute_bytes + DENSE_COPIES * FLOAT32)
-    )
 
 
 def activation_bytes(network: Network, rows: Rows) -> int:

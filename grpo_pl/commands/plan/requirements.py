@@ -11,8 +11,16 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 
 from grpo_pl.callbacks.gradient_terms import GradientTerms
-from grpo_pl.commands.plan.formulas import FLOAT32, Network, Rows, packed_rows
+from grpo_pl.commands.plan.formulas import (
+    DENSE_COPIES,
+    DENSE_COPIES_OF_JSD,
+    FLOAT32,
+    Network,
+    Rows,
+    packed_rows,
+)
 from grpo_pl.datamodule import RolloutDataModule, connect
+from grpo_pl.functional import forward_kl, reverse_kl
 from grpo_pl.losses import PolicyLoss
 from grpo_pl.models import LanguageModel, LoRA, RewardModel, ValueModel
 from grpo_pl.models.architecture import Architecture
@@ -86,8 +94,9 @@ class Requirements:
     idle_reference: bool
     attention: str = ""
     """The policy's."""
-    teaches: bool = False
-    """Whether the reference reads each micro-batch of the update too, for a KL over the whole vocabulary."""
+    teacher_copies: int = 0
+    """Float32 copies of a chunk of logits that a KL over the whole vocabulary holds; 0 without one. With one
+    the reference reads each micro-batch of the update, and no rollout before."""
     bucket_bytes: int = 0
     """DDP's copy of the gradients."""
 
@@ -162,7 +171,7 @@ def read_requirements(
         learning_rate=learning_rate,
         adapters=isinstance(module.builders["policy"], LoRA),
         idle_reference=module.idle_reference,
-        teaches=module.kl is not None and module.kl.divergence is not None,
+        teacher_copies=copies_of_teacher(module),
         attention=policy.language_model.config._attn_implementation,
         bucket_bytes=bucket_bytes(trainer, models),
     )
@@ -266,6 +275,14 @@ def read_network(model: nn.Module, amp_bytes: int | None) -> Network | None:
         row_tokens=row_tokens,
         chunk_tokens=chunk_tokens,
     )
+
+
+def copies_of_teacher(module: PolicyOptimization) -> int:
+    """`Requirements.teacher_copies`."""
+    divergence = module.kl and module.kl.divergence
+    if divergence is None:
+        return 0
+    return DENSE_COPIES if divergence in (reverse_kl, forward_kl) else DENSE_COPIES_OF_JSD
 
 
 def free_bytes(device: torch.device, processes: int) -> int:

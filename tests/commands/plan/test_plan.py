@@ -15,6 +15,7 @@ from helpers.small_runs import FLOAT32, MIXED, TINY, TINY_PARAMETERS, model, sma
 from grpo_pl.__main__ import main
 from grpo_pl.commands.plan.advice import warnings
 from grpo_pl.commands.plan.estimate import (
+    Passes,
     overhead_bytes,
     passes_of,
     peak,
@@ -262,3 +263,22 @@ def test_what_fit_refuses_is_refused(
     arguments: str, sentence: str, tiny_model: Path, tmp_path: Path, refused: Refused
 ) -> None:
     assert sentence in refused(plan, tmp_path, "--pretrained", tiny_model, *arguments.split())
+
+
+def test_a_teacher_over_the_whole_vocabulary_reads_in_the_update_and_not_before() -> None:
+    models = (model(), model(name="reference", gradient_bytes=0, optimizer_bytes=0))
+    before, taught = small_run(models=models), small_run(models=models, teacher_copies=5, update_epochs=2)
+    assert passes_of(before, models[1]) == Passes(model="reference", score=1.0, update=0, backward=0)
+    assert passes_of(taught, models[1]) == Passes(model="reference", score=0.0, update=2, backward=0)
+    one, more = (update_bytes(replace(taught, teacher_copies=n))["teacher"] for n in (5, 6))
+    assert more - one == 4 * TINY.vocabulary * FLOAT32.chunk_tokens
+    assert "teacher" not in update_bytes(before)
+
+
+def test_a_teacher_counts_as_a_model_without_any_kl_or_reward(
+    tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["plan", "--config", str(ROOT / "configs" / "tiny.yaml"), "--pretrained", str(tiny_model)]
+    taught = ["--model.kl", "null", "--model.advantage", "Distillation", "--model.rewards", '{"*": null}']
+    main([*words, *taught])
+    assert re.search(r"│ reference +│", capsys.readouterr().out)
