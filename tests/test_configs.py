@@ -58,11 +58,14 @@ def test_an_ablation_runs(overlay: Path, fit: Callable[..., Path]) -> None:
 
 
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda p: p.stem)
-def test_a_preset_runs_over_any_config(preset: Path, fit: Callable[..., Path]) -> None:
+def test_a_preset_runs_over_any_config(
+    preset: Path, fit: Callable[..., Path], tiny_untied_model: Path
+) -> None:
     """Even over one with a critic and without a reference: it takes away and brings what it needs."""
     without_reference = CONFIGS / "ablations" / "no_reference.yaml"
+    teacher = ("--model.reference.pretrained", tiny_untied_model) if preset.stem == "distillation" else ()
     overlays, at_once = (CONFIGS / "ppo.yaml", without_reference, preset), ("--model.critic_warmup", "0")
-    check_two_iterations(fit, *overlays, further=at_once)
+    check_two_iterations(fit, *overlays, options=(*at_once, *teacher))
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda p: p.stem)
@@ -80,9 +83,9 @@ def test_every_variant_of_a_study_passes_the_checks(
     assert not (tmp_path / "out").exists()
 
 
-def check_two_iterations(fit: Callable[..., Path], *overlays: Path, further: tuple[str, ...] = ()) -> None:
+def check_two_iterations(fit: Callable[..., Path], *overlays: Path, options: tuple[object, ...] = ()) -> None:
     configs = [argument for overlay in overlays for argument in ("--config", str(overlay))]
-    folder = fit(*configs, *further, "--trainer.max_epochs", "2", "--trainer.limit_val_batches", "0")
+    folder = fit(*configs, *options, "--trainer.max_epochs", "2", "--trainer.limit_val_batches", "0")
     rows = read_metrics(folder / "metrics.csv")
     assert [row["iteration"] for row in rows] == [0, 1, 2]
     assert all(math.isfinite(row["train/loss"]) for row in rows[1:])
