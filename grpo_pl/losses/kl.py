@@ -28,8 +28,8 @@ class AdaptiveCoefficient(nn.Module):
     """Moves the coefficient of a KL penalty so that the divergence comes near a target.
 
     After each iteration, beta *= 1 + clip(KL / target - 1, -0.2, 0.2) / horizon: the proportional controller
-    of Ziegler et al. 2019, arXiv:1909.08593, section 2.2. KL is `train/kl`: k3, and the mean over the tokens
-    of an iteration, where the paper's is that of a whole response. verl and PPO count the horizon in
+    of Ziegler et al. 2019, arXiv:1909.08593, section 2.2. KL is `train/kl`: unbiased, and the mean over the
+    tokens of an iteration, where the paper's is that of a whole response. verl and PPO count the horizon in
     responses; divide theirs by the responses of an iteration.
 
     Args:
@@ -133,16 +133,25 @@ class EstimatedKL(KLPenalty):
     def loss(
         self, logprobs: Float[Tensor, "B T"], batch: Experience
     ) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"]]:
-        """The addition to the loss of each token, and the divergence itself, in nats.
-
-        The divergence is k3's for every estimator of the penalty: unbiased and never negative, so that runs
-        can be compared.
-        """
+        """The addition to the loss of each token, and its `divergence`, in nats."""
 
     @override
     def term(self, scores: TokenScores, batch: Experience) -> TokenLoss:
         loss, divergence = self.loss(scores.logprobs, batch)
         return TokenLoss(loss, {"train/kl": divergence})
+
+
+def divergence(logprobs: Float[Tensor, "B T"], batch: Experience) -> Float[Tensor, "B T"]:
+    """An estimate of KL(policy || reference) at each token, without gradient: `train/kl`.
+
+    rho k3 with rho = exp(logprobs - old_logprobs), for every estimator of the penalty, so that runs can be
+    compared: never negative, and unbiased for the policy of now although the old policy drew the tokens (k3
+    alone is not, from a rollout's second optimizer step on). The prefixes stay those of the old policy. In
+    the first step rho is exactly 1.
+    """
+    assert batch.ref_logprobs is not None, "the module refuses a KL without a reference"
+    now = logprobs.detach()
+    return importance_ratio(now, batch.old_logprobs) * kl_k3(now, batch.ref_logprobs)
 
 
 @final
@@ -193,7 +202,7 @@ class KLInLoss(EstimatedKL):
         estimate = self.estimator(logprobs, batch.ref_logprobs)
         if self.gradient == "unbiased":
             estimate = importance_ratio(logprobs, batch.old_logprobs) * estimate
-        return self.coefficient * self.bounded(estimate), kl_k3(logprobs.detach(), batch.ref_logprobs)
+        return self.coefficient * self.bounded(estimate), divergence(logprobs, batch)
 
 
 @final
@@ -235,5 +244,4 @@ class KLInReward(EstimatedKL):
     def loss(
         self, logprobs: Float[Tensor, "B T"], batch: Experience
     ) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"]]:
-        assert batch.ref_logprobs is not None, "the module refuses a KL without a reference"
-        return torch.zeros_like(logprobs), kl_k3(logprobs.detach(), batch.ref_logprobs)
+        return torch.zeros_like(logprobs), divergence(logprobs, batch)

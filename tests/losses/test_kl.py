@@ -36,7 +36,7 @@ def test_the_penalty_is_the_coefficient_times_k3_and_the_estimate_is_k3_itself()
     logprobs = torch.tensor([[-2.0, -1.0, -1.0]], dtype=F64)
     ref = logprobs + torch.tensor([[LN2, 0.0, -LN2]], dtype=F64)
     k3 = torch.tensor([[1 - LN2, 0.0, LN2 - 0.5]], dtype=F64)
-    loss, divergence = KLInLoss(coefficient=0.25).loss(logprobs, against(ref))
+    loss, divergence = KLInLoss(coefficient=0.25).loss(logprobs, against(ref, logprobs.detach()))
     torch.testing.assert_close(loss, 0.25 * k3)
     torch.testing.assert_close(divergence, k3)
 
@@ -45,14 +45,15 @@ def test_the_gradient_is_coefficient_times_1_minus_reference_over_policy() -> No
     # d = ln 2: 1 - 2 = -1, which raises a token that the reference likes better; d = -ln 2: 1 - 1/2 = 1/2
     logprobs = torch.tensor([[-2.0, -1.0, -1.0]], dtype=F64, requires_grad=True)
     ref = logprobs.detach() + torch.tensor([[LN2, 0.0, -LN2]], dtype=F64)
-    loss, divergence = KLInLoss(coefficient=0.04).loss(logprobs, against(ref))
+    loss, divergence = KLInLoss(coefficient=0.04).loss(logprobs, against(ref, logprobs.detach()))
     loss.sum().backward()
     torch.testing.assert_close(logprobs.grad, torch.tensor([[-0.04, 0.0, 0.02]], dtype=F64))
     assert not divergence.requires_grad
 
 
 def test_a_coefficient_of_0_still_measures_the_divergence() -> None:
-    loss, divergence = KLInLoss(coefficient=0.0).loss(torch.tensor([[-1.0]]), against(torch.tensor([[-2.0]])))
+    logprobs = torch.tensor([[-1.0]])
+    loss, divergence = KLInLoss(coefficient=0.0).loss(logprobs, against(logprobs - 1, logprobs))
     assert loss.item() == 0.0
     assert divergence.item() == pytest.approx(math.exp(-1) + 1 - 1)
 
@@ -84,12 +85,12 @@ def test_every_estimator_by_hand_and_the_divergence_is_always_k3(
     logprobs = torch.tensor([[-2.0, -1.0, -1.0]], dtype=F64)
     ref = logprobs + torch.tensor([[LN2, 0.0, -LN2]], dtype=F64)
     expected = 0.25 * torch.tensor([by_hand], dtype=F64)
-    loss, divergence = KLInLoss(0.25, estimator).loss(logprobs, against(ref))
+    loss, divergence = KLInLoss(0.25, estimator).loss(logprobs, against(ref, logprobs.detach()))
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(divergence, torch.tensor([K3], dtype=F64))
     penalty = KLInReward(0.25, estimator)
     torch.testing.assert_close(penalty.cost(logprobs, ref), expected)
-    loss, divergence = penalty.loss(logprobs.requires_grad_(), against(ref))
+    loss, divergence = penalty.loss(logprobs.requires_grad_(), against(ref, logprobs.detach()))
     assert not loss.any()
     torch.testing.assert_close(divergence, torch.tensor([K3], dtype=F64))
     assert not divergence.requires_grad
@@ -110,7 +111,7 @@ def test_beyond_the_bound_a_token_costs_the_bound_and_has_no_gradient() -> None:
     # d = ref - logprob = ln 2, 0, -ln 2; k1 = -d is bounded on both sides
     logprobs = torch.tensor([[-2.0, -1.0, -1.0]], dtype=F64, requires_grad=True)
     ref = logprobs.detach() + torch.tensor([[LN2, 0.0, -LN2]], dtype=F64)
-    loss, divergence = KLInLoss(0.5, "k1", bound=0.25).loss(logprobs, against(ref))
+    loss, divergence = KLInLoss(0.5, "k1", bound=0.25).loss(logprobs, against(ref, logprobs.detach()))
     torch.testing.assert_close(loss, torch.tensor([[-0.125, 0.0, 0.125]], dtype=F64))
     torch.testing.assert_close(divergence, torch.tensor([K3], dtype=F64))
     loss.sum().backward()

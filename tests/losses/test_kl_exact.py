@@ -11,9 +11,10 @@ import torch
 from helpers.exact import F64, close
 from torch import Tensor
 
+from grpo_pl.functional import kl_k3
 from grpo_pl.losses.entropy import EntropyBonus
-from grpo_pl.losses.kl import KLInLoss, KLInReward
-from grpo_pl.types import Experience
+from grpo_pl.losses.kl import KLInLoss, KLInReward, KLPenalty
+from grpo_pl.types import Experience, TokenScores
 
 VOCABULARY = 4
 
@@ -39,6 +40,12 @@ def every_token(old: Tensor, reference: Tensor) -> Experience:
         temperature=1.0,
         ref_logprobs=reference,
     )
+
+
+def logged(penalty: KLPenalty, policy: Tensor, old: Tensor, reference: Tensor) -> float:
+    """The expectation of `train/kl` under tokens that the old policy drew."""
+    scores = TokenScores(logprobs=policy)
+    return float((old.exp() * penalty.term(scores, every_token(old, reference)).metrics["train/kl"]).sum())
 
 
 def gradient(of: Tensor) -> Tensor:
@@ -162,3 +169,23 @@ def test_the_entropy_bonus_has_the_gradient_of_the_entropy_and_points_upwards() 
     close(upwards, (0.3 * -logp.exp() * (logp + entropy[:, None])).detach())  # dH / dlogit = -p (log p + H)
     moved = (LOGITS + 0.01 * upwards).log_softmax(-1)
     assert -(moved.exp() * moved).sum() > entropy.sum()
+
+
+@pytest.mark.parametrize("penalty", [KLInLoss(0.1, "k1"), KLInLoss(0.1, "k2"), KLInReward(0.1)])
+def test_the_logged_divergence_is_unbiased_wherever_the_policy_has_gone(penalty: KLPenalty) -> None:
+    """As far as the policy moves within a rollout: k3 of the old policy's samples is then another number."""
+    generator = torch.Generator().manual_seed(0)
+    start, step = (torch.randn(1, 50, dtype=F64, generator=generator) for _ in range(2))
+    reference, old = ((start + scale * step).log_softmax(-1) for scale in (0.0, 0.2))
+    for scale in (0.2, 0.6, 1.2):
+        policy = (start + scale * step).log_softmax(-1)
+        true = float((policy.exp() * (policy - reference)).sum())
+        alone = float((old.exp() * kl_k3(policy, reference)).sum())
+        assert logged(penalty, policy, old, reference) == pytest.approx(true, rel=1e-12)
+        assert (abs(alone / true - 1) > 0.1) == (scale > 0.2)
+
+
+def test_on_the_old_policy_the_logged_divergence_is_k3_to_the_last_bit() -> None:
+    policy, reference = table(4).float(), table(5).float()
+    metrics = KLInLoss().term(TokenScores(logprobs=policy), every_token(policy, reference)).metrics
+    assert torch.equal(metrics["train/kl"], kl_k3(policy, reference))
