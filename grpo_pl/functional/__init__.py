@@ -16,7 +16,7 @@ from grpo_pl.functional.groups import (
 from grpo_pl.functional.partition import balanced_partition, batches_within, even_parts, pad_rows, rounds
 from grpo_pl.functional.ratios import MAX_LOG_RATIO, bounded_exp, importance_ratio, kl_k1, kl_k2, kl_k3
 from grpo_pl.functional.returns import generalized_advantages, outcome_rewards
-from grpo_pl.functional.seeds import derive_seed, permutation
+from grpo_pl.functional.seeds import derive_seed, drawn_by_size, permutation, ratio_sample
 from grpo_pl.functional.selection import largest
 from grpo_pl.functional.statistics import divide_by_std, masked_mean, mean_and_std, one_if_finite, whiten
 from grpo_pl.functional.success_rates import majority_at_k, pass_at_k, wilson_interval
@@ -28,6 +28,7 @@ __all__ = [
     "bounded_exp",
     "derive_seed",
     "divide_by_std",
+    "drawn_by_size",
     "even_parts",
     "forward_kl",
     "generalized_advantages",
@@ -55,6 +56,7 @@ __all__ = [
     "pass_at_k",
     "permutation",
     "prompt_weights",
+    "ratio_sample",
     "reverse_kl",
     "rounds",
     "whiten",
