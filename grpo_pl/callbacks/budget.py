@@ -1,17 +1,22 @@
 """Ends a run when its budget is spent, so that runs of unlike cost can be compared."""
 
 import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import lightning.pytorch as pl
 from typing_extensions import override
 
 from grpo_pl.callbacks.metrics_table import metrics_table
+from grpo_pl.runs.layout import tokens_generated
 from grpo_pl.system.refusal import ArgumentError
 from grpo_pl.types import Experience
 
-SPENT = {"response_tokens": "rollout/tokens", "seconds": "time/iteration_s"}
-"""Budget -> the metric whose sum over iterations it limits."""
+SPENT: dict[str, Callable[[Mapping[str, float]], float]] = {
+    "response_tokens": tokens_generated,
+    "seconds": lambda row: row.get("time/iteration_s", 0.0),
+}
+"""Budget -> what an iteration spends of it, by its row of `metrics.csv`."""
 STAGES = "time/sync_s", "time/generate_s", "time/score_s"
 
 
@@ -21,7 +26,9 @@ class Budget(pl.Callback):
     `trainer.max_epochs` remains a limit of its own; -1 leaves the budget alone to decide.
 
     Args:
-        response_tokens: Tokens of all responses so far, over all ranks; null for no limit.
+        response_tokens: Tokens of all responses so far, over all ranks, whether they were learned from or
+            not: rounds of dynamic sampling that were thrown away, greedy responses. Validation does not
+            count. Null for no limit.
         seconds: Seconds of all iterations so far (`time/iteration_s`), without validation, start and
             checkpoints; null for no limit.
     """
@@ -45,7 +52,7 @@ class Budget(pl.Callback):
     ) -> None:
         if batch_idx == 0 and isinstance(batch, Experience):
             self._first_batch = time.perf_counter()
-            self._tokens = batch.metrics.get("rollout/tokens", 0.0)
+            self._tokens = tokens_generated(batch.metrics)
             self._seconds = sum(batch.metrics.get(stage, 0.0) for stage in STAGES)
 
     @override
@@ -65,7 +72,7 @@ class Budget(pl.Callback):
         table = metrics_table(trainer)
         rows = table.rows if table else []
         spent = any(
-            limit is not None and sum(row.get(SPENT[key], 0.0) for row in rows) + now.get(key, 0.0) >= limit
+            limit is not None and sum(map(SPENT[key], rows)) + now.get(key, 0.0) >= limit
             for key, limit in self.limits.items()
         )
         return trainer.strategy.reduce_boolean_decision(spent, all=False)

@@ -8,7 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 from typing_extensions import override
 
-from grpo_pl.runs.layout import METRICS_FILE, write_metrics
+from grpo_pl.runs.layout import METRICS_FILE, TOKENS_GENERATED, write_metrics
 from grpo_pl.training.optimization import OptimizedModule, num_parameters
 
 
@@ -16,7 +16,8 @@ class MetricsTable(pl.Callback):
     """Writes `metrics.csv` into the run's folder, one row an iteration.
 
     Row 0 holds the validation before training; row i > 0 holds iteration i: its rollout, its updates, and the
-    validation after them where there was one. Of a reward model, an iteration is a pass over the data.
+    validation after them where there was one. What was not measured in an iteration is empty. Of a reward
+    model, an iteration is a pass over the data.
     Also runs that first validation, and measures the time of updates and validations. Checkpoints hold all
     rows.
     """
@@ -73,6 +74,8 @@ class MetricsTable(pl.Callback):
         pl_module.log("time/update_s", self._last_batch - self._first_batch)
         pl_module.log_dict({"iteration": iteration, "step": iteration})  # loggers take `step` as their x axis
         row = {k: float(v) for k, v in trainer.callback_metrics.items() if not k.startswith("val")}
+        del row["step"]
+        measured = set(row)
         row["memory/peak_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         if isinstance(pl_module, OptimizedModule):
             models = [m for m in pl_module.held_models().values() if num_parameters([m])]
@@ -81,9 +84,9 @@ class MetricsTable(pl.Callback):
         row["lr"] = float(trainer.optimizers[0].param_groups[0]["lr"])
         stages = ("time/sync_s", "time/generate_s", "time/score_s", "time/update_s")
         row["time/iteration_s"] = sum(row.get(stage, 0.0) for stage in stages)
-        if "rollout/tokens" in row:
-            row["time/tokens_per_s"] = row["rollout/tokens"] / row["time/iteration_s"]
-        del row["step"]
+        if TOKENS_GENERATED in row:
+            row["time/tokens_per_s"] = row[TOKENS_GENERATED] / row["time/iteration_s"]
+        pl_module.log_dict({key: row[key] for key in row.keys() - measured})  # for loggers
         self._write_row(trainer, row)
 
     def _write_row(self, trainer: pl.Trainer, row: dict[str, float]) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +14,8 @@ ENDED_FILE = "ended.json"
 LOCK_FILE = ".lock"
 ROLLOUTS_FOLDER = "rollouts"
 PASS_RATES_FILE = "pass_rates.csv"
+TOKENS_GENERATED = "rollout/tokens_generated"
+"""The column of all tokens sampled in an iteration."""
 LAST = "last.ckpt"
 """A link to the newest whole checkpoint of its folder."""
 MANIFEST_FILE = "manifest.json"
@@ -57,6 +60,11 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     """The rows of a `metrics.csv`; a number that was not measured in an iteration is missing from its row."""
     with path.open(newline="", encoding="utf-8") as file:
         return [{k: float(v) for k, v in row.items() if v not in ("", None)} for row in csv.DictReader(file)]
+
+
+def tokens_generated(row: Mapping[str, float]) -> float:
+    """The tokens sampled in an iteration; of a run older than that column, those that it learned from."""
+    return row.get(TOKENS_GENERATED, row.get("rollout/tokens", 0.0))
 
 
 def write_metrics(path: Path, rows: list[dict[str, float]]) -> None:

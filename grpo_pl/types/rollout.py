@@ -110,7 +110,8 @@ class Rollout:
     greedy: list[Sample] = field(default_factory=list)
     """The greedy response to each of the `P` prompts; empty where no estimator asks for it (ReMax does)."""
     besides: list["Rollout"] = field(default_factory=list)
-    """Rollouts sampled for this one and not learned from: rounds of dynamic sampling, greedy responses."""
+    """Rollouts sampled for this one: all rounds of dynamic sampling where there were several, from which its
+    groups come, and greedy responses (temperature 0)."""
     offline: bool = False
     """Whether it is older than the run: `policy_version` then counts the steps of another policy."""
     metrics: dict[str, float] = field(default_factory=dict)
@@ -123,6 +124,13 @@ class Rollout:
         """Tokens of each sequence, of prompt and response."""
         steps = torch.arange(1, self.loss_mask.shape[1] + 1)
         return (self.loss_mask * steps).amax(-1).tolist()
+
+    @property
+    def tokens_generated(self) -> int:
+        """All tokens sampled for it, with those of rounds thrown away and of greedy responses."""
+        rounds = [other for other in self.besides if other.temperature == self.temperature]
+        sampled = self.besides if rounds else [self, *self.besides]  # its groups come from the rounds
+        return sum(int(rollout.loss_mask.sum()) for rollout in sampled)
 
     @property
     def samples(self) -> list[Sample]:

@@ -110,6 +110,7 @@ def test_groups_without_variance_are_replaced_and_the_cost_is_told() -> None:
         "rollout/groups_replaced": pytest.approx(2 / 3),
         "rollout/tokens_thrown_away": 1 - 8 / 16,
     }
+    assert sampled.tokens_generated == 16
 
 
 def test_at_the_bound_what_is_there_stays() -> None:
@@ -123,6 +124,7 @@ def test_at_the_bound_what_is_there_stays() -> None:
 def test_nothing_is_asked_again_where_all_groups_have_signal() -> None:
     sampled, asked = run({"a": ["x", "y"]}, [], rounds=5)
     assert asked == []
+    assert sampled.tokens_generated == 2
     assert sampled.metrics["rollout/rounds"] == 1.0
 
 

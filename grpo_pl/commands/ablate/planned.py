@@ -60,7 +60,7 @@ class PlannedRun:
         if self.budget.unit == "iterations":
             spent = rows[-1]["iteration"] if rows else 0.0
         else:
-            spent = sum(row.get(SPENT[self.budget.unit], 0.0) for row in rows)
+            spent = sum(map(SPENT[self.budget.unit], rows))
         return min(spent / self.budget.amount, 1.0)
 
 

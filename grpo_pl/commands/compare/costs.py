@@ -41,7 +41,7 @@ COSTS = (
     TIME,
     Cost("validation", "s", 0, VALIDATION, sum),
 )
-"""Measured in rank 0's process, but tokens over all ranks, as in `metrics.csv`."""
+"""As in `metrics.csv`: tokens of all ranks, memory of rank 0, seconds of rank 0 or means of ranks."""
 
 
 def cost_of(group: Group, cost: Cost) -> float | None:

@@ -15,7 +15,7 @@ from grpo_pl.commands.compare.statistics import Interval
 
 ALONG = (
     (None, "iterations", "iteration"),
-    (TOKENS, "tokens", "response tokens so far"),
+    (TOKENS, "tokens", "response tokens generated so far"),
     (SECONDS, "seconds", "seconds of training so far, without validation"),
 )
 PATHS = (

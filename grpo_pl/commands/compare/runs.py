@@ -14,9 +14,11 @@ from grpo_pl.runs.layout import (
     ENDED_FILE,
     METRICS_FILE,
     SAMPLES_FILE,
+    TOKENS_GENERATED,
     StudyPlace,
     read_metrics,
     study_place,
+    tokens_generated,
 )
 from grpo_pl.system.refusal import ConfigError
 
@@ -24,7 +26,7 @@ Paths = Iterable[str | Path] | str | Path
 """Run folders, folders that hold `seed-<n>`, or folders of studies."""
 ACCURACY = "val/accuracy"
 """The metric that runs are compared by."""
-TOKENS, SECONDS, VALIDATION = "rollout/tokens", "time/iteration_s", "time/validate_s"
+TOKENS, SECONDS, VALIDATION = TOKENS_GENERATED, "time/iteration_s", "time/validate_s"
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,9 @@ def read_run(folder: Path) -> Run:
         rows = [{}]
     if any("iteration" not in row for row in rows):
         raise ConfigError(f"compare: {metrics} is not a table that `fit` wrote")
+    for row in rows:  # of a run older than the column
+        if "rollout/tokens" in row:
+            row[TOKENS] = tokens_generated(row)
     return Run(folder, settings, rows, study_place(folder))
 
 

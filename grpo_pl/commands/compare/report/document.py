@@ -183,7 +183,7 @@ def runs(comparison: Comparison) -> Section:
             "iterations": number(run.last("iteration"), 0),
             panels.readable(metric): number(run.last(metric)),
             "95 % over problems": ends(interval_of(run, metric)),
-            "response tokens": number(math.fsum(run.measured(TOKENS)), 0),
+            "tokens generated": number(math.fsum(run.measured(TOKENS)), 0),
             "training, s": number(math.fsum(run.measured(SECONDS)), 0),
             "state": run.problem or "finished",
             "folder": str(run.folder),

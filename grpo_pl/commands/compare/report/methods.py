@@ -13,8 +13,9 @@ CURVES = [
 COSTS = [
     "Medians over finished runs of: the greatest value (models, parameters, peak memory of rank 0's "
     "process), the median over iterations (stages, iteration, tokens a second), the sum over iterations "
-    "(tokens, training, validation). In brackets: times the base's. Dashed line: what no other group beats "
-    "in both.",
+    "(tokens generated, training, validation). Tokens are all that were sampled, learned from or thrown "
+    "away; validation's are not in them. In brackets: times the base's. Dashed line: what no other group "
+    "beats in both.",
 ]
 
 
