@@ -18,7 +18,8 @@ from grpo_pl.losses.masks import TokenMask
 from grpo_pl.minibatches import Step, first_pass
 from grpo_pl.rewards.feedback import RewardStage, reward_metrics
 from grpo_pl.system.refusal import ConfigError
-from grpo_pl.training.metrics import rollout_metrics, sample_records
+from grpo_pl.training.metrics import explained_variance, rollout_metrics, sample_records
+from grpo_pl.training.silent_sample import SilentSample
 from grpo_pl.types import Experience, Feedback, Rollout, Sequences, TokenScores
 
 Scorer = Callable[[Sequences], TokenScores]
@@ -45,6 +46,8 @@ class ExperienceStage:
     """None where nothing reads its scores before the update."""
     reads_silent: bool
     """Whether sequences without an advantage are scored, because a term or a mask depends on them."""
+    silent: SilentSample
+    """Which of the other sequences without an advantage are read all the same, for the metrics."""
     scores_first: bool
     """Whether the trained models' scores are needed before the first optimizer step. If not, sequences read
     only in that step are not scored before: its own forward gives their old log-probabilities."""
@@ -63,6 +66,8 @@ class ExperienceStage:
             temperature=rollout.temperature,
             active=None if early is None else (early.advantages != 0).any(-1),
         )
+        learned = sequences.read
+        sequences.active, stands_for = self.silent(sequences, version)
         sampling_logprobs = rollout.sampling_logprobs.to(device)
         first = first_pass(steps)
         scored_now, scored_later = self._now_and_later(first, steps)
@@ -70,7 +75,7 @@ class ExperienceStage:
         reference = None if self.reference is None else self._scores(self.reference, sequences, first)
         feedback = self._with_scores(feedback, scores, None if reference is None else reference.logprobs)
         credit = self.advantage(feedback) if early is None else early
-        correction = self._correction(scores, sampling_logprobs, sequences)
+        correction = self._correction(scores, sampling_logprobs, learned)
         experience = Experience(
             **vars(sequences) | named_by(reference, sequences),
             sampling_logprobs=sampling_logprobs,
@@ -82,6 +87,7 @@ class ExperienceStage:
             weights=correction.weights,
             kept=all_kept([self._kept(feedback, scores), correction.kept]),
             has_old_logprobs=without(scored_later, sequences),
+            stands_for=stands_for,
         )
         weigh = partial(prompt_weights, group_ids=feedback.group_ids, sum_over_ranks=sum_over_ranks)
         for term in self.terms:
@@ -92,6 +98,7 @@ class ExperienceStage:
             prompt_weights=weigh(experience.counted.sum(-1)),
             all_prompt_weights=weigh(experience.loss_mask.sum(-1)) if self.masks else None,
             metrics=rollout_metrics(rollout, experience, version, sum_over_ranks)
+            | explained_variance(feedback, self.advantage.gamma)
             | reward_metrics(scored, sum_over_ranks)
             | coefficient
             | (teacher_metrics(feedback) if self.advantage.needs_reference else {})
@@ -131,14 +138,14 @@ class ExperienceStage:
         return replace(feedback, rewards=feedback.rewards - feedback.loss_mask * cost)
 
     def _correction(
-        self, scores: TokenScores, sampling_logprobs: Float[Tensor, "N T"], sequences: Sequences
+        self, scores: TokenScores, sampling_logprobs: Float[Tensor, "N T"], learned: Bool[Tensor, "N T"]
     ) -> Correction:
-        """The weights of tokens for the mismatch between engine and trainer."""
+        """The weights of tokens for the mismatch between engine and trainer; no metrics of no token."""
         if self.correction is None:
             return Correction(None, {})
-        return self.correction(
-            scores.logprobs, sampling_logprobs, sequences.read, self.rewards.sum_over_ranks
-        )
+        sum_over_ranks = self.rewards.sum_over_ranks
+        correction = self.correction(scores.logprobs, sampling_logprobs, learned, sum_over_ranks)
+        return correction if sum_over_ranks(learned.sum()) > 0 else correction._replace(metrics={})
 
     def _kept(self, feedback: Feedback, scores: TokenScores) -> Bool[Tensor, "N T"] | None:
         """The tokens that all masks keep; None without masks."""

@@ -10,7 +10,6 @@ from typing_extensions import override
 
 from grpo_pl.advantages import AdvantageEstimator
 from grpo_pl.experience import ExperienceStage, Scorer
-from grpo_pl.functional import masked_mean
 from grpo_pl.losses import Aggregation, ClippedValueLoss, EntropyBonus, KLPenalty, LossTerm, PolicyLoss
 from grpo_pl.losses.correction import MismatchCorrection
 from grpo_pl.losses.masks import TokenMask
@@ -21,6 +20,7 @@ from grpo_pl.models.reference_update import ReferenceUpdate
 from grpo_pl.rewards.base import RewardFunction, Verifier
 from grpo_pl.rewards.feedback import RewardStage
 from grpo_pl.rewards.transforms import RewardTransform
+from grpo_pl.system.refusal import check_at_least
 from grpo_pl.training.checks.components import (
     check_advantage_sources,
     check_components,
@@ -31,10 +31,11 @@ from grpo_pl.training.checks.components import (
     check_reference_update,
 )
 from grpo_pl.training.checks.prompts import check_answers
-from grpo_pl.training.metrics import EffectiveSampleSize
+from grpo_pl.training.metrics import ReadTokens
 from grpo_pl.training.optimization import OptimizerFactory, SchedulerFactory
 from grpo_pl.training.policy_models import PolicyModels, scored_tokens
 from grpo_pl.training.ranks import data_ranks
+from grpo_pl.training.silent_sample import SilentSample
 from grpo_pl.training.skipped_steps import Source
 from grpo_pl.training.validation import Evaluation
 from grpo_pl.types import Experience, Prompt, Rollout, ScoredSamples, Sequences, TokenScores
@@ -66,6 +67,9 @@ class PolicyOptimization(PolicyModels):
         verifiers: Measures of validation by name: `val/<name>` is the share of problems solved.
         optimizer: Optimizer of all trained parameters.
         lr_scheduler: Stepped after each optimizer step on the policy; null for a constant learning rate.
+        read_silent: Of the responses without an advantage, so many are read for the metrics in each
+            iteration, over all ranks: entropy, clip fractions and their like are then estimates over all
+            responses. 0 for none; where a KL or a critic reads all responses, there is nothing to add.
     """
 
     def __init__(
@@ -90,8 +94,10 @@ class PolicyOptimization(PolicyModels):
         verifiers: dict[str, Verifier] | None = None,
         optimizer: OptimizerFactory = lambda p: torch.optim.AdamW(p, lr=1e-6),
         lr_scheduler: SchedulerFactory | None = None,
+        read_silent: int = 0,
     ) -> None:
         super().__init__()
+        check_at_least(0, read_silent=read_silent)
         used = check_components(rewards, advantage, kl, policy, reference, critic)
         check_critic(advantage, critic, critic_lr, critic_warmup)
         check_reference_update(reference_update, used)
@@ -119,7 +125,7 @@ class PolicyOptimization(PolicyModels):
         self.scores_first = any((of_old, critic, corrected, masked_by_entropy, compared))
         self.min_group_size, self.needs_greedy = advantage.min_group_size, advantage.needs_greedy
         self.corrects_mismatch = correction is not None or loss.of_sampler
-        self.effective = EffectiveSampleSize()
+        self.read_silent, self.read_tokens = read_silent, ReadTokens()
 
     @override
     def learning_rates(self) -> dict[str, float | None]:
@@ -173,6 +179,7 @@ class PolicyOptimization(PolicyModels):
 
     def make_experience(self, rollout: Rollout, steps: Sequence[Step]) -> Experience:
         """Rewards, scores and advantages of a rollout, for the given optimizer steps on it."""
+        ranks = data_ranks(self.trainer)
         make = ExperienceStage(
             rewards=self.reward_stage,
             advantage=self.advantage,
@@ -183,6 +190,7 @@ class PolicyOptimization(PolicyModels):
             trained=self._as_in_training(self.trainer.model),
             reference=self._as_in_training(self.reference_scores) if self.reads_reference else None,
             reads_silent=self.reads_silent,
+            silent=SilentSample(self.read_silent, ranks.rank, ranks.size, self.sum_over_ranks),
             scores_first=self.scores_first,
         )
         return make(rollout, steps, self.version)
@@ -206,7 +214,8 @@ class PolicyOptimization(PolicyModels):
         bypassed = self.correction is not None and self.correction.bypasses
         trainers = scores.logprobs.detach() if bypassed else batch.old_logprobs
         gap = torch.where(batch.read, batch.sampling_logprobs - trainers, 0.0).abs()
-        self._log_step(batch, scores, terms.metrics, gap)
+        last = batch_idx + 1 == self.trainer.num_training_batches
+        self._log_step(batch, scores, terms.metrics | {"sync/logprob_mismatch": gap}, last=last)
         made_of = batch.numbers | {"logprobs": scores.logprobs, "values": scores.values}
         made_of |= {f"term {name}": loss for name, loss in terms.tokens.items()}
         loss = self.guarded(terms.total, gap.max(), made_of=made_of)
@@ -229,20 +238,21 @@ class PolicyOptimization(PolicyModels):
         return scores
 
     def _log_step(
-        self, batch: Experience, scores: TokenScores, metrics: dict[str, Tensor], gap: Tensor
+        self, batch: Experience, scores: TokenScores, metrics: dict[str, Tensor], *, last: bool
     ) -> None:
-        """Log the metrics of the iteration, and those of the micro-batch as means over its tokens."""
+        """Log the iteration's metrics with its first micro-batch, the means over tokens with its last."""
         assert self.policy is not None, "configure_model comes first"
-        log = partial(self.log_dict, on_step=False, on_epoch=True)
-        log(batch.metrics | {"train/padding": self.policy.padding}, batch_size=1, sync_dist=True)
-        log({"sync/logprob_mismatch_max": gap.max()}, reduce_fx="max", batch_size=1, sync_dist=True)
-        metrics = metrics | {"sync/logprob_mismatch": gap}
+        log = partial(self.log_dict, on_step=False, on_epoch=True, batch_size=1)
+        log(batch.metrics | {"train/padding": self.policy.padding}, sync_dist=True)
         if scores.entropy is not None:
-            metrics["train/entropy"] = scores.entropy.detach()
-        means = {name: masked_mean(value, batch.read) for name, value in metrics.items()}
-        log(means, batch_size=max(int(batch.read.sum()), 1), sync_dist=True)
-        self.effective.update(scores.logprobs.detach(), batch)
-        log({"train/effective_sample_size": self.effective}, batch_size=1)
+            metrics = metrics | {"train/entropy": scores.entropy}
+        self.read_tokens.add(metrics, scores.logprobs, batch)
+        if last:
+            means, highest = self.read_tokens.compute(self.sum_over_ranks), self.read_tokens.highest_mismatch
+            self.read_tokens = ReadTokens()
+            log(means)
+            if "sync/logprob_mismatch" in means:
+                log({"sync/logprob_mismatch_max": highest}, reduce_fx="max", sync_dist=True)
 
     @override
     def on_train_epoch_end(self) -> None:

@@ -28,6 +28,8 @@ class AdvantageEstimator(ABC):
     needs_reference: ClassVar[bool] = False
     """Whether it reads `Feedback.old_logprobs` and `ref_logprobs`: the models then score first."""
     min_group_size: int = 1
+    gamma: float = 1.0
+    """Discount per token of the returns that a critic foresees."""
 
     @abstractmethod
     def __call__(self, feedback: Feedback) -> Credit:

@@ -84,12 +84,6 @@ class GradientTerms(pl.Callback):
             )
 
     @override
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Drop the last measurement, which Lightning would log for this iteration again."""
-        for key in [key for key in trainer.callback_metrics if key.startswith(PREFIX)]:
-            del trainer.callback_metrics[key]
-
-    @override
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
 from typing_extensions import override
 
 from grpo_pl.runs.layout import LAST
@@ -45,6 +46,12 @@ class Checkpoints(ModelCheckpoint):
         """Save the end of the run, even out of schedule."""
         if self.save_last and not self._should_skip_saving_checkpoint(trainer):
             self._save_checkpoint(trainer, self.format_checkpoint_name(self._monitor_candidates(trainer)))
+
+    @override
+    def _save_topk_checkpoint(self, trainer: pl.Trainer, monitor_candidates: dict[str, Tensor]) -> None:
+        """Rank no iteration in which what is monitored was not measured, though it was in one before."""
+        if self.monitor in monitor_candidates or self.current_score is None:
+            super()._save_topk_checkpoint(trainer, monitor_candidates)
 
     def save_now(self, trainer: pl.Trainer) -> None:
         """Save this iteration and link `last.ckpt` to it; the next scheduled checkpoint replaces it."""

@@ -80,6 +80,13 @@ class OptimizedModule(pl.LightningModule):
         }
 
     @override
+    def on_train_epoch_start(self) -> None:
+        """Forget the last iteration's metrics: Lightning would repeat one that is not measured again."""
+        measured = self.trainer.callback_metrics
+        for key in [key for key in measured if not key.startswith("val")]:
+            del measured[key]
+
+    @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave out the frozen weights; add what the others depend on."""
         builders = {name: builder for name, builder in self.builders.items() if builder is not None}

@@ -218,6 +218,9 @@ class Experience(Sequences):
     """What terms of the loss have computed of the whole rollout, by the term: `LossTerm.prepare`."""
     teacher_logprobs: Float[Tensor, "B T K"] | None = None
     """The reference's log-probabilities of `candidates`, its own most probable tokens; None without them."""
+    stands_for: Float[Tensor, "B"] | None = None
+    """How many tokens each read token of a sequence stands for in metrics, where only a sample of the
+    sequences without an advantage is read; None for 1. The loss does not know of it."""
 
     @property
     def counted(self) -> Bool[Tensor, "B T"]:

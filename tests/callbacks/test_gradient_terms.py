@@ -15,7 +15,6 @@ from grpo_pl.losses import ClippedValueLoss, Reinforce, TokenMean
 from grpo_pl.losses.entropy import EntropyBonus
 from grpo_pl.losses.kl import KLInLoss
 from grpo_pl.losses.objective import Objective
-from grpo_pl.training.metrics import EffectiveSampleSize
 from grpo_pl.types import Experience, TokenScores
 
 ALL_ON_THE_POLICY = (
@@ -137,28 +136,3 @@ def test_what_cannot_be_measured_is_refused_before_there_is_a_folder(
     assert "gradient_terms.every=2 cannot be measured with trainer.strategy CPUFSDPStrategy" in sentence
     assert "gradient_terms.every=0: expected 1 or more" in refused(fit, *root, "--gradient_terms.every", 0)
     assert not (tmp_path / "run").exists()
-
-
-# ------------------------------------------------------------------------------------ effective sample size
-
-
-def test_the_effective_sample_size_by_hand_however_the_tokens_are_cut() -> None:
-    """Ratios 1, 2, 4 and 1: (1 + 2 + 4 + 1)^2 / (4 * (1 + 4 + 16 + 1)) = 64 / 88."""
-    old = -torch.tensor([[1.0, 2.0, 4.0, 1.0]]).log()
-    size = EffectiveSampleSize()
-    assert size(torch.zeros(1, 4), batch(old.tolist())) == pytest.approx(64 / 88)
-    size.reset()
-    for columns in (old[:, :1], old[:, 1:]):
-        size.update(torch.zeros(columns.shape), batch(columns.tolist()))
-    assert size.compute() == pytest.approx(64 / 88)
-
-
-def test_tokens_that_the_loss_does_not_count_and_that_nobody_reads_are_no_sample() -> None:
-    size = EffectiveSampleSize()
-    nobody = torch.zeros(1, dtype=torch.bool)
-    assert size(torch.zeros(1, 2), batch([[0.0, 0.0]], active=nobody)) == 0
-    kept = torch.tensor([[True, True, False], [True, True, True]])
-    size.update(
-        torch.zeros(2, 3), batch([[-1.0, -1.0, -9.0], [-9.0, 0.0, 0.0]], kept=kept, active=kept[:, 2].flip(0))
-    )
-    assert size.compute() == pytest.approx(1)

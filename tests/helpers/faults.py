@@ -4,6 +4,7 @@ import hashlib
 import os
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ import torch
 from lightning.pytorch.plugins import MixedPrecision
 
 from grpo_pl.callbacks.alarm_rules import Alarm
+from grpo_pl.rewards.base import RewardFunction
 from grpo_pl.rollout.engine import SamplingConfig
 from grpo_pl.rollout.in_process import InProcessEngine
-from grpo_pl.types import Rollout
+from grpo_pl.types import Rollout, Sample
 
 
 class NaNEngine(InProcessEngine):  # type: ignore[misc]
@@ -147,3 +149,26 @@ class Always(Alarm):
 def enormous(response: str, **_: Any) -> float:
     """A reward that a float32 holds, and whose variance it does not."""
     return 3e38 if len(response) % 2 else -3e38
+
+
+class Fading(RewardFunction):  # type: ignore[misc]
+    """Pays for digits, and abstains on everything from some call on, as a verifier that is down.
+
+    Args:
+        calls: Calls that it answers.
+    """
+
+    def __init__(self, calls: int) -> None:
+        super().__init__()
+        self.calls = calls
+
+    def score(self, samples: Sequence[Sample]) -> list[float | None]:
+        self.calls -= 1
+        return [None if self.calls < 0 else float("1" in s.response) for s in samples]
+
+
+class Constant(RewardFunction):  # type: ignore[misc]
+    """The same reward for every response: no group has a signal."""
+
+    def score(self, samples: Sequence[Sample]) -> list[float]:
+        return [0.0] * len(samples)
