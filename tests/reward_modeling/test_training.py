@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from helpers.columns import unknown_columns
 from helpers.commands import Fit, Refused, Stopped, command
 from helpers.repository import ROOT
 from helpers.run_results import callback, rows, saved
@@ -104,6 +105,7 @@ def test_it_learns_what_is_better_and_says_so_on_held_out_data(kind: str, runs: 
     assert last["val/loss"] < 0.5
     assert last["train/accuracy"] > 0.8
     assert "val/calibration_error" in last
+    assert unknown_columns(runs[kind]) == set()
     assert (runs[kind] / "reliability.png").stat().st_size > 1000
 
 
