@@ -222,7 +222,7 @@ def test_the_explained_variance_depends_on_the_critic_alone(fit: Fit, reward_mod
     """Not on the estimator's lambda, with which the target of the regression is mostly the critic's own."""
 
     def explained(lam: float) -> float:
-        start = ("--model.critic.pretrained", reward_model, "--model.advantage.lam", lam)
+        start = ("--model.critic.pretrained", reward_model, "--model.advantage.lam_value", lam)
         once = ("--trainer.max_epochs", 1, "--samples.every", 0, *NO_VALIDATION)
         return column(fit(*PPO, *start, *once), "train/explained_variance")[0]
 

@@ -28,7 +28,7 @@ def ignorant(lam: float) -> tuple[Feedback, float]:
     given = outcomes(coin, [0, 0, 0, 0], [256] * 4)
     values = torch.tensor([[0.5 + guess], [0.5 - guess]] * 2).double() * given.loss_mask
     given.values = values
-    target = GAE(lam=lam, whiten=False)(given).returns
+    target = GAE(lam=lam, lam_value=lam, whiten=False)(given).returns
     assert target is not None
     mask = given.loss_mask
     return given, float(1 - (target - values)[mask].var() / target[mask].var())
