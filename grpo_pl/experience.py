@@ -65,6 +65,8 @@ class ExperienceStage:
             loss_mask=feedback.loss_mask,
             temperature=rollout.temperature,
             active=None if early is None else (early.advantages != 0).any(-1),
+            candidates=None if rollout.candidates is None else rollout.candidates.to(device),
+            renormalized=rollout.candidates is not None,
         )
         learned = sequences.read
         sequences.active, stands_for = self.silent(sequences, version)

@@ -6,8 +6,10 @@ from typing import Any
 
 import torch
 from tokenizers.decoders import DecodeStream
+from torch import Tensor
 
 from grpo_pl.functional import pad_rows
+from grpo_pl.rollout.support import lay_out_support
 from grpo_pl.types import Prompt, Rollout
 
 
@@ -22,6 +24,8 @@ class Response:
     truncated: bool
     token_ends: list[int]
     """Where in `text` the text of each token ends, in characters."""
+    candidates: list[Tensor] | None = None
+    """The tokens that each token was drawn from, where sampling truncates; None for the whole vocabulary."""
 
 
 def token_ends(tokenizer: Any, token_ids: Sequence[int], text: str) -> list[int]:
@@ -62,6 +66,8 @@ def assemble_rollout(
 
     blank = [[0] * start for start in starts]
     token_ids = lay_out([r.token_ids for r in responses], [p.token_ids for p in owners], torch.long)
+    supports = [response.candidates for response in responses if response.candidates is not None]
+    assert len(supports) in (0, len(responses)), "all responses of a rollout are drawn in one way"
     return Rollout(
         token_ids=token_ids,
         loss_mask=lay_out([[1] * len(r.token_ids) for r in responses], blank, torch.bool),
@@ -73,6 +79,7 @@ def assemble_rollout(
         truncated=torch.tensor([r.truncated for r in responses]),
         policy_version=policy_version,
         temperature=temperature,
+        candidates=lay_out_support(supports, starts, width) if supports else None,
     )
 
 

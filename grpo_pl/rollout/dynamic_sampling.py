@@ -7,6 +7,7 @@ from typing import Any, final
 import torch
 
 from grpo_pl.functional import group_is_constant, group_size, groups_with, pad_rows
+from grpo_pl.rollout.support import widened
 from grpo_pl.system.refusal import ArgumentError
 from grpo_pl.types import Prompt, Rollout, ScoredSamples
 
@@ -110,11 +111,18 @@ def replace_group(rollout: Rollout, place: int, other: Rollout, group: int) -> R
             return None if ours is None else rows(ours, theirs)
         return pad_rows(rows(ours, theirs), width) if ours.ndim == 2 else torch.stack(rows(ours, theirs))
 
+    def support() -> torch.Tensor | None:
+        if rollout.candidates is None or other.candidates is None:
+            return None
+        most = max(rollout.candidates.shape[2], other.candidates.shape[2])
+        ours, theirs = (widened(one, width, most) for one in (rollout.candidates, other.candidates))
+        return torch.stack(rows(ours, theirs))
+
     def each(ours: Any, theirs: Any, names: str) -> dict[str, Any]:
         return {name: merged(getattr(ours, name), getattr(theirs, name)) for name in names.split()}
 
     columns = "token_ids loss_mask sampling_logprobs prompts responses token_ends truncated"
-    changed = each(rollout, other, columns)
+    changed = each(rollout, other, columns) | {"candidates": support()}
     if rollout.rewards is not None:
         scores = each(rollout.rewards, other.rewards, "by_name total weighted outcome steps scored")
         changed["rewards"] = replace(rollout.rewards, **scores)

@@ -26,21 +26,33 @@ class EngineLostError(RuntimeError):
 class SamplingConfig:
     """How responses are drawn.
 
-    Top-p and top-k are left out: they draw from another distribution than the one whose log-probabilities the
-    trainer computes, and every importance ratio would be off by the kept mass.
-
     Args:
         max_tokens: The longest response, in tokens; one that reaches it without ending is truncated.
         temperature: Divides the logits; 0 takes the most likely token.
+        top_p: Draws from the fewest likeliest tokens of at least this mass (Holtzman et al. 2020,
+            arXiv:1904.09751); 1 for all. The models then score each token among those it was drawn from.
+        top_k: Draws from this many of the likeliest tokens, before `top_p`; 0 for all.
     """
 
     max_tokens: int = 256
     temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
 
     def __post_init__(self) -> None:
         check_at_least(1, max_tokens=self.max_tokens)
+        check_at_least(0, top_k=self.top_k)
+        if not 0 < self.top_p <= 1:
+            raise ArgumentError(
+                f"top_p={self.top_p}: expected more than 0 and at most 1 (1 keeps all tokens)"
+            )
         if not 0 <= self.temperature < math.inf:
             raise ArgumentError(f"temperature={self.temperature}: expected more than 0 (0 is greedy)")
+
+    @property
+    def truncates(self) -> bool:
+        """Whether some tokens cannot be drawn, so that a rollout says for each token which could."""
+        return self.temperature > 0 and (self.top_p < 1 or self.top_k > 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +113,15 @@ class RolloutEngine(ABC):
     def offline(self) -> bool:
         """Whether its responses exist already: another policy's, to training prompts alone."""
         return False
+
+    def check_sampling(self, sampling: SamplingConfig) -> None:
+        """Refuse, before `start`, a truncation by an engine that does not say which tokens it kept."""
+        if sampling.truncates:
+            raise ArgumentError(
+                f"data.sampling has top_p={sampling.top_p:g} and top_k={sampling.top_k}, and {name_of(self)} "
+                "does not say which tokens it kept, so every log-probability would be off by their mass: "
+                "take InProcessEngine, VLLMEngine with a top_k, or top_p 1 and top_k 0"
+            )
 
     @abstractmethod
     def start(self, *, max_sequence_tokens: int, max_sequences: int, device: torch.device) -> None:
@@ -195,6 +216,10 @@ class EngineWrapper(RolloutEngine):
     @override
     def offline(self) -> bool:
         return self.engine.offline
+
+    @override
+    def check_sampling(self, sampling: SamplingConfig) -> None:
+        self.engine.check_sampling(sampling)
 
     @override
     def start(self, *, max_sequence_tokens: int, max_sequences: int, device: torch.device) -> None:

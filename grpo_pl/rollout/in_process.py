@@ -14,6 +14,7 @@ from grpo_pl.models.loading import eos_token_ids, load_language_model, load_toke
 from grpo_pl.rollout.assembly import Response, assemble_rollout, token_ends
 from grpo_pl.rollout.engine import Demand, EngineMemory, RolloutEngine, SamplingConfig, sampling_bytes
 from grpo_pl.rollout.readers import CachedReader, ReaderKind, right_reader
+from grpo_pl.rollout.support import kept_tokens, tokens_of
 from grpo_pl.system.precision import OpenDType, chosen_dtype
 from grpo_pl.system.refusal import about
 from grpo_pl.types import Prompt, Rollout
@@ -51,6 +52,10 @@ class InProcessEngine(RolloutEngine):
         self._tokenizer = load_tokenizer(self.pretrained)
         self._eos = eos_token_ids(self.pretrained)
 
+    @override
+    def check_sampling(self, sampling: SamplingConfig) -> None:
+        """Any: it says which tokens it kept."""
+
     @property
     @override
     def weights_dtype(self) -> torch.dtype:
@@ -84,9 +89,16 @@ class InProcessEngine(RolloutEngine):
         reader = self._reader(self._model, [prompt.token_ids for prompt, _ in requests])
         rows: list[list[int]] = [[] for _ in requests]
         logprobs: list[list[float]] = [[] for _ in requests]
+        supports: list[list[Tensor]] = [[] for _ in requests]
         alive, logits = set(range(len(requests))), reader.first()
         for tokens in range(1, sampling.max_tokens + 1):
-            scores = (logits.float().cpu() / (sampling.temperature or 1.0)).log_softmax(-1)
+            scores = logits.float().cpu() / (sampling.temperature or 1.0)
+            if sampling.truncates:
+                kept = kept_tokens(scores, sampling.top_p, sampling.top_k)
+                scores = scores.masked_fill(~kept, -torch.inf)
+                for row in alive:
+                    supports[row].append(tokens_of(kept[row]))
+            scores = scores.log_softmax(-1)
             chosen = self._draw(scores, generators, sampling.temperature)
             for row in sorted(alive):
                 rows[row].append(int(chosen[row]))
@@ -104,6 +116,7 @@ class InProcessEngine(RolloutEngine):
                 text=text,
                 truncated=row in alive,
                 token_ends=token_ends(self._tokenizer, ids, text),
+                candidates=supports[row] if sampling.truncates else None,
             )
             for row, (ids, lps, text) in enumerate(zip(rows, logprobs, texts, strict=True))
         ]

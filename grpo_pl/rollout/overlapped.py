@@ -26,7 +26,7 @@ BUCKET_BYTES = 16 << 20
 """The shared memory that weights travel through; a container's whole /dev/shm may be 64 MiB."""
 SHUTDOWN_S = 30.0
 
-Request = tuple[tuple[tuple[int, ...], ...], int, int, float]
+Request = tuple[tuple[tuple[int, ...], ...], int, int, *tuple[float, ...]]
 """Everything beside the weights that responses depend on: prompts' seeds and tokens, group size, sampling."""
 
 
@@ -76,6 +76,10 @@ class OverlappedEngine(RolloutEngine):
     @override
     def lookahead(self) -> int:
         return self.max_staleness
+
+    @override
+    def check_sampling(self, sampling: SamplingConfig) -> None:
+        self.engine.check_sampling(sampling)
 
     @override
     def start(self, *, max_sequence_tokens: int, max_sequences: int, device: torch.device) -> None:
@@ -188,7 +192,8 @@ class Failure:
 def as_request(prompts: Sequence[Prompt], group_size: int, sampling: SamplingConfig) -> Request:
     """The key of these responses."""
     keys = tuple((prompt.seed, *prompt.token_ids) for prompt in prompts)
-    return keys, group_size, sampling.max_tokens, sampling.temperature
+    kept = (sampling.top_p, sampling.top_k) if sampling.truncates else ()
+    return keys, group_size, sampling.max_tokens, sampling.temperature, *kept
 
 
 def as_bytes(tensor: Tensor) -> Tensor:

@@ -7,7 +7,9 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 
+from grpo_pl.rollout.support import supports_of
 from grpo_pl.system.atomic_files import replacing
 from grpo_pl.system.refusal import ConfigError
 from grpo_pl.types import Rollout, SampleRecord
@@ -26,6 +28,8 @@ RESPONSE = pa.schema(
     }
 )
 """One row per response; those to one prompt stand together, in order."""
+SUPPORT = pa.schema({"candidates": pa.list_(pa.list_(pa.int32()))})
+"""The tokens that each token was drawn from: only in files of truncated sampling."""
 ABOUT_IT = {
     "iteration": pa.int64(),
     "prompt": pa.string(),
@@ -60,7 +64,8 @@ def save_rollout(
         written |= {group_of(row) for row in fresh}
         rows += fresh
     rewards = {f"rewards/{name}": pa.float64() for name in (records[0].rewards if records else ())}
-    schema = pa.schema([*RESPONSE, *pa.schema(ABOUT_IT | rewards)])
+    support = SUPPORT if rollout.candidates is not None else ()
+    schema = pa.schema([*RESPONSE, *support, *pa.schema(ABOUT_IT | rewards)])
     with replacing(path) as file:
         pq.write_table(pa.Table.from_pylist(rows, schema=schema), file)
 
@@ -69,19 +74,31 @@ def as_rows(rollout: Rollout, iteration: int, records: Sequence[SampleRecord]) -
     """The rows of a rollout's responses."""
     for n, prompt in enumerate(rollout.prompts):
         mask = rollout.loss_mask[n]
-        yield {
-            "prompt_seed": prompt.seed,
-            "prompt_token_ids": prompt.token_ids,
-            "temperature": rollout.temperature,
-            "policy_version": rollout.policy_version,
-            "token_ids": rollout.token_ids[n][mask].tolist(),
-            "logprobs": rollout.sampling_logprobs[n][mask].tolist(),
-            "text": rollout.responses[n],
-            "truncated": bool(rollout.truncated[n]),
-            "token_ends": rollout.token_ends[n],
-            "iteration": iteration,
-            "prompt": prompt.text,
-        } | rewards_of(rollout, records, n)
+        yield (
+            {
+                "prompt_seed": prompt.seed,
+                "prompt_token_ids": prompt.token_ids,
+                "temperature": rollout.temperature,
+                "policy_version": rollout.policy_version,
+                "token_ids": rollout.token_ids[n][mask].tolist(),
+                "logprobs": rollout.sampling_logprobs[n][mask].tolist(),
+                "text": rollout.responses[n],
+                "truncated": bool(rollout.truncated[n]),
+                "token_ends": rollout.token_ends[n],
+                "iteration": iteration,
+                "prompt": prompt.text,
+            }
+            | rewards_of(rollout, records, n)
+            | support_of(rollout, n)
+        )
+
+
+def support_of(rollout: Rollout, n: int) -> dict[str, list[list[int]]]:
+    """The support of each token of response n; nothing where the whole vocabulary was."""
+    if rollout.candidates is None:
+        return {}
+    supports = supports_of(rollout.candidates[n][rollout.loss_mask[n]])
+    return {"candidates": [support.tolist() for support in supports]}
 
 
 def rewards_of(rollout: Rollout, records: Sequence[SampleRecord], n: int) -> dict[str, float | None]:
@@ -124,16 +141,20 @@ def read_columns(path: Path, columns: Sequence[str]) -> pa.Table:
 def read_groups(path: Path) -> dict[Group, list[dict[str, Any]]]:
     """The responses of a file by group, without the further columns; refuses incomplete responses."""
     groups: dict[Group, list[dict[str, Any]]] = {}
-    table = read_columns(path, RESPONSE.names)
+    schema = pa.schema([*RESPONSE, *(SUPPORT if "candidates" in pq.read_schema(path).names else ())])
+    table = read_columns(path, schema.names)
     try:
-        rows = table.cast(RESPONSE).to_pylist()
+        rows = table.cast(schema).to_pylist()
     except pa.ArrowException as error:
         raise ConfigError(f"{path} is not a file of rollouts ({str(error).splitlines()[0]})") from error
     for row in rows:
+        support = row.pop("candidates", None)
         lengths = {len(row[name] or ()) for name in ("token_ids", "logprobs", "token_ends")}
+        lengths |= set() if support is None else {len(support)}
         if None in row.values() or len(lengths) != 1 or 0 in lengths:
             raise ConfigError(f"{path} is not a file of rollouts (a response is not whole: {row!r:.200})")
-        groups.setdefault(group_of(row), []).append(row)
+        candidates = support and [torch.tensor(ids, dtype=torch.int32) for ids in support]
+        groups.setdefault(group_of(row), []).append(row | {"candidates": candidates})
     return groups
 
 

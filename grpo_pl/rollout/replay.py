@@ -34,6 +34,10 @@ class ReplayEngine(OfflineEngine):
         self._open: dict[Path, dict[Group, list[dict[str, Any]]]] = {}
 
     @override
+    def check_sampling(self, sampling: SamplingConfig) -> None:
+        """What was drawn is in the files: `look_up` compares."""
+
+    @override
     def start(self, *, max_sequence_tokens: int, max_sequences: int, device: torch.device) -> None:
         files = files_of(Path(self.path))
         if not files:
@@ -67,6 +71,14 @@ class ReplayEngine(OfflineEngine):
         rows = self._open[self._files[group]][group]
         same = [row for row in rows if row["prompt_token_ids"] == prompt.token_ids]
         self._refuse_unless(len(same), prompt, group_size, sampling)
+        if any((row["candidates"] is not None) != sampling.truncates for row in same[:group_size]):
+            kept = "says for no token which others could be drawn" if sampling.truncates else "was truncated"
+            raise ArgumentError(
+                f"path={self.path} has a response whose sampling {kept}, and data.sampling has "
+                f"top_p={sampling.top_p:g} and top_k={sampling.top_k}: set them to those that it was sampled "
+                "with",
+                self,
+            )
         longest = max(len(row["token_ids"]) for row in same[:group_size])
         if longest > sampling.max_tokens:
             raise ArgumentError(

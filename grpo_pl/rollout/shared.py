@@ -88,4 +88,5 @@ def part(rollout: Rollout, first: int, groups: int) -> Rollout:
         prompts=[rollout.prompts[row] for row in chosen],
         responses=[rollout.responses[row] for row in chosen],
         token_ends=[rollout.token_ends[row] for row in chosen],
+        candidates=None if rollout.candidates is None else rollout.candidates[rows, :width],
     )

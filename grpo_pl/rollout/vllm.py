@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from grpo_pl.functional import derive_seed
 from grpo_pl.models.architecture import Architecture
 from grpo_pl.models.folders import resolve_pretrained
 from grpo_pl.models.full_weights import tensor_bytes
 from grpo_pl.models.loading import load_config, load_language_model, without_weights
-from grpo_pl.rollout.assembly import Response, assemble_rollout, token_ends
+from grpo_pl.rollout.assembly import assemble_rollout
 from grpo_pl.rollout.engine import Demand, EngineMemory, RolloutEngine, SamplingConfig, sampling_bytes
+from grpo_pl.rollout.vllm_requests import MOST_LOGPROBS, check_support, requests, response
 from grpo_pl.system.memory import GIB, release_free_memory
 from grpo_pl.system.output import captured_output
 from grpo_pl.system.precision import OpenDType, chosen_dtype
@@ -28,8 +28,7 @@ from grpo_pl.system.refusal import ArgumentError, ConfigError
 from grpo_pl.types import Prompt, Rollout
 
 if TYPE_CHECKING:
-    from vllm import LLM, SamplingParams
-    from vllm.inputs import TokensPrompt
+    from vllm import LLM
 
 LIBRARIES_BYTES = int(0.38 * GIB)
 """vLLM's memory in a process without a GPU beside weights and cache, by `tools/measure_overhead.py`."""
@@ -81,6 +80,10 @@ class VLLMEngine(RolloutEngine):
         self._version = 0
 
     @override
+    def check_sampling(self, sampling: SamplingConfig) -> None:
+        check_support(sampling, self)
+
+    @override
     def start(self, *, max_sequence_tokens: int, max_sequences: int, device: torch.device) -> None:
         self._on_cpu = device.type == "cpu"
         self._check_memory(device)
@@ -106,7 +109,7 @@ class VLLMEngine(RolloutEngine):
             kv_cache_gib=self.kv_cache_gib,
             on_cpu=self._on_cpu,
         )
-        arguments["enable_sleep_mode"] = self._can_sleep
+        arguments |= {"enable_sleep_mode": self._can_sleep, "max_logprobs": MOST_LOGPROBS}
         if self.tensor_parallel_size > 1:  # in the existing processes
             arguments["tensor_parallel_size"] = self.tensor_parallel_size
             arguments["distributed_executor_backend"] = "external_launcher"
@@ -165,7 +168,7 @@ class VLLMEngine(RolloutEngine):
     def generate(self, prompts: Sequence[Prompt], group_size: int, sampling: SamplingConfig) -> Rollout:
         outputs = self.llm.generate(*requests(prompts, group_size, sampling), use_tqdm=False)
         tokenizer = self.llm.get_tokenizer()
-        responses = [_response(request.outputs[0], tokenizer) for request in outputs]
+        responses = [response(request.outputs[0], tokenizer, sampling) for request in outputs]
         return assemble_rollout(
             prompts, responses, policy_version=self._version, temperature=sampling.temperature
         )
@@ -238,36 +241,6 @@ def engine_arguments(
         arguments["max_num_batched_tokens"] = max(READ_AT_ONCE, max_model_len)
         arguments["block_size"] = 32  # its 128 would share few prompts within a group
     return arguments
-
-
-def requests(
-    prompts: Sequence[Prompt], group_size: int, sampling: SamplingConfig
-) -> "tuple[list[TokensPrompt], list[SamplingParams]]":
-    """The arguments of `LLM.generate`: each response is a separate request with its own seed."""
-    from vllm import SamplingParams
-
-    pairs = [(prompt, g) for prompt in prompts for g in range(group_size)]
-    return [{"prompt_token_ids": prompt.token_ids} for prompt, _ in pairs], [
-        SamplingParams(
-            temperature=sampling.temperature,
-            max_tokens=sampling.max_tokens,
-            seed=derive_seed(prompt.seed, g),
-            logprobs=0,
-        )
-        for prompt, g in pairs
-    ]
-
-
-def _response(completion: Any, tokenizer: Any) -> Response:
-    token_ids = list(completion.token_ids)
-    logprobs = [step[token].logprob for token, step in zip(token_ids, completion.logprobs, strict=True)]
-    return Response(
-        token_ids=token_ids,
-        logprobs=logprobs,
-        text=completion.text,
-        truncated=completion.finish_reason == "length",
-        token_ends=token_ends(tokenizer, token_ids, completion.text),
-    )
 
 
 def with_vllm(states: Tensor, weights: Tensor) -> Callable[[], object]:

@@ -118,6 +118,9 @@ class Rollout:
     """The costs of sampling."""
     rewards: ScoredSamples | None = None
     """The rewards of its responses, if dynamic sampling computed them."""
+    candidates: Int[Tensor, "N T K"] | None = None
+    """The ids of the tokens that each token was drawn from where sampling truncates, itself among them; -1
+    elsewhere. None if it was drawn from the whole vocabulary."""
 
     @property
     def lengths(self) -> list[int]:

@@ -20,7 +20,8 @@ from grpo_pl.commands.bench.peer import peer
 from grpo_pl.config.cli import CLI, configure
 from grpo_pl.config.exits import mistakes_answered
 from grpo_pl.rollout.stored import StoredRollouts
-from grpo_pl.rollout.vllm import VLLMEngine, requests
+from grpo_pl.rollout.vllm import VLLMEngine
+from grpo_pl.rollout.vllm_requests import requests
 from grpo_pl.system.memory import forget_peak, peak_gib, release_free_memory
 from grpo_pl.system.output import tame_logs
 

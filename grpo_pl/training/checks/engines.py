@@ -19,8 +19,15 @@ def check_sampling(sampling: SamplingConfig, val_max_tokens: int | None, val_sam
         raise ArgumentError("sampling.temperature=0 gives every response of a group alike: set it above 0")
 
 
-def check_engines(engine: RolloutEngine, val_engine: RolloutEngine | None, validates: bool) -> None:
-    """Refuse a validation without an engine to answer it, and an unused engine."""
+def check_engines(
+    engine: RolloutEngine,
+    val_engine: RolloutEngine | None,
+    validates: bool,
+    sampling: SamplingConfig = SamplingConfig(),
+) -> None:
+    """Refuse a validation without an engine to answer it, an unused engine, and truncation it cannot show."""
+    for each in (engine, val_engine or engine):
+        each.check_sampling(sampling)
     if validates and engine.offline and val_engine is None:
         raise ConfigError(
             f"data.engine {type(engine).__name__} has responses to training prompts alone, and data.val is "
