@@ -71,6 +71,7 @@ class LoRA(ModelBuilder):
         self.pretrained = pretrained
         self.r, self.alpha, self.target_modules = r, alpha, target_modules
         self.base = CausalLM(pretrained=pretrained, **causal_lm)
+        self.head_dtype = self.base.head_dtype
 
     @override
     def settings_of_weights(self) -> dict[str, Any]:

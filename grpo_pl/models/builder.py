@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from torch import nn
 
@@ -18,6 +18,9 @@ class ModelBuilder(ABC):
     """Whether the model has weights beside the policy's; a reference without any cannot be moved."""
     pretrained: str = ""
     """The model folder or hub name that it reads; empty where it reads none of its own."""
+
+    head_dtype: Literal["float32"] | None = None
+    """The type in which the LM head of a language model multiplies, where it is another than its layers'."""
 
     def settings_of_weights(self) -> dict[str, Any]:
         """The arguments that trained weights depend on, and that no shape shows; checkpoints keep them."""

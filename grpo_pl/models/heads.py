@@ -2,14 +2,17 @@
 
 import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.nn.functional import linear
+from typing_extensions import override
 
 from grpo_pl.models.loading import pretrained_models
+from grpo_pl.system.refusal import ArgumentError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -23,6 +26,37 @@ def float32_scores(layer: nn.Linear, states: Float[Tensor, "*shape H"]) -> Float
     with torch.autocast(states.device.type, enabled=False):
         bias = None if layer.bias is None else layer.bias.float()
         return nn.functional.linear(states.float(), layer.weight.float(), bias)[..., 0]
+
+
+HeadDType: TypeAlias = Literal["float32"] | None
+"""The type that an LM head multiplies in; None for that of all other layers."""
+
+
+class Float32Linear(nn.Linear):
+    """A linear layer that multiplies in float32, whatever the types of weights, input and autocast.
+
+    A logit of 30 in bfloat16 is off by up to 0.06 nats. Engines need the same (`head_dtype` of both sides).
+    """
+
+    @override
+    def forward(self, input: Tensor) -> Tensor:
+        with torch.autocast(input.device.type, enabled=False):
+            bias = None if self.bias is None else self.bias.float()
+            return linear(input.float(), self.weight.float(), bias)
+
+
+def compute_head_in(dtype: HeadDType, language_model: "PreTrainedModel") -> None:
+    """Let a model's LM head multiply in a type; refuses a head that is no linear layer."""
+    if dtype is None:
+        return
+    layer = language_model.get_output_embeddings()
+    if type(layer) is not nn.Linear:
+        model, has = type(language_model).__name__, "none" if layer is None else type(layer).__name__
+        raise ArgumentError(
+            f"head_dtype={dtype} needs an LM head that is one linear layer, and {model} has {has}: set it to "
+            "null"
+        )
+    layer.__class__ = Float32Linear  # the weights, tied or not, stay where they are
 
 
 @dataclass(frozen=True)
@@ -46,8 +80,14 @@ class LayerHead:
     @property
     def is_plain(self) -> bool:
         """Whether it is a whole linear layer and at most a factor."""
-        whole_layer = type(self.layer) is nn.Linear and not isinstance(self.layer.weight, DTensor)
+        linear_layer = type(self.layer) in (nn.Linear, Float32Linear)
+        whole_layer = linear_layer and not isinstance(self.layer.weight, DTensor)
         return whole_layer and self.cap is None
+
+    @property
+    def in_float32(self) -> bool:
+        """Whether it multiplies in float32, even in autocast."""
+        return isinstance(self.layer, Float32Linear)
 
     def logits(self, hidden: Float[Tensor, "M H"], temperature: float = 1.0) -> Float[Tensor, "M V"]:
         """The logits divided by the temperature, float32: for few rows at a time."""

@@ -9,7 +9,7 @@ from typing_extensions import override
 
 from grpo_pl.models.builder import ModelBuilder
 from grpo_pl.models.candidates import candidate_logprobs, top_logprobs
-from grpo_pl.models.heads import Head, HeadKind, LayerHead, trunk_of
+from grpo_pl.models.heads import Head, HeadDType, HeadKind, LayerHead, compute_head_in, trunk_of
 from grpo_pl.models.loading import load_language_model, transformer_blocks
 from grpo_pl.models.logprobs import Entropy, chunked_logprobs
 from grpo_pl.models.own_forward import fitting_head, state_size
@@ -135,6 +135,9 @@ class CausalLM(ModelBuilder):
             together); the same numbers up to rounding. Null for one padded row a sequence.
         compile: Compile each block of the model with this backend of `torch.compile`: a slow start, then
             faster steps, above all on a GPU; the same numbers up to rounding. Null for none.
+        head_dtype: The type in which the LM head multiplies: float32 spares the logits bfloat16's rounding,
+            at a cost in time. Null for that of the other layers. `--head_dtype` sets it for all models and
+            the engine, which need the same.
     """
 
     def __init__(
@@ -146,10 +149,12 @@ class CausalLM(ModelBuilder):
         attention: str | None = None,
         row_tokens: int | None = None,
         compile: Literal["inductor", "cudagraphs", "aot_eager"] | None = None,
+        head_dtype: HeadDType = None,
     ) -> None:
         check_at_least(1, chunk_tokens=chunk_tokens)
         self.pretrained, self.dtype, self.attention = pretrained, dtype, attention
         self.gradient_checkpointing, self.compile = gradient_checkpointing, compile
+        self.head_dtype = head_dtype
         self.chunk_tokens, self.row_tokens = chunk_tokens, checked_row_tokens(row_tokens)
 
     @override
@@ -157,6 +162,7 @@ class CausalLM(ModelBuilder):
         with about(self):
             model = load_language_model(self.pretrained, self.dtype, self.attention)
             check_can_pack(model, self.row_tokens)
+            compute_head_in(self.head_dtype, model)
             head = fitting_head(model.train(), self.pretrained, self.row_tokens)
             width = state_size(model, self.pretrained)
         if self.gradient_checkpointing:

@@ -34,7 +34,8 @@ def chunked_logprobs(
     if isinstance(head, LayerHead) and head.is_plain:
         layer, scale = head.layer, head.scale / temperature
         arguments = (hidden, layer.weight, layer.bias, targets, scale, chunk_tokens, entropy)
-        logprobs, entropies = LinearLogprobs.apply(*arguments)  # type: ignore[no-untyped-call]
+        of_head = torch.float32 if head.in_float32 else None
+        logprobs, entropies = LinearLogprobs.apply(*arguments, of_head)  # type: ignore[no-untyped-call]
         return logprobs, entropies if entropy else None
 
     def chosen(h: Tensor, target: Tensor) -> tuple[Tensor, ...]:
@@ -75,15 +76,18 @@ class LinearLogprobs(torch.autograd.Function):
         scale: float,
         chunk_tokens: int,
         entropy: Entropy | None,
+        dtype: torch.dtype | None,
     ) -> tuple[Tensor, Tensor]:
         kind = hidden.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+        if dtype is None:
+            dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
         h, w, b = hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
         normalisers, logprobs, entropies = torch.empty((3, len(h)), device=h.device)
         product = None
         for block in even_chunks(len(h), chunk_tokens):
             product = None  # before the next one takes its place
-            product = linear(h[block], w, b)
+            with torch.autocast(kind, enabled=False):  # the types are chosen already
+                product = linear(h[block], w, b)
             for rows, part in in_parts(product, block):
                 logits = scaled(part, scale)
                 normaliser = logits.logsumexp(-1, keepdim=True)
@@ -136,7 +140,7 @@ class LinearLogprobs(torch.autograd.Function):
                 grad_bias += grad.sum(0)
             del grad, part
         grad_weight = None if grad_weight is None else grad_weight.to(weight.dtype)
-        return grad_hidden.to(ctx.hidden_dtype), grad_weight, grad_bias, None, None, None, None
+        return grad_hidden.to(ctx.hidden_dtype), grad_weight, grad_bias, *[None] * 5
 
 
 def chunks(stop: int, size: int, start: int = 0) -> list[slice]:

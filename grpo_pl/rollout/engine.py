@@ -4,7 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -93,6 +93,8 @@ class RolloutEngine(ABC):
     """
 
     pretrained: str = ""
+    head_dtype: Literal["float32"] | None = None
+    """The type in which its LM head multiplies, where it is another than that of its weights."""
 
     @property
     def weights_dtype(self) -> torch.dtype | None:
@@ -195,7 +197,7 @@ class EngineWrapper(RolloutEngine):
 
     def __init__(self, engine: RolloutEngine) -> None:
         self.engine = engine
-        self.pretrained = engine.pretrained
+        self.pretrained, self.head_dtype = engine.pretrained, engine.head_dtype
 
     @property
     @override

@@ -10,6 +10,7 @@ from typing_extensions import override
 from grpo_pl.functional import derive_seed
 from grpo_pl.models.architecture import Architecture
 from grpo_pl.models.full_weights import tensor_bytes
+from grpo_pl.models.heads import HeadDType, compute_head_in
 from grpo_pl.models.loading import eos_token_ids, load_language_model, load_tokenizer, without_weights
 from grpo_pl.rollout.assembly import Response, assemble_rollout, token_ends
 from grpo_pl.rollout.engine import Demand, EngineMemory, RolloutEngine, SamplingConfig, sampling_bytes
@@ -34,10 +35,18 @@ class InProcessEngine(RolloutEngine):
         pretrained: Model folder or hub name; where empty, the one of `--pretrained`.
         dtype: Type of the copy's weights; "auto" takes what the trainer computes in.
         max_sequences: Sequences sampled at once.
+        head_dtype: The type in which the LM head multiplies, the same as `model.policy.head_dtype`.
     """
 
-    def __init__(self, pretrained: str = "", dtype: OpenDType = "float32", max_sequences: int = 64) -> None:
+    def __init__(
+        self,
+        pretrained: str = "",
+        dtype: OpenDType = "float32",
+        max_sequences: int = 64,
+        head_dtype: HeadDType = None,
+    ) -> None:
         self.pretrained, self.dtype, self.max_sequences = pretrained, dtype, max_sequences
+        self.head_dtype = head_dtype
         self._model: PreTrainedModel | None = None
         self._reader: ReaderKind = CachedReader
         self._version = 0
@@ -48,6 +57,7 @@ class InProcessEngine(RolloutEngine):
         self._model = load_language_model(self.pretrained, chosen_dtype(self.dtype, device))
         nn.Module.to(self._model, device)
         with about(self):
+            compute_head_in(self.head_dtype, self._model)
             self._reader = right_reader(self._model, self.pretrained)
         self._tokenizer = load_tokenizer(self.pretrained)
         self._eos = eos_token_ids(self.pretrained)

