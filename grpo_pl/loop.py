@@ -23,6 +23,8 @@ class Learner(Protocol):
     """Whether it needs a greedy response to each prompt."""
     corrects_mismatch: bool
     """Whether it weighs tokens by the ratio of its probabilities to the engine's."""
+    head_dtypes: dict[str, str | None]
+    """The types in which the LM heads of its language models multiply, by config key; None for their own."""
 
     @property
     def version(self) -> int:

@@ -22,6 +22,7 @@ from grpo_pl.config.option_names import Names, keep
 from grpo_pl.config.parser import Parser
 from grpo_pl.config.places import BugError
 from grpo_pl.config.sentences import failed_imports_answered, groups, known_options
+from grpo_pl.models.heads import HeadDType
 from grpo_pl.runs import preemption
 from grpo_pl.runs.checkpoints import BY_STEP, Checkpoints
 from grpo_pl.runs.folder import RunFolder
@@ -89,6 +90,10 @@ class CLI(LightningCLI):
         )
         text = "Model folder or hub name, for every model, engine and tokenizer that names none itself."
         parser.add_argument("--pretrained", type=str, default="", help=text)
+        if self.job == "policy":
+            text = "The type in which the LM heads of policy, reference and engine multiply; "
+            text += "null for that of their other layers."
+            parser.add_argument("--head_dtype", type=HeadDType, default=None, help=text)
         text = "auto: an unfinished run in trainer.default_root_dir goes on if its settings are the same; "
         text += "never: it is moved aside."
         parser.add_argument("--resume", type=Literal["auto", "never"], default="auto", help=text)
@@ -123,6 +128,8 @@ class CLI(LightningCLI):
             owner = config.get(group)
             if isinstance(owner, Namespace) and owner.get(leaf) == "":
                 owner[leaf] = config.pretrained
+            if isinstance(owner, Namespace) and "head_dtype" in owner and owner["head_dtype"] is None:
+                owner["head_dtype"] = config.get("head_dtype")
         if config.get("checkpoint"):
             if config.checkpoint.dirpath is None:
                 check_folder("trainer.default_root_dir", config.trainer.default_root_dir)

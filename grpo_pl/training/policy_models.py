@@ -48,6 +48,12 @@ class PolicyModels(OptimizedModule):
         self.critic: nn.Module | None = None
         self.reference: LanguageModel | WithoutAdapter | None
 
+    @property
+    def head_dtypes(self) -> dict[str, str | None]:
+        """The types in which the LM heads of policy and reference multiply, by config key."""
+        built = {f"model.{key}": self.builders[key] for key in ("policy", "reference")}
+        return {key: one.head_dtype for key, one in built.items() if one is not None and one.has_own_weights}
+
     @override
     def configure_model(self) -> None:
         if self.policy is None:

@@ -3,6 +3,7 @@
 from grpo_pl.commands.doctor.answers import check_answers
 from grpo_pl.commands.doctor.components import check_components
 from grpo_pl.commands.doctor.engine import check_engine
+from grpo_pl.commands.doctor.findings import Finding, warn_if
 from grpo_pl.commands.doctor.model import check_model, names
 from grpo_pl.commands.doctor.products import types
 from grpo_pl.commands.doctor.prompts import check_prompts, read_sets, shown, spread
@@ -12,6 +13,7 @@ from grpo_pl.config.cli import CLI
 from grpo_pl.datamodule import RolloutDataModule
 from grpo_pl.models.loading import eos_token_ids, load_tokenizer
 from grpo_pl.module import PolicyOptimization
+from grpo_pl.training.checks.engines import different_heads
 
 FROM_ONE_MODEL = ("model.policy.init_args.pretrained", "data.engine.init_args.pretrained", "data.pretrained")
 
@@ -35,7 +37,9 @@ def check_configured(report: Report, options: list[str], *, with_engine: bool) -
     if not check_data(report, module, data):
         report.skip(["run", "engine"], "the data comes first")
         return
-    fits = report.add("run", [types(cli.settings), *check_run(cli.trainer, module, data, settings)])
+    fits = report.add(
+        "run", [types(cli.settings), heads(module, data), *check_run(cli.trainer, module, data, settings)]
+    )
     if not with_engine:
         report.skip(["engine"], "--engine false")
     elif not fits:
@@ -44,6 +48,14 @@ def check_configured(report: Report, options: list[str], *, with_engine: bool) -
         with report.console.status("") as status:
             findings = check_engine(cli.trainer, module, data, lambda stage: status.update(f"{stage} ..."))
         report.add("engine", findings)
+
+
+def heads(module: PolicyOptimization, data: RolloutDataModule) -> Finding:
+    """Whether the LM heads of all models and of the engine multiply in one type."""
+    one_sided = different_heads(data.engine, module.head_dtypes)
+    in_float32 = "float32" in module.head_dtypes.values()
+    found = one_sided or f"all multiply in {'float32' if in_float32 else 'the type of the other layers'}"
+    return warn_if(bool(one_sided), "LM heads", found, "say --head_dtype float32 once for all, or nowhere")
 
 
 def check_data(report: Report, module: PolicyOptimization, data: RolloutDataModule) -> bool:

@@ -40,7 +40,8 @@ class Passes:
 
 def resident_bytes(run: Requirements) -> int:
     """Memory held through all phases once training has begun: gradients live until the next backward."""
-    return overhead_bytes(run) + sum(model.bytes for model in run.models) + run.bucket_bytes
+    models = sum(model.bytes for model in run.models)
+    return overhead_bytes(run) + models + run.bucket_bytes + run.support_bytes
 
 
 def overhead_bytes(run: Requirements) -> int:
@@ -58,6 +59,8 @@ def update_bytes(run: Requirements) -> dict[str, int]:
     }
     if run.teacher_copies:
         terms["teacher"] = teacher_bytes(run)
+    if run.support_bytes:  # logits and their gradient in float32, to choose from
+        terms["logits"] += sum(2 * FLOAT32 * n.architecture.vocabulary * n.chunk_tokens for n in learning)
     holes = int(HEAP_HOLES * sum(terms.values())) if run.on_cpu else 0
     aside = KEPT_ASIDE * sum(model.gradient_bytes for model in run.models) if run.measures_terms else 0
     return terms | {"heap holes": holes, "gradients aside": aside}

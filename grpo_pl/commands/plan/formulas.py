@@ -42,6 +42,12 @@ class Network:
     row_tokens: int | None = None
     chunk_tokens: int = 0
     """Rows of logits at once; 0 for a model without LM head."""
+    head_in_float32: bool = False
+
+    @property
+    def logit_bytes(self) -> int:
+        """Bytes of an element in the LM head's product."""
+        return FLOAT32 if self.head_in_float32 else self.compute_bytes
 
 
 def packed_rows(groups: int, group_size: int, prompt: int, response: int, row_tokens: int) -> Rows:
@@ -88,7 +94,7 @@ def head_bytes(network: Network, with_entropy: bool) -> int:
     That gradient is what the chunk adds, in the precision of products, and the sum in float32.
     """
     copies = LOGITS_COPIES_WITH_ENTROPY if with_entropy else LOGITS_COPIES
-    gradient = network.compute_bytes + FLOAT32 if network.chunk_tokens else 0
+    gradient = network.logit_bytes + FLOAT32 if network.chunk_tokens else 0
     of_head = gradient * network.architecture.hidden * network.architecture.vocabulary
     return chunk_bytes(network, copies) + of_head
 
@@ -96,7 +102,7 @@ def head_bytes(network: Network, with_entropy: bool) -> int:
 def chunk_bytes(network: Network, copies: int) -> int:
     """A chunk of logits in the precision of products, and float32 copies of a few of its rows."""
     in_float = copies * FLOAT32 * min(FLOAT_ROWS, network.chunk_tokens)
-    return network.architecture.vocabulary * (network.compute_bytes * network.chunk_tokens + in_float)
+    return network.architecture.vocabulary * (network.logit_bytes * network.chunk_tokens + in_float)
 
 
 def activation_bytes(network: Network, rows: Rows) -> int:

@@ -25,9 +25,11 @@ from grpo_pl.losses import PolicyLoss
 from grpo_pl.models import LanguageModel, LoRA, RewardModel, ValueModel
 from grpo_pl.models.architecture import Architecture
 from grpo_pl.models.full_weights import tensor_bytes
-from grpo_pl.models.loading import without_weights
+from grpo_pl.models.heads import Float32Linear
+from grpo_pl.models.loading import load_config, without_weights
 from grpo_pl.module import PolicyOptimization
 from grpo_pl.rollout.engine import Demand, EngineMemory
+from grpo_pl.rollout.support import support_bytes
 from grpo_pl.training.optimization import OptimizerFactory
 from grpo_pl.training.ranks import data_ranks, num_shards
 
@@ -99,6 +101,8 @@ class Requirements:
     the reference reads each micro-batch of the update, and no rollout before."""
     bucket_bytes: int = 0
     """DDP's copy of the gradients."""
+    support_bytes: int = 0
+    """What each token was drawn from, at most, where sampling truncates."""
 
     @property
     def responses(self) -> int:
@@ -174,6 +178,7 @@ def read_requirements(
         teacher_copies=copies_of_teacher(module),
         attention=policy.language_model.config._attn_implementation,
         bucket_bytes=bucket_bytes(trainer, models),
+        support_bytes=of_support(data, mine * data.group_size, longest),
     )
 
 
@@ -190,6 +195,15 @@ def bucket_bytes(trainer: pl.Trainer, models: Iterable[Model]) -> int:
     if data_ranks(trainer).size == 1 or not isinstance(trainer.strategy, DDPStrategy):
         return 0
     return sum(model.gradient_bytes for model in models)
+
+
+def of_support(data: RolloutDataModule, responses: int, prompt_tokens: int) -> int:
+    """The most bytes that the support of a rollout's tokens takes: top-p alone bounds no number of tokens."""
+    if not data.sampling.truncates:
+        return 0
+    vocabulary = load_config(data.pretrained).get_text_config().vocab_size
+    tokens = responses * (prompt_tokens + data.sampling.max_tokens)
+    return support_bytes(data.sampling.top_k, vocabulary, tokens)
 
 
 def read_engines(
@@ -274,6 +288,7 @@ def read_network(model: nn.Module, amp_bytes: int | None) -> Network | None:
         checkpointing=trunk.is_gradient_checkpointing,
         row_tokens=row_tokens,
         chunk_tokens=chunk_tokens,
+        head_in_float32=isinstance(inside.get_output_embeddings(), Float32Linear),
     )
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, distributed
 from typing_extensions import override
 
 from grpo_pl.functional import derive_seed
+from grpo_pl.models.heads import HeadDType
 from grpo_pl.models.loading import load_tokenizer
 from grpo_pl.rollout.assembly import Response, assemble_rollout, token_ends
 from grpo_pl.rollout.engine import EngineLostError, RolloutEngine, SamplingConfig
@@ -64,6 +65,7 @@ class ServerEngine(RolloutEngine):
         dtype: Type that weights are sent in, best that of the servers; null for the trainer's.
         timeout_s: Seconds without a sign of life, or for one bucket of weights, after which a server is lost.
         max_sequences: A rank's simultaneous requests to one server.
+        head_dtype: The `--head_dtype` that the servers were started with; they do not say it.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class ServerEngine(RolloutEngine):
         dtype: DType | None = None,
         timeout_s: float = 60.0,
         max_sequences: int = 256,
+        head_dtype: HeadDType = None,
     ) -> None:
         if not urls or not all(map(is_address, urls)) or len({url.rstrip("/") for url in urls}) < len(urls):
             raise ArgumentError(
@@ -86,7 +89,7 @@ class ServerEngine(RolloutEngine):
         self.urls, self.pretrained = [url.rstrip("/") for url in urls], pretrained
         self.api_key_variable, self.transfer = api_key_variable, transfer
         self.dtype, self.timeout_s, self.max_sequences = dtype, timeout_s, max_sequences
-        self._transfer = transfer
+        self._transfer, self.head_dtype = transfer, head_dtype
         self._synced = Synced("", self.urls, {})
         self._version = 0
 

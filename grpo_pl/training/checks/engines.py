@@ -1,6 +1,7 @@
 """Checks that the engines go together, and with their requests."""
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 
 from grpo_pl.rollout.engine import RolloutEngine, SamplingConfig
@@ -23,11 +24,14 @@ def check_engines(
     engine: RolloutEngine,
     val_engine: RolloutEngine | None,
     validates: bool,
-    sampling: SamplingConfig = SamplingConfig(),
+    sampling: SamplingConfig,
+    head_dtypes: Mapping[str, str | None],
 ) -> None:
     """Refuse a validation without an engine to answer it, an unused engine, and truncation it cannot show."""
     for each in (engine, val_engine or engine):
         each.check_sampling(sampling)
+    if one_sided := different_heads(engine, head_dtypes):
+        log.warning("%s, so the log-probabilities of one model differ: set --head_dtype alone", one_sided)
     if validates and engine.offline and val_engine is None:
         raise ConfigError(
             f"data.engine {type(engine).__name__} has responses to training prompts alone, and data.val is "
@@ -39,6 +43,14 @@ def check_engines(
         )
     if val_engine is not None and val_engine.offline:
         raise ConfigError("data.val_engine does not sample: set it to VLLMEngine, for instance")
+
+
+def different_heads(engine: RolloutEngine, of_models: Mapping[str, str | None]) -> str:
+    """The types in which LM heads multiply, in words, where they differ; else nothing."""
+    heads = dict(of_models) if engine.offline else {**of_models, "data.engine": engine.head_dtype}
+    if len(set(heads.values())) < 2:
+        return ""
+    return ", ".join(f"{key}.head_dtype is {dtype or 'null'}" for key, dtype in heads.items())
 
 
 def check_whose_rollouts(engine: RolloutEngine, folder: Path, corrects_mismatch: bool) -> None:
