@@ -49,7 +49,7 @@ def test_an_overlay_parses_over_grpo(overlay: Path, capsys: pytest.CaptureFixtur
 def test_an_ablation_is_one_line(overlay: Path) -> None:
     lines = [line for line in overlay.read_text().splitlines() if line and not line.startswith("#")]
     assert len(lines) == 1
-    assert set(yaml.safe_load(lines[0])) <= {"model", "data"}
+    assert set(yaml.safe_load(lines[0])) <= {"model", "data", "head_dtype"}
 
 
 @pytest.mark.parametrize("overlay", ABLATIONS, ids=lambda p: p.stem)

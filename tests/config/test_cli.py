@@ -57,7 +57,10 @@ def files(tiny_model, tmp_path_factory):
 PARSED = {
     "an option": ("--trainer.max_epoch 3", "trainer.max_epoch. Did you mean trainer.max_epochs?"),
     "a top option": ("--pretraind x", "Did you mean pretrained?"),
-    "an option of a group": ("--data.sampling.top_p 0.9", "data.sampling has max_tokens, temperature"),
+    "an option of a group": (
+        "--data.sampling.min_p 0.1",
+        "has max_tokens, temperature, top_k, top_p",
+    ),
     "an option of a component": ("--model.advantage.scal none", "Did you mean model.advantage.scale?"),
     "an option of a reward": (
         "--model.rewards.digit.init_args.patern x",
