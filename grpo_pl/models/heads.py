@@ -40,7 +40,7 @@ class Float32Linear(nn.Linear):
 
     @override
     def forward(self, input: Tensor) -> Tensor:
-        with torch.autocast(input.device.type, enabled=False):
+        with torch.autocast("cpu" if input.is_meta else input.device.type, enabled=False):
             bias = None if self.bias is None else self.bias.float()
             return linear(input.float(), self.weight.float(), bias)
 
