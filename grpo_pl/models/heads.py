@@ -8,7 +8,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from torch.nn.functional import linear
 from typing_extensions import override
 
 from grpo_pl.models.loading import pretrained_models
@@ -18,18 +17,23 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+HeadDType: TypeAlias = Literal["float32"] | None
+"""The type that an LM head multiplies in; None for that of all other layers."""
+
+
+def in_float32(layer: nn.Linear, states: Float[Tensor, "*shape H"]) -> Float[Tensor, "*shape O"]:
+    """The output of a layer, multiplied in float32 whatever the types of states, weights and autocast."""
+    with torch.autocast("cpu" if states.is_meta else states.device.type, enabled=False):
+        bias = None if layer.bias is None else layer.bias.float()
+        return nn.functional.linear(states.float(), layer.weight.float(), bias)
+
+
 def float32_scores(layer: nn.Linear, states: Float[Tensor, "*shape H"]) -> Float[Tensor, "*shape"]:
     """The scores of a layer with one output, computed in float32 whatever the states and the autocast are.
 
     bfloat16 has 8 bits: a value of 0.5 would be rounded by up to 0.001.
     """
-    with torch.autocast(states.device.type, enabled=False):
-        bias = None if layer.bias is None else layer.bias.float()
-        return nn.functional.linear(states.float(), layer.weight.float(), bias)[..., 0]
-
-
-HeadDType: TypeAlias = Literal["float32"] | None
-"""The type that an LM head multiplies in; None for that of all other layers."""
+    return in_float32(layer, states)[..., 0]
 
 
 class Float32Linear(nn.Linear):
@@ -40,9 +44,7 @@ class Float32Linear(nn.Linear):
 
     @override
     def forward(self, input: Tensor) -> Tensor:
-        with torch.autocast("cpu" if input.is_meta else input.device.type, enabled=False):
-            bias = None if self.bias is None else self.bias.float()
-            return linear(input.float(), self.weight.float(), bias)
+        return in_float32(self, input)
 
 
 def compute_head_in(dtype: HeadDType, language_model: "PreTrainedModel") -> None:
