@@ -25,6 +25,7 @@ STAGES = {"prompts", "rollout", "rewards", "models", "advantages", "losses", "fu
 ONE_IMPORTER = {
     "vllm": {
         "rollout/vllm.py",
+        "rollout/vllm_requests.py",
         *(f"rollout/server/{name}.py" for name in ("__main__", "receiver", "transfer")),
     },
     "transformers": {"models/loading.py", "commands/bench/peer.py"},

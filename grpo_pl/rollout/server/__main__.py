@@ -69,14 +69,17 @@ def serve(
         kv_cache_gib=1.0 if on_cpu and kv_cache_gib is None else kv_cache_gib,
         on_cpu=on_cpu,
     )
-    if head_dtype is not None:
-        arguments["hf_overrides"] = {"head_dtype": head_dtype}
-    arguments |= {"host": host, "port": port}
+    arguments |= {"host": host, "port": port} | head_arguments(head_dtype)
     arguments |= endpoint_arguments(transfer or ("SharedFiles" if on_cpu else "NCCL"))
     model = resolve_pretrained(pretrained)
     set_environment(key)
     threading.Thread(target=announce, args=(host, port), daemon=True).start()
     return [model, *options(arguments), *(vllm_arguments or [])]
+
+
+def head_arguments(head_dtype: Literal["float32"] | None) -> dict[str, object]:
+    """The arguments of vLLM for the type in which the LM head multiplies."""
+    return {} if head_dtype is None else {"hf_overrides": {"head_dtype": head_dtype}}
 
 
 def announced(dtype: OpenDType) -> DType:
