@@ -20,7 +20,7 @@ from grpo_pl.rollout.parquet import save_rollout
 from grpo_pl.rollout.replay import ReplayEngine
 from grpo_pl.rollout.shared import part
 from grpo_pl.rollout.stored import StoredRollouts
-from grpo_pl.rollout.support import NONE, kept_tokens
+from grpo_pl.rollout.support import NONE, kept_tokens, support_bytes
 from grpo_pl.rollout.vllm import VLLMEngine
 from grpo_pl.types import Rollout
 
@@ -204,3 +204,8 @@ def test_an_engine_that_does_not_say_what_it_kept_is_refused(
 def test_truncation_that_keeps_nothing_is_refused(key: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"{key}={value}"):
         SamplingConfig(**{key: value})
+
+
+def test_plan_counts_at_most_top_k_tokens_or_the_whole_vocabulary() -> None:
+    assert support_bytes(20, 49_152, 1000) == 80_000
+    assert support_bytes(0, 49_152, 1000) == 4 * 49_152 * 1000
