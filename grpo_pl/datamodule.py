@@ -187,6 +187,7 @@ class RolloutDataModule(PromptDataModule):
             check_curriculum(self.curriculum, self.engine.lookahead)
             check_right(self.pass_rates, self.learner.reward_names)
             check_whose_rollouts(self.engine, self._rollouts.parent, self.learner.corrects_mismatch)
+            self.learner.check_sampling(self.sampling)
         validates = self.val is not None and self._trainer.limit_val_batches != 0
         check_engines(self.engine, self.val_engine, validates, self.sampling, self.learner.head_dtypes)
         check_context(self.pretrained, self.max_prompt_tokens, self._longest_response)

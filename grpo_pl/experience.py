@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from grpo_pl.advantages.base import AdvantageEstimator
@@ -65,7 +65,7 @@ class ExperienceStage:
             loss_mask=feedback.loss_mask,
             temperature=rollout.temperature,
             active=None if early is None else (early.advantages != 0).any(-1),
-            candidates=None if rollout.candidates is None else rollout.candidates.to(device),
+            candidates=candidates_of(rollout, device),
             renormalized=rollout.candidates is not None,
         )
         learned = sequences.read
@@ -87,6 +87,7 @@ class ExperienceStage:
             advantages=credit.advantages,
             returns=credit.returns,
             weights=correction.weights,
+            candidate_logprobs=None if rollout.top_logprobs is None else rollout.top_logprobs.to(device),
             kept=all_kept([self._kept(feedback, scores), correction.kept]),
             has_old_logprobs=without(scored_later, sequences),
             stands_for=stands_for,
@@ -154,6 +155,12 @@ class ExperienceStage:
         entropy = torch.zeros_like(feedback.rewards) if scores.entropy is None else scores.entropy
         kept = [mask(feedback, entropy) for mask in self.masks]
         return torch.stack(kept).all(0) if kept else None
+
+
+def candidates_of(rollout: Rollout, device: torch.device) -> Int[Tensor, "N T K"] | None:
+    """The tokens that each token was drawn from, or the likeliest ones of the sampler."""
+    candidates = rollout.top_tokens if rollout.candidates is None else rollout.candidates
+    return None if candidates is None else candidates.to(device)
 
 
 def without(steps: Sequence[Step], sequences: Sequences) -> Bool[Tensor, "N"] | None:

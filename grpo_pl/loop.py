@@ -8,6 +8,7 @@ from torch import Tensor
 
 from grpo_pl.minibatches import Step, UpdateSchedule, micro_batches
 from grpo_pl.models.full_weights import CountedWeights
+from grpo_pl.rollout.engine import SamplingConfig
 from grpo_pl.rollout.sampling import Sampler
 from grpo_pl.system.stopwatch import Stopwatch
 from grpo_pl.types import Experience, Prompt, Rollout, ScoredSamples
@@ -36,6 +37,9 @@ class Learner(Protocol):
 
     def check_prompts(self, key: str, prompts: Sequence[Prompt]) -> None:
         """Refuse prompts (of config key `key`) whose answers no reward can check."""
+
+    def check_sampling(self, sampling: SamplingConfig) -> None:
+        """Refuse rollouts without what a term of the loss reads."""
 
     def policy_weights(self, dtype: torch.dtype | None = None) -> Iterator[tuple[str, Tensor]]:
         """The policy's parameters, whole, one at a time; sharded ones are gathered in the given dtype."""

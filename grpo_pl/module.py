@@ -14,12 +14,14 @@ from grpo_pl.losses import Aggregation, ClippedValueLoss, EntropyBonus, KLPenalt
 from grpo_pl.losses.correction import MismatchCorrection
 from grpo_pl.losses.masks import TokenMask
 from grpo_pl.losses.objective import Objective, all_terms
+from grpo_pl.losses.score_centering import check_centering, check_top_logprobs_read
 from grpo_pl.minibatches import Step
 from grpo_pl.models import LanguageModel, ModelBuilder
 from grpo_pl.models.reference_update import ReferenceUpdate
 from grpo_pl.rewards.base import RewardFunction, Verifier
 from grpo_pl.rewards.feedback import RewardStage
 from grpo_pl.rewards.transforms import RewardTransform
+from grpo_pl.rollout.engine import SamplingConfig
 from grpo_pl.system.refusal import check_at_least
 from grpo_pl.training.checks.components import (
     check_advantage_sources,
@@ -107,6 +109,7 @@ class PolicyOptimization(PolicyModels):
         check_optimizer(optimizer, lr_scheduler)
         value_loss = (value_loss or ClippedValueLoss()) if critic else None
         terms_by_name = all_terms(terms or {}, policy=loss, kl=kl, entropy=entropy, value=value_loss)
+        self.centers_scores = check_centering(terms or {}, loss, correction)
         self.builders = {"policy": policy, "reference": used, "critic": critic}
         self.idle_reference = reference is not used
         self.rewards, self.verifiers = rewards, verifiers or {}
@@ -166,6 +169,10 @@ class PolicyOptimization(PolicyModels):
         """Refuse prompts if some reward or verifier can check none of their answers."""
         check_answers("model.rewards", self.rewards, key, prompts)
         check_answers("model.verifiers", self.verifiers, key, prompts)
+
+    def check_sampling(self, sampling: SamplingConfig) -> None:
+        """Refuse to centre scores without the sampler's likeliest tokens, and to keep these for nothing."""
+        check_top_logprobs_read(sampling.top_logprobs, self.centers_scores)
 
     @property
     def reward_stage(self) -> RewardStage:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from grpo_pl.functional import pad_rows
 from grpo_pl.rollout.support import lay_out_support
+from grpo_pl.rollout.top_logprobs import lay_out_top
 from grpo_pl.types import Prompt, Rollout
 
 
@@ -26,6 +27,8 @@ class Response:
     """Where in `text` the text of each token ends, in characters."""
     candidates: list[Tensor] | None = None
     """The tokens that each token was drawn from, where sampling truncates; None for the whole vocabulary."""
+    top: tuple[Tensor, Tensor] | None = None
+    """Ids and log-probabilities of the likeliest tokens at each token, `[L, K]`; None if not asked for."""
 
 
 def token_ends(tokenizer: Any, token_ids: Sequence[int], text: str) -> list[int]:
@@ -68,6 +71,8 @@ def assemble_rollout(
     token_ids = lay_out([r.token_ids for r in responses], [p.token_ids for p in owners], torch.long)
     supports = [response.candidates for response in responses if response.candidates is not None]
     assert len(supports) in (0, len(responses)), "all responses of a rollout are drawn in one way"
+    tops = [response.top for response in responses if response.top is not None]
+    top_tokens, top_logprobs = lay_out_top(tops, starts, width) if tops else (None, None)
     return Rollout(
         token_ids=token_ids,
         loss_mask=lay_out([[1] * len(r.token_ids) for r in responses], blank, torch.bool),
@@ -80,6 +85,8 @@ def assemble_rollout(
         policy_version=policy_version,
         temperature=temperature,
         candidates=lay_out_support(supports, starts, width) if supports else None,
+        top_tokens=top_tokens,
+        top_logprobs=top_logprobs,
     )
 
 

@@ -8,6 +8,7 @@ import torch
 
 from grpo_pl.functional import group_is_constant, group_size, groups_with, pad_rows
 from grpo_pl.rollout.support import widened
+from grpo_pl.rollout.top_logprobs import as_wide
 from grpo_pl.system.refusal import ArgumentError
 from grpo_pl.types import Prompt, Rollout, ScoredSamples
 
@@ -104,11 +105,13 @@ def replace_group(rollout: Rollout, place: int, other: Rollout, group: int) -> R
         return [theirs[instead[r]] if r in instead else ours[r] for r in range(len(ours))]
 
     def merged(ours: Any, theirs: Any) -> Any:
-        """A tensor `[N, T]` or `[N]`, a list of `N`, or a dictionary of such."""
+        """A tensor `[N, T, K]`, `[N, T]` or `[N]`, a list of `N`, or a dictionary of such."""
         if isinstance(ours, dict):
             return {name: merged(ours[name], theirs[name]) for name in ours}
         if not isinstance(ours, torch.Tensor):
             return None if ours is None else rows(ours, theirs)
+        if ours.ndim == 3:
+            return torch.stack(rows(as_wide(ours, width), as_wide(theirs, width)))
         return pad_rows(rows(ours, theirs), width) if ours.ndim == 2 else torch.stack(rows(ours, theirs))
 
     def support() -> torch.Tensor | None:
@@ -122,7 +125,7 @@ def replace_group(rollout: Rollout, place: int, other: Rollout, group: int) -> R
         return {name: merged(getattr(ours, name), getattr(theirs, name)) for name in names.split()}
 
     columns = "token_ids loss_mask sampling_logprobs prompts responses token_ends truncated"
-    changed = each(rollout, other, columns) | {"candidates": support()}
+    changed = each(rollout, other, f"{columns} top_tokens top_logprobs") | {"candidates": support()}
     if rollout.rewards is not None:
         scores = each(rollout.rewards, other.rewards, "by_name total weighted outcome steps scored")
         changed["rewards"] = replace(rollout.rewards, **scores)

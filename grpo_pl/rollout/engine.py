@@ -32,22 +32,31 @@ class SamplingConfig:
         top_p: Draws from the fewest likeliest tokens of at least this mass (Holtzman et al. 2020,
             arXiv:1904.09751); 1 for all. The models then score each token among those it was drawn from.
         top_k: Draws from this many of the likeliest tokens, before `top_p`; 0 for all.
+        top_logprobs: How many of the sampler's likeliest tokens a rollout keeps at each token, with their
+            log-probabilities, for `ScoreCentering`; 0 for none. 8 bytes each in memory.
     """
 
     max_tokens: int = 256
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
+    top_logprobs: int = 0
 
     def __post_init__(self) -> None:
         check_at_least(1, max_tokens=self.max_tokens)
-        check_at_least(0, top_k=self.top_k)
+        check_at_least(0, top_k=self.top_k, top_logprobs=self.top_logprobs)
         if not 0 < self.top_p <= 1:
             raise ArgumentError(
                 f"top_p={self.top_p}: expected more than 0 and at most 1 (1 keeps all tokens)"
             )
         if not 0 <= self.temperature < math.inf:
             raise ArgumentError(f"temperature={self.temperature}: expected more than 0 (0 is greedy)")
+
+        if self.truncates and self.top_logprobs:
+            raise ArgumentError(
+                f"top_logprobs={self.top_logprobs}: not with a top_p or top_k, of which a rollout keeps the "
+                "tokens alone: set it to 0, or top_p to 1 and top_k to 0"
+            )
 
     @property
     def truncates(self) -> bool:
@@ -124,6 +133,7 @@ class RolloutEngine(ABC):
                 "does not say which tokens it kept, so every log-probability would be off by their mass: "
                 "take InProcessEngine, VLLMEngine with a top_k, or top_p 1 and top_k 0"
             )
+        check_top_logprobs(sampling, self, most=0)
 
     @abstractmethod
     def start(self, *, max_sequence_tokens: int, max_sequences: int, device: torch.device) -> None:
@@ -266,6 +276,16 @@ class EngineWrapper(RolloutEngine):
     @override
     def memory(self, demand: Demand, device: torch.device) -> EngineMemory:
         return self.engine.memory(demand, device)
+
+
+def check_top_logprobs(sampling: SamplingConfig, engine: RolloutEngine, most: int) -> None:
+    """Refuse to ask an engine for more of its likeliest tokens than it gives."""
+    if sampling.top_logprobs > most:
+        gives = f"gives {f'at most {most}' if most else 'none'} of its likeliest tokens"
+        raise ArgumentError(
+            f"data.sampling.top_logprobs={sampling.top_logprobs}, and {name_of(engine)} {gives}: set it to "
+            f"{most}{'' if most else ', or take InProcessEngine or VLLMEngine'}"
+        )
 
 
 SAMPLING_LOGITS_COPIES = 3

@@ -16,6 +16,7 @@ from grpo_pl.rollout.assembly import Response, assemble_rollout, token_ends
 from grpo_pl.rollout.engine import Demand, EngineMemory, RolloutEngine, SamplingConfig, sampling_bytes
 from grpo_pl.rollout.readers import CachedReader, ReaderKind, right_reader
 from grpo_pl.rollout.support import kept_tokens, tokens_of
+from grpo_pl.rollout.top_logprobs import stacked
 from grpo_pl.system.precision import OpenDType, chosen_dtype
 from grpo_pl.system.refusal import about
 from grpo_pl.types import Prompt, Rollout
@@ -100,6 +101,7 @@ class InProcessEngine(RolloutEngine):
         rows: list[list[int]] = [[] for _ in requests]
         logprobs: list[list[float]] = [[] for _ in requests]
         supports: list[list[Tensor]] = [[] for _ in requests]
+        tops: list[list[tuple[Tensor, Tensor]]] = [[] for _ in requests]
         alive, logits = set(range(len(requests))), reader.first()
         for tokens in range(1, sampling.max_tokens + 1):
             scores = logits.float().cpu() / (sampling.temperature or 1.0)
@@ -110,6 +112,10 @@ class InProcessEngine(RolloutEngine):
                     supports[row].append(tokens_of(kept[row]))
             scores = scores.log_softmax(-1)
             chosen = self._draw(scores, generators, sampling.temperature)
+            if sampling.top_logprobs:
+                top = scores.topk(min(sampling.top_logprobs, scores.shape[-1]))
+                for row in alive:
+                    tops[row].append((top.indices[row].int(), top.values[row]))
             for row in sorted(alive):
                 rows[row].append(int(chosen[row]))
                 logprobs[row].append(float(scores[row, chosen[row]]))
@@ -127,6 +133,7 @@ class InProcessEngine(RolloutEngine):
                 truncated=row in alive,
                 token_ends=token_ends(self._tokenizer, ids, text),
                 candidates=supports[row] if sampling.truncates else None,
+                top=stacked(tops[row]) if sampling.top_logprobs else None,
             )
             for row, (ids, lps, text) in enumerate(zip(rows, logprobs, texts, strict=True))
         ]

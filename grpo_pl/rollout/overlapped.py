@@ -193,7 +193,8 @@ def as_request(prompts: Sequence[Prompt], group_size: int, sampling: SamplingCon
     """The key of these responses."""
     keys = tuple((prompt.seed, *prompt.token_ids) for prompt in prompts)
     kept = (sampling.top_p, sampling.top_k) if sampling.truncates else ()
-    return keys, group_size, sampling.max_tokens, sampling.temperature, *kept
+    shown = (sampling.top_logprobs,) if sampling.top_logprobs else ()
+    return keys, group_size, sampling.max_tokens, sampling.temperature, *kept, *shown
 
 
 def as_bytes(tensor: Tensor) -> Tensor:

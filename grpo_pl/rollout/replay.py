@@ -9,7 +9,7 @@ import torch
 from typing_extensions import override
 
 from grpo_pl.rollout.assembly import Response, assemble_rollout
-from grpo_pl.rollout.engine import OfflineEngine, SamplingConfig
+from grpo_pl.rollout.engine import OfflineEngine, SamplingConfig, check_top_logprobs
 from grpo_pl.rollout.parquet import Group, files_of, read_columns, read_groups
 from grpo_pl.system.refusal import ArgumentError, ConfigError
 from grpo_pl.types import Prompt, Rollout
@@ -35,7 +35,8 @@ class ReplayEngine(OfflineEngine):
 
     @override
     def check_sampling(self, sampling: SamplingConfig) -> None:
-        """What was drawn is in the files: `look_up` compares."""
+        """What was drawn is in the files: `look_up` compares. The likeliest tokens are not."""
+        check_top_logprobs(sampling, self, most=0)
 
     @override
     def start(self, *, max_sequence_tokens: int, max_sequences: int, device: torch.device) -> None:

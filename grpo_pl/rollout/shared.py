@@ -89,4 +89,6 @@ def part(rollout: Rollout, first: int, groups: int) -> Rollout:
         responses=[rollout.responses[row] for row in chosen],
         token_ends=[rollout.token_ends[row] for row in chosen],
         candidates=None if rollout.candidates is None else rollout.candidates[rows, :width],
+        top_tokens=None if rollout.top_tokens is None else rollout.top_tokens[rows, :width],
+        top_logprobs=None if rollout.top_logprobs is None else rollout.top_logprobs[rows, :width],
     )

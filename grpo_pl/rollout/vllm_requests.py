@@ -1,6 +1,6 @@
 """What is asked of vLLM for a rollout, and how its answers are read."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -9,7 +9,8 @@ from torch import Tensor
 from grpo_pl.functional import derive_seed
 from grpo_pl.models.loading import load_config
 from grpo_pl.rollout.assembly import Response, token_ends
-from grpo_pl.rollout.engine import RolloutEngine, SamplingConfig
+from grpo_pl.rollout.engine import RolloutEngine, SamplingConfig, check_top_logprobs
+from grpo_pl.rollout.top_logprobs import stacked
 from grpo_pl.system.refusal import ArgumentError, name_of
 from grpo_pl.types import Prompt
 
@@ -30,7 +31,9 @@ def check_support(sampling: SamplingConfig, engine: RolloutEngine) -> None:
     alone bounds no number; vLLM's own `return_sampling_mask` needs its Model Runner V2, which refuses to
     start on a CPU without Triton (0.32.0).
     """
-    most = min(MOST_LOGPROBS, load_config(engine.pretrained).get_text_config().vocab_size) // TIES
+    vocabulary = min(MOST_LOGPROBS, load_config(engine.pretrained).get_text_config().vocab_size)
+    check_top_logprobs(sampling, engine, most=vocabulary)
+    most = vocabulary // TIES
     if sampling.truncates and not 0 < sampling.top_k <= most:
         raise ArgumentError(
             f"data.sampling.top_k={sampling.top_k} with top_p={sampling.top_p:g}: {name_of(engine)} says "
@@ -45,7 +48,7 @@ def requests(
     """The arguments of `LLM.generate`: each response is a separate request with its own seed."""
     from vllm import SamplingParams
 
-    kept: dict[str, Any] = {"logprobs": 0}
+    kept: dict[str, Any] = {"logprobs": sampling.top_logprobs}
     if sampling.truncates:
         kept = {"top_p": sampling.top_p, "top_k": sampling.top_k, "flat_logprobs": True}
         kept["logprobs"] = TIES * sampling.top_k
@@ -70,6 +73,8 @@ def response(completion: Any, tokenizer: Any, sampling: SamplingConfig) -> Respo
         supports = [kept(shown.token_ids[a:b], shown.logprobs[a:b]) for a, b in spans]
     else:
         logprobs = [step[token].logprob for token, step in zip(token_ids, shown, strict=True)]
+    asked = sampling.top_logprobs
+    top = stacked([likeliest(step, asked) for step in shown]) if asked else None
     return Response(
         token_ids=token_ids,
         logprobs=logprobs,
@@ -77,7 +82,15 @@ def response(completion: Any, tokenizer: Any, sampling: SamplingConfig) -> Respo
         truncated=completion.finish_reason == "length",
         token_ends=token_ends(tokenizer, token_ids, completion.text),
         candidates=supports,
+        top=top,
     )
+
+
+def likeliest(step: Mapping[int, Any], number: int) -> tuple[Tensor, Tensor]:
+    """The ids of the likeliest tokens and their log-probabilities, without the sampled one below them."""
+    first = sorted(step.items(), key=lambda pair: pair[1].rank)[:number]
+    ids = torch.tensor([token for token, _ in first], dtype=torch.int32)
+    return ids, torch.tensor([shown.logprob for _, shown in first])
 
 
 def kept(token_ids: Sequence[int], logprobs: Sequence[float]) -> Tensor:

@@ -46,6 +46,10 @@ BEFORE = {
         "the weights of model.correction",
         "a look at sync/logprob_mismatch: the engine samples from another policy",
     ),
+    "candidate_logprobs": Source(
+        "the engine's log-probabilities of its likeliest tokens",
+        "another data.engine.dtype (float32 is the safest), or data.sampling.top_logprobs 0",
+    ),
     "prompt_weights": Source("the weights of prompts", "another model.aggregation"),
     "all_prompt_weights": Source("the weights of prompts for the critic", "another model.aggregation"),
     "scores": Source("the reward model's scores", f"a lower model.optimizer.lr, {PRECISION}"),

@@ -204,6 +204,8 @@ class Experience(Sequences):
     """Counted tokens of the optimizer step, over all micro-batches and ranks; 0 before these are cut."""
     num_sequences: int = 0
     """Sequences with a counted token in the optimizer step, likewise."""
+    candidate_logprobs: Float[Tensor, "B T K"] | None = None
+    """The sampler's log-probabilities of the `candidates`, in nats, where these are its likeliest tokens."""
     metrics: dict[str, float] = field(default_factory=dict)
     """The iteration's metrics; only its first micro-batch carries them."""
     records: list[SampleRecord] = field(default_factory=list)

@@ -121,6 +121,10 @@ class Rollout:
     candidates: Int[Tensor, "N T K"] | None = None
     """The ids of the tokens that each token was drawn from where sampling truncates, itself among them; -1
     elsewhere. None if it was drawn from the whole vocabulary."""
+    top_tokens: Int[Tensor, "N T K"] | None = None
+    """The ids of the sampler's K likeliest tokens at each response token; -1 elsewhere. None if not kept."""
+    top_logprobs: Float[Tensor, "N T K"] | None = None
+    """Their log-probabilities in the whole vocabulary, in nats, at `temperature`; 0 elsewhere."""
 
     @property
     def lengths(self) -> list[int]:

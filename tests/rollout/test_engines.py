@@ -1,6 +1,7 @@
 """Engines against transformers: same weights, same log-probabilities, whatever was sampled beside."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -133,3 +134,24 @@ def test_starting_vllm_leaves_the_process_as_it_was(
     assert torch.get_num_threads() == 1
     torch.set_num_threads(threads)
     served.engine.shutdown()
+
+
+def test_the_likeliest_tokens_are_the_trainers_whatever_was_sampled(served: Served) -> None:
+    """Also where the sampled token is none of them: it is not added, nor does asking change what is drawn."""
+    some, asked = prompts(served.folder), replace(SAMPLING, top_logprobs=3)
+    model = perturbed(served.folder)
+    served.sync(model)
+    rollout = served.engine.generate(some, 4, asked)
+    assert rollout.top_tokens is not None
+    assert torch.equal(rollout.token_ids, served.engine.generate(some, 4, SAMPLING).token_ids)
+    with torch.no_grad():
+        scored = model(
+            rollout.token_ids, rollout.loss_mask, SAMPLING.temperature, candidates=rollout.top_tokens
+        )
+    inside = rollout.loss_mask
+    torch.testing.assert_close(scored.candidates[inside], rollout.top_logprobs[inside], rtol=0, atol=1e-4)
+    chosen = rollout.token_ids[..., None] == rollout.top_tokens
+    least = rollout.top_logprobs[..., -1]
+    assert not chosen.any(-1)[inside].all()
+    assert (rollout.sampling_logprobs <= least + 1e-4)[inside & ~chosen.any(-1)].all()
+    assert (rollout.top_tokens[~inside] == -1).all()

@@ -1,0 +1,35 @@
+"""The sampler's likeliest tokens before each sampled one, as a rollout keeps them."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+NONE = -1
+"""The token id where there is none: outside of the response."""
+
+
+def lay_out_top(
+    responses: Sequence[tuple[Int[Tensor, "_ K"], Float[Tensor, "_ K"]]], starts: Sequence[int], width: int
+) -> tuple[Int[Tensor, "N T K"], Float[Tensor, "N T K"]]:
+    """The ids and log-probabilities of each response behind its prompt, as one batch."""
+    number = responses[0][0].shape[1]
+    tokens = torch.full((len(responses), width, number), NONE, dtype=torch.int32)
+    logprobs = torch.zeros(tokens.shape)
+    for row, (start, (ids, of_ids)) in enumerate(zip(starts, responses, strict=True)):
+        tokens[row, start : start + len(ids)] = ids
+        logprobs[row, start : start + len(ids)] = of_ids
+    return tokens, logprobs
+
+
+def stacked(steps: Sequence[tuple[Tensor, Tensor]]) -> tuple[Int[Tensor, "L K"], Float[Tensor, "L K"]]:
+    """The ids and the log-probabilities of a response, from those of each of its tokens."""
+    ids, logprobs = zip(*steps, strict=True)
+    return torch.stack(ids), torch.stack(logprobs)
+
+
+def as_wide(x: Tensor, width: int) -> Tensor:
+    """`[N, T, K]` with room for longer sequences; ids are -1 there, log-probabilities 0."""
+    fill = 0 if x.is_floating_point() else NONE
+    return torch.nn.functional.pad(x, (0, 0, 0, width - x.shape[1]), value=fill)
