@@ -59,7 +59,7 @@ def test_a_replaced_group_and_a_part_bring_theirs() -> None:
     [
         ReplayEngine("nowhere"),
         ServerEngine(urls=["http://127.0.0.1:1"]),
-        OverlappedEngine(ReplayEngine("no")),
+        OverlappedEngine(ServerEngine(urls=["http://127.0.0.1:1"])),
     ],
 )
 def test_an_engine_that_does_not_give_them_is_refused_in_one_sentence(engine: RolloutEngine) -> None:
