@@ -35,6 +35,9 @@ BEFORE = {
     ),
     "old_logprobs": Source("the policy's log-probabilities before the update", f"{SLOWER}, {PRECISION}"),
     "ref_logprobs": Source("the reference's log-probabilities", "model.reference.dtype: float32"),
+    "teacher_logprobs": Source(
+        "the teacher's log-probabilities of its likeliest tokens", "model.reference.dtype: float32"
+    ),
     "old_values": Source("the critic's values before the update", "a lower model.critic_lr"),
     "advantages": Source(
         "the advantages",
@@ -52,6 +55,7 @@ BEFORE = {
     ),
     "prompt_weights": Source("the weights of prompts", "another model.aggregation"),
     "all_prompt_weights": Source("the weights of prompts for the critic", "another model.aggregation"),
+    "stands_for": Source("how many tokens a sampled one stands for in metrics", "model.read_silent: 0"),
     "scores": Source("the reward model's scores", f"a lower model.optimizer.lr, {PRECISION}"),
     "logprobs": Source("the policy's log-probabilities", f"{SLOWER}, {PRECISION}"),
     "values": Source("the critic's values", f"a lower model.critic_lr, {PRECISION}"),
