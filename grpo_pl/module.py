@@ -93,7 +93,7 @@ class PolicyOptimization(PolicyModels):
         check_components(rewards, kl, reference)
         check_critic(advantage, critic, critic_lr, critic_warmup)
         check_reference_update(reference_update, kl, reference)
-        check_advantage_sources(advantage, rewards, kl, reward_transforms or [])
+        check_advantage_sources(advantage, rewards, reward_transforms or [])
         check_names("model.verifiers", verifiers or {})
         check_optimizer(optimizer, lr_scheduler)
         value_loss = (value_loss or ClippedValueLoss()) if critic else None

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torchmetrics import Metric
 from typing_extensions import override
@@ -13,16 +13,19 @@ from grpo_pl.types import Experience, Rollout, SampleRecord, ScoredSamples
 
 
 def rollout_metrics(
-    rollout: Rollout, experience: Experience, version: int, sum_over_ranks: Callable[[Tensor], Tensor]
+    rollout: Rollout,
+    experience: Experience,
+    version: int,
+    sum_over_ranks: Callable[[Tensor], Tensor],
+    has_signal: Bool[Tensor, "N"],
 ) -> dict[str, float]:
-    """Lengths, truncation, signal, staleness, explained variance.
+    """Lengths, truncation, signal (as `AdvantageEstimator.has_signal` says), staleness, explained variance.
 
     `version` counts the trainer's optimizer steps so far. Means over sequences are of this rank, since every
     rank has as many; other numbers are of all ranks.
     """
     mask = experience.loss_mask
-    silent = experience.advantages.abs().sum(-1) == 0
-    with_signal = groups_with(~silent.cpu(), rollout.group_ids).tolist()
+    with_signal = groups_with(has_signal.cpu(), rollout.group_ids).tolist()
     metrics = {
         "rollout/policy_version": float(rollout.policy_version),
         "rollout/response_tokens": float(mask.sum(-1).float().mean()),

@@ -105,8 +105,8 @@ class Feedback:
     """
 
     rewards: Float[Tensor, "N T"]
-    """The weighted reward earned at each token, less the cost of a KL in the reward: outcome rewards stand on
-    the last response token, process rewards where a step ends. 0 elsewhere."""
+    """The weighted reward of the task earned at each token: outcome rewards stand on the last response token,
+    process rewards where a step ends. 0 elsewhere. A linear estimator sees them less `kl_cost`."""
     step_ends: Bool[Tensor, "N T"]
     """True where a step ends that a process reward has scored (its score may be 0)."""
     scored: Bool[Tensor, "N"]
@@ -124,6 +124,9 @@ class Feedback:
     """The reward of the greedy response to the same prompt, NaN if unknown; None if not requested."""
     sum_over_ranks: Callable[[Tensor], Tensor] = only_here
     """The sum of a tensor over all ranks; collective."""
+    kl_cost: Float[Tensor, "N T"] | None = None
+    """The cost of a KL in the reward at each token, in units of reward, 0 outside of `loss_mask`; None without
+    such a KL. `AdvantageEstimator.credit` takes it off."""
 
     @property
     def outcome(self) -> Float[Tensor, "N"]:

@@ -223,6 +223,11 @@ VERL = [
 
 OPENRLHF = [
     Case("openrlhf/group_norm", "(r - mean) / (std + 1e-9)", advantage(GroupRelative(eps=1e-9))),
+    Case(
+        "openrlhf/group_norm_kl",
+        "(r - mean) / (std + 1e-9) less the return to go of 0.01 k1 (at most 10)",
+        advantage(GroupRelative(eps=1e-9), kl=KLInReward(0.01, bound=10.0)),
+    ),
     Case("openrlhf/rloo", "r - the mean of the others", advantage(LeaveOneOut())),
     Case("openrlhf/dr_grpo", "r - mean", advantage(GroupRelative("none"))),
     Case(

@@ -1,6 +1,7 @@
 """Our components on a batch, each with the outputs that a peer's formula is compared in."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -57,7 +58,8 @@ def advantage(
         mask = batch["mask"]
         earned = outcome_rewards(batch[rewards], mask) if rewards == "rewards" else batch[rewards] * mask
         cost = None if kl is None else kl.cost(batch["old_logprobs"], batch["ref_logprobs"])
-        credit = estimator(feedback_of(batch, earned if cost is None else earned - mask * cost))
+        feedback = replace(feedback_of(batch, earned), kl_cost=None if cost is None else mask * cost)
+        credit = estimator.credit(feedback)
         out = {"advantages": factor * credit.advantages}
         return out if credit.returns is None else out | {"returns": torch.where(mask, credit.returns, 0.0)}
 

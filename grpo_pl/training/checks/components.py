@@ -115,7 +115,6 @@ def check_reference_update(
 def check_advantage_sources(
     advantage: AdvantageEstimator,
     rewards: dict[str, RewardFunction],
-    kl: KLPenalty | None,
     reward_transforms: Sequence[RewardTransform],
 ) -> None:
     """Refuse rewards that the advantage cannot use, or would not see."""
@@ -131,9 +130,4 @@ def check_advantage_sources(
         raise ConfigError(
             f"model.reward_transforms change the sum of the rewards, and model.advantage {name} reads each "
             "reward on its own: set model.reward_transforms to null"
-        )
-    if advantage.reads_named_rewards and kl is not None and kl.in_reward:
-        raise ConfigError(
-            f"model.kl {type(kl).__name__} changes the sum of the rewards, and model.advantage {name} reads "
-            "each reward on its own: set model.kl to KLInLoss"
         )
