@@ -125,8 +125,8 @@ class Feedback:
     sum_over_ranks: Callable[[Tensor], Tensor] = only_here
     """The sum of a tensor over all ranks; collective."""
     kl_cost: Float[Tensor, "N T"] | None = None
-    """The cost of a KL in the reward at each token, in units of reward, 0 outside of `loss_mask`; None without
-    such a KL. `AdvantageEstimator.credit` takes it off."""
+    """The cost of a KL in the reward at each token, in units of reward, 0 outside of `loss_mask`; None
+    without such a KL. `AdvantageEstimator.credit` takes it off."""
 
     @property
     def outcome(self) -> Float[Tensor, "N"]:
