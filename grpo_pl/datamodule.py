@@ -63,7 +63,7 @@ class RolloutDataModule(AttachedDataModule):
         update_epochs: Passes over a rollout.
         keep_groups: Keep the responses to a prompt in one micro-batch (for `row_tokens`) instead of
             shuffling all responses.
-        resample: DynamicSampling to replace groups without variance; null to keep them.
+        resample: DynamicSampling to replace groups without a signal; null to keep them.
         sampling: How training responses are drawn.
         max_prompt_tokens: The longest prompt, in tokens.
         long_prompts: What to do with longer ones: refuse the data, drop them (counted), or keep their end.
@@ -118,12 +118,11 @@ class RolloutDataModule(AttachedDataModule):
         self.pretrained, self.format = pretrained, format
         self.prompts_per_iteration, self.group_size = prompts_per_iteration, group_size
         self.minibatches, self.update_epochs, self.keep_groups = minibatches, update_epochs, keep_groups
-        self.sampling, self.resample = sampling, resample
+        self.sampling, self.resample, self.changed_prompts = sampling, resample, changed_prompts
         self.max_prompt_tokens, self.long_prompts = max_prompt_tokens, long_prompts
         self.val_sampling = SamplingConfig(max_tokens=val_max_tokens or sampling.max_tokens, temperature=0.0)
         self.val_samples, self.val_prompts_per_batch, self.seed = val_samples, val_prompts_per_batch, seed
-        self.val_engine, self.changed_prompts = val_engine, changed_prompts
-        self.store_rollouts, self.keep_rollouts = store_rollouts, keep_rollouts
+        self.val_engine, self.store_rollouts, self.keep_rollouts = val_engine, store_rollouts, keep_rollouts
         self._checkpoints: list[int] = []
         self.on_stage: Callable[[str], None] = lambda _: None
         self._started = False
@@ -189,6 +188,7 @@ class RolloutDataModule(AttachedDataModule):
             check_trainer(self._trainer, optimizer_steps=self.update_epochs * self.minibatches)
             micro_batches, smallest = self._trainer.accumulate_grad_batches, self.learner.min_group_size
             check_schedule(self, micro_batches, ranks=self._ranks.size, min_group_size=smallest)
+            self.learner.check_resampling(self.resample)
             check_whose_rollouts(self.engine, self._rollouts.parent, self.learner.corrects_mismatch)
         validates = self.val is not None and self._trainer.limit_val_batches != 0
         check_engines(self.engine, self.val_engine, validates)
@@ -278,7 +278,7 @@ class RolloutDataModule(AttachedDataModule):
             sampling=self.sampling,
             with_greedy=self.learner.needs_greedy,
             resample=self.resample,
-            score=self.learner.score,
+            judge=self.learner,
             other_prompts=self._other_prompts,
             on_any_rank=lambda local: bool(self.learner.sum_over_ranks(torch.tensor(int(local))) > 0),
         )

@@ -21,6 +21,7 @@ from grpo_pl.models.reference_update import ReferenceUpdate
 from grpo_pl.rewards.base import RewardFunction, Verifier
 from grpo_pl.rewards.feedback import RewardStage
 from grpo_pl.rewards.transforms import RewardTransform
+from grpo_pl.rollout.dynamic_sampling import DynamicSampling
 from grpo_pl.training.checks.components import (
     check_advantage_sources,
     check_components,
@@ -28,6 +29,7 @@ from grpo_pl.training.checks.components import (
     check_names,
     check_optimizer,
     check_reference_update,
+    check_resampling,
 )
 from grpo_pl.training.checks.prompts import check_answers
 from grpo_pl.training.metrics import EffectiveSampleSize
@@ -159,6 +161,15 @@ class PolicyOptimization(PolicyModels):
     def score(self, rollout: Rollout) -> ScoredSamples:
         """The rewards of a rollout's responses, computed once."""
         return self.reward_stage.score(rollout)
+
+    def has_signal(self, rollout: Rollout) -> Tensor:
+        """The responses of a scored rollout that can be learned from, before any model has scored it."""
+        feedback = self.reward_stage.feedback(rollout, self.score(rollout), observe=False)
+        return self.advantage.has_signal(feedback)
+
+    def check_resampling(self, resample: DynamicSampling | None) -> None:
+        """Refuse dynamic sampling that would judge by rewards which there are not, or replace nothing."""
+        check_resampling(resample, self.advantage, self.rewards)
 
     def make_experience(self, rollout: Rollout, steps: Sequence[Step]) -> Experience:
         """Rewards, scores and advantages of a rollout, for the given optimizer steps on it."""

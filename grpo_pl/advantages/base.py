@@ -25,8 +25,8 @@ class AdvantageEstimator(ABC):
     needs_steps: ClassVar[bool] = False
     """Whether it needs `Feedback.step_ends`: some reward must then be a process reward."""
     reads_named_rewards: ClassVar[bool] = False
-    """Whether it reads `Feedback.by_name` instead of `Feedback.rewards`: it does not see what a transform does
-    to the sum."""
+    """Whether it reads `Feedback.by_name` instead of `Feedback.rewards`: it does not see what a transform
+    does to the sum."""
     min_group_size: int = 1
 
     @abstractmethod

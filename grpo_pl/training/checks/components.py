@@ -16,6 +16,7 @@ from grpo_pl.models import CausalLM, ModelBuilder
 from grpo_pl.models.reference_update import ReferenceUpdate
 from grpo_pl.rewards.base import ProcessReward, RewardFunction
 from grpo_pl.rewards.transforms import RewardTransform
+from grpo_pl.rollout.dynamic_sampling import DynamicSampling
 from grpo_pl.system.refusal import ConfigError
 
 
@@ -130,4 +131,24 @@ def check_advantage_sources(
         raise ConfigError(
             f"model.reward_transforms change the sum of the rewards, and model.advantage {name} reads each "
             "reward on its own: set model.reward_transforms to null"
+        )
+
+
+def check_resampling(
+    resample: DynamicSampling | None, advantage: AdvantageEstimator, rewards: Mapping[str, RewardFunction]
+) -> None:
+    """Refuse dynamic sampling by rewards that there are not, and one that would replace nothing."""
+    if resample is None:
+        return
+    name = type(advantage).__name__
+    if unknown := [one for one in resample.by or [] if one not in rewards]:
+        raise ConfigError(
+            f"data.resample.by={unknown[0]}: model.rewards has no reward of this name: set it to "
+            f"{' or '.join(rewards)}"
+        )
+    if resample.by is None and advantage.min_group_size == 1 and not advantage.needs_greedy:
+        raise ConfigError(
+            f"data.resample would replace nothing: model.advantage {name} does not compare the responses to "
+            "a prompt and learns from every scored one; set data.resample.by to the reward to judge by, for "
+            f"instance {next(iter(rewards))}, or data.resample to null"
         )
