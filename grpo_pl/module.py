@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
 from grpo_pl.advantages import AdvantageEstimator
+from grpo_pl.advantages.base import check_choice
 from grpo_pl.experience import ExperienceStage, Scorer
 from grpo_pl.functional import masked_mean
 from grpo_pl.losses import Aggregation, ClippedValueLoss, EntropyBonus, KLPenalty, LossTerm, PolicyLoss
@@ -66,6 +67,9 @@ class PolicyOptimization(PolicyModels):
         verifiers: Measures of validation by name: `val/<name>` is the share of problems solved.
         optimizer: Optimizer of all trained parameters.
         lr_scheduler: Stepped after each optimizer step on the policy; null for a constant learning rate.
+        empty_steps: What the policy does where its gradient is exactly 0, as when no response has an
+            advantage: `take` the step, which the optimizer's momentum and weight decay make (as TRL does),
+            or `skip` it (prime-rl drops such batches).
     """
 
     def __init__(
@@ -90,8 +94,10 @@ class PolicyOptimization(PolicyModels):
         verifiers: dict[str, Verifier] | None = None,
         optimizer: OptimizerFactory = lambda p: torch.optim.AdamW(p, lr=1e-6),
         lr_scheduler: SchedulerFactory | None = None,
+        empty_steps: Literal["take", "skip"] = "take",
     ) -> None:
         super().__init__()
+        check_choice("empty_steps", empty_steps, "take", "skip")
         check_components(rewards, kl, reference)
         check_critic(advantage, critic, critic_lr, critic_warmup)
         check_reference_update(reference_update, kl, reference)
@@ -108,7 +114,7 @@ class PolicyOptimization(PolicyModels):
         self.critic_lr, self.critic_warmup = critic_lr, critic_warmup
         self.reward_transforms = nn.ModuleList(reward_transforms or [])
         self.correction, self.masks = correction, masks or []
-        self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
+        self.optimizer, self.lr_scheduler, self.empty_steps = optimizer, lr_scheduler, empty_steps
         masked_by_entropy = any(mask.needs_entropy for mask in self.masks)
         self.reads_silent = len(terms_by_name) > 1 or masked_by_entropy
         self.scores_first = any((kl and kl.needs_old_logprobs, critic, correction, masked_by_entropy))
