@@ -244,18 +244,18 @@ def test_what_cannot_judge_is_refused_at_the_start(
     assert re.search(message, said), said
 
 
-def test_a_run_that_judges_by_one_reward_samples_what_it_samples_with_that_reward_alone(fit: Fit) -> None:
+def test_a_critic_s_run_that_judges_by_a_reward_samples_what_a_run_of_this_reward_alone_samples(
+    fit: Fit,
+) -> None:
     second = ("--model.rewards.letter", "Format", "--model.rewards.letter.pattern", ".*[a-f].*")
     with_a_critic = ("--config", str(ROOT / "configs/ppo.yaml"), "--data.resample.by", "digit")
     short = ("--trainer.max_epochs", "1", "--trainer.limit_val_batches", "0", "--data.resample.rounds", "3")
-    alone, by_both, by_one = (
-        read_metrics(fit(*options, *short) / "metrics.csv")[1]
-        for options in ((), second, (*second, *with_a_critic))
+    alone, by_one = (
+        read_metrics(fit(*options, *short) / "metrics.csv")[1] for options in ((), (*second, *with_a_critic))
     )
-    cost = ("rollout/rounds", "rollout/groups_replaced", "rollout/tokens_thrown_away", "rewards/digit")
-    assert [by_one[key] for key in cost] == [alone[key] for key in cost]
-    assert by_one["rollout/groups_replaced"] > 0
-    assert [by_both[key] for key in cost] != [alone[key] for key in cost]
+    for key in ("rollout/rounds", "rollout/groups_replaced", "rollout/tokens_thrown_away", "rewards/digit"):
+        assert by_one[key] == alone[key]
+    assert by_one["rollout/groups_replaced"] > 0  # to the critic no group is without a signal
 
 
 def test_one_round_is_refused() -> None:
