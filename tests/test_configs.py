@@ -27,6 +27,8 @@ ABLATIONS = [
     for path in sorted(CONFIGS.glob("ablations/*.yaml"))
 ]
 STUDIES = sorted(CONFIGS.glob("studies/*.yaml"))
+OF_WHOLES = {"ppo_defaults"}
+"""Studies of two sets of defaults, each as a whole; the arms of all others change one thing."""
 PRESETS = sorted(CONFIGS.glob("presets/*.yaml"))
 
 
@@ -79,7 +81,7 @@ def test_every_variant_of_a_study_passes_the_checks(
     assert not (tmp_path / "out").exists()
     settings = {run.variant: run.fit.settings.as_dict() for run in runs}
     arms = {arm: {key: whole[key] for key in ("model", "data")} for arm, whole in settings.items()}
-    assert too_much(arms) == {}
+    assert path.stem in OF_WHOLES or too_much(arms) == {}
 
 
 def test_arms_that_change_two_things_are_found() -> None:

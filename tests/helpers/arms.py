@@ -40,12 +40,14 @@ def changes(base: Mapping[str, Any], arm: Mapping[str, Any]) -> dict[str, tuple[
         for key in before.keys() | after.keys()
         if key.endswith(".class_path") and before.get(key) != after.get(key)
     }
+    for one, other in ((before, after), (after, before)):  # a setting in place of null, without a class
+        swapped |= {key for key in one if one[key] is None and any(k.startswith(f"{key}.") for k in other)}
     things: dict[str, tuple[Any, Any]] = {}
     for key in sorted(before.keys() | after.keys()):
         pair = before.get(key), after.get(key)
         owner = next((one for one in sorted(swapped) if f"{key}.".startswith(f"{one}.")), None)
-        if owner and key == f"{owner}.class_path":
-            things[owner] = pair
+        if owner and key in (owner, f"{owner}.class_path"):
+            things[owner] = before.get(f"{owner}.class_path"), after.get(f"{owner}.class_path")
         elif pair[0] != pair[1] and (owner is None or key in before.keys() & after.keys()):
             things[key] = pair
     rewards = {key for key in things if key.startswith("model.rewards.")}
