@@ -50,9 +50,9 @@ def changes(base: Mapping[str, Any], arm: Mapping[str, Any]) -> dict[str, tuple[
             things[owner] = before.get(f"{owner}.class_path"), after.get(f"{owner}.class_path")
         elif pair[0] != pair[1] and (owner is None or key in before.keys() & after.keys()):
             things[key] = pair
-    rewards = {key for key in things if key.startswith("model.rewards.")}
-    if rewards and all(None in things[key] for key in rewards):
-        things["model.rewards"] = tuple(tuple(things.pop(key)) for key in sorted(rewards))  # type: ignore[assignment]
+    rewards = [key for key in things if key.startswith("model.rewards.") and None in things[key]]
+    if len(rewards) == 2:
+        things["model.rewards"] = tuple(str(things.pop(key)) for key in rewards)
     return things
 
 
@@ -65,20 +65,28 @@ def merged(things: Mapping[str, Any]) -> set[str]:
     return keys
 
 
+def gone(things: Mapping[str, tuple[Any, Any]]) -> set[str]:
+    """The keys of components that an arm sets to null: another one in their place is no step from it."""
+    return {key for key, (before, after) in things.items() if before is not None and after is None}
+
+
 def too_much(arms: Mapping[str, Mapping[str, Any]]) -> dict[str, set[str]]:
     """The arms that change several things at once, and what they change; the first arm is the base.
 
-    An arm changes one thing of the base or of another arm; or it joins whole arms.
+    An arm changes one thing of the base or of an arm before it; or it joins whole arms.
     """
     base, *others = arms
     from_base = {name: changes(arms[base], arms[name]) for name in others}
     found = {}
     for name in others:
-        one_step = any(len(merged(changes(arms[other], arms[name]))) == 1 for other in arms if other != name)
-        parts = [
-            c for other, c in from_base.items() if other != name and c.items() <= from_base[name].items()
-        ]
-        joined = {item for part in parts for item in part.items()}
-        if not one_step and joined != set(from_base[name].items()):
+        own, earlier = from_base[name].items(), [base, *others[: others.index(name)]]
+        one_step = any(
+            len(merged(changes(arms[other], arms[name]))) == 1
+            and not any(key.startswith(tuple(gone(from_base.get(other, {})))) for key in from_base[name])
+            for other in earlier
+        )
+        parts = [from_base[other].items() for other in others if other != name]
+        joined = {item for part in parts if part <= own for item in part}
+        if not one_step and joined != set(own):
             found[name] = merged(from_base[name])
     return found
