@@ -61,7 +61,7 @@ class RolloutDataModule(PromptDataModule):
         update_epochs: Passes over a rollout.
         keep_groups: Keep the responses to a prompt in one micro-batch (for `row_tokens`) instead of
             shuffling all responses.
-        resample: DynamicSampling to replace groups without variance; null to keep them.
+        resample: DynamicSampling to replace groups without a signal; null to keep them.
         curriculum: Which prompts are drawn less often, by their pass rates; null draws all alike.
         pass_rates: Which responses count as right in the pass rates of prompts.
         sampling: How training responses are drawn.
@@ -186,6 +186,7 @@ class RolloutDataModule(PromptDataModule):
             check_schedule(self, micro_batches, ranks=self._ranks.size, min_group_size=smallest)
             check_curriculum(self.curriculum, self.engine.lookahead)
             check_right(self.pass_rates, self.learner.reward_names)
+            self.learner.check_resampling(self.resample)
             check_whose_rollouts(self.engine, self._rollouts.parent, self.learner.corrects_mismatch)
             self.learner.check_sampling(self.sampling)
         validates = self.val is not None and self._trainer.limit_val_batches != 0
@@ -253,7 +254,7 @@ class RolloutDataModule(PromptDataModule):
             sampling=self.sampling,
             with_greedy=self.learner.needs_greedy,
             resample=self.resample,
-            score=self.learner.score,
+            judge=self.learner,
             other_prompts=partial(self.other_prompts, self.learner.sum_over_ranks),
             on_any_rank=lambda local: bool(self.learner.sum_over_ranks(torch.tensor(int(local))) > 0),
         )

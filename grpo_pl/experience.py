@@ -59,7 +59,7 @@ class ExperienceStage:
         scored = self.rewards.score(rollout)
         feedback = self.rewards.feedback(rollout, scored)
         # With the policy loss alone, scores change no advantage: what has none need not be scored.
-        early = None if self.reads_silent else self.advantage(feedback)
+        early = None if self.reads_silent else self.advantage.credit(feedback)
         sequences = Sequences(
             token_ids=rollout.token_ids.to(device),
             loss_mask=feedback.loss_mask,
@@ -76,7 +76,7 @@ class ExperienceStage:
         scores = self._scores(self.trained, sequences, scored_now)
         reference = None if self.reference is None else self._scores(self.reference, sequences, first)
         feedback = self._with_scores(feedback, scores, None if reference is None else reference.logprobs)
-        credit = self.advantage(feedback) if early is None else early
+        credit = self.advantage.credit(feedback) if early is None else early
         correction = self._correction(scores, sampling_logprobs, learned)
         experience = Experience(
             **vars(sequences) | named_by(reference, sequences),
@@ -100,7 +100,9 @@ class ExperienceStage:
             experience,
             prompt_weights=weigh(experience.counted.sum(-1)),
             all_prompt_weights=weigh(experience.loss_mask.sum(-1)) if self.masks else None,
-            metrics=rollout_metrics(rollout, experience, version, sum_over_ranks)
+            metrics=rollout_metrics(
+                rollout, experience, version, sum_over_ranks, self.advantage.has_signal(feedback)
+            )
             | explained_variance(feedback, self.advantage.gamma)
             | reward_metrics(scored, sum_over_ranks)
             | coefficient
@@ -132,13 +134,13 @@ class ExperienceStage:
     def _with_scores(
         self, feedback: Feedback, scores: TokenScores, reference: Float[Tensor, "N T"] | None
     ) -> Feedback:
-        """The feedback with the models' scores, the cost of a KL in the reward taken off."""
-        old = scores.logprobs
-        feedback = replace(feedback, values=scores.values, old_logprobs=old, ref_logprobs=reference)
+        """The feedback with the models' scores and the cost of a KL in the reward."""
         cost = None if self.kl is None or reference is None else self.kl.cost(scores.logprobs, reference)
-        if cost is None:
-            return feedback
-        return replace(feedback, rewards=feedback.rewards - feedback.loss_mask * cost)
+        kl_cost = None if cost is None else feedback.loss_mask * cost
+        old = scores.logprobs
+        return replace(
+            feedback, values=scores.values, old_logprobs=old, ref_logprobs=reference, kl_cost=kl_cost
+        )
 
     def _correction(
         self, scores: TokenScores, sampling_logprobs: Float[Tensor, "N T"], learned: Bool[Tensor, "N T"]

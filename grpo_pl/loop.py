@@ -4,10 +4,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 
 from grpo_pl.minibatches import Step, UpdateSchedule, micro_batches
 from grpo_pl.models.full_weights import CountedWeights
+from grpo_pl.rollout.dynamic_sampling import DynamicSampling
 from grpo_pl.rollout.engine import SamplingConfig
 from grpo_pl.rollout.sampling import Sampler
 from grpo_pl.system.stopwatch import Stopwatch
@@ -46,6 +48,12 @@ class Learner(Protocol):
 
     def score(self, rollout: Rollout) -> ScoredSamples:
         """The rewards of a rollout's responses, computed once."""
+
+    def has_signal(self, rollout: Rollout) -> Bool[Tensor, "N"]:
+        """The responses of a scored rollout that can be learned from."""
+
+    def check_resampling(self, resample: DynamicSampling | None) -> None:
+        """Refuse dynamic sampling that would judge by rewards which there are not, or replace nothing."""
 
     def make_experience(self, rollout: Rollout, steps: Sequence[Step]) -> Experience:
         """Rewards, scores and advantages of a rollout, for the given optimizer steps on it."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from grpo_pl.models.reference_update import ReferenceUpdate
 from grpo_pl.rewards.base import RewardFunction, Verifier
 from grpo_pl.rewards.feedback import RewardStage
 from grpo_pl.rewards.transforms import RewardTransform
+from grpo_pl.rollout.dynamic_sampling import DynamicSampling
 from grpo_pl.rollout.engine import SamplingConfig
 from grpo_pl.system.refusal import check_at_least
 from grpo_pl.training.checks.components import (
@@ -31,6 +32,7 @@ from grpo_pl.training.checks.components import (
     check_names,
     check_optimizer,
     check_reference_update,
+    check_resampling,
 )
 from grpo_pl.training.checks.prompts import check_answers
 from grpo_pl.training.metrics import ReadTokens
@@ -72,6 +74,9 @@ class PolicyOptimization(PolicyModels):
         read_silent: Of the responses without an advantage, so many are read for the metrics in each
             iteration, over all ranks: entropy, clip fractions and their like are then estimates over all
             responses. 0 for none; where a KL or a critic reads all responses, there is nothing to add.
+        empty_steps: What the policy does where its gradient is exactly 0, as when no response has an
+            advantage: `take` the step, which the optimizer's momentum and weight decay make (as TRL does),
+            or `skip` it (prime-rl drops such batches).
     """
 
     def __init__(
@@ -97,13 +102,14 @@ class PolicyOptimization(PolicyModels):
         optimizer: OptimizerFactory = lambda p: torch.optim.AdamW(p, lr=1e-6),
         lr_scheduler: SchedulerFactory | None = None,
         read_silent: int = 0,
+        empty_steps: Literal["take", "skip"] = "take",
     ) -> None:
         super().__init__()
         check_at_least(0, read_silent=read_silent)
         used = check_components(rewards, advantage, kl, policy, reference, critic)
         check_critic(advantage, critic, critic_lr, critic_warmup)
         check_reference_update(reference_update, used)
-        check_advantage_sources(advantage, rewards, kl, reward_transforms or [])
+        check_advantage_sources(advantage, rewards, reward_transforms or [])
         check_losses(loss, terms or {}, correction, rewards)
         check_names("model.verifiers", verifiers or {})
         check_optimizer(optimizer, lr_scheduler)
@@ -118,7 +124,7 @@ class PolicyOptimization(PolicyModels):
         self.critic_lr, self.critic_warmup = critic_lr, critic_warmup
         self.reward_transforms = nn.ModuleList(reward_transforms or [])
         self.correction, self.masks, self.entropy = correction, masks or [], entropy
-        self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
+        self.optimizer, self.lr_scheduler, self.empty_steps = optimizer, lr_scheduler, empty_steps
         masked_by_entropy = any(mask.needs_entropy for mask in self.masks)
         rejects = correction is not None and correction.rejects
         corrected = correction is not None and correction.needs_old_logprobs
@@ -183,6 +189,15 @@ class PolicyOptimization(PolicyModels):
     def score(self, rollout: Rollout) -> ScoredSamples:
         """The rewards of a rollout's responses, computed once."""
         return self.reward_stage.score(rollout)
+
+    def has_signal(self, rollout: Rollout) -> Tensor:
+        """The responses of a scored rollout that can be learned from, before any model has scored it."""
+        feedback = self.reward_stage.feedback(rollout, self.score(rollout), observe=False)
+        return self.advantage.has_signal(feedback)
+
+    def check_resampling(self, resample: DynamicSampling | None) -> None:
+        """Refuse dynamic sampling that would judge by rewards which there are not, or replace nothing."""
+        check_resampling(resample, self.advantage, self.rewards)
 
     def make_experience(self, rollout: Rollout, steps: Sequence[Step]) -> Experience:
         """Rewards, scores and advantages of a rollout, for the given optimizer steps on it."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from helpers.arms import too_much
 from helpers.repository import ROOT
 
 from grpo_pl.__main__ import main
@@ -26,6 +27,8 @@ ABLATIONS = [
     for path in sorted(CONFIGS.glob("ablations/*.yaml"))
 ]
 STUDIES = sorted(CONFIGS.glob("studies/*.yaml"))
+OF_WHOLES = {"ppo_defaults"}
+"""Studies of two sets of defaults, each as a whole; the arms of all others change one thing."""
 PRESETS = sorted(CONFIGS.glob("presets/*.yaml"))
 
 
@@ -81,6 +84,32 @@ def test_every_variant_of_a_study_passes_the_checks(
     runs = list(plan_runs(study, options, tmp_path / "out", pretrained))
     assert [run.variant for run in runs] == list(study.variants)
     assert not (tmp_path / "out").exists()
+    settings = {run.variant: run.fit.settings.as_dict() for run in runs}
+    arms = {arm: {key: whole[key] for key in ("model", "data")} for arm, whole in settings.items()}
+    assert path.stem in OF_WHOLES or too_much(arms) == {}
+
+
+def test_arms_that_change_two_things_are_found() -> None:
+    def arm(**model: object) -> dict[str, object]:
+        plain = {"kl": None, "advantage": {"class_path": "A", "init_args": {"ddof": 1, "eps": 0.1}}}
+        return {"model": plain | model}
+
+    other = {"class_path": "B", "init_args": {"ddof": 1, "lam": 1.0}}
+    arms = {
+        "base": arm(),
+        "one_argument": arm(advantage={"class_path": "A", "init_args": {"ddof": 0, "eps": 0.1}}),
+        "another_class": arm(advantage=other),
+        "no_longer_null": arm(kl={"class_path": "K", "init_args": {"coefficient": 0.1}}),
+        "two_arms": arm(advantage=other, kl={"class_path": "K", "init_args": {"coefficient": 0.1}}),
+        "from_an_arm": arm(kl={"class_path": "K", "init_args": {"coefficient": 0.2}}, advantage=other),
+    }
+    assert too_much(arms) == {}
+    arms["wrong"] = arm(kl={"class_path": "K", "init_args": {"coefficient": 0.5}}, critic="C")
+    arms["shared"] = arm(advantage={"class_path": "B", "init_args": {"ddof": 2, "lam": 0.5}})
+    assert too_much(arms) == {
+        "wrong": {"model.kl", "model.critic"},
+        "shared": {"model.advantage", "model.advantage.ddof"},
+    }
 
 
 def check_two_iterations(fit: Callable[..., Path], *overlays: Path, options: tuple[object, ...] = ()) -> None:

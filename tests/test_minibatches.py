@@ -158,6 +158,15 @@ def test_each_micro_batch_knows_the_size_of_its_whole_optimizer_step() -> None:
     assert [piece.token_ids[:, 0].tolist() for piece in pieces] == [[20], [0, 10], [40, 30], [50]]
 
 
+def test_all_sequences_of_a_step_count_those_whose_tokens_a_mask_leaves_out() -> None:
+    whole = experience()
+    whole.kept = torch.zeros_like(whole.loss_mask)
+    whole.kept[[0, 2]] = True
+    pieces = list(micro_batches(whole, STEPS, lambda local: local))
+    assert [piece.num_sequences for piece in pieces] == [2, 2, 0, 0]
+    assert [piece.all_sequences for piece in pieces] == [3, 3, 3, 3]
+
+
 def test_the_size_of_a_step_is_summed_over_ranks_in_one_call() -> None:
     asked = []
 

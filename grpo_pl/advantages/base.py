@@ -1,6 +1,7 @@
 """The contract of an advantage estimator, and shared parts of several."""
 
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 import torch
@@ -13,7 +14,10 @@ from grpo_pl.types import Credit, Feedback
 
 
 class AdvantageEstimator(ABC):
-    """Assigns the rewards of an iteration to the tokens that earned them."""
+    """Assigns the rewards of an iteration to the tokens that earned them.
+
+    An implementation states `__call__`; the learner asks for `credit`, which places a KL in the reward.
+    """
 
     needs_critic: bool = False
     needs_greedy: bool = False
@@ -21,8 +25,8 @@ class AdvantageEstimator(ABC):
     needs_steps: bool = False
     """Whether it needs `Feedback.step_ends`: some reward must then be a process reward."""
     reads_named_rewards: bool = False
-    """Whether it reads `Feedback.by_name` instead of `Feedback.rewards`: it does not see changes of the sum
-    by a KL in the reward or by a transform."""
+    """Whether it reads `Feedback.by_name` instead of `Feedback.rewards`: it does not see what a transform
+    does to the sum."""
     needs_rewards: bool = True
     """Whether there must be a reward with a weight other than 0."""
     needs_reference: ClassVar[bool] = False
@@ -33,7 +37,49 @@ class AdvantageEstimator(ABC):
 
     @abstractmethod
     def __call__(self, feedback: Feedback) -> Credit:
-        """Advantages of all tokens of one iteration on this rank."""
+        """Advantages of all tokens of one iteration on this rank, from `feedback.rewards`."""
+
+    @property
+    def linear(self) -> bool:
+        """Whether advantages are linear in the rewards, up to one scale of the whole iteration.
+
+        An estimator that divides by the spread of a group, or ranks its responses, is not: of the cost of a
+        KL among the rewards it would make advantages of size 1 in every group whose responses are equally
+        good. By default, one that asks for more than one response to a prompt is taken for such a one.
+        """
+        return self.min_group_size == 1
+
+    def credit(self, feedback: Feedback) -> Credit:
+        """The advantages, less the cost of a KL in the reward.
+
+        A linear estimator sees rewards with the cost taken off. Another one sees the rewards of the task
+        alone, and each token of a scored response pays the cost of all tokens from itself on,
+        -sum_{s >= t} cost_s, after the advantages are normalised (as in OpenRLHF): the exact gradient of the
+        KL, in units of reward, whatever the spread of a group is.
+        """
+        cost = feedback.kl_cost
+        if cost is None:
+            return self(feedback)
+        if self.linear:
+            return self(replace(feedback, rewards=feedback.paid))
+        credit, known = self(feedback), feedback.loss_mask & feedback.scored[:, None]
+        to_go = torch.where(known, cost, 0.0).flip(-1).cumsum(-1).flip(-1)
+        advantages = torch.where(known, credit.advantages - to_go, credit.advantages)
+        return credit._replace(advantages=advantages)
+
+    def has_signal(self, feedback: Feedback) -> Bool[Tensor, "N"]:
+        """The responses that the rewards of the task give an advantage other than 0; a KL is no signal.
+
+        A group without such a response counts in `rollout/groups_without_signal`, and dynamic sampling
+        replaces it. Dynamic sampling judges before the models have scored: an estimator that needs a critic
+        then learns from every scored response, and one that needs a greedy response from those of groups that
+        differ in reward.
+        """
+        if self.needs_critic and feedback.values is None:
+            return feedback.scored
+        if self.needs_greedy and feedback.greedy is None:
+            return group_has_signal(feedback, feedback.scored)
+        return (self(feedback).advantages != 0).any(-1)
 
 
 def same_for_all_tokens(

@@ -3,6 +3,8 @@
 from typing import Literal, final
 
 import torch
+from jaxtyping import Bool
+from torch import Tensor
 from typing_extensions import override
 
 from grpo_pl.advantages.base import (
@@ -25,8 +27,9 @@ class ReMax(AdvantageEstimator):
     A_n = r_n - r_greedy (Li et al. 2023, arXiv:2310.10505, algorithm 1). The baseline does not depend on the
     response, so it adds no bias; it costs one more response a prompt, and a group of one is legal. verl takes
     the return to go instead of the whole reward, which is the same where the reward is paid at the end. The
-    greedy reward is that before reward transforms and without the cost of a KL in the reward. Where the
-    greedy response is unscored the advantage is 0.
+    greedy reward is transformed by the reward transforms as the others are, adds nothing to their running
+    statistics, and is without the cost of a KL in the reward. Where the greedy response is unscored the
+    advantage is 0. A response has a signal if its reward is not that of the greedy one.
     """
 
     needs_greedy = True
@@ -49,6 +52,7 @@ class OPO(AdvantageEstimator):
     """
 
     min_group_size = 2
+    linear = True
 
     @override
     def __call__(self, feedback: Feedback) -> Credit:
@@ -68,7 +72,8 @@ class ReinforcePlusPlus(AdvantageEstimator):
     verl. The paper's KL in the reward is `model.kl KLInReward`. Groups play no part, and a group of one is
     legal. Biased, since mean and standard deviation contain the response itself;
     with many responses and gamma 1 it is the gradient of the expected reward times a constant. Whitening an
-    iteration whose tokens all have the same return gives exactly 0.
+    iteration whose tokens all have the same return gives exactly 0; in any other every scored response has a
+    signal.
 
     Args:
         gamma: Discount per token, in [0, 1].
@@ -103,6 +108,7 @@ class ReinforcePlusPlusBaseline(AdvantageEstimator):
     """
 
     min_group_size = 2
+    linear = True
 
     def __init__(self, over: Literal["responses", "tokens"] = "responses", ddof: int = 1) -> None:
         check_choice("over", over, "responses", "tokens")
@@ -118,3 +124,7 @@ class ReinforcePlusPlusBaseline(AdvantageEstimator):
         white = whiten(values, counted, feedback.sum_over_ranks, ddof=self.ddof)
         moved = scored if self.over == "tokens" else has_signal
         return Credit(torch.where(feedback.loss_mask & moved[:, None], white, 0.0), None)
+
+    @override
+    def has_signal(self, feedback: Feedback) -> Bool[Tensor, "N"]:
+        return group_has_signal(feedback, feedback.scored)

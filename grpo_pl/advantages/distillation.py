@@ -74,6 +74,7 @@ class Distillation(AdvantageEstimator):
         advantages, returns = self.base(feedback)
         return Credit(advantages + taught, returns)
 
+    @override
     def has_signal(self, feedback: Feedback) -> Bool[Tensor, "N"]:
         """Every response: the teacher has an opinion of each of its tokens."""
         return torch.ones_like(feedback.scored)

@@ -3,6 +3,8 @@
 from typing import Literal, final
 
 import torch
+from jaxtyping import Bool
+from torch import Tensor
 from typing_extensions import override
 
 from grpo_pl.advantages.base import (
@@ -50,7 +52,7 @@ class GroupRelative(AdvantageEstimator):
         leave_one_out: Mean and standard deviation of the group are those of the *other* responses, as in
             NeMo-RL; where the others do not vary, the centred reward is not divided.
         truncated: Whether responses cut at the token limit are `in` the statistics; `out` gives them
-            advantage 0 too.
+            advantage 0 too, less the cost of a KL in the reward with `scale="group"`.
     """
 
     min_group_size = 2
@@ -69,6 +71,11 @@ class GroupRelative(AdvantageEstimator):
         check_choice("truncated", truncated, "in", "out")
         self.scale, self.ddof, self.eps = scale, ddof, eps
         self.leave_one_out, self.truncated = leave_one_out, truncated
+
+    @property
+    @override
+    def linear(self) -> bool:
+        return self.scale != "group"
 
     @override
     def __call__(self, feedback: Feedback) -> Credit:
@@ -94,6 +101,7 @@ class LeaveOneOut(AdvantageEstimator):
     """
 
     min_group_size = 2
+    linear = True
 
     @override
     def __call__(self, feedback: Feedback) -> Credit:
@@ -167,7 +175,8 @@ class GDPO(AdvantageEstimator):
     (`normalize_then_sum`); verl differs in `over`, `eps` and `batch_eps`. So two responses with equal sums of
     rewards and different parts are told apart. A reward that is the same in a whole group adds 0 there, and a
     response has advantage 0 if all rewards are, in the statistics of responses. It reads each reward before
-    they are summed: a KL in the reward and reward transforms would not reach it and are refused.
+    they are summed: reward transforms would not reach it and are refused. A group has a signal if its
+    responses differ in any of the rewards, though their sums be equal.
 
     Args:
         ddof: Degrees of freedom taken off in the standard deviations: 1 (TRL, verl) or 0.
@@ -196,12 +205,19 @@ class GDPO(AdvantageEstimator):
     def __call__(self, feedback: Feedback) -> Credit:
         scored, group_ids = feedback.scored, feedback.group_ids
         total = feedback.outcome.new_zeros(len(scored))
-        has_signal = torch.zeros_like(scored)
         for name, weighted in feedback.by_name.items():
             weight = feedback.weights[name]
             total += weight * group_normalize(weighted / weight, group_ids, scored, self.ddof, self.eps)
-            has_signal |= scored & ~group_is_constant(weighted, group_ids, scored)
         values, counted = spread(total, feedback, self.over)
         mean, std = mean_and_std(values, counted, self.ddof, feedback.sum_over_ranks)
         advantages = divide_by_std(total - mean, std, self.batch_eps)
-        return same_for_all_tokens(advantages, scored if self.over == "tokens" else has_signal, feedback)
+        moved = scored if self.over == "tokens" else self.has_signal(feedback)
+        return same_for_all_tokens(advantages, moved, feedback)
+
+    @override
+    def has_signal(self, feedback: Feedback) -> Bool[Tensor, "N"]:
+        scored, group_ids = feedback.scored, feedback.group_ids
+        varies = torch.zeros_like(scored)
+        for weighted in feedback.by_name.values():
+            varies |= ~group_is_constant(weighted, group_ids, scored)
+        return scored & varies

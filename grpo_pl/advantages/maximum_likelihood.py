@@ -25,7 +25,7 @@ class MaxRL(AdvantageEstimator):
 
     For rewards of 0 or more. A group whose mean is not above 0 has advantage 0, as has one whose rewards are
     all equal. With rewards of both signs a mean may come near 0, and the advantages have no bound: keep
-    penalties, and a KL in the reward, out of its rewards.
+    penalties out of its rewards. (A KL in the reward is added after the division.)
 
     Args:
         eps: Added to the mean.

@@ -17,7 +17,7 @@ class ProcessGroupRelative(AdvantageEstimator):
 
     A_nt = sum_{j: end(n, j) >= t} (r_nj - mean) / (std + eps), mean and standard deviation over all steps of
     all scored responses to the prompt (DeepSeekMath, arXiv:2402.03300, section 4.1.3). The paper has no other
-    reward. Here what a response earns outside of its step ends (an outcome reward, a KL in the reward) is
+    reward. Here what a response earns outside of its step ends (an outcome reward) is
     summed, normalised over the responses of the group as in GroupRelative, and added to all of its tokens;
     what falls on a step's last token belongs to the step. Degenerate cases, by definition: steps whose
     rewards are all equal in a group add 0, and so does a group's only step; the same for what is earned

@@ -22,7 +22,7 @@ class Aggregation(ABC):
 
     @abstractmethod
     def __call__(self, loss: Float[Tensor, "B T"], batch: Experience) -> Float[Tensor, ""]:
-        """This micro-batch's share, from `batch.num_tokens` and `batch.num_sequences` of the whole step."""
+        """This micro-batch's share, by the batch's counts of tokens and sequences of the whole step."""
 
 
 def _masked_sum(loss: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B"]:
@@ -42,7 +42,8 @@ class TokenMean(Aggregation):
 class SequenceMean(Aggregation):
     """The mean over sequences of the mean over their tokens: each response counts the same.
 
-    DeepSeekMath, arXiv:2402.03300, eq. 3.
+    DeepSeekMath, arXiv:2402.03300, eq. 3. Of the sequences with a counted token: those that masks
+    leave out whole are not divided by (TRL divides by all).
     """
 
     @override
@@ -55,6 +56,9 @@ class SequenceMean(Aggregation):
 class ConstantLength(Aggregation):
     """The sum over tokens divided by a constant number of tokens a sequence (Dr. GRPO, arXiv:2503.20783).
 
+    The divisor is `length` times all sequences of the step, also those without an advantage or without a
+    counted token: masking half of the responses halves the loss, as in TRL's `dr_grpo`.
+
     Args:
         length: The constant, in tokens; the paper takes the token limit of a response.
     """
@@ -65,7 +69,7 @@ class ConstantLength(Aggregation):
 
     @override
     def __call__(self, loss: Float[Tensor, "B T"], batch: Experience) -> Float[Tensor, ""]:
-        return _masked_sum(loss, batch.counted).sum() / (max(batch.num_sequences, 1) * self.length)
+        return _masked_sum(loss, batch.counted).sum() / (max(batch.all_sequences, 1) * self.length)
 
 
 @final
@@ -75,7 +79,7 @@ class PromptMean(Aggregation):
     The "prompt average" of ScaleRL, arXiv:2510.13786. Over the minibatches of a rollout on average: each
     token weighs what `functional.prompt_weights` says, whether the other responses to its prompt are in the
     same minibatch or not. With `data.keep_groups` they are, and the mean is that over the prompts of the
-    step.
+    step. Prompts without a counted token do not count.
     """
 
     @override

@@ -211,8 +211,9 @@ class KLInReward(EstimatedKL):
 
     Ziegler et al. 2019, arXiv:1909.08593, eq. 2; InstructGPT, arXiv:2203.02155, eq. 2. The estimate is that
     of the old policy and has no gradient: the advantage estimator assigns it to the tokens that led there, as
-    it does every reward. So the penalty is on the divergence of whole responses: a response's k1 terms add up
-    to log(policy / reference) of the response. Nothing is added to the loss.
+    it does every reward, or gets it after its normalisation (`AdvantageEstimator.credit`). So the penalty is
+    on the divergence of whole responses: a response's k1 terms add up to log(policy / reference) of the
+    response. Nothing is added to the loss.
 
     Args:
         coefficient: Beta, in units of reward per nat, 0 or more.

@@ -2,6 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
+from fractions import Fraction
 from typing import ClassVar, final
 
 import torch
@@ -51,7 +52,8 @@ class TopEntropy(TokenMask):
     entropy bonus of the other tokens are left out too.
 
     Args:
-        share: The share of tokens to keep, above 0 and at most 1.
+        share: The share of tokens to keep, above 0 and at most 1, as the decimal that is written; a part of a
+            token is rounded up.
     """
 
     needs_entropy = True
@@ -64,5 +66,8 @@ class TopEntropy(TokenMask):
     @override
     def __call__(self, feedback: Feedback, entropy: Float[Tensor, "N T"]) -> Bool[Tensor, "N T"]:
         of_responses = entropy[feedback.loss_mask]
-        threshold = torch.topk(of_responses, math.ceil(self.share * len(of_responses))).values[-1]
+        kept = math.ceil(
+            Fraction(str(self.share)) * len(of_responses)
+        )  # 0.07 of 100 is 7: no binary rounding
+        threshold = torch.topk(of_responses, kept).values[-1]
         return entropy >= threshold

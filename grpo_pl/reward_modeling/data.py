@@ -10,7 +10,7 @@ from rich.progress import track
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, DistributedSampler, Subset
 from typing_extensions import override
 
-from grpo_pl.functional import derive_seed, permutation
+from grpo_pl.functional import derive_seed, even_parts, permutation, rounds
 from grpo_pl.models.reward_model import ResponseEncoder
 from grpo_pl.prompts.prompt_set import ROWS_WORTH_A_PROGRESS_BAR
 from grpo_pl.prompts.sources import PromptSource
@@ -19,6 +19,7 @@ from grpo_pl.runs.safe_loading import state_of
 from grpo_pl.system.refusal import ArgumentError, ConfigError, check_at_least
 from grpo_pl.training.checks.schedule import check_trainer_numbers
 from grpo_pl.training.ranks import AttachedDataModule
+from grpo_pl.training.stream import Stream
 
 log = logging.getLogger(__name__)
 LabeledExample = list[LabeledResponse]
@@ -92,7 +93,13 @@ class RewardDataModule(AttachedDataModule):
                 self.sets["train"] = ConcatDataset([self.sets["train"], Subset(old, rows)])  # type: ignore[arg-type]
                 log.info("data.replay: %d of %d examples beside %d new ones", count, len(old), len(new))
         if self.val is not None:
-            self.sets["val"] = cast("Dataset[LabeledExample]", self._read("val", self.val, encode))
+            held_out = self._read("val", self.val, encode)
+            if len(held_out) < self._ranks.size:
+                raise ConfigError(
+                    f"data.val: {len(held_out)} examples are fewer than the {self._ranks.size} ranks: give "
+                    "it more, or set it to null"
+                )
+            self.sets["val"] = cast("Dataset[LabeledExample]", held_out)
         if stage == "fit" and self.changed_examples == "error":  # before the model is built
             self._compare(state_of(type(self).__qualname__, self._trainer.ckpt_path))
 
@@ -145,19 +152,30 @@ class RewardDataModule(AttachedDataModule):
                 log.warning("! %s", wrong)
 
     @override
-    def train_dataloader(self) -> DataLoader[LabeledExample]:
+    def train_dataloader(self) -> DataLoader[Any]:
         return self._loader("train")
 
     @override
-    def val_dataloader(self) -> DataLoader[LabeledExample] | list[LabeledExample]:
+    def val_dataloader(self) -> DataLoader[Any] | list[LabeledExample]:
         return self._loader("val") if "val" in self.sets else []
 
-    def _loader(self, name: str) -> DataLoader[LabeledExample]:
-        """Batches of this rank; their order depends on seed and epoch alone, so that a run can be resumed."""
+    def _loader(self, name: str) -> DataLoader[Any]:
+        """Batches of this rank; their order depends on seed and epoch alone, so that a run can be resumed.
+
+        In training, ranks have equally many examples, some of them twice. In validation each example is on
+        one rank, in equally many batches, since ranks may compute each layer together.
+        """
+        rank, ranks = self._ranks.rank, self._ranks.size
+        if name == "val" and ranks > 1:
+            examples: Sequence[LabeledExample] = self.sets["val"]  # type: ignore[assignment]
+            rows = range(rank, len(examples), ranks)
+            parts = even_parts(len(rows), rounds(len(examples), ranks, at_once=self.batch_size))
+            batches = [[examples[row] for row in rows[part.start : part.stop]] for part in parts]
+            return DataLoader(Stream(lambda: map(LabeledBatch.collate, batches), len(parts)), batch_size=None)
         sampler: DistributedSampler[LabeledExample] = DistributedSampler(
             self.sets[name],
-            num_replicas=self._ranks.size,
-            rank=self._ranks.rank,
+            num_replicas=ranks,
+            rank=rank,
             shuffle=name == "train",
             seed=self.seed,
         )

@@ -121,7 +121,7 @@ def score_samples(rewards: Mapping[str, RewardFunction], samples: Sequence[Sampl
     scored = torch.ones(len(samples), dtype=torch.bool)
     for name, reward in rewards.items():
         before = dict(reward.failures)
-        raw_scores = _score_or_abstain(name, reward, samples)
+        raw_scores = score_or_abstain(f"Reward {name!r}", reward, samples)
         failures[name] = {kind: count - before[kind] for kind, count in reward.failures.items()}
         scores = by_name[name] = [_outcome(score) for score in raw_scores]
         if reward.weight != 0:
@@ -181,12 +181,15 @@ def _outcome(score: Score) -> float | None:
     return math.fsum(step.score for step in score) if isinstance(score, Sequence) else score
 
 
-def _score_or_abstain(name: str, reward: RewardFunction, samples: Sequence[Sample]) -> list[Score]:
-    """The scores of one reward; a batch that fails is repeated sample by sample, to find the culprit."""
+def score_or_abstain(name: str, reward: RewardFunction, samples: Sequence[Sample]) -> list[Score]:
+    """The scores of one reward, which messages call `name`, an error treated as its `on_error` says.
+
+    A batch that fails is repeated sample by sample, to find the culprit.
+    """
     try:
         return _checked_scores(reward, samples)
     except RewardError as error:  # names its sample
-        raise RewardError(f"Reward {name!r} failed: {error}") from error
+        raise RewardError(f"{name} failed: {error}") from error
     except (Exception, SystemExit) as error:  # noqa: BLE001 - the user's code may raise anything
         batch_error = error
     scores: list[Score] = []
@@ -208,14 +211,14 @@ def _score_or_abstain(name: str, reward: RewardFunction, samples: Sequence[Sampl
         sample, first = errors[0]
         raise RewardError(f"{_message(name, sample, first)}; {advice(kinds, len(samples))}") from first
     raise RewardError(
-        f"Reward {name!r} failed on a batch of {len(samples)}, though on none of its samples alone, with "
+        f"{name} failed on a batch of {len(samples)}, though on none of its samples alone, with "
         f"{type(batch_error).__name__}: {batch_error}."
     ) from batch_error
 
 
 def _message(name: str, sample: Sample, error: BaseException) -> str:
     reason = _shorten(f"{type(error).__name__}: {error}", 500)
-    return f"Reward {name!r} failed with {reason} ({describe(sample)})"
+    return f"{name} failed with {reason} ({describe(sample)})"
 
 
 def advice(kinds: Sequence[str], samples: int) -> str:

@@ -28,9 +28,12 @@ class RewardStage:
         """The scores of the rollout, computed unless they came with it."""
         return rollout.rewards or score_samples(self.rewards, rollout.samples)
 
-    def feedback(self, rollout: Rollout, scored: ScoredSamples) -> Feedback:
-        """The rewards of a rollout's tokens; call it once, for transforms add them to running statistics."""
-        rewards, step_ends = self._token_rewards(scored, rollout.samples, rollout.loss_mask, observe=True)
+    def feedback(self, rollout: Rollout, scored: ScoredSamples, *, observe: bool = True) -> Feedback:
+        """The rewards of a rollout's tokens.
+
+        `observe` says whether transforms add them to running statistics: do so once a rollout.
+        """
+        rewards, step_ends = self._token_rewards(scored, rollout.samples, rollout.loss_mask, observe=observe)
         greedy = None
         if rollout.greedy:
             greedy = self.greedy_rewards(rollout.greedy)[rollout.group_ids.to(self.device)]

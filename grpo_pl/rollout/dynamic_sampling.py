@@ -2,11 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, final
 
 import torch
+from jaxtyping import Bool
+from torch import Tensor
 
-from grpo_pl.functional import group_is_constant, group_size, groups_with, pad_rows
+from grpo_pl.functional import group_is_constant, groups_with, pad_rows
 from grpo_pl.rollout.support import widened
 from grpo_pl.rollout.top_logprobs import as_wide
 from grpo_pl.system.refusal import ArgumentError
@@ -15,23 +18,32 @@ from grpo_pl.types import Prompt, Rollout, ScoredSamples
 
 @final
 class DynamicSampling:
-    """Replaces groups whose rewards are all alike by other prompts' groups, up to a bound.
+    """Replaces groups without a signal by other prompts' groups, up to a bound.
 
-    DAPO, arXiv:2503.14476, section 3.2. At the bound, the last groups without variance stay, so that all
+    DAPO, arXiv:2503.14476, section 3.2. At the bound, the last groups without a signal stay, so that all
     iterations have the same number of groups (the paper samples on). Each response is scored once: the scores
     travel with the rollout. The cost is logged: `rollout/rounds`, `rollout/groups_replaced` and
     `rollout/tokens_thrown_away`.
 
+    Whether a group has a signal is asked of `model.advantage`: whether it would give a response an advantage.
+    With a reward of length or format beside the one of correctness almost every group has one; the paper
+    judges by correctness alone, which is `by: correct`.
+
     Args:
         rounds: The most rounds of sampling in one iteration, the first one included.
+        by: The names in model.rewards of the rewards to judge by, one or several, of any weight: a group has
+            a signal where two scored responses differ in one of them. Null asks model.advantage.
     """
 
-    def __init__(self, rounds: int = 3) -> None:
+    def __init__(self, rounds: int = 3, by: str | list[str] | None = None) -> None:
         if rounds < 2:
             raise ArgumentError(
                 f"rounds={rounds} never samples again: set it to 2 or more, or leave resampling out (null)"
             )
+        if by is not None and not by:
+            raise ArgumentError("by names no reward: name one of model.rewards, or leave it out (null)")
         self.rounds = rounds
+        self.by = [by] if isinstance(by, str) else by
 
     def __call__(
         self,
@@ -40,18 +52,24 @@ class DynamicSampling:
         score: Callable[[Rollout], ScoredSamples],
         other_prompts: Callable[[int, int], Sequence[Prompt]],
         on_any_rank: Callable[[bool], bool] = bool,
+        has_signal: Callable[[Rollout], Bool[Tensor, "N"]] | None = None,
     ) -> Rollout:
         """A scored rollout of as many groups as there are prompts.
 
         `other_prompts(round, count)` gives prompts for a later round. All ranks take the same number of
-        rounds, by `on_any_rank`, since engines and reward models may serve several at once.
+        rounds, by `on_any_rank`, since engines and reward models may serve several at once. `has_signal` is
+        asked once of the responses of each round, unless `by` judges.
         """
+        judge = has_signal if self.by is None and has_signal is not None else partial(differs, names=self.by)
         sampled = [rollout := with_scores(generate(prompts), score)]
-        while len(sampled) < self.rounds and on_any_rank(bool(silent := groups_where(rollout, signal=False))):
+        silent = groups_where(rollout, judge, signal=False)
+        while len(sampled) < self.rounds and on_any_rank(bool(silent)):
             again = with_scores(generate(other_prompts(len(sampled), max(len(silent), 1))), score)
             sampled.append(again)
-            for place, group in zip(silent, groups_where(again, signal=True), strict=False):
+            found = groups_where(again, judge, signal=True)
+            for place, group in zip(silent, found, strict=False):
                 rollout = replace_group(rollout, place, again, group)
+            silent = silent[len(found) :]
         generated = sum(int(one.loss_mask.sum()) for one in sampled)
         replaced = sum(a is not b for a, b in zip(first_prompts(rollout), prompts, strict=True))
         metrics = {
@@ -70,12 +88,27 @@ def with_scores(rollout: Rollout, score: Callable[[Rollout], ScoredSamples]) -> 
     return replace(rollout, rewards=score(rollout))
 
 
-def groups_where(rollout: Rollout, *, signal: bool) -> list[int]:
-    """The groups with a signal or without: two or more responses are scored, and not all scores are alike."""
+def groups_where(
+    rollout: Rollout, judge: Callable[[Rollout], Bool[Tensor, "N"]], *, signal: bool
+) -> list[int]:
+    """The groups with a response that has a signal, or those without."""
+    marked = groups_with(judge(rollout).cpu(), rollout.group_ids).tolist()
+    return [group for group, has in enumerate(marked) if has == signal]
+
+
+def differs(rollout: Rollout, names: Sequence[str] | None) -> Bool[Tensor, "N"]:
+    """The scored responses of groups that differ in one of the named rewards; without names, in the total."""
     assert rollout.rewards is not None, "dynamic sampling scores what it samples"
-    groups, known = rollout.group_ids, rollout.rewards.scored
-    constant = group_is_constant(rollout.rewards.total, groups, known) | (group_size(groups, known) < 2)
-    return [group for group, has in enumerate(groups_with(~constant, groups).tolist()) if has == signal]
+    scored, groups = rollout.rewards.scored, rollout.group_ids
+    if names is None:
+        return scored & ~group_is_constant(rollout.rewards.total, groups, scored)
+    some = torch.zeros_like(scored)
+    for name in names:
+        scores = rollout.rewards.by_name[name]
+        known = scored & torch.tensor([score is not None for score in scores])
+        values = torch.tensor([score or 0.0 for score in scores], dtype=torch.float64)
+        some |= known & ~group_is_constant(values, groups, known)
+    return some
 
 
 def all_failures(sampled: Sequence[Rollout]) -> dict[str, Any]:

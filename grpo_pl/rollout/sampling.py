@@ -3,10 +3,25 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Protocol, runtime_checkable
+
+from jaxtyping import Bool
+from torch import Tensor
 
 from grpo_pl.rollout.dynamic_sampling import DynamicSampling, first_prompts
 from grpo_pl.rollout.engine import RolloutEngine, SamplingConfig
 from grpo_pl.types import Prompt, Rollout, ScoredSamples
+
+
+@runtime_checkable
+class Judge(Protocol):
+    """The learner as dynamic sampling sees it."""
+
+    def score(self, rollout: Rollout) -> ScoredSamples:
+        """The rewards of a rollout's responses, computed once."""
+
+    def has_signal(self, rollout: Rollout) -> Bool[Tensor, "N"]:
+        """The responses of a scored rollout that can be learned from."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +36,7 @@ class Sampler:
     with_greedy: bool = False
     """Whether a greedy response to each prompt is sampled too."""
     resample: DynamicSampling | None = None
-    score: Callable[[Rollout], ScoredSamples] | None = None
+    judge: Judge | None = None
     """The rewards, for `resample`."""
     other_prompts: Callable[[int, int, int], Sequence[Prompt]] = lambda *_: []
     """Other prompts for `resample`, by iteration, round and count."""
@@ -35,9 +50,11 @@ class Sampler:
         if self.resample is None:
             rollout = generate(prompts)
         else:
-            assert self.score is not None, "dynamic sampling chooses by the rewards"
-            others = partial(self.other_prompts, iteration)
-            rollout = self.resample(prompts, generate, self.score, others, self.on_any_rank)
+            assert self.judge is not None, "dynamic sampling chooses by the rewards"
+            others, judge = partial(self.other_prompts, iteration), self.judge
+            rollout = self.resample(
+                prompts, generate, judge.score, others, self.on_any_rank, judge.has_signal
+            )
         if not self.with_greedy:
             return rollout
         config = SamplingConfig(self.sampling.max_tokens, temperature=0.0)

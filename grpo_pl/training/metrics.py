@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from grpo_pl.functional import (
@@ -17,16 +17,19 @@ from grpo_pl.types import Experience, Feedback, Rollout, SampleRecord, ScoredSam
 
 
 def rollout_metrics(
-    rollout: Rollout, experience: Experience, version: int, sum_over_ranks: Callable[[Tensor], Tensor]
+    rollout: Rollout,
+    experience: Experience,
+    version: int,
+    sum_over_ranks: Callable[[Tensor], Tensor],
+    has_signal: Bool[Tensor, "N"],
 ) -> dict[str, float]:
-    """Lengths, truncation, signal, tokens, staleness.
+    """Lengths, truncation, signal (as `AdvantageEstimator.has_signal` says), tokens, staleness.
 
     `version` counts the trainer's optimizer steps so far. Means over sequences are of this rank, since every
     rank has as many; other numbers are of all ranks.
     """
     mask = experience.loss_mask
-    silent = experience.advantages.abs().sum(-1) == 0
-    with_signal = groups_with(~silent.cpu(), rollout.group_ids).tolist()
+    with_signal = groups_with(has_signal.cpu(), rollout.group_ids).tolist()
     tokens = sum_over_ranks(torch.stack([mask.sum().cpu(), torch.tensor(rollout.tokens_generated)])).tolist()
     metrics = {
         "rollout/policy_version": float(rollout.policy_version),
@@ -55,7 +58,7 @@ def explained_variance(feedback: Feedback, gamma: float) -> dict[str, float]:
         return {}
     known = feedback.loss_mask & feedback.scored[:, None]
     returns = generalized_advantages(
-        feedback.rewards, torch.zeros_like(feedback.values), known, gamma=gamma, lam=1.0
+        feedback.paid, torch.zeros_like(feedback.values), known, gamma=gamma, lam=1.0
     )
     of_returns, of_errors = (
         mean_and_std(numbers, known, ddof=0, sum_over_ranks=feedback.sum_over_ranks)[1].item()

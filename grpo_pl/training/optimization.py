@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import lightning.pytorch as pl
 from lightning.pytorch.strategies import FSDPStrategy
@@ -16,7 +16,7 @@ from grpo_pl.functional import one_if_finite
 from grpo_pl.models import ModelBuilder
 from grpo_pl.runs.same_model import check_fits, check_settings
 from grpo_pl.system.refusal import about
-from grpo_pl.training.gradients import by_mesh, clip, total_norm
+from grpo_pl.training.gradients import by_mesh, clip, taken, total_norm
 from grpo_pl.training.ranks import num_shards
 from grpo_pl.training.skipped_steps import SkippedStep, Source, explain
 
@@ -31,10 +31,14 @@ class OptimizedModule(pl.LightningModule):
 
     If the loss or gradient is not finite on some rank, no rank takes the step: weights and optimizer stay
     unchanged, and the schedule goes on. `train/skipped_steps` counts such steps.
+
+    `train/empty_steps` counts the steps in which the gradient of the main group is exactly 0 on all ranks:
+    the optimizer's momentum and weight decay move it all the same, unless `empty_steps` says `skip`.
     """
 
     optimizer: OptimizerFactory
     lr_scheduler: SchedulerFactory | None
+    empty_steps: Literal["take", "skip"] = "take"
     skipped: SkippedStep | None = None
     """Explains why the last optimizer step was skipped; None if it was taken."""
 
@@ -139,6 +143,11 @@ class OptimizedModule(pl.LightningModule):
         once = {"on_step": False, "on_epoch": True, "reduce_fx": "sum", "batch_size": 1}
         self.log("train/skipped_steps", float(not finite), **once)  # type: ignore[arg-type]
         self.skipped = None if finite else self._skip_step()
+        main = next(iter(groups))
+        empty = bool(groups[main]) and float(norms[main]) == 0
+        self.log("train/empty_steps", float(empty), **once)  # type: ignore[arg-type]
+        if empty and self.empty_steps == "skip":
+            taken([parameter for kind in groups[main] for parameter in kind])
         self._watched.clear()
         if finite and gradient_clip_val:
             for name, kinds in groups.items():

@@ -1,5 +1,6 @@
 """Validation: rollouts and verifiers -> accuracies with intervals, independent of the training reward."""
 
+import logging
 import math
 from collections.abc import Mapping
 
@@ -8,8 +9,10 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from grpo_pl.functional import majority_at_k, pass_at_k, wilson_interval
-from grpo_pl.rewards.base import Verifier
-from grpo_pl.types import Rollout
+from grpo_pl.rewards.base import RewardError, Verifier, describe, score_or_abstain
+from grpo_pl.types import Rollout, Sample
+
+log = logging.getLogger(__name__)
 
 
 class MeanWithInterval(Metric):
@@ -52,12 +55,26 @@ def powers_of_two(limit: int) -> list[int]:
     return [1 << i for i in range(limit.bit_length())]
 
 
+def extract_or_abstain(name: str, verifier: Verifier, sample: Sample) -> str | None:
+    """The answer that votes; an error is treated as `on_error` says: none, or the end of the run."""
+    try:
+        return verifier.extract(sample.prompt.opened + sample.response)
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
+        message = f"Verifier {name!r} failed to extract an answer with {type(error).__name__}: {error}"
+        if verifier.on_error == "raise":
+            raise RewardError(f"{message} ({describe(sample)}); on_error: abstain would go on") from error
+        log.warning("%s (%s); it has no answer.", message, describe(sample))
+        return None
+
+
 class Evaluation:
     """Collects the verdicts of one validation.
 
     Greedy rollouts (temperature 0) give `val/<name>`; rollouts with n responses a problem give
     `val/<name>_pass@k` and `val/<name>_majority@k` for k = 1, 2, 4, ... <= n. Each comes with `_low` and
-    `_high`. A problem on which the verifier abstains counts as wrong.
+    `_high`. A problem on which the verifier abstains counts as wrong. An error of the verifier does what its
+    `on_error` says, in worker processes too: `raise` ends the run with a message that shows the response,
+    `abstain` logs a warning, and `val/<name>_abstained` is the share of responses without a verdict.
 
     Args:
         verifiers: Verifiers of responses by name.
@@ -68,15 +85,25 @@ class Evaluation:
     def __init__(self, verifiers: Mapping[str, Verifier], device: torch.device, copies: int = 1) -> None:
         self.verifiers, self.device, self.copies = verifiers, device, copies
         self.means: dict[str, MeanWithInterval] = {}
+        self.without_interval: set[str] = set()
 
     def _add(self, name: str, value: float) -> None:
         self.means.setdefault(name, MeanWithInterval(self.copies).to(self.device)).update(value)
 
+    def _add_plain(self, name: str, value: float) -> None:
+        self.without_interval.add(name)
+        self._add(name, value)
+
     def update(self, rollout: Rollout) -> None:
         """Verify the responses of a rollout."""
         greedy, samples = rollout.temperature == 0, rollout.samples
+        which = "val" if greedy else "val_sampled"
         for name, verifier in self.verifiers.items():
-            correct = [score == 1.0 for score in verifier.score(samples)]
+            scores = score_or_abstain(f"Verifier {name!r}", verifier, samples)
+            correct = [score == 1.0 for score in scores]
+            if verifier.on_error == "abstain":  # on every rank alike, since sums are collective
+                for score in scores:
+                    self._add_plain(f"{which}/{name}_abstained", float(score is None))
             if greedy:
                 for verdict in correct:
                     self._add(f"val/{name}", float(verdict))
@@ -84,17 +111,14 @@ class Evaluation:
             for group in sorted(set(rollout.group_ids.tolist())):
                 rows = (rollout.group_ids == group).nonzero()[:, 0].tolist()
                 verdicts = [correct[row] for row in rows]
-                answers = [
-                    verifier.extract(samples[row].prompt.opened + samples[row].response) for row in rows
-                ]
+                answers = [extract_or_abstain(name, verifier, samples[row]) for row in rows]
                 for k in powers_of_two(len(rows)):
                     self._add(f"val/{name}_pass@{k}", pass_at_k(verdicts, k))
                     if k > 1:
                         self._add(f"val/{name}_majority@{k}", majority_at_k(answers, verdicts, k))
-        which = "val" if greedy else "val_sampled"
         for sample in samples:
-            self._add(f"{which}/truncated", float(sample.truncated))
-            self._add(f"{which}/response_tokens", float(sample.response_tokens))
+            self._add_plain(f"{which}/truncated", float(sample.truncated))
+            self._add_plain(f"{which}/response_tokens", float(sample.response_tokens))
 
     def compute(self) -> dict[str, float]:
         """All metrics of this validation; collective."""
@@ -102,6 +126,6 @@ class Evaluation:
         for name, metric in self.means.items():
             mean, low, high = metric.compute()
             values[name] = mean
-            if not name.endswith(("/truncated", "/response_tokens")):
+            if name not in self.without_interval:
                 values |= {f"{name}_low": low, f"{name}_high": high}
         return values

@@ -118,8 +118,8 @@ class Feedback:
     """
 
     rewards: Float[Tensor, "N T"]
-    """The weighted reward earned at each token, less the cost of a KL in the reward: outcome rewards stand on
-    the last response token, process rewards where a step ends. 0 elsewhere."""
+    """The weighted reward of the task earned at each token: outcome rewards stand on the last response token,
+    process rewards where a step ends. 0 elsewhere. A linear estimator sees them less `kl_cost`."""
     step_ends: Bool[Tensor, "N T"]
     """True where a step ends that a process reward has scored (its score may be 0)."""
     scored: Bool[Tensor, "N"]
@@ -141,11 +141,19 @@ class Feedback:
     """The policy's log-probabilities before the first update; None before the models have scored."""
     ref_logprobs: Float[Tensor, "N T"] | None = None
     """The reference's, at the same temperature; None where nothing asks for them."""
+    kl_cost: Float[Tensor, "N T"] | None = None
+    """The cost of a KL in the reward at each token, in units of reward, 0 outside of `loss_mask`; None
+    without such a KL. `AdvantageEstimator.credit` takes it off."""
 
     @property
     def outcome(self) -> Float[Tensor, "N"]:
         """The whole reward of each response."""
         return self.rewards.sum(-1)
+
+    @property
+    def paid(self) -> Float[Tensor, "N T"]:
+        """The reward at each token less the cost of a KL in the reward."""
+        return self.rewards if self.kl_cost is None else self.rewards - self.kl_cost
 
 
 class Credit(NamedTuple):

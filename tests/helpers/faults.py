@@ -5,15 +5,18 @@ import os
 import signal
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from helpers import worker_calls
 from lightning.pytorch.plugins import MixedPrecision
 
 from grpo_pl.callbacks.alarm_rules import Alarm
-from grpo_pl.rewards.base import RewardFunction
+from grpo_pl.rewards.base import RewardFunction, Verifier
+from grpo_pl.rewards.workers import WorkerReward
 from grpo_pl.rollout.engine import SamplingConfig
 from grpo_pl.rollout.in_process import InProcessEngine
 from grpo_pl.types import Rollout, Sample
@@ -144,6 +147,61 @@ class Always(Alarm):
 
     def check(self, rows: Any) -> str | None:
         return "it is late" if rows[-1]["iteration"] >= self.since else None
+
+
+class FailingVerifier(Verifier):  # type: ignore[misc]
+    """Right is a response that is the gold answer; fails on one with a word.
+
+    Args:
+        where: What fails: `score` or `extract`.
+        word: The word.
+    """
+
+    def __init__(self, where: str = "score", word: str = "broken", **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.where, self.word = where, word
+
+    def score(self, samples: Any) -> list[float]:
+        return [float(self._read("score", sample.response) == sample.prompt.answer) for sample in samples]
+
+    def extract(self, response: str) -> str:
+        return self._read("extract", response)
+
+    def _read(self, where: str, response: str) -> str:
+        if where == self.where and self.word in response:
+            raise ZeroDivisionError("no such luck")
+        return response
+
+
+class FailingInWorkers(WorkerReward, Verifier):  # type: ignore[misc]
+    """The same, computed in worker processes; a response "hang" takes too long."""
+
+    def call(self, sample: Any) -> partial[Any]:
+        if sample.response == "hang":
+            return partial(worker_calls.hang)
+        right = 0.5 * (sample.response == sample.prompt.answer)
+        return partial(worker_calls.fail, "no luck") if "broken" in sample.response else partial(
+            worker_calls.double, right
+        )  # fmt: skip
+
+    def extract(self, response: str) -> str:
+        return response
+
+
+class FallingSilent(RewardFunction):  # type: ignore[misc]
+    """Tells responses apart in the first iterations, and none later.
+
+    Args:
+        until: The number of those iterations.
+    """
+
+    def __init__(self, until: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.until, self.asked = until, 0
+
+    def score(self, samples: Any) -> list[float]:
+        self.asked += 1
+        return [float(len(sample.response) % 2) * (self.asked <= self.until) for sample in samples]
 
 
 def enormous(response: str, **_: Any) -> float:

@@ -25,6 +25,7 @@ from grpo_pl.losses import (
     SequenceMean,
     TokenMean,
 )
+from grpo_pl.minibatches import micro_batches
 
 # ------------------------------------------------------------------------------------------- ClippedValueLoss
 
@@ -97,7 +98,8 @@ def test_the_size_of_the_step_and_not_that_of_the_micro_batch_divides(
     aggregation: Aggregation, expected: float
 ) -> None:
     batch = experience(MASK)
-    batch.num_tokens, batch.num_sequences = 3 * batch.num_tokens, 3 * batch.num_sequences
+    for size in ("num_tokens", "num_sequences", "all_sequences"):
+        setattr(batch, size, 3 * getattr(batch, size))
     close(aggregation(LOSS, batch), expected / 3)
 
 
@@ -131,13 +133,39 @@ def test_the_shares_of_k_micro_batches_add_up_to_one_batch_and_so_do_their_gradi
     ]
     shares = torch.zeros((), dtype=F64)
     for rows in parts:
-        piece = whole.select(rows, num_tokens=whole.num_tokens, num_sequences=whole.num_sequences)
+        piece = whole.select(rows)
         shares = shares + aggregation(
             surrogate(logprobs[rows, : piece.loss_mask.shape[1]], piece).loss, piece
         )
     (summed,) = torch.autograd.grad(shares, logprobs)
     close(shares.detach(), objective.detach())
     close(summed, gradient)
+
+
+@pytest.mark.parametrize(
+    ("aggregation", "expected"),
+    [
+        (ConstantLength(length=6), (1 + 2 + 3) / (2 * 6)),  # half of what both would give, each with 6
+        (TokenMean(), (1 + 2 + 3) / 3),
+        (SequenceMean(), (1 + 2 + 3) / 3),
+        (PromptMean(), (1 + 2 + 3) / 3),
+    ],
+)
+def test_a_response_that_a_mask_leaves_out_still_divides_by_a_constant_length_alone(
+    aggregation: Aggregation, expected: float
+) -> None:
+    whole = experience(MASK, kept=torch.tensor([[True] * 4, [False] * 4]), num_tokens=3, num_sequences=1)
+    whole.prompt_weights = prompt_weights(torch.tensor([3, 0]), torch.zeros(2, dtype=torch.long), lambda x: x)
+    close(aggregation(LOSS, whole), expected, 1e-7)
+
+
+def test_masking_half_of_the_responses_halves_the_loss_of_a_constant_length() -> None:
+    loss, mask = torch.ones(8, 5, dtype=F64), torch.ones(8, 5, dtype=torch.bool)
+    whole = experience(mask)
+    half = experience(mask, kept=(torch.arange(8) < 4)[:, None].expand(8, 5))
+    (piece,) = micro_batches(half, [[list(range(8))]], lambda local: local)
+    close(ConstantLength(5)(loss, whole), 1.0)
+    close(ConstantLength(5)(loss, piece), 0.5)
 
 
 def test_each_token_counts_the_same_or_each_response_does() -> None:

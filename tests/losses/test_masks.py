@@ -48,6 +48,19 @@ def test_the_most_undecided_tokens_are_kept_and_prompts_and_padding_do_not_count
     assert (TopEntropy(share)(feedback(NOTHING, MASK), entropy) & MASK).int().tolist() == kept
 
 
+@pytest.mark.parametrize("tokens", [1, 7, 100, 300])
+def test_the_share_is_the_decimal_that_is_written_and_not_its_binary_rounding(tokens: int) -> None:
+    entropy, mask = torch.arange(1 + tokens)[None].double(), torch.arange(1 + tokens)[None] > 0
+    given_all = feedback(torch.zeros(mask.shape), mask)
+    kept = [int((TopEntropy(share / 1000)(given_all, entropy) & mask).sum()) for share in range(1, 1001)]
+    assert kept == [-(-share * tokens // 1000) for share in range(1, 1001)]
+
+
+def test_seven_hundredths_of_a_hundred_tokens_are_seven() -> None:
+    entropy, mask = torch.arange(101)[None].double(), torch.arange(101)[None] > 0
+    assert int((TopEntropy(0.07)(feedback(torch.zeros(mask.shape), mask), entropy) & mask).sum()) == 7
+
+
 def test_tokens_at_the_threshold_are_kept_together() -> None:
     entropy = torch.tensor([[0.0, 0.7, 0.7, 0.2], [0.0, 0.7, 0.1, 0.0]])
     assert int((TopEntropy(0.2)(feedback(NOTHING, MASK), entropy) & MASK).sum()) == 3
@@ -61,7 +74,7 @@ def test_the_share_is_kept_to_the_token_and_every_kept_one_is_above_every_other(
     entropy = torch.rand(1, 1 + tokens, generator=torch.Generator().manual_seed(seed), dtype=F64)
     mask = torch.arange(1 + tokens)[None] > 0
     kept = TopEntropy(percent / 100)(feedback(torch.zeros(mask.shape), mask), entropy) & mask
-    assert int(kept.sum()) == math.ceil(percent / 100 * tokens)
+    assert int(kept.sum()) == -(-percent * tokens // 100)  # rounded up, in whole numbers
     assert entropy[kept].min() >= entropy[mask & ~kept].max() if (mask & ~kept).any() else kept[mask].all()
 
 

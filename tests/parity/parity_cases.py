@@ -237,9 +237,17 @@ VERL = [
     ),
     Case("verl/kl_cov", "-rho A + |log rho| on the fifth of the tokens", policy(KLCov(0.2))),
     Case("verl/token_mean", "sum / tokens", aggregation(TokenMean())),
-    Case("verl/seq_mean_token_sum", "mean over non-empty sequences of sums", aggregation(ConstantLength(1))),
+    Case(
+        "verl/seq_mean_token_sum",
+        "mean over non-empty sequences of sums; ours without the empty ones, which it divides by",
+        aggregation(ConstantLength(1), of_non_empty=True),
+    ),
     Case("verl/seq_mean_token_mean", "mean over non-empty sequences of means", aggregation(SequenceMean())),
-    Case("verl/seq_mean_token_sum_norm", "the sum over a constant length", aggregation(ConstantLength(T))),
+    Case(
+        "verl/seq_mean_token_sum_norm",
+        "the sum over a constant length, as above",
+        aggregation(ConstantLength(T), of_non_empty=True),
+    ),
     Case("trl/gkd", "generalised JSD, beta 0.3", distillation(TeacherKL(divergence="jsd", beta=0.3))),
     Case("trl/gkd_forward", "KL(teacher || policy)", distillation(TeacherKL(divergence="forward"))),
     Case("trl/gkd_reverse", "KL(policy || teacher)", distillation(TeacherKL(divergence="reverse"))),
@@ -309,6 +317,11 @@ VERL = [
 
 OPENRLHF = [
     Case("openrlhf/group_norm", "(r - mean) / (std + 1e-9)", advantage(GroupRelative(eps=1e-9))),
+    Case(
+        "openrlhf/group_norm_kl",
+        "(r - mean) / (std + 1e-9) less the return to go of 0.01 k1 (at most 10)",
+        advantage(GroupRelative(eps=1e-9), kl=KLInReward(0.01, bound=10.0)),
+    ),
     Case("openrlhf/rloo", "r - the mean of the others", advantage(LeaveOneOut())),
     Case("openrlhf/dr_grpo", "r - mean", advantage(GroupRelative("none"))),
     Case(

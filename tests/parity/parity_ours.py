@@ -60,7 +60,8 @@ def advantage(
         mask = batch["mask"]
         earned = outcome_rewards(batch[rewards], mask) if rewards == "rewards" else batch[rewards] * mask
         cost = None if kl is None else kl.cost(batch["old_logprobs"], batch["ref_logprobs"])
-        credit = estimator(feedback_of(batch, earned if cost is None else earned - mask * cost))
+        feedback = replace(feedback_of(batch, earned), kl_cost=None if cost is None else mask * cost)
+        credit = estimator.credit(feedback)
         out = {"advantages": factor * credit.advantages}
         return out if credit.returns is None else out | {"returns": torch.where(mask, credit.returns, 0.0)}
 
@@ -83,6 +84,7 @@ def experience_of(batch: Batch, correction: ImportanceCorrection | None = None) 
         weights=None if correction is None else weights_of(batch, correction),
         num_tokens=int(mask.sum()),
         num_sequences=int(mask.any(-1).sum()),
+        all_sequences=len(mask),
     )
 
 
@@ -134,12 +136,14 @@ def policy(
     return ours
 
 
-def aggregation(aggregate: Aggregation) -> Ours:
-    """The sum over tokens of any matrix, and its gradient."""
+def aggregation(aggregate: Aggregation, *, of_non_empty: bool = False) -> Ours:
+    """The sum over tokens of any matrix, and its gradient; `of_non_empty` hides empty sequences from it."""
 
     def ours(batch: Batch) -> Outputs:
-        matrix = batch["token_advantages"].clone().requires_grad_()
-        objective = aggregate(matrix, experience_of(batch))
+        matrix, experience = batch["token_advantages"].clone().requires_grad_(), experience_of(batch)
+        if of_non_empty:
+            experience.all_sequences = experience.num_sequences
+        objective = aggregate(matrix, experience)
         return {"loss": objective.detach(), "gradient": torch.autograd.grad(objective, matrix)[0]}
 
     return ours

@@ -109,6 +109,7 @@ def controller(batch: Batch) -> Outputs:
 BOUNDS = [0.5, 2.0]
 ENTRIES = {
     "group_norm": advantage("group_norm"),
+    "group_norm_kl": advantage("group_norm", kl=0.01),
     "rloo": advantage("rloo"),
     "dr_grpo": advantage("dr_grpo"),
     "reinforce_baseline": advantage("reinforce_baseline"),

@@ -49,25 +49,32 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def train(tiny_model: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Train:
     """Runs a reward model's training in this process and returns the run's folder."""
 
-    def run(kind: str, *arguments: object, root: Path | None = None, pretrained: Path = tiny_model) -> Path:
+    def run(
+        kind: str,
+        *arguments: object,
+        root: Path | None = None,
+        pretrained: Path = tiny_model,
+        ranks: int = 1,
+    ) -> Path:
         root = root or tmp_path_factory.mktemp("reward") / "run"
         overlay = ("--config", CONFIGS / "process_reward_model.yaml") if kind == "steps" else ()
+        words = [
+            *("--config", CONFIGS / "reward_model.yaml", *overlay),
+            *("--pretrained", pretrained, "--trainer.default_root_dir", root),
+            *("--data.train.path", data / f"{kind}.jsonl"),
+            *("--data.val.path", data / f"{kind}.val.jsonl"),
+            *("--trainer.accelerator", "cpu", "--trainer.devices", ranks),
+            *("--trainer.precision", "32-true", "--model.optimizer.lr", "3e-3", *arguments),
+        ]
+        if ranks > 1:
+            from helpers.rank_runs import run_ranks
+
+            run_ranks(words, ranks, root.parent)
+            return root
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
-            main(
-                [
-                    str(argument)
-                    for argument in (
-                        *("fit", "--config", CONFIGS / "reward_model.yaml", *overlay),
-                        *("--pretrained", pretrained, "--trainer.default_root_dir", root),
-                        *("--data.train.path", data / f"{kind}.jsonl"),
-                        *("--data.val.path", data / f"{kind}.val.jsonl"),
-                        *("--trainer.accelerator", "cpu", "--trainer.devices", 1),
-                        *("--trainer.precision", "32-true", "--model.optimizer.lr", "3e-3", *arguments),
-                    )
-                ]
-            )
+            main(["fit", *map(str, words)])
         finally:
             torch.set_num_threads(threads)
         return root
@@ -203,6 +210,26 @@ ONE_EPOCH = ("--trainer.max_epochs", 1)
 
 
 # -------------------------------------------------------------------------------------------------- its data
+
+
+def test_two_ranks_measure_each_of_five_held_out_examples_once(
+    train: Train, runs: dict[str, Path], tmp_path: Path
+) -> None:
+    five = write(tmp_path / "five.jsonl", [pair(i) for i in range(70, 75)])
+    own = ("--data.val.path", five, "--data.batch_size", 2, *ONE_EPOCH)
+    alone, both = (
+        rows(train("pairs", *own, pretrained=runs["pairs"] / "model", ranks=ranks))[0] for ranks in (1, 2)
+    )
+    for name in ("val/loss", "val/accuracy", "val/calibration_error"):
+        assert both[name] == pytest.approx(alone[name], rel=1e-6), name
+
+
+def test_fewer_held_out_examples_than_ranks_are_refused(train: Train, tmp_path: Path) -> None:
+    one = write(tmp_path / "one.jsonl", [pair(70)])
+    with pytest.raises(
+        AssertionError, match=r"data\.val: 1 examples are fewer than the 2 ranks: give it more"
+    ):
+        train("pairs", "--data.val.path", one, *ONE_EPOCH, ranks=2)
 
 
 @pytest.mark.parametrize(

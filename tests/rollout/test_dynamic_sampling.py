@@ -1,12 +1,17 @@
 """Dynamic sampling: what is replaced, by what, and what it is said to cost."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from helpers.commands import Fit, Refused
+from helpers.repository import ROOT
 
+from grpo_pl.advantages import GDPO, AdvantageEstimator, GroupRelative, PassAtK
 from grpo_pl.rewards.base import RewardFunction, score_samples
 from grpo_pl.rewards.feedback import RewardStage
 from grpo_pl.rollout.assembly import Response, assemble_rollout
@@ -133,6 +138,126 @@ def test_a_wider_group_widens_the_rollout_with_padding() -> None:
     assert wide.token_ids.shape == (4, 6)
     assert wide.token_ids[0].tolist() == [5, 6, ord("x"), 0, 0, 0]
     assert not wide.loss_mask[0, 3:].any()
+
+
+# ------------------------------------------------------------------------------------------ what is a signal
+
+
+class Named(RewardFunction):
+    """The score of a response is written in it, at the place of this reward."""
+
+    def __init__(self, place: int, weight: float = 1.0) -> None:
+        super().__init__(weight=weight)
+        self.place = place
+
+    def score(self, samples: Sequence[Sample]) -> list[float | None]:
+        read = [sample.response[self.place] for sample in samples]
+        return [None if digit == "-" else float(digit) for digit in read]
+
+
+def replaced(
+    rewards: dict[str, RewardFunction], advantage: AdvantageEstimator, responses: list[str], **options: Any
+) -> bool:
+    """Whether the group of these responses is replaced by one in which each reward differs."""
+    learner = RewardStage(rewards, [], torch.device("cpu"), only_here)
+    other = rollout({"b": ["0" * len(rewards)] * (len(responses) - 1) + ["1" * len(rewards)]})
+    results = iter([rollout({"a": responses}), other])
+    sampled = DynamicSampling(2, **options)(
+        [prompt("a")],
+        lambda _: next(results),
+        learner.score,
+        lambda *_: [prompt("b")],
+        has_signal=lambda given: advantage.has_signal(learner.feedback(given, given.rewards, observe=False)),
+    )
+    return first_prompts(sampled)[0].text == "b"
+
+
+LENGTHS = ["11", "12", "13", "15"]
+"""Four right answers of unlike lengths."""
+
+
+def test_by_correctness_a_group_of_right_answers_is_replaced_though_their_lengths_differ() -> None:
+    rewards = {"correct": Named(0), "length": Named(1, weight=0.1)}
+    assert not replaced(rewards, GroupRelative(), LENGTHS)
+    assert replaced(rewards, GroupRelative(), LENGTHS, by="correct")
+    assert not replaced(rewards, GroupRelative(), LENGTHS, by=["correct", "length"])
+    assert not replaced(rewards, GroupRelative(), ["11", "01", "11", "11"], by=["correct"])
+
+
+def test_a_reward_of_weight_0_may_judge_and_those_on_which_it_abstains_do_not_count() -> None:
+    rewards = {"correct": Named(0, weight=0.0), "length": Named(1)}
+    assert replaced(rewards, GroupRelative(), LENGTHS, by="correct")
+    assert replaced(rewards, GroupRelative(), ["11", "-2", "13", "-5"], by="correct")
+    assert not replaced(rewards, GroupRelative(), ["11", "-2", "03", "-5"], by="correct")
+
+
+def test_rewards_of_equal_sums_are_a_signal_for_the_estimator_that_reads_each_alone() -> None:
+    rewards = {"a": Named(0), "b": Named(1), "c": Named(2)}
+    group = ["100", "010", "001", "100"]  # (1, 0, 0, 1), (0, 1, 0, 0), (0, 0, 1, 0)
+    assert not replaced(rewards, GDPO(), group)
+    assert replaced(rewards, GroupRelative(), group)
+    assert replaced(rewards, GDPO(), ["100"] * 4)
+
+
+def test_a_group_that_the_estimator_makes_nothing_of_is_replaced() -> None:
+    assert replaced({"a": Named(0)}, PassAtK(4), ["1", "1", "0", "0"])  # two are best
+    assert not replaced({"a": Named(0)}, PassAtK(4), ["1", "0", "0", "0"])
+
+
+def test_each_round_is_judged_once_on_every_rank() -> None:
+    judged: list[Rollout] = []
+
+    def has_signal(given: Rollout) -> torch.Tensor:
+        judged.append(given)
+        return torch.zeros(len(given.prompts), dtype=torch.bool)
+
+    results = [rollout({"a": ["x", "y"]}) for _ in range(3)]
+    waiting = iter(results)
+    reward = {"letters": Letters()}
+    DynamicSampling(3)(
+        [prompt("a")],
+        lambda _: next(waiting),
+        lambda given: score_samples(reward, given.samples),
+        lambda *_: [prompt("a")],
+        has_signal=has_signal,
+    )
+    assert [id(one.token_ids) for one in judged] == [id(one.token_ids) for one in results]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--data.resample.by", "right"), r"data\.resample\.by=right: model\.rewards has no .* digit$"),
+        (
+            ("--data.resample.by", "[digit, nope]"),
+            r"data\.resample\.by=nope: model\.rewards has no .* digit$",
+        ),
+        (("--data.resample.by", "[]"), r"by names no reward"),
+        (
+            ("--model.advantage", "ReinforcePlusPlus"),
+            r"ReinforcePlusPlus .* set data\.resample\.by to .* digit",
+        ),
+    ],
+)
+def test_what_cannot_judge_is_refused_at_the_start(
+    fit: Fit, refused: Refused, options: Sequence[str], message: str
+) -> None:
+    said = refused(fit, "--data.resample.rounds", "2", *options)
+    assert re.search(message, said), said
+
+
+def test_a_critic_s_run_that_judges_by_a_reward_samples_what_a_run_of_this_reward_alone_samples(
+    fit: Fit,
+) -> None:
+    second = ("--model.rewards.letter", "Format", "--model.rewards.letter.pattern", ".*[a-f].*")
+    with_a_critic = ("--config", str(ROOT / "configs/ppo.yaml"), "--data.resample.by", "digit")
+    short = ("--trainer.max_epochs", "1", "--trainer.limit_val_batches", "0", "--data.resample.rounds", "3")
+    alone, by_one = (
+        read_metrics(fit(*options, *short) / "metrics.csv")[1] for options in ((), (*second, *with_a_critic))
+    )
+    for key in ("rollout/rounds", "rollout/groups_replaced", "rollout/tokens_thrown_away", "rewards/digit"):
+        assert by_one[key] == alone[key]
+    assert by_one["rollout/groups_replaced"] > 0  # to the critic no group is without a signal
 
 
 def test_one_round_is_refused() -> None:

@@ -5,10 +5,15 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from helpers.commands import Fit
+from helpers.faults import FailingInWorkers, FailingVerifier
 
 from grpo_pl.functional import majority_at_k, pass_at_k
+from grpo_pl.rewards.base import RewardError, Verifier
 from grpo_pl.rewards.math_answer import MathAnswer
+from grpo_pl.rewards.pool import Workers
 from grpo_pl.rewards.rules import ExactMatch, LastNumber
+from grpo_pl.runs.layout import read_metrics
 from grpo_pl.training.validation import Evaluation, MeanWithInterval, powers_of_two
 from grpo_pl.types import Prompt, Rollout
 
@@ -220,3 +225,58 @@ def test_every_accuracy_has_its_interval_whatever_the_verifier_is_called(name: s
     values = evaluation.compute()
     for metric in (f"val/{name}", f"val/{name}_pass@1", f"val/{name}_pass@2", f"val/{name}_majority@2"):
         assert {metric + end for end in NUMBERS} <= values.keys()
+
+
+# --------------------------------------------------------------------------------------------------- on_error
+
+
+BROKEN = [("5", ["5", "broken"]), ("6", ["6", "0"])]
+QUICK = Workers(timeout_s=0.5, on_timeout="abstain")
+
+
+@pytest.mark.parametrize("build", [FailingVerifier, FailingInWorkers])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_verifier_that_raises_ends_the_validation_and_says_on_what(
+    build: type[Verifier], temperature: float
+) -> None:
+    evaluation = Evaluation({"accuracy": build()}, CPU)
+    with pytest.raises(RewardError, match=r"^Verifier 'accuracy' failed.*no (such )?luck.*response 'broken'"):
+        evaluation.update(rollout(BROKEN, temperature))
+
+
+@pytest.mark.parametrize("build", [FailingVerifier, FailingInWorkers])
+def test_a_verifier_that_abstains_on_errors_calls_the_response_wrong_and_counts_it(
+    build: type[Verifier], caplog: pytest.LogCaptureFixture
+) -> None:
+    evaluation = Evaluation({"accuracy": build(on_error="abstain")}, CPU)
+    evaluation.update(rollout(BROKEN, 0.0))
+    evaluation.update(rollout(BROKEN, 1.0))
+    values = evaluation.compute()
+    assert values["val/accuracy"] == 2 / 4
+    assert values["val/accuracy_abstained"] == values["val_sampled/accuracy_abstained"] == 1 / 4
+    assert (values["val/accuracy_pass@1"], values["val/accuracy_pass@2"]) == (1 / 2, 1.0)
+    assert not [name for name in values if "abstained_" in name]
+    assert "broken" in caplog.text
+
+
+def test_a_verdict_whose_worker_times_out_is_wrong_and_counted() -> None:
+    evaluation = Evaluation({"accuracy": FailingInWorkers(on_error="abstain", workers=QUICK)}, CPU)
+    evaluation.update(rollout([("5", ["5"]), ("5", ["hang"])], 0.0))
+    values = evaluation.compute()
+    assert (values["val/accuracy"], values["val/accuracy_abstained"]) == (0.5, 0.5)
+
+
+def test_an_answer_that_cannot_be_extracted_is_none_or_ends_the_validation() -> None:
+    problem = [("5", ["5", "broken", "broken"])]  # two of three would outvote it
+    with pytest.raises(RewardError, match=r"^Verifier 'accuracy' failed to extract .* on_error: abstain"):
+        Evaluation({"accuracy": FailingVerifier("extract")}, CPU).update(rollout(problem, 1.0))
+    evaluation = Evaluation({"accuracy": FailingVerifier("extract", on_error="abstain")}, CPU)
+    evaluation.update(rollout([*problem, ("5", ["5", "broken", "5"])], 1.0))
+    assert evaluation.compute()["val/accuracy_majority@2"] == (2 / 3 + 1) / 2  # none never outvotes an answer
+
+
+def test_a_failing_verifier_does_not_end_a_run_that_says_abstain(fit: Fit) -> None:
+    key = "--model.verifiers.accuracy"
+    abstain = (key, "helpers.faults.FailingVerifier", f"{key}.word", "", f"{key}.on_error", "abstain")
+    row = read_metrics(fit("--trainer.max_epochs", "1", *abstain) / "metrics.csv")[-1]
+    assert (row["val/accuracy"], row["val/accuracy_abstained"]) == (0.0, 1.0)

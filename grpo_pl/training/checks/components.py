@@ -20,6 +20,7 @@ from grpo_pl.models.reference_update import ReferenceUpdate
 from grpo_pl.models.vocabulary import check_same_vocabulary
 from grpo_pl.rewards.base import ProcessReward, RewardFunction
 from grpo_pl.rewards.transforms import RewardTransform
+from grpo_pl.rollout.dynamic_sampling import DynamicSampling
 from grpo_pl.system.refusal import ArgumentError, ConfigError, about
 
 
@@ -170,7 +171,6 @@ def check_reference_update(reference_update: ReferenceUpdate | None, reference: 
 def check_advantage_sources(
     advantage: AdvantageEstimator,
     rewards: dict[str, RewardFunction],
-    kl: KLPenalty | None,
     reward_transforms: Sequence[RewardTransform],
 ) -> None:
     """Refuse rewards that the advantage cannot use, or would not see."""
@@ -187,8 +187,24 @@ def check_advantage_sources(
             f"model.reward_transforms change the sum of the rewards, and model.advantage {name} reads each "
             "reward on its own: set model.reward_transforms to null"
         )
-    if advantage.reads_named_rewards and kl is not None and kl.in_reward:
+
+
+def check_resampling(
+    resample: DynamicSampling | None, advantage: AdvantageEstimator, rewards: Mapping[str, RewardFunction]
+) -> None:
+    """Refuse dynamic sampling by rewards that there are not, and one that would replace nothing."""
+    if resample is None:
+        return
+    name = type(advantage).__name__
+    if unknown := [one for one in resample.by or [] if one not in rewards]:
         raise ConfigError(
-            f"model.kl {type(kl).__name__} changes the sum of the rewards, and model.advantage {name} reads "
-            "each reward on its own: set model.kl to KLInLoss"
+            f"data.resample.by={unknown[0]}: model.rewards has no reward of this name: set it to "
+            f"{' or '.join(rewards)}"
+        )
+    alone = advantage.min_group_size == 1 and not advantage.needs_greedy
+    if resample.by is None and (alone or advantage.needs_reference):
+        raise ConfigError(
+            f"data.resample would replace nothing: model.advantage {name} learns from every response; set "
+            f"data.resample.by to the reward to judge by, for instance {next(iter(rewards), 'correct')}, or "
+            "data.resample to null"
         )
