@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from grpo_pl.advantages.base import AdvantageEstimator
@@ -18,9 +18,9 @@ from grpo_pl.losses.masks import TokenMask
 from grpo_pl.minibatches import Step, first_pass
 from grpo_pl.rewards.feedback import RewardStage, reward_metrics
 from grpo_pl.system.refusal import ConfigError
-from grpo_pl.training.metrics import explained_variance, rollout_metrics, sample_records
+from grpo_pl.training.metrics import explained_variance, rollout_metrics, sample_records, teacher_metrics
 from grpo_pl.training.silent_sample import SilentSample
-from grpo_pl.types import Experience, Feedback, Rollout, Sequences, TokenScores
+from grpo_pl.types import Credit, Experience, Feedback, Rollout, Sequences, TokenScores
 
 Scorer = Callable[[Sequences], TokenScores]
 """Scores a micro-batch in the precision of training."""
@@ -60,14 +60,7 @@ class ExperienceStage:
         feedback = self.rewards.feedback(rollout, scored)
         # With the policy loss alone, scores change no advantage: what has none need not be scored.
         early = None if self.reads_silent else self.advantage.credit(feedback)
-        sequences = Sequences(
-            token_ids=rollout.token_ids.to(device),
-            loss_mask=feedback.loss_mask,
-            temperature=rollout.temperature,
-            active=None if early is None else (early.advantages != 0).any(-1),
-            candidates=candidates_of(rollout, device),
-            renormalized=rollout.candidates is not None,
-        )
+        sequences = sequences_of(rollout, feedback, early)
         learned = sequences.read
         sequences.active, stands_for = self.silent(sequences, version)
         sampling_logprobs = rollout.sampling_logprobs.to(device)
@@ -95,21 +88,23 @@ class ExperienceStage:
         weigh = partial(prompt_weights, group_ids=feedback.group_ids, sum_over_ranks=sum_over_ranks)
         for term in self.terms:
             experience.prepared |= term.prepare(experience, feedback, version)
-        coefficient = {} if self.kl is None else {"train/kl_coefficient": float(self.kl.coefficient)}
+        has_signal = self.advantage.has_signal(feedback)
         return replace(
             experience,
             prompt_weights=weigh(experience.counted.sum(-1)),
-            all_prompt_weights=weigh(experience.loss_mask.sum(-1)) if self.masks else None,
-            metrics=rollout_metrics(
-                rollout, experience, version, sum_over_ranks, self.advantage.has_signal(feedback)
-            )
-            | explained_variance(feedback, self.advantage.gamma)
+            all_prompt_weights=None if experience.kept is None else weigh(experience.loss_mask.sum(-1)),
+            metrics=rollout_metrics(rollout, experience, version, sum_over_ranks, has_signal)
             | reward_metrics(scored, sum_over_ranks)
-            | coefficient
-            | (teacher_metrics(feedback) if self.advantage.needs_reference else {})
+            | self._metrics(feedback)
             | correction.metrics,
             records=sample_records(rollout, scored, experience),
         )
+
+    def _metrics(self, feedback: Feedback) -> dict[str, float]:
+        """What critic, KL and teacher say about the responses."""
+        coefficient = {} if self.kl is None else {"train/kl_coefficient": float(self.kl.coefficient)}
+        taught = teacher_metrics(feedback) if self.advantage.needs_reference else {}
+        return explained_variance(feedback, self.advantage.gamma) | coefficient | taught
 
     @property
     def bypasses(self) -> bool:
@@ -159,10 +154,21 @@ class ExperienceStage:
         return torch.stack(kept).all(0) if kept else None
 
 
-def candidates_of(rollout: Rollout, device: torch.device) -> Int[Tensor, "N T K"] | None:
-    """The tokens that each token was drawn from, or the likeliest ones of the sampler."""
+def sequences_of(rollout: Rollout, feedback: Feedback, early: Credit | None) -> Sequences:
+    """The sequences of a rollout, active where the credit, if it is known, has an advantage.
+
+    Their candidates are the tokens that each token was drawn from, or the likeliest ones of the sampler.
+    """
+    device = feedback.loss_mask.device
     candidates = rollout.top_tokens if rollout.candidates is None else rollout.candidates
-    return None if candidates is None else candidates.to(device)
+    return Sequences(
+        token_ids=rollout.token_ids.to(device),
+        loss_mask=feedback.loss_mask,
+        temperature=rollout.temperature,
+        active=None if early is None else (early.advantages != 0).any(-1),
+        candidates=None if candidates is None else candidates.to(device),
+        renormalized=rollout.candidates is not None,
+    )
 
 
 def without(steps: Sequence[Step], sequences: Sequences) -> Bool[Tensor, "N"] | None:
@@ -172,20 +178,6 @@ def without(steps: Sequence[Step], sequences: Sequences) -> Bool[Tensor, "N"] | 
     others = torch.ones_like(sequences.loss_mask[:, 0])
     others[[row for step in steps for rows in step for row in rows]] = False
     return others
-
-
-def teacher_metrics(feedback: Feedback) -> dict[str, float]:
-    """`rollout/teacher_kl`: KL(policy || teacher) in nats a token, over the response tokens of all ranks.
-
-    It is the mean of k1, unbiased: the tokens are samples of the policy before the update, at the sampling
-    temperature.
-    """
-    assert feedback.old_logprobs is not None, "the models have scored"
-    assert feedback.ref_logprobs is not None, "and so has the reference"
-    apart = torch.where(feedback.loss_mask, feedback.old_logprobs - feedback.ref_logprobs, 0.0)
-    sums = torch.stack([apart.double().sum(), feedback.loss_mask.double().sum()])
-    total, tokens = feedback.sum_over_ranks(sums).tolist()
-    return {"rollout/teacher_kl": total / max(tokens, 1.0)}
 
 
 def named_by(reference: TokenScores | None, sequences: Sequences) -> dict[str, Tensor | None]:

@@ -125,13 +125,6 @@ class PolicyOptimization(PolicyModels):
         self.reward_transforms = nn.ModuleList(reward_transforms or [])
         self.correction, self.masks, self.entropy = correction, masks or [], entropy
         self.optimizer, self.lr_scheduler, self.empty_steps = optimizer, lr_scheduler, empty_steps
-        masked_by_entropy = any(mask.needs_entropy for mask in self.masks)
-        rejects = correction is not None and correction.rejects
-        corrected = correction is not None and correction.needs_old_logprobs
-        compared = advantage.needs_reference
-        self.reads_silent = len(terms_by_name) > 1 or masked_by_entropy or rejects or compared
-        of_old = self.objective.prepares_with_old_logprobs or (kl and kl.needs_old_logprobs)
-        self.scores_first = any((of_old, critic, corrected, masked_by_entropy, compared))
         self.min_group_size, self.needs_greedy = advantage.min_group_size, advantage.needs_greedy
         self.corrects_mismatch = correction is not None or loss.of_sampler
         self.read_silent, self.read_tokens = read_silent, ReadTokens()
@@ -159,6 +152,22 @@ class PolicyOptimization(PolicyModels):
     def version(self) -> int:
         """Optimizer steps taken so far."""
         return self.trainer.global_step
+
+    @property
+    def reads_silent(self) -> bool:
+        """Whether responses without an advantage are read too: a term, a mask or a statistic needs them."""
+        rejects = self.correction is not None and self.correction.rejects
+        by_entropy = any(mask.needs_entropy for mask in self.masks)
+        return any((len(self.objective.terms) > 1, by_entropy, rejects, self.advantage.needs_reference))
+
+    @property
+    def scores_first(self) -> bool:
+        """Whether scores of policy and critic are needed before the first optimizer step."""
+        by_entropy = any(mask.needs_entropy for mask in self.masks)
+        of_old = (self.kl is not None and self.kl.needs_old_logprobs, self.advantage.needs_reference)
+        corrected = self.correction is not None and self.correction.needs_old_logprobs
+        prepared, critic = self.objective.prepares_with_old_logprobs, self.builders["critic"] is not None
+        return any((*of_old, corrected, prepared, critic, by_entropy))
 
     @property
     def reward_names(self) -> Sequence[str]:

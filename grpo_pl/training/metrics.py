@@ -67,6 +67,20 @@ def explained_variance(feedback: Feedback, gamma: float) -> dict[str, float]:
     return {"train/explained_variance": 1 - (of_errors / of_returns) ** 2} if of_returns > 0 else {}
 
 
+def teacher_metrics(feedback: Feedback) -> dict[str, float]:
+    """`rollout/teacher_kl`: KL(policy || teacher) in nats a token, over the response tokens of all ranks.
+
+    It is the mean of k1, unbiased: the tokens are samples of the policy before the update, at the sampling
+    temperature.
+    """
+    assert feedback.old_logprobs is not None, "the models have scored"
+    assert feedback.ref_logprobs is not None, "and so has the reference"
+    apart = torch.where(feedback.loss_mask, feedback.old_logprobs - feedback.ref_logprobs, 0.0)
+    sums = torch.stack([apart.double().sum(), feedback.loss_mask.double().sum()])
+    total, tokens = feedback.sum_over_ranks(sums).tolist()
+    return {"rollout/teacher_kl": total / max(tokens, 1.0)}
+
+
 def sample_records(
     rollout: Rollout, scored: ScoredSamples, experience: Experience | None = None
 ) -> list[SampleRecord]:
