@@ -8,9 +8,10 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import override
 
-from grpo_pl.functional import forward_kl, generalized_jsd, kl_k3, reverse_kl, with_rest
+from grpo_pl.functional import forward_kl, generalized_jsd, reverse_kl, with_rest
 from grpo_pl.losses.base import PRECISION
 from grpo_pl.losses.kl import AdaptiveCoefficient, Divergence, KLPenalty
+from grpo_pl.losses.kl import divergence as estimated_divergence
 from grpo_pl.system.refusal import ArgumentError
 from grpo_pl.types import Experience, TokenLoss, TokenScores
 
@@ -35,7 +36,7 @@ class TeacherKL(KLPenalty):
     these tokens. Without `rest`, terms are summed over the k alone, as in verl (`forward_kl_topk`): such a
     sum can be negative and has its minimum elsewhere, above all for `reverse`.
 
-    `train/kl` is KL(policy || teacher), exact over the whole vocabulary, estimated by k3 with `top_k`;
+    `train/kl` is KL(policy || teacher), exact over the whole vocabulary, and with `top_k` estimated as ever;
     `train/teacher_divergence` is D.
 
     Args:
@@ -84,9 +85,7 @@ class TeacherKL(KLPenalty):
             assert scores.reverse_kl is not None, "it comes with the divergence"
             apart, kl = scores.divergence, scores.reverse_kl
         else:
-            assert batch.ref_logprobs is not None, "the reference scores it with its top tokens"
-            apart = self.among_top(scores, batch)
-            kl = kl_k3(scores.logprobs.detach(), batch.ref_logprobs)
+            apart, kl = self.among_top(scores, batch), estimated_divergence(scores.logprobs, batch)
         return TokenLoss(
             self.coefficient * apart, {"train/kl": kl, "train/teacher_divergence": apart.detach()}
         )

@@ -60,7 +60,7 @@ class PositiveNLL(LossTerm):
         positive = rollout.counted & self.right(feedback)[:, None]
         both = torch.stack([rollout.counted.sum(), positive.sum()])
         tokens, of_right = feedback.sum_over_ranks(both).tolist()
-        return {self: positive * (tokens / max(of_right, 1))}
+        return {self: positive * (tokens / of_right)} if of_right else {}
 
     def loss(self, logprobs: Float[Tensor, "B T"], weights: Float[Tensor, "B T"]) -> Float[Tensor, "B T"]:
         """The addition to the loss of each token."""
@@ -68,6 +68,7 @@ class PositiveNLL(LossTerm):
 
     @override
     def term(self, scores: TokenScores, batch: Experience) -> TokenLoss:
-        weights = batch.prepared[self]
+        if (weights := batch.prepared.get(self)) is None:  # no response is right, on any rank
+            return TokenLoss(torch.zeros_like(scores.logprobs), {})
         nll = -weights * scores.logprobs.detach()
         return TokenLoss(self.loss(scores.logprobs, weights), {"train/positive_nll": nll})

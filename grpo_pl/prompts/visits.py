@@ -120,12 +120,12 @@ class Visits:
     def _metrics(self, curriculum: Curriculum) -> dict[str, float]:
         known, passed = self.rates.known, self.rates.recent
         seldom = known & (chances_of(curriculum, self.rates) < 1)
-        return {
+        metrics = {
             "rollout/prompts_visited": float(known.double().mean()),
             "rollout/prompts_easy": float((seldom & (passed >= 0.5)).double().mean()),
             "rollout/prompts_hard": float((seldom & (passed < 0.5)).double().mean()),
-            "rollout/pass_rate": float(passed[known].mean()) if bool(known.any()) else 0.0,
         }
+        return metrics | ({"rollout/pass_rate": float(passed[known].mean())} if bool(known.any()) else {})
 
     def state_dict(self) -> dict[str, Any]:
         """Pass rates, places in the streams, and the prompts that are drawn already."""

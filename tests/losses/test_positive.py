@@ -68,7 +68,9 @@ def test_the_mean_over_tokens_is_that_over_the_tokens_of_right_responses() -> No
 def test_where_nothing_is_right_there_is_no_term() -> None:
     term = PositiveNLL(by="correct", above=5.0)
     batch = prepared(term, experience(MASK), rewarded())
-    assert not term.term(TokenScores(logprobs=LOGPROBS), batch).loss.any()
+    loss, metrics = term.term(TokenScores(logprobs=LOGPROBS), batch)
+    assert not loss.any()
+    assert metrics == {}  # what was not measured is not 0
 
 
 def test_tokens_that_a_mask_leaves_out_are_not_counted() -> None:

@@ -9,7 +9,7 @@ from typing import Any, final
 
 import pytest
 import torch
-from helpers.prompt_sets import Numbered, answered, doubled, verdicts
+from helpers.prompt_sets import Numbered, answered, doubled, records, verdicts
 from torch import Tensor
 from typing_extensions import override
 
@@ -89,6 +89,14 @@ def test_easy_and_hard_prompts_are_drawn_as_often_as_the_window_says() -> None:
         "rollout/prompts_hard": pytest.approx(2 / 12),
         "rollout/pass_rate": pytest.approx((2 * 1 + 2 * 0 + 8 * 0.5) / 12),
     }
+
+
+def test_before_any_visit_there_is_no_pass_rate() -> None:
+    made = visits(12, 4, curriculum=DifficultyWindow())
+    unknown = records([{"correct": None}] * 4)
+    metrics = made.record(0, answered(made.of(0)), unknown, only_here)
+    assert metrics["rollout/prompts_visited"] == 0.0
+    assert "rollout/pass_rate" not in metrics
 
 
 def test_what_the_policy_can_do_is_never_drawn_again_until_that_is_everything(

@@ -1,6 +1,7 @@
 """What runs log: nothing that was not measured, the same on any number of ranks, and every token sampled."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -148,6 +149,14 @@ def test_every_column_of_a_run_with_everything_stands_in_the_table(fit: Fit, out
 def test_every_column_of_steps_and_of_kept_rollouts_stands_in_the_table(fit: Fit) -> None:
     steps = ("--config", ROOT / "configs" / "ablations" / "process_supervision.yaml")
     assert unknown_columns(fit(*steps, "--trainer.max_epochs", 1)) == set()
+
+
+def test_every_column_that_the_code_names_stands_in_the_table() -> None:
+    """Those of parts that no run above has, too."""
+    files = (ROOT / "grpo_pl").rglob("*.py")
+    named = {n for f in files for n in re.findall(r'"((?:rollout|train|sync)/\w+)"', f.read_text())}
+    assert len(named) > 50
+    assert {n for n in named if not any(k.fullmatch(n) for k in known_columns().values())} == set()
 
 
 def test_no_row_of_the_table_is_written_twice() -> None:
