@@ -88,7 +88,8 @@ class ExperienceStage:
         weigh = partial(prompt_weights, group_ids=feedback.group_ids, sum_over_ranks=sum_over_ranks)
         for term in self.terms:
             experience.prepared |= term.prepare(experience, feedback, version)
-        has_signal = self.advantage.has_signal(feedback)
+        judged = bool(feedback.weights) or not self.advantage.needs_rewards
+        has_signal = self.advantage.has_signal(feedback) if judged else None
         return replace(
             experience,
             prompt_weights=weigh(experience.counted.sum(-1)),

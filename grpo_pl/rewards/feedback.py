@@ -85,7 +85,7 @@ def reward_metrics(
     `rewards/<name>` over those on which the reward did not abstain, `rewards/<name>_abstained`,
     `rewards/<name>_timeouts` and `rewards/<name>_crashes` (fractions of all samples, the last two for a
     reward that is computed in worker processes), `rollout/reward` and `rollout/reward_std` (population)
-    over the scored.
+    over the scored, where a reward has a weight.
     """
     metrics: dict[str, float] = {}
     known = [[score for score in scores if score is not None] for scores in scored.by_name.values()]
@@ -105,7 +105,7 @@ def reward_metrics(
             metrics[f"rewards/{name}_abstained"] = 1 - num_scores / samples
         for kind, failed in scored.failures.get(name, {}).items():
             metrics[f"rewards/{name}_{kind}"] = failed / max(scored.attempts, 1)
-    if count:
+    if count and scored.weighted:
         mean = total_sum / count
         metrics["rollout/reward"] = mean
         metrics["rollout/reward_std"] = math.sqrt(max(squares / count - mean * mean, 0.0))

@@ -21,15 +21,14 @@ def rollout_metrics(
     experience: Experience,
     version: int,
     sum_over_ranks: Callable[[Tensor], Tensor],
-    has_signal: Bool[Tensor, "N"],
+    has_signal: Bool[Tensor, "N"] | None,
 ) -> dict[str, float]:
-    """Lengths, truncation, signal (as `AdvantageEstimator.has_signal` says), tokens, staleness.
+    """Lengths, truncation, signal (as `AdvantageEstimator.has_signal` says, if asked), tokens, staleness.
 
     `version` counts the trainer's optimizer steps so far. Means over sequences are of this rank, since every
     rank has as many; other numbers are of all ranks.
     """
     mask = experience.loss_mask
-    with_signal = groups_with(has_signal.cpu(), rollout.group_ids).tolist()
     tokens = sum_over_ranks(torch.stack([mask.sum().cpu(), torch.tensor(rollout.tokens_generated)])).tolist()
     metrics = {
         "rollout/policy_version": float(rollout.policy_version),
@@ -37,9 +36,11 @@ def rollout_metrics(
         "rollout/tokens": float(tokens[0]),
         "rollout/tokens_generated": float(tokens[1]),
         "rollout/truncated": float(rollout.truncated.float().mean()),
-        "rollout/groups_without_signal": with_signal.count(False) / len(with_signal),
         "train/read": float(experience.read.any(-1).float().mean()),
     }
+    if has_signal is not None:
+        with_signal = groups_with(has_signal.cpu(), rollout.group_ids).tolist()
+        metrics["rollout/groups_without_signal"] = with_signal.count(False) / len(with_signal)
     if not rollout.offline:  # whose version is another policy's
         metrics["rollout/staleness"] = float(version - rollout.policy_version)
     return metrics | rollout.metrics
