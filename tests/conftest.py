@@ -27,7 +27,8 @@ EARLIER_RUN = {
 """Files of the earlier run that `over_a_run` must leave as they are."""
 BEGUN_FIRST = {
     *("test_engines.py", "test_overlapped.py", "test_strategies.py", "test_fit.py", "test_preemption.py"),
-    *("test_bench.py", "test_invariance.py", "test_lora.py"),
+    *("test_bench.py", "test_invariance.py", "test_lora.py", "test_configs.py", "test_curriculum_runs.py"),
+    "test_distillation_runs.py",
 }
 """The files that take minutes: begun last, one of them would leave the other process idle."""
 STARTS_A_RUN = {"fit", "over_a_run", "train"}

@@ -26,7 +26,7 @@ OF_COMMANDS = {
     "check-invariance": ("out",),
     "compare": ("base", "metric", "out"),
     "doctor": ("engine", "out"),
-    "export": ("pretrained",),
+    "export": ("model", "pretrained"),
     "filter-prompts": ("high", "low", "unseen"),
     "plan": ("out",),
     "reward-data": (
@@ -40,7 +40,7 @@ OF_COMMANDS = {
     "tiny-model": ("seed", "untied"),
 }
 """The options of each command itself; here, since a wrong option must not import all commands."""
-OF_FIT = ("pretrained", "samples")
+OF_FIT = ("model", "pretrained", "samples")
 """The names in `OF_COMMANDS` that `fit` knows too."""
 
 

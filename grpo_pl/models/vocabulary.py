@@ -18,9 +18,14 @@ def check_same_vocabulary(pretrained: str, policy: str) -> None:
     have a row for each id that the policy can sample. So models of one family pass whose embeddings are
     padded to different sizes, and a model that knows further tokens: its log-probabilities are then
     normalised over a few rows more than the policy's. A folder without a tokenizer is compared by its number
-    of rows alone, which must be the policy's.
+    of rows alone, which must be the policy's. A policy that does not exist is refused where it is built, if
+    it is.
     """
-    if pretrained == policy or resolve_pretrained(pretrained) == resolve_pretrained(policy):
+    try:
+        folder = resolve_pretrained(policy)
+    except ArgumentError:
+        return
+    if pretrained == policy or resolve_pretrained(pretrained) == folder:
         return
     size, of_policy = vocabulary_size(pretrained), vocabulary_size(policy)
     tokens, tokens_of_policy = vocabulary(pretrained), vocabulary(policy)

@@ -63,7 +63,8 @@ class ReplayEngine(OfflineEngine):
         needed = {self._files[sampling.temperature, prompt.seed] for prompt in prompts}
         self._open = {file: self._open.get(file) or read_groups(file) for file in needed}
         rows = [row for prompt in prompts for row in self._group(prompt, group_size, sampling)]
-        responses = [Response(**{key: row[key] for key in Response.__annotations__}) for row in rows]
+        kept = Response.__annotations__.keys() - {"top"}  # refused by `check`
+        responses = [Response(**{key: row[key] for key in kept}) for row in rows]
         version = min((row["policy_version"] for row in rows), default=0)
         return assemble_rollout(prompts, responses, policy_version=version, temperature=sampling.temperature)
 

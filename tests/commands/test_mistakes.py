@@ -23,6 +23,7 @@ NEEDED = {
     "ablate": ["study.yaml"],
     "compare": ["runs"],
     "export": ["last.ckpt", "model"],
+    "filter-prompts": ["kept", "data.jsonl", "--config", TINY],
     "reward-data": ["pairs", "data", "--config", TINY],
     "tiny-model": ["tiny"],
     "bench": [],
@@ -39,6 +40,7 @@ OWN = {
     "ablate": "--slurm",
     "compare": "--metric",
     "export": "--pretrained",
+    "filter-prompts": "--low",
     "reward-data": "--verifier",
     "tiny-model": "--seed",
     "bench": "--out",
@@ -50,6 +52,8 @@ OWN = {
 def _in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "study.yaml").write_text(f"base: {TINY}\nvariants: {{a: {{}}}}\n")
     (tmp_path / "runs").mkdir()
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "iteration-0001.parquet").touch()
     monkeypatch.chdir(tmp_path)
 
 

@@ -50,7 +50,7 @@ WITHOUT_TORCH = {
     "fit --modle.loss X": "there is no option modle.loss. Did you mean model.loss?",
     "fit --config {tiny} --trianer.max_epochs 3": "there is no option trianer.max_epochs",
     "validate --config {misspelt}": "there is no option trainer.max_epoch. Did you mean trainer.max_epochs?",
-    "submit --nodes 1 --data.sampling.top_p 1": "data.sampling has max_tokens, temperature",
+    "submit --nodes 1 --data.sampling.min_p 1": "data.sampling has max_tokens, temperature",
     "rollout --out x --modle.loss X": "there is no option modle.loss",
     "check-invariance --modle.loss X": "there is no option modle.loss",
 }
@@ -61,7 +61,7 @@ WITH_TORCH = {
     "submit --nodes 1 --config {tiny} --data.group_size four": "data.group_size: expected int, got four",
 }
 MISSPELT = (
-    *("--modle.loss=X", "--trainer.max_epoch 3", "--pretraind x", "--data.sampling.top_p 1", "--foo"),
+    *("--modle.loss=X", "--trainer.max_epoch 3", "--pretraind x", "--data.sampling.min_p 1", "--foo"),
     *("--x.y.z 1", "--verson", "--model.lss X", "--data.engin X", "--job reward_model --data.group_size 2"),
     *("--metrics.x 1", "--fit.trainer.max_epochs 3", "--data.format.sytem x"),
 )

@@ -59,7 +59,7 @@ PARSED = {
     "a top option": ("--pretraind x", "Did you mean pretrained?"),
     "an option of a group": (
         "--data.sampling.min_p 0.1",
-        "has max_tokens, temperature, top_k, top_p",
+        "has max_tokens, temperature, top_k, top_logprobs, top_p",
     ),
     "an option of a component": ("--model.advantage.scal none", "Did you mean model.advantage.scale?"),
     "an option of a reward": (

@@ -20,6 +20,7 @@ from grpo_pl.config.components import implementations
 from grpo_pl.config.files import read_config
 from grpo_pl.prompts.sources import JSONL
 from grpo_pl.rewards.base import RewardError, RewardFunction, score_samples
+from grpo_pl.rewards.group_length import GroupLength
 from grpo_pl.rewards.numerals import ascii_numbers, last_number, lone_number
 from grpo_pl.rewards.rules import (
     ExactMatch,
@@ -162,6 +163,7 @@ REWARDS: dict[str, Callable[[], RewardFunction]] = {
     **{name: FOUND[name] for name in sorted(FOUND.keys() - TESTED_APART)},
     "ExactMatch": lambda: ExactMatch(fold_case=True, fold_whitespace=True),
     "Format": lambda: Format(r"<answer>.*?</answer>", full_match=False),
+    "GroupLength": lambda: GroupLength(LastNumber()),
     "LengthPenalty": lambda: LengthPenalty(max_tokens=7),
     "SoftOverlong": lambda: SoftOverlong(max_tokens=9, buffer_tokens=4),
     "StepPattern": lambda: StepPattern(r"=", steps=r"(?=Step [0-9])|\n+"),

@@ -12,7 +12,7 @@ from grpo_pl.config import cli
 
 TINY = str(ROOT / "configs" / "tiny.yaml")
 REWARDS = (
-    "CodeTests, ExactMatch, Format, Function, Judge, LastNumber, LengthPenalty, MathAnswer, "
+    "CodeTests, ExactMatch, Format, Function, GroupLength, Judge, LastNumber, LengthPenalty, MathAnswer, "
     "OutcomeRewardModel, ProcessRewardModel, SoftOverlong, StepPattern, TaskScore, WorkerFunction"
 )
 VERIFIERS = "CodeTests, ExactMatch, LastNumber, MathAnswer, TaskScore"
@@ -54,7 +54,7 @@ IN_MAPPINGS = {
     "--model.verifiers '{v: Format}'": f"model.verifiers.v: expected one of {VERIFIERS}, got Format",
     "--model.terms.x Nope": "model.terms.x: expected one of CISPO, ClipCov, ClippedSurrogate, "
     "ClippedValueLoss, DPPO, EntropyBonus, GMPO, GSPO, KLCov, KLInLoss, KLInReward, OffPolicyMask, "
-    "PositiveNLL, Reinforce, SAPO, VESPO, got Nope",
+    "PositiveNLL, Reinforce, SAPO, ScoreCentering, TeacherKL, VESPO, got Nope",
 }
 IN_LISTS = {
     "--model.masks '[{class_path: WithoutTruncated, init_args: {x: 1}}]'": (
@@ -129,7 +129,7 @@ KINDS = {
     '--model.loss ""': f"model.loss: expected one of {LOSSES}, got ''",
     "--model.loss '[GSPO]'": f"model.loss: expected one of {LOSSES}, got [GSPO]. Did you mean GSPO?",
     "--model.kl null --model.kl.coefficient 3": "model.kl.coefficient: model.kl is null; set model.kl to "
-    "one of KLInLoss, KLInReward first",
+    "one of KLInLoss, KLInReward, TeacherKL first",
     "--trainer.strategy.x 3": "trainer.strategy.x: trainer.strategy has settings only where it names a "
     "class, and auto is none",
     "--model.optimizer own_alarm.NoAlarm": "model.optimizer: expected an import path such as "
