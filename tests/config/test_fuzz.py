@@ -26,6 +26,7 @@ from grpo_pl.rewards.rules import (
     ExactMatch,
     Format,
     Function,
+    LastNumber,
     LengthPenalty,
     SoftOverlong,
 )

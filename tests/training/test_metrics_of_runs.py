@@ -136,16 +136,8 @@ def test_every_column_of_a_run_with_everything_stands_in_the_table(fit: Fit, out
     folder = fit(
         *("--model.critic", "ValueHead", "--model.advantage", "GAE", "--model.entropy", "EntropyBonus"),
         *("--model.correction", "ImportanceCorrection", "--model.kl.controller", "AdaptiveCoefficient"),
-        *(
-            "--data.resample",
-            "DynamicSampling",
-            "--data.resample.by",
-            "digit",
-            "--data.val_samples",
-            2,
-            "--gradient_terms.every",
-            1,
-        ),
+        *("--data.resample", "DynamicSampling", "--data.resample.by", "digit", "--data.val_samples", 2),
+        *("--gradient_terms.every", 1),
         *("--model.rewards.model.class_path", "OutcomeRewardModel", "--trainer.max_epochs", 2),
         *("--model.rewards.model.init_args.pretrained", outcome_model, "--data.engine", "InProcessEngine"),
     )
