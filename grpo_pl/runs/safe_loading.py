@@ -3,6 +3,7 @@
 import io
 import pickle
 import re
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,13 @@ class UnreadableError(ConfigError):
         super().__init__(f"ckpt_path={self.what}: name another one, or last")
 
 
+def member(kind: Any, name: str) -> Enum:
+    """The member of an enum: all that an index may ask `getattr` for."""
+    if not (isinstance(kind, type) and issubclass(kind, Enum) and name in kind.__members__):
+        raise pickle.UnpicklingError("it names builtins.getattr")
+    return kind[name]
+
+
 class IndexUnpickler(pickle.Unpickler):
     """Unpickles the classes of an index and nothing else."""
 
@@ -64,6 +72,8 @@ class IndexUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
             return getattr(torch, name)
+        if (module, name) == ("builtins", "getattr"):  # as Python 3.11.0 to 3.11.3 pickle members of enums
+            return member
         if name not in OF_AN_INDEX.get(module, ()):
             raise pickle.UnpicklingError(f"it names {module}.{name}")
         return super().find_class(module, name)

@@ -3,11 +3,13 @@
 import ast
 import asyncio
 import inspect
+import io
 import json
 import os
 import pickle
 import shutil
 import threading
+from collections import OrderedDict
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -18,9 +20,10 @@ import torch
 import torch.distributed.checkpoint as dcp
 from helpers.commands import Fit, Refused
 from helpers.repository import ROOT
+from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, Metadata
 
 from grpo_pl.runs.manifest import SHARDED
-from grpo_pl.runs.safe_loading import INDEX, check_checkpoint, read_index
+from grpo_pl.runs.safe_loading import INDEX, IndexUnpickler, check_checkpoint, read_index
 
 SECRET = "sk-live-0123456789abcdef"
 CODE = sorted((ROOT / "grpo_pl").rglob("*.py")) + sorted((ROOT / "tools").rglob("*.py"))
@@ -291,3 +294,25 @@ def test_every_model_is_loaded_without_code_of_its_own() -> None:
     for call in loads:
         generation = ast.unparse(call.func).startswith("GenerationConfig")
         assert generation or "**NO_CODE" in ast.unparse(call)
+
+
+class _Asks:
+    """Pickled as a call of getattr, as Python 3.11.0 to 3.11.3 pickle members of enums."""
+
+    def __init__(self, kind: object, name: str) -> None:
+        self.asked = kind, name
+
+    def __reduce__(self) -> tuple[object, tuple[object, str]]:
+        return getattr, self.asked
+
+
+def test_a_member_of_an_enum_is_read_however_python_has_pickled_it() -> None:
+    def read(kind: object, name: str) -> object:
+        return IndexUnpickler(io.BytesIO(pickle.dumps(_Asks(kind, name)))).load()
+
+    assert (
+        read(_MEM_FORMAT_ENCODING, "TORCH_CONTIGUOUS_FORMAT") is _MEM_FORMAT_ENCODING.TORCH_CONTIGUOUS_FORMAT
+    )
+    for kind, name in ((_MEM_FORMAT_ENCODING, "__init__"), (Metadata, "__init__"), (OrderedDict, "fromkeys")):
+        with pytest.raises(pickle.UnpicklingError, match=r"it names builtins\.getattr"):
+            read(kind, name)
