@@ -5,10 +5,9 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from grpo_pl.models.heads import Head
-from grpo_pl.models.logprobs import Entropy, chunks
+from grpo_pl.models.logprobs import Entropy, entropy_of, in_chunks
 
 
 class CandidateScores(NamedTuple):
@@ -43,23 +42,14 @@ def candidate_logprobs(
             among = logits.gather(-1, places).masked_fill(~valid, -torch.inf).log_softmax(-1)
             among = among.masked_fill(~valid, 0.0)
             chosen = torch.where(ids == target[:, None], among, 0.0).sum(-1)
-            distribution, counted = among, valid
+            distribution = among  # its zeros where there is no candidate add nothing to the entropy
         else:
             distribution = logits.log_softmax(-1)
             among = distribution.gather(-1, places).masked_fill(~valid, 0.0)
             chosen = distribution.gather(-1, target[:, None])[:, 0]
-            counted = torch.ones_like(distribution, dtype=torch.bool)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and entropy == "gradient"):
-            spread = -torch.where(counted, distribution.exp() * distribution, 0.0).sum(-1)
-        return chosen, spread, among
+        return chosen, entropy_of(distribution, entropy), among
 
-    rows = chunks(len(hidden), chunk_tokens) or [slice(0)]
-    pieces = [(hidden[some], targets[some], candidates[some]) for some in rows]
-    if torch.is_grad_enabled():
-        parts = [checkpoint(score, *piece, use_reentrant=False) for piece in pieces]
-    else:
-        parts = [score(*piece) for piece in pieces]
-    return CandidateScores(*(torch.cat(column) for column in zip(*parts, strict=True)))
+    return CandidateScores(*in_chunks(score, chunk_tokens, hidden, targets, candidates))
 
 
 class TopScores(NamedTuple):
@@ -82,10 +72,9 @@ def top_logprobs(
 ) -> TopScores:
     """Scores without gradient; at most `chunk_tokens` rows of logits exist at once."""
 
-    def score(rows: slice) -> tuple[Tensor, ...]:
-        distribution = head.logits(hidden[rows], temperature).log_softmax(-1)
+    def score(h: Tensor, target: Tensor) -> tuple[Tensor, ...]:
+        distribution = head.logits(h, temperature).log_softmax(-1)
         top = distribution.topk(top_k, -1)
-        return distribution.gather(-1, targets[rows, None])[:, 0], top.indices.int(), top.values
+        return distribution.gather(-1, target[:, None])[:, 0], top.indices.int(), top.values
 
-    parts = [score(rows) for rows in chunks(len(hidden), chunk_tokens) or [slice(0)]]
-    return TopScores(*(torch.cat(column) for column in zip(*parts, strict=True)))
+    return TopScores(*in_chunks(score, chunk_tokens, hidden, targets))

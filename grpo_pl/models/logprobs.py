@@ -1,6 +1,6 @@
 """Log-probabilities from hidden states, chunk by chunk: logits of a whole batch never exist."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import torch
@@ -41,18 +41,30 @@ def chunked_logprobs(
     def chosen(h: Tensor, target: Tensor) -> tuple[Tensor, ...]:
         log_distribution = head.logits(h, temperature).log_softmax(-1)
         logprobs = log_distribution.gather(-1, target[:, None])[:, 0]
-        if entropy is None:
-            return (logprobs,)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and entropy == "gradient"):
-            return logprobs, -(log_distribution.exp() * log_distribution).sum(-1)
+        return (logprobs,) if entropy is None else (logprobs, entropy_of(log_distribution, entropy))
 
-    pairs = [(hidden[rows], targets[rows]) for rows in chunks(len(hidden), chunk_tokens)]
-    if torch.is_grad_enabled():
-        parts = [checkpoint(chosen, h, target, use_reentrant=False) for h, target in pairs]
-    else:
-        parts = [chosen(h, target) for h, target in pairs]
-    logprobs, *entropies = (torch.cat(chunks) for chunks in zip(*parts, strict=True))
+    logprobs, *entropies = in_chunks(chosen, chunk_tokens, hidden, targets)
     return logprobs, entropies[0] if entropies else None
+
+
+def in_chunks(score: Callable[..., tuple[Tensor, ...]], chunk_tokens: int, *columns: Tensor) -> list[Tensor]:
+    """The results of a function of rows, at most `chunk_tokens` at a time, each joined.
+
+    Where there is a gradient, a chunk is computed again in the backward.
+    """
+    rows = chunks(len(columns[0]), chunk_tokens) or [slice(0)]
+    pieces = [[column[some] for column in columns] for some in rows]
+    if torch.is_grad_enabled():
+        parts = [checkpoint(score, *piece, use_reentrant=False) for piece in pieces]
+    else:
+        parts = [score(*piece) for piece in pieces]
+    return [torch.cat(results) for results in zip(*parts, strict=True)]
+
+
+def entropy_of(log_distribution: Float[Tensor, "M V"], entropy: Entropy | None) -> Float[Tensor, "M"]:
+    """The entropy of each row, in nats; with its gradient only if that is asked for."""
+    with torch.set_grad_enabled(torch.is_grad_enabled() and entropy == "gradient"):
+        return -(log_distribution.exp() * log_distribution).sum(-1)
 
 
 class LinearLogprobs(torch.autograd.Function):

@@ -8,11 +8,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
-from torch.utils.checkpoint import checkpoint
 
 from grpo_pl.functional import reverse_kl
 from grpo_pl.models.heads import Head, LayerHead
-from grpo_pl.models.logprobs import Entropy, chunks
+from grpo_pl.models.logprobs import Entropy, entropy_of, in_chunks
 from grpo_pl.system.refusal import ConfigError
 
 Divergence = Callable[[Tensor, Tensor], Tensor]
@@ -62,21 +61,14 @@ def taught_logprobs(
         both = min(distribution.shape[-1], taught.shape[-1])
         student, taught = distribution[:, :both], taught[:, :both]
         chosen = distribution.gather(-1, target[:, None])[:, 0]
-        with torch.set_grad_enabled(torch.is_grad_enabled() and entropy == "gradient"):
-            spread = -(distribution.exp() * distribution).sum(-1)
         divergence = teacher.divergence(student, taught)
         with torch.no_grad():
             distance = (
                 divergence.detach() if teacher.divergence is reverse_kl else reverse_kl(student, taught)
             )
-        return chosen, spread, divergence, distance
+        return chosen, entropy_of(distribution, entropy), divergence, distance
 
-    rows = chunks(len(hidden), chunk_tokens) or [slice(0)]
-    parts = [
-        checkpoint(score, hidden[some], targets[some], teacher.hidden[some], use_reentrant=False)
-        for some in rows
-    ]
-    return TaughtScores(*(torch.cat(column) for column in zip(*parts, strict=True)))
+    return TaughtScores(*in_chunks(score, chunk_tokens, hidden, targets, teacher.hidden))
 
 
 def lasting(head: Head, model: nn.Module) -> Head:
