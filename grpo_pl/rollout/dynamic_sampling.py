@@ -11,7 +11,6 @@ from torch import Tensor
 
 from grpo_pl.functional import group_is_constant, groups_with, pad_rows
 from grpo_pl.rollout.support import widened
-from grpo_pl.rollout.top_logprobs import as_wide
 from grpo_pl.system.refusal import ArgumentError
 from grpo_pl.types import Prompt, Rollout, ScoredSamples
 
@@ -144,21 +143,15 @@ def replace_group(rollout: Rollout, place: int, other: Rollout, group: int) -> R
         if not isinstance(ours, torch.Tensor):
             return None if ours is None else rows(ours, theirs)
         if ours.ndim == 3:
-            return torch.stack(rows(as_wide(ours, width), as_wide(theirs, width)))
+            most = max(ours.shape[2], theirs.shape[2])
+            return torch.stack(rows(widened(ours, width, most), widened(theirs, width, most)))
         return pad_rows(rows(ours, theirs), width) if ours.ndim == 2 else torch.stack(rows(ours, theirs))
-
-    def support() -> torch.Tensor | None:
-        if rollout.candidates is None or other.candidates is None:
-            return None
-        most = max(rollout.candidates.shape[2], other.candidates.shape[2])
-        ours, theirs = (widened(one, width, most) for one in (rollout.candidates, other.candidates))
-        return torch.stack(rows(ours, theirs))
 
     def each(ours: Any, theirs: Any, names: str) -> dict[str, Any]:
         return {name: merged(getattr(ours, name), getattr(theirs, name)) for name in names.split()}
 
     columns = "token_ids loss_mask sampling_logprobs prompts responses token_ends truncated"
-    changed = each(rollout, other, f"{columns} top_tokens top_logprobs") | {"candidates": support()}
+    changed = each(rollout, other, f"{columns} candidates top_tokens top_logprobs")
     if rollout.rewards is not None:
         scores = each(rollout.rewards, other.rewards, "by_name total weighted outcome steps scored")
         changed["rewards"] = replace(rollout.rewards, **scores)

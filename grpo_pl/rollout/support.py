@@ -9,7 +9,7 @@ nothing of the tokens outside.
 """
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -55,10 +55,10 @@ def supports_of(candidates: Int[Tensor, "L K"]) -> list[Int[Tensor, "_"]]:
     return [row[row != NONE] for row in candidates]
 
 
-def widened(candidates: Int[Tensor, "N T K"], width: int, most: int) -> Int[Tensor, "N W M"]:
-    """The same with room for longer sequences and larger supports."""
-    shape = candidates.shape
-    return torch.nn.functional.pad(candidates, (0, most - shape[2], 0, width - shape[1]), value=NONE)
+def widened(x: Shaped[Tensor, "N T K"], width: int, most: int) -> Shaped[Tensor, "N W M"]:
+    """The same with room for longer sequences and more tokens at each; ids are -1 there, other numbers 0."""
+    fill = 0 if x.is_floating_point() else NONE
+    return torch.nn.functional.pad(x, (0, most - x.shape[2], 0, width - x.shape[1]), value=fill)
 
 
 def support_bytes(sampling_top_k: int, vocabulary: int, tokens: int) -> int:

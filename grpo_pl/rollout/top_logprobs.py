@@ -6,8 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-NONE = -1
-"""The token id where there is none: outside of the response."""
+from grpo_pl.rollout.support import NONE
 
 
 def lay_out_top(
@@ -27,9 +26,3 @@ def stacked(steps: Sequence[tuple[Tensor, Tensor]]) -> tuple[Int[Tensor, "L K"],
     """The ids and the log-probabilities of a response, from those of each of its tokens."""
     ids, logprobs = zip(*steps, strict=True)
     return torch.stack(ids), torch.stack(logprobs)
-
-
-def as_wide(x: Tensor, width: int) -> Tensor:
-    """`[N, T, K]` with room for longer sequences; ids are -1 there, log-probabilities 0."""
-    fill = 0 if x.is_floating_point() else NONE
-    return torch.nn.functional.pad(x, (0, 0, 0, width - x.shape[1]), value=fill)
