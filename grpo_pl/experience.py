@@ -11,8 +11,7 @@ from torch import Tensor
 from grpo_pl.advantages.base import AdvantageEstimator
 from grpo_pl.functional import prompt_weights
 from grpo_pl.losses.base import LossTerm
-from grpo_pl.losses.bypass import all_kept
-from grpo_pl.losses.correction import Correction, MismatchCorrection
+from grpo_pl.losses.correction import Correction, MismatchCorrection, all_kept
 from grpo_pl.losses.kl import KLPenalty
 from grpo_pl.losses.masks import TokenMask
 from grpo_pl.minibatches import Step, first_pass
@@ -81,7 +80,7 @@ class ExperienceStage:
             returns=credit.returns,
             weights=correction.weights,
             candidate_logprobs=None if rollout.top_logprobs is None else rollout.top_logprobs.to(device),
-            kept=all_kept([self._kept(feedback, scores), correction.kept]),
+            kept=self._kept(feedback, scores, correction),
             has_old_logprobs=without(scored_later, sequences),
             stands_for=stands_for,
         )
@@ -148,11 +147,12 @@ class ExperienceStage:
         correction = self.correction(scores.logprobs, sampling_logprobs, learned, sum_over_ranks)
         return correction if sum_over_ranks(learned.sum()) > 0 else correction._replace(metrics={})
 
-    def _kept(self, feedback: Feedback, scores: TokenScores) -> Bool[Tensor, "N T"] | None:
-        """The tokens that all masks keep; None without masks."""
+    def _kept(
+        self, feedback: Feedback, scores: TokenScores, correction: Correction
+    ) -> Bool[Tensor, "N T"] | None:
+        """The tokens that all masks and the correction keep; None where nothing takes any out."""
         entropy = torch.zeros_like(feedback.rewards) if scores.entropy is None else scores.entropy
-        kept = [mask(feedback, entropy) for mask in self.masks]
-        return torch.stack(kept).all(0) if kept else None
+        return all_kept([*(mask(feedback, entropy) for mask in self.masks), correction.kept])
 
 
 def sequences_of(rollout: Rollout, feedback: Feedback, early: Credit | None) -> Sequences:

@@ -1,6 +1,6 @@
 """Bypass mode, and several corrections at once."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import final
 
 import torch
@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from typing_extensions import override
 
-from grpo_pl.losses.correction import Correction, ImportanceCorrection, MismatchCorrection
+from grpo_pl.losses.correction import Correction, ImportanceCorrection, MismatchCorrection, all_kept
 from grpo_pl.losses.rejection import rejection
 from grpo_pl.system.refusal import ArgumentError
 from grpo_pl.types import only_here
@@ -90,9 +90,3 @@ class CombinedCorrection(MismatchCorrection):
         weights = [part.weights for part in parts if part.weights is not None]
         product = torch.stack(weights).prod(0) if weights else None
         return Correction(product, metrics, kept)
-
-
-def all_kept(masks: Sequence[Bool[Tensor, "N T"] | None]) -> Bool[Tensor, "N T"] | None:
-    """True on the tokens that every mask keeps; None where there is none."""
-    given = [mask for mask in masks if mask is not None]
-    return torch.stack(given).all(0) if given else None

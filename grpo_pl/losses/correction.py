@@ -1,7 +1,7 @@
 """Corrections for sampling with an engine whose log-probabilities are not the trainer's."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple, final
 
 import torch
@@ -51,6 +51,12 @@ class MismatchCorrection(ABC):
 
         The metrics are those of all ranks.
         """
+
+
+def all_kept(masks: Sequence[Bool[Tensor, "N T"] | None]) -> Bool[Tensor, "N T"] | None:
+    """True on the tokens that every mask keeps; None where there is none."""
+    given = [mask for mask in masks if mask is not None]
+    return torch.stack(given).all(0) if given else None
 
 
 RatioLevel = Literal["token", "sequence", "geometric"]
