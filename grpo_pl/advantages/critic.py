@@ -35,8 +35,8 @@ class GAE(AdvantageEstimator):
         ddof: Degrees of freedom taken off in the variance that whitens: 1 (verl) or 0 (OpenRLHF).
         lam_value: Weight of longer returns in the critic's targets, in [0, 1]; 1 is the return itself.
         length_adaptive_alpha: Takes the place of `lam` by max(0, 1 - 1 / (alpha l)) for a response of l
-            tokens, so that l alpha steps are looked ahead (VAPO, whose alpha is 0.05: for responses of
-            hundreds of tokens; up to 1 / alpha tokens lam is 0). Null for one lam.
+            tokens, so that l alpha steps are looked ahead (VAPO, eq. 5, whose alpha is 0.05: for
+            responses of hundreds of tokens; up to 1 / alpha tokens lam is 0). Null for one lam.
     """
 
     needs_critic = True

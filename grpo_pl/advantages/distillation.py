@@ -26,7 +26,7 @@ class Distillation(AdvantageEstimator):
     With discount 0, theirs and the default, the expected gradient on policy is that of -KL(p || q) of each
     token at its prefix; what is dropped is the token's effect on the divergence of later tokens. With 1 it is
     the exact gradient of -KL(p || q) of whole responses, with the variance of a return, as the
-    policy gradient of MiniLLM (Gu et al. 2023, arXiv:2306.08543, eq. 3, without its normalisation by length).
+    policy gradient of MiniLLM (Gu et al. 2023, arXiv:2306.08543, without its normalisation by length).
     Every response has an advantage, the unscored too: a teacher needs no reward.
 
     Args:

@@ -31,7 +31,11 @@ def _masked_sum(loss: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"]) -> Float[
 
 @final
 class TokenMean(Aggregation):
-    """The mean over all response tokens of the step: each counts the same (DAPO, arXiv:2503.14476, eq. 8)."""
+    """The mean over all response tokens of the step: each counts the same.
+
+    The token-level loss of DAPO, arXiv:2503.14476, section 3.3, as verl has it, in which it was run. Its
+    eq. 8 and 12 divide by the tokens of one prompt's responses: read to the letter, they are `PromptMean`.
+    """
 
     @override
     def __call__(self, loss: Float[Tensor, "B T"], batch: Experience) -> Float[Tensor, ""]:
@@ -76,10 +80,10 @@ class ConstantLength(Aggregation):
 class PromptMean(Aggregation):
     """The mean over prompts of the mean over all tokens of their responses: each prompt counts the same.
 
-    The "prompt average" of ScaleRL, arXiv:2510.13786. Over the minibatches of a rollout on average: each
-    token weighs what `functional.prompt_weights` says, whether the other responses to its prompt are in the
-    same minibatch or not. With `data.keep_groups` they are, and the mean is that over the prompts of the
-    step. Prompts without a counted token do not count.
+    The "prompt average" of ScaleRL, arXiv:2510.13786, section 3.2. Over the minibatches of a rollout on
+    average: each token weighs what `functional.prompt_weights` says, whether the other responses to its
+    prompt are in the same minibatch or not. With `data.keep_groups` they are, and the mean is that over the
+    prompts of the step. Prompts without a counted token do not count.
     """
 
     @override

@@ -29,7 +29,7 @@ class Covariances(NamedTuple):
 
 
 def covariances(rollout: Experience, sum_over_ranks: Callable[[Tensor], Tensor]) -> Covariances:
-    """Cui et al. 2025, arXiv:2505.22617, over the rollout and of the old policy; collective.
+    """Cui et al. 2025, arXiv:2505.22617, eq. 10, over the rollout and of the old policy; collective.
 
     A step of natural policy gradient, pi exp(eta A), takes eta Cov(A, log pi) off the entropy, to first
     order. verl and SkyRL take the means over a micro-batch, and the current policy's log-probabilities, which
@@ -51,9 +51,10 @@ def covariances(rollout: Experience, sum_over_ranks: Callable[[Tensor], Tensor])
 class ClipCov(PolicyLoss):
     """The clipped surrogate without a random few of the tokens of high covariance, which cost entropy.
 
-    Clip-Cov: Cui et al. 2025, arXiv:2505.22617. Of the tokens whose covariance is between `above` and
-    `below`, `share` of all tokens of the rollout are drawn, at least one; their loss is 0 in every update on
-    the rollout, and denominators count them. `covariances` says over what. The draw depends on the seed, the
+    Clip-Cov: Cui et al. 2025, arXiv:2505.22617, eq. 11, with the clip of its listing 1 (eq. 12 has none) and
+    the share and bounds of section 4.3. Of the tokens whose covariance is between `above` and `below`,
+    `share` of all tokens of the rollout are drawn, at least one; their loss is 0 in every update on the
+    rollout, and denominators count them. `covariances` says over what. The draw depends on the seed, the
     optimizer steps so far and the response itself, and on nothing else: not on ranks, the order of rows or a
     restart. verl draws again in each micro-batch, at least one token each, and not among those that the clip
     stops.
@@ -111,15 +112,16 @@ class ClipCov(PolicyLoss):
 class KLCov(PolicyLoss):
     """-rho A, and coefficient |log rho| added for the tokens of highest covariance, which cost entropy.
 
-    KL-Cov: Cui et al. 2025, arXiv:2505.22617, with verl's |log rho| for the divergence from the
-    old policy. The `share` of tokens with the greatest covariance over the rollout, at least one, is held;
-    none whose covariance is not positive. `covariances` says over what. There is no clip. In the first
-    minibatch of a rollout |log rho| is at its minimum and has no gradient.
+    KL-Cov: Cui et al. 2025, arXiv:2505.22617, eq. 13 and 14, with the |log rho| of its listing 1 for the
+    divergence from the old policy. The `share` of tokens with the greatest covariance over the rollout, at
+    least one, is held; none whose covariance is not positive. `covariances` says over what. There is no clip.
+    In the first minibatch of a rollout |log rho| is at its minimum and has no gradient.
 
     Args:
-        share: The share of tokens that is held, above 0 and at most 1; 0.0002 in verl, 0.2 in SkyRL.
-        coefficient: Of |log rho|, in units of reward per nat, 0 or more; 1 in SkyRL, 0.1 in verl's
-            configuration files.
+        share: The share of tokens that is held, above 0 and at most 1; 0.002 in the paper for 7B and 0.0002
+            for 32B (section 4.3), 0.0002 in verl, 0.2 in SkyRL.
+        coefficient: Of |log rho|, in units of reward per nat, 0 or more; 1 in the paper and SkyRL, 0.1 in
+            verl's configuration files.
     """
 
     prepares_with_old_logprobs = True

@@ -19,10 +19,12 @@ class TargetEntropy(nn.Module):
 
     After an iteration of entropy H, `train/entropy`, the coefficient rises by `step` where H <= target and
     falls by it where not, within [low, high], and the next iteration has a bonus only where H <= target:
-    adaptive entropy control of Skywork-OR1, arXiv:2505.22312, and TRL's `use_adaptive_entropy`. They move it
-    after each optimizer step: multiply theirs by the optimizer steps of an iteration. As in TRL there is no
-    bonus before the first measurement. An iteration without a measured entropy moves nothing, nor does one in
-    which only the critic learns.
+    adaptive entropy control of Skywork-OR1, arXiv:2505.22312, eq. 3.2, with its target and step (section
+    3.2.5), and TRL's `use_adaptive_entropy`. The paper has no bounds, and takes the entropy of the rollout at
+    hand; here, as in TRL, it is that of the one before, and there is no bonus before the first measurement.
+    TRL moves the coefficient after each optimizer step: multiply its step by the optimizer steps of an
+    iteration. An iteration without a measured entropy moves nothing, nor does one in which only the critic
+    learns.
 
     Args:
         target: The entropy to hold, in nats a token, above 0.

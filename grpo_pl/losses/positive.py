@@ -29,7 +29,7 @@ class PositiveNLL(LossTerm):
     baseline; divided by the share of right ones it is that of -log of this probability.
 
     Args:
-        coefficient: mu, in units of reward per nat, 0 or more; 0.1 in the paper.
+        coefficient: mu, in units of reward per nat, 0 or more; 0.1 in the paper (section 5.1).
         by: The name of the reward that tells; null for the weighted sum of all (NeMo-RL), before transforms
             and without the cost of a KL.
         above: The reward above which a response is right: of `by` as it is without its weight.

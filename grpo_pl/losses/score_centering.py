@@ -23,20 +23,20 @@ SMALLEST_TAIL = 1e-6
 class ScoreCentering(LossTerm):
     """A sum_v q(v) w(v) log p(v): takes the drift out of a policy gradient whose tokens another policy drew.
 
-    Marek and Ryabinin 2026, "Score Centering Stabilizes Off-policy RL", arXiv:2609.20807; also prime-rl,
-    NeMo-RL, SkyRL and miles. With q the sampler's distribution at a prefix and p the policy's, the policy
-    loss alone ascends on average E_q[A w grad log p] = E_q[A] E_q[w grad log p] + Cov_q(A, w grad log p). The
-    first factor of the drift is not 0 at a prefix, however advantages are centred over responses; the second
-    is 0 if q = p, or w = p / q, and not else. With this term, whose gradient is -A E_q[w grad log p] of what
-    is ascended, the covariance alone is left. It is that under q: neither the gradient of the expected reward
-    under p nor without bias.
+    Marek and Ryabinin 2026, "Score Centering Stabilizes Off-policy Reinforcement Learning", arXiv:2609.20807;
+    also prime-rl, NeMo-RL, SkyRL and miles. With q the sampler's distribution at a prefix and p the policy's,
+    the policy loss alone ascends on average E_q[A w grad log p] = E_q[A] E_q[w grad log p] + Cov_q(A, w grad
+    log p). The first factor of the drift is not 0 at a prefix, however advantages are centred over responses;
+    the second is 0 if q = p, or w = p / q, and not else. With this term, whose gradient is -A E_q[w grad log
+    p] of what is ascended, the covariance alone is left. It is that under q: neither the gradient of the
+    expected reward under p nor without bias.
 
     q is known on the sampler's `data.sampling.top_logprobs` likeliest tokens H, with their probabilities in
-    the whole vocabulary. Outside it is taken as p scaled to the mass that is left (the "proportional tail" of
-    the paper): q = rho p with rho = (1 - sum_H q) / (1 - sum_H p). As sum_v p grad log p = 0, the tail's part
-    is that of the candidates, and their coefficients are q w(p / q) - rho w(1 / rho) p: exact where q is
-    known in full. The sampled token is among them only if it is one of the likeliest, or the mean would
-    depend on the sample.
+    the whole vocabulary. Outside it is taken as p scaled to the mass that is left, as in the paper and its
+    authors' code (github.com/martin-marek/score-centering): q = rho p with rho = (1 - sum_H q) / (1 - sum_H
+    p). As sum_v p grad log p = 0, the tail's part is that of the candidates, and their coefficients are q w(p
+    / q) - rho w(1 / rho) p: exact where q is known in full. The sampled token is among them only if it is one
+    of the likeliest, or the mean would depend on the sample.
 
     The weights are w = clip(p / q, low, high), those of `CISPO` where `model.correction` is `Bypass`, and 1
     with the defaults, those of `Reinforce`. Other policy losses have weights that are no function of p / q,

@@ -27,8 +27,8 @@ from grpo_pl.types import Experience, Feedback, TokenLoss
 class DPPO(PolicyLoss):
     """Divergence proximal policy optimization: -w A logprobs, and 0 outside a trust region on probabilities.
 
-    Qi et al. 2026, arXiv:2602.04879, eq. 13 and 14. w = min(pi / mu, max_ratio) without gradient, mu being
-    the probability of the token when it was sampled. A token stops pushing where it would move on in its
+    Qi et al. 2026, arXiv:2602.04879, eq. 12 to 14. w = min(pi / mu, max_ratio) without gradient, mu being the
+    probability of the token when it was sampled. A token stops pushing where it would move on in its
     direction (A > 0 and pi > mu, or A < 0 and pi < mu) and has moved too far already, measured by a
     divergence between the two-way distributions "this token or another": their total variation |pi - mu|
     (`tv`), or KL(mu || pi) (`kl`). Both are lower bounds of those of the whole next-token distributions. A
@@ -42,11 +42,12 @@ class DPPO(PolicyLoss):
     Args:
         divergence: Of which divergence the bounds are: tv, or kl in nats.
         low: How far a token with negative advantage may fall, above 0; 0.2 for tv and 0.05 for kl in the
-            paper's recommendation as SkyRL cites it.
+            paper's larger experiments (appendix E), 0.15 for tv with LoRA and in its small ones (C.1).
         high: How far a token with positive advantage may rise, above 0.
         behaviour: Whose probability mu is: that of the engine that sampled the token (sampler), or the
             trainer's before the first update on the rollout (old).
-        max_ratio: The greatest w, 1 or more; null for none.
+        max_ratio: The greatest w, 1 or more; null for none, as in the paper's small experiments (C.1). Its
+            larger ones have 5 (appendix E); 20 is our choice.
     """
 
     def __init__(

@@ -22,10 +22,11 @@ LEAST = math.log(1e-8)
 class VESPO(PolicyLoss):
     """-phi(w) A logprobs, phi(w) = w^k exp(lambda (1 - w)) of the response's ratio w, without gradient.
 
-    Shen et al. 2026, arXiv:2602.10693: the kernel that comes of bounding the variance of importance weights.
-    w is the product over the tokens of the whole response, not a mean as in `GSPO`; phi(1) = 1, phi is
-    greatest at w = k / lambda and falls to 0 on both sides, so no clip is needed. k and lambda depend on the
-    sign of A. Token log-ratios are moved within 20 and log w within log(1e-8) and 20, as in TRL.
+    Shen et al. 2026, arXiv:2602.10693, eq. 20 (k and lambda, as TRL calls them, are its c1 and c2; the
+    defaults: section 4.1): the kernel that comes of bounding the variance of importance weights. w is the
+    product over the tokens of the whole response, not a mean as in `GSPO`; phi(1) = 1, phi is greatest at w =
+    k / lambda and falls to 0 on both sides, so no clip is needed. k and lambda depend on the sign of A. Token
+    log-ratios are moved within 20 and log w within log(1e-8) and 20, as in TRL.
 
     The paper's w is to the policy that sampled, `behaviour: sampler`, and so it contains the ratio of trainer
     to engine that a correction would weigh with. TRL multiplies the weights of its correction into w too, yet
