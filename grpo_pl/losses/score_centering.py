@@ -24,7 +24,7 @@ class ScoreCentering(LossTerm):
     """A sum_v q(v) w(v) log p(v): takes the drift out of a policy gradient whose tokens another policy drew.
 
     Marek and Ryabinin 2026, "Score Centering Stabilizes Off-policy Reinforcement Learning", arXiv:2609.20807;
-    also prime-rl, NeMo-RL, SkyRL and miles. With q the sampler's distribution at a prefix and p the policy's,
+    also prime-rl and miles. With q the sampler's distribution at a prefix and p the policy's,
     the policy loss alone ascends on average E_q[A w grad log p] = E_q[A] E_q[w grad log p] + Cov_q(A, w grad
     log p). The first factor of the drift is not 0 at a prefix, however advantages are centred over responses;
     the second is 0 if q = p, or w = p / q, and not else. With this term, whose gradient is -A E_q[w grad log
