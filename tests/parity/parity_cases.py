@@ -22,6 +22,7 @@ from parity_ours import (
     most_undecided,
     policy,
     target_entropy,
+    weighed_and_kept,
     whitened,
 )
 
@@ -29,6 +30,7 @@ from grpo_pl.advantages import (
     GAE,
     GDPO,
     OPO,
+    Distillation,
     GroupRelative,
     LeaveOneOut,
     MaxRL,
@@ -167,6 +169,7 @@ TRL = [
 ]
 
 VERL = [
+    Case("verl/distillation", "log q - log p of each token, q the teacher's", advantage(Distillation())),
     Case(
         "verl/grpo",
         "(r - mean) / (std + 1e-6), std with ddof 1 of the group",
@@ -387,6 +390,16 @@ NEMO_RL = [
         "GAE whitened, and the returns; gaps stepped over",
         advantage(GAE(gamma=0.95, lam=0.9, lam_value=0.9)),
     ),
+    Case(
+        "nemo_rl/gae_decoupled",
+        "the same with a lam of 0.9 for the advantages and 1 for the returns",
+        advantage(GAE(gamma=0.95, lam=0.9, lam_value=1.0)),
+    ),
+    Case(
+        "nemo_rl/gae_length_adaptive",
+        "the same with 1 - 1 / (0.6 l), at least 0, for the advantages",
+        advantage(GAE(gamma=0.95, lam_value=1.0, length_adaptive_alpha=0.6)),
+    ),
     Case("nemo_rl/clip", "the clipped surrogate, mean over tokens", policy(PPO)),
     Case("nemo_rl/clip_higher", "the same with bounds 0.2 and 0.28", policy(HIGHER)),
     Case("nemo_rl/dual_clip", "the same with dual clip 3", policy(DUAL)),
@@ -405,6 +418,13 @@ NEMO_RL = [
         policy(PPO, correction=TRUNCATE),
     ),
     Case("nemo_rl/icepop", "weights that are 0 outside of [0.5, 2]", policy(PPO, correction=MASK)),
+    Case(
+        "nemo_rl/seq_mask_tis",
+        "weights of tokens, without responses whose geometric mean is outside of [0.8, 1.4]",
+        weighed_and_kept(
+            PPO, CombinedCorrection([ImportanceCorrection(high=1e6), RatioRejection("geometric", 0.8, 1.4)])
+        ),
+    ),
     Case(
         "nemo_rl/whole_loss",
         "on policy, where its exp(l - sg(l)) is our rho: the clip + 0.01 w k3, at most 10",

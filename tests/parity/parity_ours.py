@@ -44,6 +44,8 @@ def feedback_of(batch: Batch, rewards: Tensor) -> Feedback:
         weights=weights,
         values=batch["old_values"],
         greedy=batch["greedy"],
+        old_logprobs=batch["old_logprobs"],
+        ref_logprobs=batch["ref_logprobs"],
     )
 
 
@@ -207,6 +209,22 @@ def bypassed(loss: PolicyLoss, rejection: MismatchCorrection) -> Ours:
             experience_of(batch), old_logprobs=batch["sampling_logprobs"], kept=kept, **sizes
         )
         objective = TokenMean()(loss(logprobs, experience).loss, experience)
+        (gradient,) = torch.autograd.grad(objective, logprobs)
+        return {"loss": objective.detach(), "gradient": gradient}
+
+    return ours
+
+
+def weighed_and_kept(loss: PolicyLoss, correction: MismatchCorrection) -> Ours:
+    """The loss with weights over what a correction keeps, divided by all tokens: as NeMo-RL, where we divide
+    by those that stay.
+    """
+
+    def ours(batch: Batch) -> Outputs:
+        logprobs = batch["logprobs"].clone().requires_grad_()
+        found = correction(batch["old_logprobs"], batch["sampling_logprobs"], batch["mask"])
+        experience = replace(experience_of(batch), kept=found.kept & batch["mask"])
+        objective = TokenMean()(loss(logprobs, experience).loss * found.weights, experience)
         (gradient,) = torch.autograd.grad(objective, logprobs)
         return {"loss": objective.detach(), "gradient": gradient}
 

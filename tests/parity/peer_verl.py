@@ -14,6 +14,7 @@ from grpo_pl.functional import outcome_rewards
 stub("ray", "omegaconf", "tensordict", "hydra", "codetiming", "torchdata", "orjson", "pynvml")
 
 from verl.trainer.config import AlgoConfig  # noqa: E402
+from verl.trainer.distillation import losses as estimated_distillation  # noqa: E402
 from verl.trainer.distillation.fsdp import losses as distillation_losses  # noqa: E402
 from verl.trainer.ppo import core_algos, ray_trainer, rollout_corr_helper  # noqa: E402
 from verl.utils.torch_functional import masked_whiten  # noqa: E402
@@ -250,7 +251,22 @@ def forward_kl_topk(batch: Batch) -> Outputs:
     return {"estimate": estimate(batch["logprobs"]), "gradient": gradient}
 
 
+def distillation_by_policy_gradient(batch: Batch) -> Outputs:
+    """The advantages of `distillation_loss` with `use_policy_gradient`: minus the loss, of the old policy."""
+    estimated_distillation.no_padding_2_padding = lambda column, _: column
+    data = {"response_mask": batch["mask"], "teacher_logprobs": batch["ref_logprobs"][..., None]}
+    settings = SimpleNamespace(distillation_loss=SimpleNamespace(loss_mode="k1"))
+    estimate = estimated_distillation.compute_distillation_loss_reverse_kl_estimator
+    return {"advantages": -estimate(None, settings, {"log_probs": batch["old_logprobs"]}, data)[0]}
+
+
 ENTRIES = {
+    "distillation": Entry(
+        "verl.trainer.distillation.losses:compute_distillation_loss_reverse_kl_estimator",
+        "imported",
+        distillation_by_policy_gradient,
+        {"loss_mode": "k1"},
+    ),
     "forward_kl_topk": Entry(
         "verl.trainer.distillation.fsdp.losses:kl_divergence", "imported", forward_kl_topk, {"topk": 2}
     ),
