@@ -94,14 +94,14 @@ class ImportanceCorrection(MismatchCorrection):
     """Weighs each token by pi_trainer / pi_engine, truncated or masked.
 
     w = exp(old_logprobs - sampling_logprobs) of the token, or exp of the sum over the whole response
-    (`sequence`) or of the mean over it (`geometric`: verl, SkyRL, NeMo-RL), for all of its tokens. A weight
-    outside [low, high] moves to the bound (truncated importance sampling: Yao et al. 2025, "Your efficient RL
-    framework secretly brings you off-policy RL training") or becomes 0 (IcePop, Ring team 2025). The weights
-    multiply the policy loss alone, not the KL penalty; denominators count tokens of weight 0 all the same
-    (`RatioRejection` takes them out). A sequence's ratio has mean 1 under samples of the engine, so unbounded
-    weights would be unbiased; bounds trade bias for variance. Weights of tokens leave out that the engine
-    reaches a prefix more or less often; a geometric mean is no density ratio of anything, but does not grow
-    with the length.
+    (`sequence`) or of the mean over it (`geometric`: verl, SkyRL, NeMo-RL and OpenRLHF leave responses out by
+    it, as `RatioRejection` does; as a weight it is ours), for all of its tokens. A weight outside [low, high]
+    moves to the bound (truncated importance sampling: Yao et al. 2025, "Your efficient RL framework secretly
+    brings you off-policy RL training") or becomes 0 (IcePop, Ring team 2025). The weights multiply the policy
+    loss alone, not the KL penalty; denominators count tokens of weight 0 all the same (`RatioRejection` takes
+    them out). A sequence's ratio has mean 1 under samples of the engine, so unbounded weights would be
+    unbiased; bounds trade bias for variance. Weights of tokens leave out that the engine reaches a prefix
+    more or less often; a geometric mean is no density ratio of anything, but does not grow with the length.
 
     The sequence level collapses with length: the variance of log w grows with the number of tokens. With a
     mismatch of 0.05 nats a token and high 3, the effective share of the sample is 0.86 at 64 tokens, 0.23 at
