@@ -57,6 +57,12 @@ class Distillation(AdvantageEstimator):
             self.needs_critic, self.needs_greedy = base.needs_critic, base.needs_greedy
             self.needs_steps, self.reads_named_rewards = base.needs_steps, base.reads_named_rewards
             self.needs_rewards, self.min_group_size = base.needs_rewards, base.min_group_size
+            self.gamma = base.gamma
+
+    @property
+    @override
+    def linear(self) -> bool:
+        return self.base is None or self.base.linear
 
     @override
     def __call__(self, feedback: Feedback) -> Credit:

@@ -54,6 +54,12 @@ def test_a_teacher_needs_no_reward_so_an_unscored_response_is_learned_from() -> 
     assert Distillation().has_signal(unscored).all()
 
 
+def test_a_critic_beside_a_teacher_foresees_returns_with_the_discount_of_its_estimator() -> None:
+    """`train/explained_variance` goes by it."""
+    assert Distillation(GAE(gamma=0.9)).gamma == 0.9
+    assert Distillation(LeaveOneOut()).gamma == Distillation().gamma == 1.0
+
+
 def test_it_needs_what_its_base_needs() -> None:
     alone, group, steps, critic = (
         Distillation(base) for base in (None, GroupRelative(), ProcessGroupRelative(), GAE())
