@@ -1,7 +1,7 @@
 """The base of all builders of models."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal
 
 from torch import nn
@@ -21,6 +21,11 @@ class ModelBuilder(ABC):
 
     head_dtype: Literal["float32"] | None = None
     """The type in which the LM head of a language model multiplies, where it is another than its layers'."""
+
+    @property
+    def parts(self) -> "Sequence[ModelBuilder]":
+        """The builders of the models that it is made of: itself, unless it puts others together."""
+        return [self]
 
     def settings_of_weights(self) -> dict[str, Any]:
         """The arguments that trained weights depend on, and that no shape shows; checkpoints keep them."""

@@ -1,5 +1,6 @@
 """Several critics in the place of one."""
 
+from collections.abc import Sequence
 from typing import Any, final
 
 import torch
@@ -88,6 +89,11 @@ class CriticEnsemble(ModelBuilder):
                 "ValueHead"
             )
         self.critics, self.pretrained = critics, pretrained
+
+    @property
+    @override
+    def parts(self) -> Sequence[ModelBuilder]:
+        return [self, *self.critics]
 
     @override
     def settings_of_weights(self) -> dict[str, Any]:

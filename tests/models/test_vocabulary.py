@@ -80,8 +80,10 @@ def test_without_a_tokenizer_the_number_of_rows_is_compared(tiny_model: Path, tm
         "--model.reference.pretrained {here}/other",
         "--model.critic ValueHead --model.advantage GAE --model.critic.pretrained {here}/other",
         "--model.kl null --model.advantage Distillation --model.reference.pretrained {here}/other",
+        "--model.critic CriticEnsemble --model.advantage GAE --model.critic.critics "
+        "'[{class_path: ValueHead}, {class_path: ValueHead, init_args: {pretrained: {here}/other}}]'",
     ],
-    ids=["reference", "critic", "teacher"],
+    ids=["reference", "critic", "teacher", "one of several critics"],
 )
 def test_a_run_refuses_it_before_a_weight_is_read(
     over_a_run: OverARun, refused: Refused, tiny_model: Path, tmp_path: Path, arguments: str
@@ -89,7 +91,8 @@ def test_a_run_refuses_it_before_a_weight_is_read(
     """Neither folder has weights here."""
     changed(tiny_model, tmp_path / "other", swapped=True)
     sentence = refused(over_a_run, arguments)
-    key = "critic" if "critic" in arguments else "reference"
+    key = "reference" if "reference" in arguments else "critic"
+    key += ".critics.1" * ("CriticEnsemble" in arguments)
     assert f"model.{key}.pretrained={tmp_path}/other has another tokenizer than the policy" in sentence
 
 

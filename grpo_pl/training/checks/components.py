@@ -64,8 +64,8 @@ def check_vocabularies(policy: ModelBuilder, *others: ModelBuilder | None) -> No
 
     Reward models of `model.rewards` read text, and may have a tokenizer of their own.
     """
-    for other in others:
-        if other is not None and other.pretrained and policy.pretrained:
+    for other in (part for one in others if one is not None for part in one.parts):
+        if other.pretrained and policy.pretrained:
             with about(other):
                 check_same_vocabulary(other.pretrained, policy.pretrained)
 
