@@ -58,9 +58,11 @@ class PositiveNLL(LossTerm):
         self, rollout: Experience, feedback: Feedback, version: int
     ) -> dict[object, Shaped[Tensor, "N T"]]:
         positive = rollout.counted & self.right(feedback)[:, None]
-        both = torch.stack([rollout.counted.sum(), positive.sum()])
-        tokens, of_right = feedback.sum_over_ranks(both).tolist()
-        return {self: positive * (tokens / of_right)} if of_right else {}
+        sizes = torch.stack([rollout.loss_mask.sum(), rollout.counted.sum(), positive.sum()])
+        read, counted, of_right = feedback.sum_over_ranks(sizes).tolist()
+        if not of_right:
+            return {}
+        return {self: positive * (counted / of_right), (self, "metric"): positive * (read / of_right)}
 
     def loss(self, logprobs: Float[Tensor, "B T"], weights: Float[Tensor, "B T"]) -> Float[Tensor, "B T"]:
         """The addition to the loss of each token."""
@@ -70,5 +72,5 @@ class PositiveNLL(LossTerm):
     def term(self, scores: TokenScores, batch: Experience) -> TokenLoss:
         if (weights := batch.prepared.get(self)) is None:  # no response is right, on any rank
             return TokenLoss(torch.zeros_like(scores.logprobs), {})
-        nll = -weights * scores.logprobs.detach()
+        nll = -batch.prepared[self, "metric"] * scores.logprobs.detach()  # its mean is over all tokens read
         return TokenLoss(self.loss(scores.logprobs, weights), {"train/positive_nll": nll})

@@ -86,6 +86,16 @@ def test_tokens_that_a_mask_leaves_out_are_not_counted() -> None:
     )
 
 
+def test_masks_do_not_move_the_logged_mean_over_the_tokens_of_right_responses() -> None:
+    """It is a mean over the 10 tokens that are read, of which the mask keeps 5."""
+    term = PositiveNLL(1.0, by="correct")
+    kept = torch.tensor([[True, True, False, True], [True] * 4, [True] * 4, [False] * 4])
+    batch = prepared(term, replace(experience(MASK), kept=kept), rewarded())
+    metrics = term.term(TokenScores(logprobs=LOGPROBS), batch).metrics
+    mean = torch.where(MASK, metrics["train/positive_nll"], 0.0).sum() / MASK.sum()
+    close(mean, (1 + 2 + 5 + 6) / 4, IN_FLOAT32)
+
+
 def test_ranks_and_micro_batches_add_up_to_the_whole() -> None:
     term = PositiveNLL(0.1, by="correct")
     whole = prepared(term, experience(MASK), rewarded())
@@ -144,6 +154,12 @@ TERM = ("--model.terms.positive", "PositiveNLL")
 def test_a_reward_that_does_not_exist_is_refused(fit: Fit, refused: Refused) -> None:
     sentence = refused(fit, *TERM, "--model.terms.positive.by", "rigth")
     assert "model.terms.positive.by=rigth is no reward with a weight: set it to null, or to digit" in sentence
+
+
+def test_without_a_reward_nothing_says_what_is_right(fit: Fit, refused: Refused) -> None:
+    taught = ("--model.advantage", "Distillation", "--model.rewards", '{"*": null}')
+    sentence = refused(fit, *TERM, *taught)
+    assert "model.terms.positive asks the rewards which responses are right, and none has" in sentence
 
 
 def test_groups_that_are_right_throughout_are_learned_from(fit: Fit) -> None:

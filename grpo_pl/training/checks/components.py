@@ -140,7 +140,14 @@ def check_losses(
         )
     weighted = [name for name, reward in rewards.items() if reward.weight]
     for name, term in terms.items():
-        if isinstance(term, PositiveNLL) and term.by is not None and term.by not in weighted:
+        if not isinstance(term, PositiveNLL):
+            continue
+        if not weighted:
+            raise ConfigError(
+                f"model.terms.{name} asks the rewards which responses are right, and none has a weight: add "
+                f"one to model.rewards, or set model.terms.{name} to null"
+            )
+        if term.by is not None and term.by not in weighted:
             raise ConfigError(
                 f"model.terms.{name}.by={term.by} is no reward with a weight: set it to null, or to "
                 f"{' or '.join(weighted)}"
