@@ -237,6 +237,17 @@ def test_each_round_is_judged_once_on_every_rank() -> None:
             ("--model.advantage", "ReinforcePlusPlus"),
             r"ReinforcePlusPlus .* set data\.resample\.by to .* digit",
         ),
+        (
+            ("--model.advantage", "ReMax", "--data.group_size", "1"),
+            r"data\.group_size=1: data\.resample .* every group .* or data\.resample to null$",
+        ),
+        (
+            (
+                *("--model.advantage", "Distillation", "--model.rewards.digit", "null"),
+                *("--data.resample.by", "digit"),
+            ),
+            r"no reward of this name: add it, or set data\.resample to null$",
+        ),
     ],
 )
 def test_what_cannot_judge_is_refused_at_the_start(

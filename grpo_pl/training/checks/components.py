@@ -204,9 +204,9 @@ def check_resampling(
         return
     name = type(advantage).__name__
     if unknown := [one for one in resample.by or [] if one not in rewards]:
+        instead = f"set it to {' or '.join(rewards)}" if rewards else "add it, or set data.resample to null"
         raise ConfigError(
-            f"data.resample.by={unknown[0]}: model.rewards has no reward of this name: set it to "
-            f"{' or '.join(rewards)}"
+            f"data.resample.by={unknown[0]}: model.rewards has no reward of this name: {instead}"
         )
     alone = advantage.min_group_size == 1 and not advantage.needs_greedy
     if resample.by is None and (alone or advantage.needs_reference):

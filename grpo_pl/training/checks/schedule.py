@@ -37,6 +37,10 @@ class RolloutSettings(Protocol):
     minibatches: int
     keep_groups: bool
 
+    @property
+    def resample(self) -> object:
+        """Dynamic sampling; None for none."""
+
 
 def check_trainer(trainer: TrainerSettings, optimizer_steps: int) -> None:
     """Refuse settings of the Trainer that would cut an iteration in two or spoil its numbers."""
@@ -90,6 +94,11 @@ def check_schedule(data: RolloutSettings, micro_batches: int, ranks: int, min_gr
         raise ConfigError(
             f"data.group_size={data.group_size}: model.advantage compares the responses to one prompt; set "
             f"data.group_size to {min_group_size} or more, or choose another model.advantage"
+        )
+    if data.group_size == 1 and data.resample is not None:
+        raise ConfigError(
+            "data.group_size=1: data.resample looks for responses to one prompt that differ, and would throw "
+            "every group away: set data.group_size to 2 or more, or data.resample to null"
         )
     if data.prompts_per_iteration % ranks:
         raise ConfigError(
