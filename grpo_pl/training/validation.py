@@ -72,9 +72,9 @@ class Evaluation:
 
     Greedy rollouts (temperature 0) give `val/<name>`; rollouts with n responses a problem give
     `val/<name>_pass@k` and `val/<name>_majority@k` for k = 1, 2, 4, ... <= n. Each comes with `_low` and
-    `_high`. A problem on which the verifier abstains counts as wrong. An error of the verifier does what its
-    `on_error` says, in worker processes too: `raise` ends the run with a message that shows the response,
-    `abstain` logs a warning, and `val/<name>_abstained` is the share of responses without a verdict.
+    `_high`. A problem on which the verifier abstains counts as wrong; `val/<name>_abstained` is the share of
+    responses without a verdict. An error of the verifier does what its `on_error` says, in worker processes
+    too: `raise` ends the run with a message that shows the response, `abstain` logs a warning.
 
     Args:
         verifiers: Verifiers of responses by name.
@@ -101,9 +101,8 @@ class Evaluation:
         for name, verifier in self.verifiers.items():
             scores = score_or_abstain(f"Verifier {name!r}", verifier, samples)
             correct = [score == 1.0 for score in scores]
-            if verifier.on_error == "abstain":  # on every rank alike, since sums are collective
-                for score in scores:
-                    self._add_plain(f"{which}/{name}_abstained", float(score is None))
+            for score in scores:
+                self._add_plain(f"{which}/{name}_abstained", float(score is None))
             if greedy:
                 for verdict in correct:
                     self._add(f"val/{name}", float(verdict))

@@ -144,6 +144,7 @@ def test_greedy_responses_give_accuracy_with_wilsons_interval() -> None:
             "val/accuracy": 3 / 4,
             "val/accuracy_low": low,
             "val/accuracy_high": high,
+            "val/accuracy_abstained": 0.0,
             "val/truncated": 1 / 4,
             "val/response_tokens": (4 + 1 + 4 + 6) / 4,
         }
@@ -155,7 +156,9 @@ def test_a_problem_on_which_the_verifier_abstains_counts_as_wrong(temperature: f
     assert LastNumber().score(rollout([("no number", ["5"])], 0.0).samples) == [None]
     evaluation = Evaluation({"accuracy": LastNumber()}, CPU)
     evaluation.update(rollout([("no number", ["5"]), ("5", ["5"])], temperature))
-    assert evaluation.compute()["val/accuracy" if temperature == 0 else "val/accuracy_pass@1"] == 0.5
+    values = evaluation.compute()
+    assert values["val/accuracy" if temperature == 0 else "val/accuracy_pass@1"] == 0.5
+    assert values[f"{'val' if temperature == 0 else 'val_sampled'}/accuracy_abstained"] == 0.5
 
 
 def test_sampled_responses_give_pass_and_majority_at_powers_of_two() -> None:
@@ -173,12 +176,13 @@ def test_sampled_responses_give_pass_and_majority_at_powers_of_two() -> None:
         "val/accuracy_pass@4": 1.0,
         "val/accuracy_majority@2": (4 / 6 + 1 / 4) / 2,
         "val/accuracy_majority@4": (1 + 0) / 2,
+        "val_sampled/accuracy_abstained": 0.0,
         "val_sampled/truncated": 1 / 8,
         "val_sampled/response_tokens": (1 + 7 + 1 + 4 + 1 + 1 + 1 + 4) / 8,
     }
     assert {name: values[name] for name in expected} == pytest.approx(expected)
     with_interval = [name + end for name in expected if name.startswith("val/") for end in NUMBERS]
-    assert values.keys() == {*with_interval, "val_sampled/truncated", "val_sampled/response_tokens"}
+    assert values.keys() == {*with_interval, *(name for name in expected if name.startswith("val_sampled/"))}
 
 
 def test_votes_are_read_as_they_are_scored_where_the_prompt_has_opened_a_thought() -> None:
