@@ -51,6 +51,10 @@ class OptimizedModule(pl.LightningModule):
         """The trained parameters by the model that they belong to; the first group is the main one."""
         raise NotImplementedError
 
+    def learns(self, group: str) -> bool:  # noqa: ARG002 - for those that override it
+        """Whether a group of parameters learns in this iteration; of one that rests nothing is measured."""
+        return True
+
     def held_models(self) -> dict[str, nn.Module]:
         """The models in memory by role, without the engine's copy; they may share weights."""
         raise NotImplementedError
@@ -133,21 +137,22 @@ class OptimizedModule(pl.LightningModule):
         A common norm would let a critic's gradient shrink the policy's step. Lightning's own clipping refuses
         fused optimizers and FSDP. If a norm is not finite, the optimizer gets no gradient.
         """
-        groups = {name: by_mesh(group) for name, group in self.parameter_groups().items() if group}
+        main, *_ = parameters = {name: group for name, group in self.parameter_groups().items() if group}
+        groups = {name: by_mesh(group) for name, group in parameters.items() if self.learns(name)}
         norms: dict[str, Tensor] = {}
-        for i, (name, kinds) in enumerate(groups.items()):
+        for name, kinds in groups.items():
             norms[name] = total_norm(kinds, flat_shards=isinstance(self.trainer.strategy, FSDPStrategy))
-            key = f"train/{name}_grad_norm" if i else "train/grad_norm"
+            key = "train/grad_norm" if name == main else f"train/{name}_grad_norm"
             self.log(key, norms[name], on_step=False, on_epoch=True, batch_size=1)
         finite = all(math.isfinite(float(norm)) for norm in norms.values())
         once = {"on_step": False, "on_epoch": True, "reduce_fx": "sum", "batch_size": 1}
         self.log("train/skipped_steps", float(not finite), **once)  # type: ignore[arg-type]
         self.skipped = None if finite else self._skip_step()
-        main = next(iter(groups))
-        empty = bool(groups[main]) and float(norms[main]) == 0
-        self.log("train/empty_steps", float(empty), **once)  # type: ignore[arg-type]
-        if empty and self.empty_steps == "skip":
-            taken([parameter for kind in groups[main] for parameter in kind])
+        if main in groups:
+            empty = bool(groups[main]) and float(norms[main]) == 0
+            self.log("train/empty_steps", float(empty), **once)  # type: ignore[arg-type]
+            if empty and self.empty_steps == "skip":
+                taken([parameter for kind in groups[main] for parameter in kind])
         self._watched.clear()
         if finite and gradient_clip_val:
             for name, kinds in groups.items():

@@ -135,6 +135,10 @@ class PolicyModels(OptimizedModule):
         return self.current_epoch < self.critic_warmup
 
     @override
+    def learns(self, group: str) -> bool:
+        return group == "critic" or not self.warming_up
+
+    @override
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Drop the policy's gradients while the critic warms up, so that the optimizer does not see them."""
         if self.policy is not None and self.warming_up:

@@ -164,7 +164,7 @@ def test_a_warm_up_moves_the_critic_and_nothing_else(kind: str, fit: Fit, tiny_m
     assert policy
     for row in rows(folder)[1:]:
         assert row["train/ratio_deviation"] == 0
-        assert row["train/grad_norm"] == 0
+        assert "train/grad_norm" not in row
         assert row["train/critic_grad_norm"] > 0
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.commands import Fit
-from helpers.run_results import NO_VALIDATION, column, same, saved, untimed
+from helpers.run_results import NO_VALIDATION, column, rows, same, saved, untimed
 
 PPO = ("--model.critic", "ValueHead", "--model.advantage", "GAE", "--model.critic_lr", "0.002")
 ADAPTIVE = ("--model.kl.controller", "AdaptiveCoefficient", "--model.kl.controller.horizon", "2")
@@ -43,6 +43,13 @@ def test_the_controller_of_the_kl_and_the_reference_wait_too(clocks: Path) -> No
     assert coefficients[:3] == [coefficients[0]] * 3
     assert coefficients[3] < coefficients[0]
     assert column(clocks, "train/kl")[:2] == [0.0, 0.0]
+
+
+def test_of_a_policy_that_rests_no_gradient_is_measured_and_no_step_is_empty(clocks: Path) -> None:
+    """0 would say that nothing had an advantage, and that momentum moved the weights."""
+    for name in ("train/grad_norm", "train/empty_steps"):
+        assert [name in row for row in rows(clocks)] == [False, False, False, True, True], name
+    assert len(column(clocks, "train/critic_grad_norm")) == 4
 
 
 def test_the_reference_counts_the_iterations_of_the_policy(fit: Fit) -> None:
