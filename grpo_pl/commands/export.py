@@ -140,6 +140,8 @@ def save_critic(weights: Weights, pretrained: str, folder: Path, checkpoint: Pat
 
     from grpo_pl.models.loading import VALUE_BIAS, load_tokenizer, untrained_classifier
 
+    if any(name.startswith("critics.") for name in weights):
+        raise ConfigError(f"{checkpoint} holds several critics: export one of model.critic ValueHead")
     if "head.weight" not in weights or len(weights) == 2:
         raise ConfigError(
             f"the critic of {checkpoint} has no trunk of its own: export one of model.critic ValueHead"
