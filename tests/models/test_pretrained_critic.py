@@ -100,3 +100,13 @@ def test_a_critic_without_a_trunk_of_its_own_and_a_run_without_a_critic_are_refu
     words = ("--model", "critic", "--pretrained", wider)
     last = kept / "checkpoints" / "last.ckpt"
     assert "does not fit the base model" in refused(command, "export", last, tmp_path / "c", *words)
+
+
+def test_a_checkpoint_of_several_critics_is_refused_as_such(
+    refused: Refused, tiny_model: Path, tmp_path: Path
+) -> None:
+    several = {f"critic.critics.{n}.head.weight": torch.zeros(1, 4) for n in (0, 1)}
+    torch.save({"state_dict": several}, tmp_path / "several.ckpt")
+    words = (tmp_path / "several.ckpt", tmp_path / "out", "--model", "critic", "--pretrained", tiny_model)
+    assert "several.ckpt holds several critics: export one of" in refused(command, "export", *words)
+    assert not (tmp_path / "out").exists()
