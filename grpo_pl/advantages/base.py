@@ -45,9 +45,10 @@ class AdvantageEstimator(ABC):
 
         An estimator that divides by the spread of a group, or ranks its responses, is not: of the cost of a
         KL among the rewards it would make advantages of size 1 in every group whose responses are equally
-        good. By default, one that asks for more than one response to a prompt is taken for such a one.
+        good. By default, one that asks for more than one response to a prompt is taken for such a one. One
+        that does not read `Feedback.rewards` would not see the cost among them, and is none either.
         """
-        return self.min_group_size == 1
+        return self.min_group_size == 1 and self.needs_rewards and not self.reads_named_rewards
 
     def credit(self, feedback: Feedback) -> Credit:
         """The advantages, less the cost of a KL in the reward.

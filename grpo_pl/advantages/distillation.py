@@ -62,7 +62,7 @@ class Distillation(AdvantageEstimator):
     @property
     @override
     def linear(self) -> bool:
-        return self.base is None or self.base.linear
+        return self.base is not None and self.base.linear
 
     @override
     def __call__(self, feedback: Feedback) -> Credit:

@@ -70,6 +70,17 @@ def test_it_needs_what_its_base_needs() -> None:
     assert [one.needs_critic for one in (alone, group, steps, critic)] == [False, False, False, True]
 
 
+def test_it_foresees_the_returns_of_its_base() -> None:
+    assert Distillation(GAE(gamma=0.5)).gamma == 0.5
+    assert Distillation().gamma == 1.0
+
+
+def test_beside_a_teacher_alone_a_kl_in_the_reward_is_paid_from_each_token_on() -> None:
+    cost = torch.where(MASK, f64([[0, 1, 0, 2, 4], [0, 0, 8, 16, 0]]), 0.0)
+    alone, paying = (Distillation().credit(taught(kl_cost=of)).advantages for of in (None, cost))
+    close(alone - paying, [[0, 7, 0, 6, 4], [0, 0, 24, 16, 0]])
+
+
 @pytest.mark.parametrize(
     "arguments", [{"coefficient": 0.0}, {"discount": 1.5}, {"bound": 0.0}, {"coefficient": float("inf")}]
 )
