@@ -16,7 +16,6 @@ from grpo_pl.losses.kl import KLPenalty
 from grpo_pl.losses.masks import TokenMask
 from grpo_pl.minibatches import Step, first_pass
 from grpo_pl.rewards.feedback import RewardStage, reward_metrics
-from grpo_pl.system.refusal import ConfigError
 from grpo_pl.training.metrics import explained_variance, rollout_metrics, sample_records, teacher_metrics
 from grpo_pl.training.silent_sample import SilentSample
 from grpo_pl.types import Credit, Experience, Feedback, Rollout, Sequences, TokenScores
@@ -145,6 +144,11 @@ class ExperienceStage:
             return Correction(None, {})
         sum_over_ranks = self.rewards.sum_over_ranks
         correction = self.correction(scores.logprobs, sampling_logprobs, learned, sum_over_ranks)
+        assert isinstance(correction, Correction), "model.correction gives no Correction"
+        assert correction.kept is None or self.correction.rejects, (
+            "model.correction takes tokens out without saying so: it needs `rejects = True`, or responses "
+            "that were not read count in the denominators"
+        )
         return correction if sum_over_ranks(learned.sum()) > 0 else correction._replace(metrics={})
 
     def _kept(
@@ -185,9 +189,5 @@ def named_by(reference: TokenScores | None, sequences: Sequences) -> dict[str, T
     """The most probable tokens that the reference has named, as candidates, with its scores of them."""
     if reference is None or reference.candidate_ids is None:
         return {}
-    if sequences.candidates is not None:
-        raise ConfigError(
-            "model.kl.top_k compares the teacher's tokens, and data.sampling leaves the policy others to "
-            "choose from: set model.kl.top_k to null, or the sampling's top_k and top_p to null"
-        )
+    assert sequences.candidates is None, "check_whole_distributions refuses others beside them"
     return {"candidates": reference.candidate_ids, "teacher_logprobs": reference.candidates}

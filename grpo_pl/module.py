@@ -33,6 +33,7 @@ from grpo_pl.training.checks.components import (
     check_optimizer,
     check_reference_update,
     check_resampling,
+    check_whole_distributions,
 )
 from grpo_pl.training.checks.prompts import check_answers
 from grpo_pl.training.metrics import ReadTokens
@@ -186,8 +187,9 @@ class PolicyOptimization(PolicyModels):
         check_answers("model.verifiers", self.verifiers, key, prompts)
 
     def check_sampling(self, sampling: SamplingConfig) -> None:
-        """Refuse to centre scores without the sampler's likeliest tokens, and to keep these for nothing."""
+        """Refuse rollouts without the tokens that a term reads, or with tokens that none can read."""
         check_top_logprobs_read(sampling.top_logprobs, self.centers_scores)
+        check_whole_distributions(self.kl, sampling)
 
     @property
     def reward_stage(self) -> RewardStage:

@@ -76,6 +76,11 @@ class KLPenalty(nn.Module, LossTerm):
     divergence: Divergence | None = None
     """The divergence over the whole vocabulary that it reads as `TokenScores.divergence`."""
 
+    @property
+    def compares_distributions(self) -> bool:
+        """Whether it compares whole distributions, or parts that the reference names, not sampled tokens."""
+        return self.top_k is not None or self.divergence is not None
+
     def __init__(self, coefficient: float, controller: AdaptiveCoefficient | None) -> None:
         super().__init__()
         if not 0 <= coefficient < math.inf:

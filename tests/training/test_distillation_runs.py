@@ -120,3 +120,26 @@ def test_a_teacher_must_be_named(over_a_run: OverARun, refused: Refused) -> None
 def test_more_top_tokens_than_the_vocabulary_has_are_refused(over_a_run: OverARun, refused: Refused) -> None:
     arguments = "--model.kl TeacherKL --model.kl.top_k 321"
     assert "model.kl.top_k=321: the reference has 320 tokens" in refused(over_a_run, arguments)
+
+
+PART = {
+    "top p": (
+        "--data.sampling.top_p 0.9",
+        "data.sampling.top_p=0.9 and data.sampling.top_k=0 let",
+    ),
+    "top k": ("--data.sampling.top_k 9", "data.sampling.top_p=1 and data.sampling.top_k=9 let the policy"),
+    "centering": (
+        "--model.loss Reinforce --model.terms.c ScoreCentering --data.sampling.top_logprobs 8",
+        "data.sampling.top_logprobs=8 has the policy score the sampler's likeliest tokens and model.kl",
+    ),
+}
+
+
+@pytest.mark.parametrize("top_k", ["null", "4"])
+@pytest.mark.parametrize("what", PART)
+def test_a_teacher_over_the_vocabulary_is_refused_where_the_policy_is_scored_among_other_tokens(
+    over_a_run: OverARun, refused: Refused, what: str, top_k: str
+) -> None:
+    arguments, sentence = PART[what]
+    taught = f"--model.kl TeacherKL --model.kl.top_k {top_k} {arguments}"
+    assert sentence in refused(over_a_run, taught)

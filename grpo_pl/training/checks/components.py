@@ -21,6 +21,7 @@ from grpo_pl.models.vocabulary import check_same_vocabulary
 from grpo_pl.rewards.base import ProcessReward, RewardFunction
 from grpo_pl.rewards.transforms import RewardTransform
 from grpo_pl.rollout.dynamic_sampling import DynamicSampling
+from grpo_pl.rollout.engine import SamplingConfig
 from grpo_pl.system.refusal import ArgumentError, ConfigError, about
 
 
@@ -136,7 +137,7 @@ def check_losses(
         raise ConfigError(
             f"model.correction {type(correction).__name__} and model.loss {type(loss).__name__}, whose ratio "
             "is to the engine's probabilities, would both correct for the mismatch: set model.correction to "
-            "null, or model.loss.behaviour to old"
+            "null, or the behaviour of that loss to old"
         )
     weighted = [name for name, reward in rewards.items() if reward.weight]
     for name, term in terms.items():
@@ -152,6 +153,25 @@ def check_losses(
                 f"model.terms.{name}.by={term.by} is no reward with a weight: set it to null, or to "
                 f"{' or '.join(weighted)}"
             )
+
+
+def check_whole_distributions(kl: KLPenalty | None, sampling: SamplingConfig) -> None:
+    """Refuse a KL between distributions over the vocabulary where the policy is scored among other tokens."""
+    if kl is None or not kl.compares_distributions:
+        return
+    name = type(kl).__name__
+    if sampling.truncates:
+        raise ConfigError(
+            f"data.sampling.top_p={sampling.top_p:g} and data.sampling.top_k={sampling.top_k} let the policy "
+            f"choose from a part of the vocabulary, and model.kl {name} compares distributions over all of "
+            "it: set top_p to 1 and top_k to 0, or model.kl to KLInLoss"
+        )
+    if sampling.top_logprobs:
+        raise ConfigError(
+            f"data.sampling.top_logprobs={sampling.top_logprobs} has the policy score the sampler's "
+            f"likeliest tokens and model.kl {name} those of the reference, and it can score one kind alone: "
+            "set model.kl to KLInLoss, or top_logprobs to 0 without ScoreCentering in model.terms"
+        )
 
 
 def check_reference_update(reference_update: ReferenceUpdate | None, reference: ModelBuilder | None) -> None:
