@@ -1,6 +1,7 @@
 """`grpo_pl COMMAND ...`, or `python -m grpo_pl COMMAND ...`; the commands stand in `commands.table`."""
 
 import sys
+from pathlib import Path
 
 from grpo_pl.commands.table import answer, command
 from grpo_pl.config.by_name import with_config_files
@@ -19,6 +20,8 @@ def main(args: list[str] | None = None) -> None:
         return
     tame_logs()
     with mistakes_answered():
+        if (here := str(Path.cwd())) not in sys.path:
+            sys.path.append(here)  # where a user's components are: `python -m` does so, a script does not
         code = command(args[0])(list(with_config_files(args[1:])))
         if code is not None:
             raise SystemExit(code)

@@ -11,6 +11,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from helpers import own_components
 from helpers.repository import ROOT
 
 from grpo_pl import loop
@@ -82,6 +83,8 @@ def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "runs" / "quickstart").mkdir(parents=True)
     shutil.copy(ROOT / "configs" / "quickstart.yaml", tmp_path / "runs" / "quickstart" / "config.yaml")
     shutil.copy(ROOT / "configs" / "grpo.yaml", tmp_path / "A.yaml")
+    shutil.copy(ROOT / "tests" / "helpers" / "own_components.py", tmp_path / "my_file.py")
+    monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
 
 
@@ -195,3 +198,8 @@ def test_the_component_that_readme_prints_is_the_code() -> None:
     assert isinstance(code, ast.ClassDef)
     code.body = code.body[1:]  # the docstring
     assert ast.unparse(shown) == ast.unparse(code)
+
+
+def test_the_file_of_own_components_that_a_readme_prints_is_the_one_that_tests_run() -> None:
+    (printed_file,) = blocks((ROOT / "grpo_pl" / "losses" / "README.md").read_text(), "python")
+    assert inspect.getsource(own_components).endswith(f"\n\n{printed_file}")

@@ -2,6 +2,7 @@
 
 from grpo_pl.losses.aggregations import Aggregation, ConstantLength, PromptMean, SequenceMean, TokenMean
 from grpo_pl.losses.base import LossTerm, PolicyLoss
+from grpo_pl.losses.correction import Correction, MismatchCorrection
 from grpo_pl.losses.covariance import ClipCov, KLCov
 from grpo_pl.losses.distillation import TeacherKL
 from grpo_pl.losses.entropy import EntropyBonus, TargetEntropy
@@ -26,12 +27,14 @@ __all__ = [
     "ClippedSurrogate",
     "ClippedValueLoss",
     "ConstantLength",
+    "Correction",
     "EntropyBonus",
     "KLCov",
     "KLInLoss",
     "KLInReward",
     "KLPenalty",
     "LossTerm",
+    "MismatchCorrection",
     "OffPolicyMask",
     "PolicyLoss",
     "PositiveNLL",

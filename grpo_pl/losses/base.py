@@ -78,5 +78,7 @@ class PolicyLoss(LossTerm):
 
     @override
     def term(self, scores: TokenScores, batch: Experience) -> TokenLoss:
-        loss, metrics = self(scores.logprobs, batch)
-        return TokenLoss(loss if batch.weights is None else loss * batch.weights, metrics)
+        of_tokens = self(scores.logprobs, batch)
+        if batch.weights is None:
+            return of_tokens
+        return of_tokens._replace(loss=of_tokens.loss * batch.weights)

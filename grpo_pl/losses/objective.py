@@ -11,7 +11,7 @@ from torch import Tensor
 from grpo_pl.losses.aggregations import Aggregation
 from grpo_pl.losses.base import LossTerm
 from grpo_pl.system.refusal import ArgumentError
-from grpo_pl.types import Experience, TokenScores
+from grpo_pl.types import Experience, TokenLoss, TokenScores
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,8 @@ class Objective:
     def __call__(self, scores: TokenScores, batch: Experience) -> TermValues:
         """All terms of a micro-batch, from the scores of the trained models."""
         losses = {name: term.term(scores, batch) for name, term in self.terms.items()}
+        for name, loss in losses.items():
+            assert isinstance(loss, TokenLoss), f"the term {name} gives no TokenLoss(loss, metrics)"
         of_policy = [losses[name].loss.detach() for name, term in self.terms.items() if not term.of_critic]
         return TermValues(
             tokens={name: loss.loss for name, loss in losses.items()},
