@@ -30,10 +30,9 @@ def size(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def unmoved(folder: Path, pretrained: Path) -> dict[str, bool]:
+def unmoved(state: dict[str, Tensor], pretrained: Path) -> dict[str, bool]:
     """Of each of the policy's parameters, whether it is still the pretrained one."""
     before = load_language_model(str(pretrained), "float32").state_dict()
-    state = saved(folder)["state_dict"]
     return {name: torch.equal(state[f"policy.language_model.{name}"], w) for name, w in before.items()}
 
 
@@ -148,21 +147,29 @@ def test_a_run_starts_its_critic_from_a_reward_model(fit: Fit, reward_model: Pat
 # ------------------------------------------------------------------------------------------ how critics learn
 
 
-@pytest.mark.parametrize("kind", CRITICS)
-def test_a_warm_up_moves_the_critic_and_nothing_else(kind: str, fit: Fit, tiny_model: Path) -> None:
-    """Not by weight decay, not by the value loss, and the optimizer remembers nothing of it."""
-    folder = fit(
-        *(*CRITICS[kind], "--model.critic_warmup", "2", "--model.optimizer.weight_decay", "0.1"),
-        *("--trainer.max_epochs", "2", *NO_VALIDATION),
+@pytest.fixture(scope="module", params=CRITICS)
+def warmed(request: pytest.FixtureRequest, fit: Fit) -> tuple[tuple[str, ...], Path]:
+    """The arguments and the folder of a run of a warm-up of two iterations and one more iteration."""
+    arguments = (
+        *(*CRITICS[request.param], "--model.critic_warmup", "2", "--model.optimizer.weight_decay", "0.1"),
+        *("--trainer.max_epochs", "3", "--checkpoint.save_top_k", "-1", *NO_VALIDATION),
     )
-    assert all(unmoved(folder, tiny_model).values())
-    checkpoint = saved(folder)
+    return arguments, fit(*arguments)
+
+
+def test_a_warm_up_moves_the_critic_and_nothing_else(
+    warmed: tuple[tuple[str, ...], Path], tiny_model: Path
+) -> None:
+    """Not by weight decay, not by the value loss, and the optimizer remembers nothing of it."""
+    _, folder = warmed
+    checkpoint = saved(folder, "iteration-0002.ckpt")
+    assert all(unmoved(checkpoint["state_dict"], tiny_model).values())
     assert checkpoint["state_dict"]["critic.head.weight"].abs().max() > 0
     (optimizer,) = checkpoint["optimizer_states"]
     policy, critic = (set(group["params"]) for group in optimizer["param_groups"])
     assert optimizer["state"].keys() == critic
     assert policy
-    for row in rows(folder)[1:]:
+    for row in rows(folder)[1:3]:
         assert row["train/ratio_deviation"] == 0
         assert "train/grad_norm" not in row
         assert row["train/critic_grad_norm"] > 0
@@ -185,14 +192,13 @@ def test_a_critic_s_gradient_does_not_shrink_the_policy_s_step(fit: Fit) -> None
     assert all(torch.equal(small[name], large[name]) for name in small)
 
 
-@pytest.mark.parametrize("kind", CRITICS)
-def test_after_the_warm_up_the_policy_learns(kind: str, fit: Fit, tiny_model: Path) -> None:
+def test_after_the_warm_up_the_policy_learns(
+    warmed: tuple[tuple[str, ...], Path], fit: Fit, tiny_model: Path
+) -> None:
     """And a run interrupted in its warm-up ends like one that was not."""
-    arguments = (*CRITICS[kind], "--model.critic_warmup", "2", "--trainer.max_epochs", "3", *NO_VALIDATION)
-    whole = fit(*arguments)
-    assert not any(unmoved(whole, tiny_model).values())
-    part = fit(*arguments, "--trainer.max_epochs", "1")
-    fit(*arguments, "--ckpt_path", "last", root=part)
+    arguments, whole = warmed
+    assert not any(unmoved(saved(whole)["state_dict"], tiny_model).values())
+    part = fit(*arguments, "--ckpt_path", whole / "checkpoints" / "iteration-0001.ckpt")
     assert untimed(whole) == untimed(part)
     for name, tensor in saved(whole)["state_dict"].items():
         assert torch.equal(tensor, saved(part)["state_dict"][name]), name

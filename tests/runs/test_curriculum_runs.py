@@ -100,23 +100,32 @@ def test_a_killed_run_ends_like_one_that_nobody_disturbed(
     assert same(ours["RolloutDataModule"]["visits"], theirs["RolloutDataModule"]["visits"])
 
 
-def test_two_ranks_visit_the_prompts_of_one(fit: Fit) -> None:
-    words = (*WINDOW, *FIXED, "--trainer.max_epochs", "5", "--trainer.accumulate_grad_batches", "1")
-    one, two = fit(*words), fit(*words, "--trainer.strategy", "ddp", ranks=2)
+FIVE = (*WINDOW, *FIXED, "--trainer.max_epochs", "5")
+CUT_FOR_TWO = ("--trainer.accumulate_grad_batches", "1")
+
+
+@pytest.fixture(scope="module")
+def one(fit: Fit) -> Path:
+    """A window's run in one process, which samples what it learns from at once."""
+    return fit(*FIVE, *CUT_FOR_TWO)
+
+
+def test_two_ranks_visit_the_prompts_of_one(one: Path, fit: Fit) -> None:
+    two = fit(*FIVE, *CUT_FOR_TWO, "--trainer.strategy", "ddp", ranks=2)
     assert visited(one) == visited(two)
     assert table(one) == table(two)
-    assert visited(one) != visited(fit(*words, "--data.curriculum", "null"))
+    assert visited(one) != visited(fit(*FIVE, *CUT_FOR_TWO, "--data.curriculum", "null"))
     for name in ("prompts_visited", "prompts_hard", "prompts_easy", "pass_rate"):
         assert column(one, f"rollout/{name}") == pytest.approx(column(two, f"rollout/{name}"))
 
 
 def test_an_engine_that_samples_ahead_visits_what_one_that_does_not_visits_with_the_same_delay(
-    fit: Fit,
+    one: Path, fit: Fit
 ) -> None:
-    words = (*WINDOW, *FIXED, "--trainer.max_epochs", "5", "--model.correction", "ImportanceCorrection")
+    words = (*FIVE, "--model.correction", "ImportanceCorrection")
     ahead, late = fit(*words, *OVERLAPPED), fit(*words, "--data.curriculum.delay", "1")
     assert visited(ahead) == visited(late)
-    assert visited(late) != visited(fit(*words))
+    assert visited(late) != visited(one)
 
 
 def test_kept_rollouts_are_replayed_to_the_bit(fit: Fit) -> None:
