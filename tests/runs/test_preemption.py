@@ -149,7 +149,7 @@ def stalled(process: subprocess.Popen[str], file: Path) -> None:
     ("stage", "number", "code"),
     [
         ("start", signal.SIGTERM, EXIT_CODE),
-        ("validate", signal.SIGTERM, EXIT_CODE),
+        pytest.param("validate", signal.SIGTERM, EXIT_CODE, marks=pytest.mark.slow),  # two ranks below
         ("start", signal.SIGINT, CTRL_C_EXIT_CODE),
         ("validate", signal.SIGINT, CTRL_C_EXIT_CODE),
     ],
