@@ -44,16 +44,18 @@ class CLI(LightningCLI):
     @failed_imports_answered()
     def __init__(self, options: list[str], command: str = "fit") -> None:
         tame_logs()  # again: importing Lightning sets other levels
+        self.command = command
         self.job, self.written_by = read_ahead(options)
         super().__init__(
             JOBS[self.job].model,
             JOBS[self.job].data,
             trainer_class=Trainer,
-            args=[command, *options],
+            args=options,
+            run=False,  # Lightning's subcommands read everything twice
             save_config_callback=RunFolder,
             auto_configure_optimizers=False,
             seed_everything_default=0,
-            parser_kwargs={"prog": "grpo_pl", "version": __version__},
+            parser_kwargs={"prog": f"grpo_pl {command}"},
             trainer_defaults={
                 "default_root_dir": "runs/default",
                 "logger": False,
@@ -63,12 +65,6 @@ class CLI(LightningCLI):
             },
         )
 
-    @staticmethod
-    @override
-    def subcommands() -> dict[str, set[str]]:
-        lightnings = LightningCLI.subcommands()
-        return {name: lightnings[name] for name in ("fit", "validate")}
-
     @override
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         parser = Parser(**kwargs, allow_abbrev=False, dump_header=[f"grpo_pl=={__version__}"])
@@ -77,11 +73,9 @@ class CLI(LightningCLI):
         return parser
 
     @override
-    def setup_parser(self, add_subcommands: bool, *args: Any) -> None:
-        super().setup_parser(add_subcommands, *args)
-        if add_subcommands:
-            commands = self._subcommand_parsers.items()
-            keep(self.job, {name: Names(list(known_options(one)), groups(one)) for name, one in commands})
+    def setup_parser(self, *args: Any, **kwargs: Any) -> None:
+        super().setup_parser(*args, **kwargs)
+        keep(self.job, self.command, Names(list(known_options(self.parser)), groups(self.parser)))
 
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -116,6 +110,8 @@ class CLI(LightningCLI):
                 "checkpoint.save_on_train_epoch_end": True,
             }
         )
+        given: set[str | int] = set(self.subcommands()[self.command])
+        self.method_arguments = parser.add_method_arguments(Trainer, self.command, skip=given)
 
     @override
     def before_instantiate_classes(self) -> None:
@@ -140,7 +136,7 @@ class CLI(LightningCLI):
 
     def settle_types(self, config: Namespace) -> None:
         """Replace `auto` as `trainer.precision` and as any `dtype` by a value, and print it."""
-        folder = RunFolder(self._parser(self.subcommand), config)
+        folder = RunFolder(self.parser, config)
         before = folder.settings_to_keep(Path(config.trainer.default_root_dir)) if left_open(config) else {}
         for line in settle(config, before):
             rank_zero_only(print)(line, flush=True)
@@ -178,19 +174,16 @@ class CLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Take no settings from a checkpoint: it restores a run's state; settings are the config's alone."""
 
-    @override
-    def _run_subcommand(self, subcommand: str) -> None:
-        """Left to the command."""
-
     @property
     def settings(self) -> Namespace:
         """The whole config."""
-        return self.config[self.subcommand]  # type: ignore[no-any-return]
+        return self.config
 
     @property
     def arguments(self) -> dict[str, Any]:
         """The arguments of the Trainer's method with the command's name."""
-        return self._prepare_subcommand_kwargs(str(self.subcommand))
+        own: dict[str, Any] = {name: self.config_init[name] for name in self.method_arguments}
+        return own | {"model": self.model, "datamodule": self.datamodule}
 
     @property
     def run_folder(self) -> RunFolder:

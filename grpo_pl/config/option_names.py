@@ -79,10 +79,11 @@ def names_in_settings(settings: Mapping[str, Any], names: Names, group: str = ""
             yield name.rstrip("+")
 
 
-def keep(job: str, names: Mapping[str, Names]) -> None:
-    """Cache the names of all commands (command -> names) for a job, unless they are cached."""
-    if not kept(job):
-        write(kept_in(f"options-{job}"), names)
+def keep(job: str, command: str, names: Names) -> None:
+    """Cache the names of a command for a job, unless they are cached."""
+    known = kept(job)
+    if command not in known:
+        write(kept_in(f"options-{job}"), known | {command: names})
 
 
 def kept(job: str) -> dict[str, list[list[str]]]:

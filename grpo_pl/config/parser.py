@@ -26,5 +26,5 @@ class Parser(LightningArgumentParser):
     @override
     def instantiate_classes(self, cfg: Any, **kwargs: Any) -> Any:
         """Build what a config names; a component's own messages name the key in full."""
-        places = Places(cfg[cfg.subcommand] if cfg.get("subcommand") else cfg)
+        places = Places(cfg)
         return super().instantiate_classes(cfg, instantiators=[(places.build, object, True)], **kwargs)

@@ -55,11 +55,9 @@ _typehints.discard_init_args_on_class_path_change = drop_what_means_something_el
 
 
 def known_options(parser: ArgumentParser) -> dict[str, Any]:
-    """The options of a parser and of its subcommands: dotted name -> the type it takes."""
+    """The options of a parser: dotted name -> the type it takes."""
     options: dict[str, Any] = {}
     for action in parser._actions:
-        for subcommand in action.choices.values() if isinstance(action.choices, dict) else ():
-            options |= known_options(subcommand)
         names = [name[2:] for name in action.option_strings if name.startswith("--")]
         options |= dict.fromkeys(names, getattr(action, "_typehint", None))
     return options
@@ -127,13 +125,12 @@ def about_a_name(failure: Failure, options: dict[str, Any]) -> str | None:
     if failure.list_key:
         entry = f"{failure.list_key}.{failure.value.key}"
         return f"{entry}: an entry of a list has no option; write the list, as --{failure.list_key} '[...]'"
-    unknown = re.search(r"unrecognized arguments: -*([^\s=]+)|(?:accept option|Option) '(.+?)'", text)
+    unknown = re.search(r"unrecognized arguments: -*([^\s=]+)|(?:Group '(.+?)'.*|O)ption '(.+?)'", text)
     if unknown:
-        name = joined(key, unknown[1] or unknown[2])
+        name = joined(key, *filter(None, unknown.groups()))
         return no_such_option(name, [f"{key}.{one}" for one in parameters(failure.cls)] if key else options)
     if missing := re.search(r"arguments are required: (.+)", text):
-        leaves = [re.sub(r"^(fit|validate|plan)\.", "", name) for name in missing[1].split(", ")]
-        names = ", ".join(joined(key, leaf) for leaf in leaves)
+        names = ", ".join(joined(key, name) for name in missing[1].split(", "))
         return f"{names}: no value is given; set it in a --config file or on the command line"
     if valueless := re.search(r"argument (?:-\w/)?--(\S+): expected one argument", text):
         option = failure.option or f"--{valueless[1]}"

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -87,9 +88,9 @@ def _names_are_kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Commands have run since the code changed."""
     patch = pytest.MonkeyPatch()
     patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-    for job in ("policy", "reward_model"):
+    for job, name in product(("policy", "reward_model"), ("fit", "validate")):
         with pytest.raises(SystemExit):
-            cli.CLI(["--job", job, "--foo"])
+            cli.CLI(["--job", job, "--foo"], name)
     option_names.help_text("fit", lambda: parsers_help("fit"))
     yield
     patch.undo()

@@ -48,7 +48,7 @@ def check_checkpoints(cli: CLI) -> None:
 
 def fit_in_folder(cli: CLI) -> None:
     """Fit; an unfinished run resumes where it was, whatever checkpoint the command names."""
-    listener: preemption.Preemption = cli.config_init["fit"].preemption
+    listener: preemption.Preemption = cli.config_init.preemption
     with cli.run_folder.occupied(cli.trainer) as beginning:
         if beginning is None:
             preemption.check_no_hpc_checkpoint(cli.run_folder.folder)
