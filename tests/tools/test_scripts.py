@@ -303,11 +303,13 @@ def test_quickstart_reports_the_run_folder_that_was_asked_for(clone, tmp_path):
     assert f"  {tmp_path / 'elsewhere'}/metrics.csv\n" in done.stdout
 
 
-@pytest.mark.parametrize("broken", ["ruff", "mypy", "pytest", None])
+@pytest.mark.parametrize("broken", ["fetch_model", "ruff", "mypy", "pytest", None])
 def test_a_failing_step_fails_the_tests_and_pytest_speaks_last(clone, broken):
     (clone.site / "pytest.py").write_text(
         f"import sys\nprint('summary of', *sys.argv[1:])\nsys.exit({5 if broken == 'pytest' else 0})"
     )
+    if broken == "fetch_model":
+        (clone.root / "tools" / "fetch_model.py").write_text("raise SystemExit(1)")
     for name in ("ruff", "mypy"):
         clone.add_tool(name, f'echo {name} "$@"; exit {int(name == broken)}')
     done = clone.run("test.sh", "-k", "gae")
