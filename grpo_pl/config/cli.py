@@ -177,7 +177,8 @@ class CLI(LightningCLI):
     @property
     def settings(self) -> Namespace:
         """The whole config."""
-        return self.config
+        config: Namespace = self.config
+        return config
 
     @property
     def arguments(self) -> dict[str, Any]:
