@@ -3,13 +3,15 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
+from grpo_pl.functional import derive_seed
+from grpo_pl.rollout.assembly import Response, assemble_rollout
 from grpo_pl.system.refusal import ArgumentError, check_at_least, name_of
 from grpo_pl.types import Prompt, Rollout
 
@@ -178,6 +180,74 @@ class RolloutEngine(ABC):
         return EngineMemory()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One turn to be sampled."""
+
+    key: int
+    """Comes back with the response; unique among the requests that are under way."""
+    token_ids: list[int]
+    """Everything before the turn."""
+    seed: int
+    sampling: SamplingConfig
+
+    @property
+    def drawn(self) -> SamplingConfig:
+        """How its tokens are drawn, whatever their number."""
+        return replace(self.sampling, max_tokens=1)
+
+
+class SamplingEngine(RolloutEngine):
+    """An engine that samples one request beside the other: none waits for the end of another.
+
+    In float32 a response depends on its own request alone: neither on the others that are under way, nor on
+    when they came.
+    """
+
+    version: int = 0
+    """Optimizer steps that the current weights have taken."""
+
+    @abstractmethod
+    def submit(self, request: Request) -> None:
+        """Put a request under way; `step` samples it."""
+
+    @abstractmethod
+    def step(self) -> list[tuple[int, Response]]:
+        """Sample for a moment; the keys and responses of the requests that have ended.
+
+        Returns at once if no request is under way; else perhaps without any, so that the caller may submit
+        others in between.
+        """
+
+    def costs(self) -> dict[str, float]:
+        """Metrics of the requests since the last call, for `Rollout.metrics`."""
+        return {}
+
+    @override
+    def generate(self, prompts: Sequence[Prompt], group_size: int, sampling: SamplingConfig) -> Rollout:
+        requests = requests_of(prompts, group_size, sampling)
+        for request in requests:
+            self.submit(request)
+        answers: dict[int, Response] = {}
+        while len(answers) < len(requests):
+            answers.update(self.step())
+        responses = [answers[request.key] for request in requests]
+        rollout = assemble_rollout(
+            prompts, responses, policy_version=self.version, temperature=sampling.temperature
+        )
+        rollout.metrics |= self.costs()
+        return rollout
+
+
+def requests_of(prompts: Sequence[Prompt], group_size: int, sampling: SamplingConfig) -> list[Request]:
+    """The requests for the responses to prompts, group after group."""
+    pairs = [(prompt, g) for prompt in prompts for g in range(group_size)]
+    return [
+        Request(key=key, token_ids=prompt.token_ids, seed=derive_seed(prompt.seed, g), sampling=sampling)
+        for key, (prompt, g) in enumerate(pairs)
+    ]
+
+
 class OfflineEngine(RolloutEngine):
     """An engine whose responses exist already, whatever the weights; its rollouts are marked `offline`."""
 
@@ -200,82 +270,6 @@ class OfflineEngine(RolloutEngine):
     @abstractmethod
     def look_up(self, prompts: Sequence[Prompt], group_size: int, sampling: SamplingConfig) -> Rollout:
         """The first `group_size` responses to each prompt."""
-
-
-class EngineWrapper(RolloutEngine):
-    """An engine around another one, to which it forwards what a subclass does not override."""
-
-    def __init__(self, engine: RolloutEngine) -> None:
-        self.engine = engine
-        self.pretrained, self.head_dtype = engine.pretrained, engine.head_dtype
-
-    @property
-    @override
-    def weights_dtype(self) -> torch.dtype | None:
-        return self.engine.weights_dtype
-
-    @property
-    @override
-    def ranks(self) -> int:
-        return self.engine.ranks
-
-    @property
-    @override
-    def lookahead(self) -> int:
-        return self.engine.lookahead
-
-    @property
-    @override
-    def offline(self) -> bool:
-        return self.engine.offline
-
-    @override
-    def check_sampling(self, sampling: SamplingConfig) -> None:
-        self.engine.check_sampling(sampling)
-
-    @override
-    def start(self, *, max_sequence_tokens: int, max_sequences: int, device: torch.device) -> None:
-        self.engine.start(max_sequence_tokens=max_sequence_tokens, max_sequences=max_sequences, device=device)
-
-    @override
-    def load_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
-        self.engine.load_weights(weights, version)
-
-    @override
-    def check(self, prompts: Sequence[Prompt], group_size: int, sampling: SamplingConfig) -> None:
-        self.engine.check(prompts, group_size, sampling)
-
-    @override
-    def generate(self, prompts: Sequence[Prompt], group_size: int, sampling: SamplingConfig) -> Rollout:
-        return self.engine.generate(prompts, group_size, sampling)
-
-    @override
-    def prefetch(self, prompts: Sequence[Prompt], group_size: int, sampling: SamplingConfig) -> None:
-        self.engine.prefetch(prompts, group_size, sampling)
-
-    @override
-    def rest(self) -> None:
-        self.engine.rest()
-
-    @override
-    def wait(self) -> None:
-        self.engine.wait()
-
-    @override
-    def state_dict(self) -> dict[str, Any]:
-        return self.engine.state_dict()
-
-    @override
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.engine.load_state_dict(state)
-
-    @override
-    def shutdown(self) -> None:
-        self.engine.shutdown()
-
-    @override
-    def memory(self, demand: Demand, device: torch.device) -> EngineMemory:
-        return self.engine.memory(demand, device)
 
 
 def check_top_logprobs(sampling: SamplingConfig, engine: RolloutEngine, most: int) -> None:

@@ -1,32 +1,37 @@
 """An engine from the trainer's own parts: for tests, odd architectures and debugging."""
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, cast, final
+from collections.abc import Container, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, cast, final
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from grpo_pl.functional import derive_seed
 from grpo_pl.models.architecture import Architecture
 from grpo_pl.models.full_weights import tensor_bytes
 from grpo_pl.models.heads import HeadDType, compute_head_in
 from grpo_pl.models.loading import eos_token_ids, load_language_model, load_tokenizer, without_weights
-from grpo_pl.rollout.assembly import Response, assemble_rollout, token_ends
-from grpo_pl.rollout.engine import Demand, EngineMemory, RolloutEngine, SamplingConfig, sampling_bytes
+from grpo_pl.rollout.assembly import Response, token_ends
+from grpo_pl.rollout.engine import (
+    Demand,
+    EngineMemory,
+    Request,
+    SamplingConfig,
+    SamplingEngine,
+    sampling_bytes,
+)
 from grpo_pl.rollout.readers import CachedReader, ReaderKind, right_reader
 from grpo_pl.rollout.support import kept_tokens, tokens_of
 from grpo_pl.rollout.top_logprobs import stacked
 from grpo_pl.system.precision import OpenDType, chosen_dtype
 from grpo_pl.system.refusal import about
-from grpo_pl.types import Prompt, Rollout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
 @final
-class InProcessEngine(RolloutEngine):
+class InProcessEngine(SamplingEngine):
     """Samples with transformers from a copy of the policy: slow, and right everywhere.
 
     It reads with a key-value cache. Models where that is not right (Mamba has none, and padding on the left
@@ -50,7 +55,7 @@ class InProcessEngine(RolloutEngine):
         self.head_dtype = head_dtype
         self._model: PreTrainedModel | None = None
         self._reader: ReaderKind = CachedReader
-        self._version = 0
+        self._waiting: list[Request] = []
 
     @override
     def start(self, *, max_sequence_tokens: int, max_sequences: int, device: torch.device) -> None:
@@ -80,63 +85,40 @@ class InProcessEngine(RolloutEngine):
         for name, tensor in weights:
             missing.pop(name).copy_(tensor)
         assert not missing, f"the trainer sent no {sorted(missing)}"
-        self._version = version
+        self.version = version
 
     @override
-    def generate(self, prompts: Sequence[Prompt], group_size: int, sampling: SamplingConfig) -> Rollout:
-        requests = [(prompt, derive_seed(prompt.seed, g)) for prompt in prompts for g in range(group_size)]
-        responses: list[Response] = []
-        for start in range(0, len(requests), self.max_sequences):
-            responses += self._sample(requests[start : start + self.max_sequences], sampling)
-        return assemble_rollout(
-            prompts, responses, policy_version=self._version, temperature=sampling.temperature
-        )
+    def submit(self, request: Request) -> None:
+        self._waiting.append(request)
+
+    @override
+    def step(self) -> list[tuple[int, Response]]:
+        """The responses to as many as are sampled at once, of those that wait and are drawn alike."""
+        alike = [r for r in self._waiting if r.drawn == self._waiting[0].drawn][: self.max_sequences]
+        taken = {request.key for request in alike}
+        self._waiting = [request for request in self._waiting if request.key not in taken]
+        return list(zip((request.key for request in alike), self._sample(alike), strict=True))
 
     @torch.no_grad()
-    def _sample(self, requests: Sequence[tuple[Prompt, int]], sampling: SamplingConfig) -> list[Response]:
-        """One batch; each row draws from a generator of its own."""
+    def _sample(self, requests: Sequence[Request]) -> list[Response]:
+        """One batch, of which all tokens are drawn alike; each row draws from a generator of its own."""
         assert self._model is not None, "start() comes first"
-        generators = [torch.Generator().manual_seed(seed) for _, seed in requests]
-        reader = self._reader(self._model, [prompt.token_ids for prompt, _ in requests])
-        rows: list[list[int]] = [[] for _ in requests]
-        logprobs: list[list[float]] = [[] for _ in requests]
-        supports: list[list[Tensor]] = [[] for _ in requests]
-        tops: list[list[tuple[Tensor, Tensor]]] = [[] for _ in requests]
-        alive, logits = set(range(len(requests))), reader.first()
-        for tokens in range(1, sampling.max_tokens + 1):
+        if not requests:
+            return []
+        rows, sampling = [Row(request, self._eos) for request in requests], requests[0].sampling
+        reader = self._reader(self._model, [request.token_ids for request in requests])
+        logits = reader.first()
+        while True:
             scores = logits.float().cpu() / (sampling.temperature or 1.0)
             if sampling.truncates:
-                kept = kept_tokens(scores, sampling.top_p, sampling.top_k)
-                scores = scores.masked_fill(~kept, -torch.inf)
-                for row in alive:
-                    supports[row].append(tokens_of(kept[row]))
+                scores = scores.masked_fill(~kept_tokens(scores, sampling.top_p, sampling.top_k), -torch.inf)
             scores = scores.log_softmax(-1)
-            chosen = self._draw(scores, generators, sampling.temperature)
-            if sampling.top_logprobs:
-                top = scores.topk(min(sampling.top_logprobs, scores.shape[-1]))
-                for row in alive:
-                    tops[row].append((top.indices[row].int(), top.values[row]))
-            for row in sorted(alive):
-                rows[row].append(int(chosen[row]))
-                logprobs[row].append(float(scores[row, chosen[row]]))
-                if int(chosen[row]) in self._eos:
-                    alive.discard(row)
-            if not alive or tokens == sampling.max_tokens:
-                break
+            chosen = self._draw(scores, [row.generator for row in rows], sampling.temperature)
+            for row, token, of_row in zip(rows, chosen.tolist(), scores, strict=True):
+                row.take(token, of_row)
+            if all(row.ended for row in rows):
+                return [row.response(self._tokenizer) for row in rows]
             logits = reader.after(chosen)
-        texts = self._tokenizer.batch_decode(rows, skip_special_tokens=True)
-        return [
-            Response(
-                token_ids=ids,
-                logprobs=lps,
-                text=text,
-                truncated=row in alive,
-                token_ends=token_ends(self._tokenizer, ids, text),
-                candidates=supports[row] if sampling.truncates else None,
-                top=stacked(tops[row]) if sampling.top_logprobs else None,
-            )
-            for row, (ids, lps, text) in enumerate(zip(rows, logprobs, texts, strict=True))
-        ]
 
     @staticmethod
     def _draw(scores: Tensor, generators: Sequence[torch.Generator], temperature: float) -> Tensor:
@@ -163,4 +145,45 @@ class InProcessEngine(RolloutEngine):
             cache_needed=cache,
             sampling=sampling_bytes(architecture.vocabulary, sequences),
             max_sequences=self.max_sequences,
+        )
+
+
+class Row:
+    """A response as it is sampled."""
+
+    def __init__(self, request: Request, eos: Container[int]) -> None:
+        self.request, self.eos = request, eos
+        self.generator = torch.Generator().manual_seed(request.seed)
+        self.ended, self.truncated = False, False
+        self.token_ids: list[int] = []
+        self.logprobs: list[float] = []
+        self.supports: list[Tensor] = []
+        self.tops: list[tuple[Tensor, Tensor]] = []
+
+    def take(self, token: int, scores: Tensor) -> None:
+        """Append a token that was drawn by these log-probabilities; nothing once the response has ended."""
+        if self.ended:
+            return
+        sampling = self.request.sampling
+        self.token_ids.append(token)
+        self.logprobs.append(float(scores[token]))
+        if sampling.truncates:
+            self.supports.append(tokens_of(scores > -torch.inf))
+        if sampling.top_logprobs:
+            top = scores.topk(min(sampling.top_logprobs, len(scores)))
+            self.tops.append((top.indices.int(), top.values))
+        self.truncated = token not in self.eos and len(self.token_ids) == sampling.max_tokens
+        self.ended = self.truncated or token in self.eos
+
+    def response(self, tokenizer: Any) -> Response:
+        """The whole response."""
+        text, sampling = tokenizer.decode(self.token_ids, skip_special_tokens=True), self.request.sampling
+        return Response(
+            token_ids=self.token_ids,
+            logprobs=self.logprobs,
+            text=text,
+            truncated=self.truncated,
+            token_ends=token_ends(tokenizer, self.token_ids, text),
+            candidates=self.supports if sampling.truncates else None,
+            top=stacked(self.tops) if sampling.top_logprobs else None,
         )

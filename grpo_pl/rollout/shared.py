@@ -6,7 +6,8 @@ from dataclasses import replace
 from torch import distributed
 from typing_extensions import override
 
-from grpo_pl.rollout.engine import EngineWrapper, RolloutEngine, SamplingConfig
+from grpo_pl.rollout.engine import RolloutEngine, SamplingConfig
+from grpo_pl.rollout.wrapper import EngineWrapper
 from grpo_pl.system.refusal import ArgumentError
 from grpo_pl.types import Prompt, Rollout
 

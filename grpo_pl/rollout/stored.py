@@ -14,8 +14,9 @@ from torch import Tensor
 from typing_extensions import override
 
 from grpo_pl.rollout.assembly import with_prompts, without_prompts
-from grpo_pl.rollout.engine import EngineWrapper, RolloutEngine, SamplingConfig
+from grpo_pl.rollout.engine import RolloutEngine, SamplingConfig
 from grpo_pl.rollout.overlapped import OverlappedEngine, as_request
+from grpo_pl.rollout.wrapper import EngineWrapper
 from grpo_pl.system.atomic_files import replacing
 from grpo_pl.types import Prompt, Rollout
 

@@ -3,7 +3,7 @@
 import gc
 import os
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, cast, final
@@ -19,17 +19,24 @@ from grpo_pl.models.folders import resolve_pretrained
 from grpo_pl.models.full_weights import tensor_bytes
 from grpo_pl.models.heads import HeadDType
 from grpo_pl.models.loading import load_config, load_language_model, without_weights
-from grpo_pl.rollout.assembly import assemble_rollout
-from grpo_pl.rollout.engine import Demand, EngineMemory, RolloutEngine, SamplingConfig, sampling_bytes
-from grpo_pl.rollout.vllm_requests import MOST_LOGPROBS, check_support, requests, response
+from grpo_pl.rollout.assembly import Response
+from grpo_pl.rollout.engine import (
+    Demand,
+    EngineMemory,
+    Request,
+    SamplingConfig,
+    SamplingEngine,
+    sampling_bytes,
+)
+from grpo_pl.rollout.vllm_requests import MOST_LOGPROBS, check_support, response, sampling_params
 from grpo_pl.system.memory import GIB, release_free_memory
 from grpo_pl.system.output import captured_output
 from grpo_pl.system.precision import OpenDType, chosen_dtype
 from grpo_pl.system.refusal import ArgumentError, ConfigError
-from grpo_pl.types import Prompt, Rollout
 
 if TYPE_CHECKING:
     from vllm import LLM
+    from vllm.inputs import TokensPrompt
 
 LIBRARIES_BYTES = int(0.38 * GIB)
 """vLLM's memory in a process without a GPU beside weights and cache, by `tools/measure_overhead.py`."""
@@ -40,7 +47,7 @@ READ_AT_ONCE = 8192
 
 
 @final
-class VLLMEngine(RolloutEngine):
+class VLLMEngine(SamplingEngine):
     """vLLM colocated with the trainer: one process, weights replaced in place.
 
     Every response is a separate request with its own seed, so it depends neither on the others in its batch
@@ -84,7 +91,7 @@ class VLLMEngine(RolloutEngine):
             raise ArgumentError(f"tensor_parallel_size={tensor_parallel_size}: expected 1 or more ranks")
         self.tensor_parallel_size = tensor_parallel_size
         self._llm: LLM | None = None
-        self._version = 0
+        self._under_way: dict[str, Request] = {}
 
     @override
     def check_sampling(self, sampling: SamplingConfig) -> None:
@@ -169,16 +176,23 @@ class VLLMEngine(RolloutEngine):
         assert forgotten, "no request is running between two rollouts"
         if self._on_cpu:
             release_free_memory()
-        self._version = version
+        self.version = version
 
     @override
-    def generate(self, prompts: Sequence[Prompt], group_size: int, sampling: SamplingConfig) -> Rollout:
-        outputs = self.llm.generate(*requests(prompts, group_size, sampling), use_tqdm=False)
+    def submit(self, request: Request) -> None:
+        self._under_way[str(request.key)] = request
+        prompt: TokensPrompt = {"prompt_token_ids": request.token_ids}
+        self.llm.llm_engine.add_request(str(request.key), prompt, sampling_params(request))
+
+    @override
+    def step(self) -> list[tuple[int, Response]]:
+        ended = [output for output in self.llm.llm_engine.step() if output.finished]
         tokenizer = self.llm.get_tokenizer()
-        responses = [response(request.outputs[0], tokenizer, sampling) for request in outputs]
-        return assemble_rollout(
-            prompts, responses, policy_version=self._version, temperature=sampling.temperature
-        )
+        requests = [self._under_way.pop(output.request_id) for output in ended]
+        return [
+            (request.key, response(output.outputs[0], tokenizer, request.sampling))
+            for request, output in zip(requests, ended, strict=True)
+        ]
 
     @override
     def rest(self) -> None:

@@ -6,17 +6,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from grpo_pl.functional import derive_seed
 from grpo_pl.models.loading import load_config
 from grpo_pl.rollout.assembly import Response, token_ends
-from grpo_pl.rollout.engine import RolloutEngine, SamplingConfig, check_top_logprobs
+from grpo_pl.rollout.engine import Request, RolloutEngine, SamplingConfig, check_top_logprobs
 from grpo_pl.rollout.top_logprobs import stacked
 from grpo_pl.system.refusal import ArgumentError, name_of
-from grpo_pl.types import Prompt
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
-    from vllm.inputs import TokensPrompt
 
 MOST_LOGPROBS = 1024
 """Most log-probabilities of a token that vLLM is asked for."""
@@ -42,26 +39,23 @@ def check_support(sampling: SamplingConfig, engine: RolloutEngine) -> None:
         )
 
 
-def requests(
-    prompts: Sequence[Prompt], group_size: int, sampling: SamplingConfig
-) -> "tuple[list[TokensPrompt], list[SamplingParams]]":
-    """The arguments of `LLM.generate`: each response is a separate request with its own seed."""
+def sampling_params(request: Request) -> "SamplingParams":
+    """How vLLM is to sample a request: by its own seed, and answered once, at its end."""
     from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
 
+    sampling = request.sampling
     kept: dict[str, Any] = {"logprobs": sampling.top_logprobs}
     if sampling.truncates:
         kept = {"top_p": sampling.top_p, "top_k": sampling.top_k, "flat_logprobs": True}
         kept["logprobs"] = TIES * sampling.top_k
-    pairs = [(prompt, g) for prompt in prompts for g in range(group_size)]
-    return [{"prompt_token_ids": prompt.token_ids} for prompt, _ in pairs], [
-        SamplingParams(
-            temperature=sampling.temperature,
-            max_tokens=sampling.max_tokens,
-            seed=derive_seed(prompt.seed, g),
-            **kept,
-        )
-        for prompt, g in pairs
-    ]
+    return SamplingParams(
+        temperature=sampling.temperature,
+        max_tokens=sampling.max_tokens,
+        seed=request.seed,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+        **kept,
+    )
 
 
 def response(completion: Any, tokenizer: Any, sampling: SamplingConfig) -> Response:

@@ -20,6 +20,7 @@ Example, one prompt `[5, 6]` with the two responses `[7, 2]` and `[8]`:
     group_ids   [0, 0]
 """
 
+from grpo_pl.types.dialogue import STOPS, Call, Message, Outcome, Said, Stop, Turn
 from grpo_pl.types.experience import (
     Credit,
     Experience,
@@ -33,17 +34,24 @@ from grpo_pl.types.experience import (
 from grpo_pl.types.rollout import Prompt, Rollout, Sample, ScoredSamples, StepScore
 
 __all__ = [
+    "STOPS",
+    "Call",
     "Credit",
     "Experience",
     "Feedback",
+    "Message",
+    "Outcome",
     "Prompt",
     "Rollout",
+    "Said",
     "Sample",
     "SampleRecord",
     "ScoredSamples",
     "Sequences",
     "StepScore",
+    "Stop",
     "TokenLoss",
     "TokenScores",
+    "Turn",
     "only_here",
 ]

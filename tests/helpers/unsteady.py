@@ -7,8 +7,9 @@ from typing import final
 
 from typing_extensions import override
 
-from grpo_pl.rollout.engine import EngineWrapper, SamplingConfig
+from grpo_pl.rollout.engine import SamplingConfig
 from grpo_pl.rollout.in_process import InProcessEngine
+from grpo_pl.rollout.wrapper import EngineWrapper
 from grpo_pl.types import Prompt, Rollout
 
 

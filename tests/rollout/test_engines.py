@@ -11,7 +11,8 @@ from helpers.engines import SAMPLING, Served, check_a_sync, mismatch, perturbed,
 from grpo_pl.models import CausalLM
 from grpo_pl.models.loading import eos_token_ids
 from grpo_pl.rollout import vllm as vllm_module
-from grpo_pl.rollout.engine import SamplingConfig
+from grpo_pl.rollout.assembly import Response
+from grpo_pl.rollout.engine import SamplingConfig, SamplingEngine, requests_of
 from grpo_pl.rollout.in_process import InProcessEngine
 from grpo_pl.rollout.vllm import VLLMEngine
 
@@ -58,6 +59,34 @@ def test_a_response_depends_on_its_seed_and_not_on_its_batch(served: Served) -> 
     width = half.token_ids.shape[1]
     assert torch.equal(half.token_ids, whole.token_ids[:2, :width])
     assert len({tuple(row) for row in whole.token_ids[:4].tolist()}) > 1
+
+
+def test_a_request_that_comes_while_others_are_under_way_is_answered_as_if_alone(served: Served) -> None:
+    requests = requests_of(prompts(served.folder), 2, SAMPLING)
+    limits = [replace(SAMPLING, max_tokens=2 + n) for n in range(len(requests))]
+    requests = [replace(r, sampling=limit) for r, limit in zip(requests, limits, strict=True)]
+    alone = {}
+    for request in requests:
+        served.engine.submit(request)
+        alone |= answered(served.engine, 1)
+    for request in requests[:2]:
+        served.engine.submit(request)
+    together = dict(served.engine.step())
+    for request in requests[2:]:
+        served.engine.submit(request)
+        together.update(served.engine.step())
+    together |= answered(served.engine, len(requests) - len(together))
+    assert together == alone
+    assert served.engine.step() == [], "nothing is under way"
+    assert [len(alone[n].token_ids) <= 2 + n for n in range(len(requests))] == [True] * len(requests)
+
+
+def answered(engine: SamplingEngine, count: int) -> dict[int, Response]:
+    """The next so many answers."""
+    answers: dict[int, Response] = {}
+    while len(answers) < count:
+        answers.update(engine.step())
+    return answers
 
 
 def test_responses_stand_after_their_prompts_and_end_or_are_cut(served: Served) -> None:

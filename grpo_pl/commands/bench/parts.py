@@ -19,9 +19,10 @@ from grpo_pl.commands.bench import Numbers
 from grpo_pl.commands.bench.peer import peer
 from grpo_pl.config.cli import CLI, configure
 from grpo_pl.config.exits import mistakes_answered
+from grpo_pl.rollout.engine import requests_of
 from grpo_pl.rollout.stored import StoredRollouts
 from grpo_pl.rollout.vllm import VLLMEngine
-from grpo_pl.rollout.vllm_requests import requests
+from grpo_pl.rollout.vllm_requests import sampling_params
 from grpo_pl.system.memory import forget_peak, peak_gib, release_free_memory
 from grpo_pl.system.output import tame_logs
 
@@ -81,8 +82,10 @@ def engine_seconds(trainer: Any) -> float:
     engine = data.engine.engine if isinstance(data.engine, StoredRollouts) else data.engine
     if not isinstance(engine, VLLMEngine):
         return seconds(lambda: engine.generate(prompts, data.group_size, data.sampling))
-    llm, arguments = engine.llm, requests(prompts, data.group_size, data.sampling)
-    return seconds(lambda: llm.generate(*arguments, use_tqdm=False))
+    llm, requests = engine.llm, requests_of(prompts, data.group_size, data.sampling)
+    token_ids: Any = [{"prompt_token_ids": request.token_ids} for request in requests]
+    params = [sampling_params(request) for request in requests]
+    return seconds(lambda: llm.generate(token_ids, params, use_tqdm=False))
 
 
 def padded(policy: Any, batch: Any) -> torch.Tensor:

@@ -4,8 +4,8 @@ import asyncio
 import logging
 import os
 import uuid
-from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterable
+from contextlib import AsyncExitStack, asynccontextmanager
 from multiprocessing import parent_process
 from typing import Any, NamedTuple, final
 
@@ -13,11 +13,10 @@ import torch
 from torch import Tensor, distributed
 from typing_extensions import override
 
-from grpo_pl.functional import derive_seed
 from grpo_pl.models.heads import HeadDType
 from grpo_pl.models.loading import load_tokenizer
-from grpo_pl.rollout.assembly import Response, assemble_rollout, token_ends
-from grpo_pl.rollout.engine import EngineLostError, RolloutEngine, SamplingConfig
+from grpo_pl.rollout.assembly import Response, token_ends
+from grpo_pl.rollout.engine import EngineLostError, Request, SamplingEngine
 from grpo_pl.rollout.server.compatible import Expected, check, is_paused
 from grpo_pl.rollout.server.connection import Fleet, Server, ServerError, connected
 from grpo_pl.rollout.server.requests import Answering
@@ -26,7 +25,6 @@ from grpo_pl.system.addresses import is_address
 from grpo_pl.system.collectives import first_rank_says, in_group, is_first_rank, launched_ranks
 from grpo_pl.system.precision import DType
 from grpo_pl.system.refusal import ArgumentError, ConfigError, check_at_least, name_of
-from grpo_pl.types import Prompt, Rollout
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +47,7 @@ class Synced(NamedTuple):
 
 
 @final
-class ServerEngine(RolloutEngine):
+class ServerEngine(SamplingEngine):
     """vLLM servers, on their own GPUs or machines, shared by all ranks.
 
     Every response is a separate request with its own seed, as with VLLMEngine, so it does not depend on the
@@ -91,7 +89,8 @@ class ServerEngine(RolloutEngine):
         self.dtype, self.timeout_s, self.max_sequences = dtype, timeout_s, max_sequences
         self._transfer, self.head_dtype = transfer, head_dtype
         self._synced = Synced("", self.urls, {})
-        self._version = 0
+        self._answering: Answering | None = None
+        self._connections, self._runner, self._retried = AsyncExitStack(), asyncio.Runner(), 0
 
     @property
     @override
@@ -147,6 +146,7 @@ class ServerEngine(RolloutEngine):
 
     @override
     def shutdown(self) -> None:
+        self._close()
         if self._transfer is not None:
             self._transfer.close()
 
@@ -162,7 +162,7 @@ class ServerEngine(RolloutEngine):
         else:
             for _ in weights:
                 pass
-        self._synced, self._version = first_rank_says(self._synced), version
+        self._synced, self.version = first_rank_says(self._synced), version
         if not self._synced.urls:
             raise no_server_left(self._synced, self)
 
@@ -204,34 +204,46 @@ class ServerEngine(RolloutEngine):
     # -------------------------------------------------------------------------------------------- generation
 
     @override
-    def generate(self, prompts: Sequence[Prompt], group_size: int, sampling: SamplingConfig) -> Rollout:
-        requests = [completion_request(prompt, g, sampling) for prompt in prompts for g in range(group_size)]
-        choices, retried = asyncio.run(self._answer(requests, group_size))
-        responses = [self._response(choice) for choice in choices]
-        rollout = assemble_rollout(
-            prompts, responses, policy_version=self._version, temperature=sampling.temperature
-        )
-        rollout.metrics["rollout/servers_lost"] = float(len(self._synced.lost))
-        rollout.metrics["rollout/retried"] = float(retried)
-        return rollout
+    def submit(self, request: Request) -> None:
+        if self._answering is None:
+            self._answering = self._runner.run(self._open())
+        self._answering.submit(request.key, completion_request(request))
 
-    async def _answer(
-        self, requests: list[dict[str, Any]], group_size: int
-    ) -> tuple[list[dict[str, Any]], int]:
-        starts = range(0, len(requests), group_size)
-        async with self._fleet(self._synced.urls) as fleet:
-            answering = Answering(
-                fleet.servers,
-                requests,
-                [range(start, start + group_size) for start in starts],
-                weights=self._synced.weights,
-                at_once=self.max_sequences,
-            )
-            choices = await answering.run()
+    @override
+    def step(self) -> list[tuple[int, Response]]:
+        answering = self._answering
+        if answering is None:
+            return []
+        try:
+            choices = self._runner.run(answering.answers())
+        except BaseException:
+            self._close()
+            raise
+        self._retried, answering.retried = self._retried + answering.retried, 0
         self._synced = self._synced.without(answering.lost, name_of(self))
-        if len(choices) < len(requests):
+        answering.lost = {}
+        if not self._synced.urls:
+            self._close()
             raise no_server_left(self._synced, self)
-        return choices, answering.retried
+        if not answering.under_way:
+            self._close()
+        return [(number, self._response(choice)) for number, choice in choices.items()]
+
+    async def _open(self) -> Answering:
+        fleet = await self._connections.enter_async_context(self._fleet(self._synced.urls))
+        return Answering(fleet.servers, weights=self._synced.weights, at_once=self.max_sequences)
+
+    def _close(self) -> None:
+        """Leave what is under way."""
+        if self._answering is not None:
+            self._answering.cancel()
+            self._answering = None
+            self._runner.run(self._connections.aclose())
+
+    @override
+    def costs(self) -> dict[str, float]:
+        retried, self._retried = float(self._retried), 0
+        return {"rollout/servers_lost": float(len(self._synced.lost)), "rollout/retried": retried}
 
     def _response(self, choice: dict[str, Any]) -> Response:
         token_ids, text = choice["token_ids"], choice["text"]
@@ -244,16 +256,16 @@ class ServerEngine(RolloutEngine):
         )
 
 
-def completion_request(prompt: Prompt, g: int, sampling: SamplingConfig) -> dict[str, Any]:
-    """The request to /v1/completions for response `g` to a prompt.
+def completion_request(request: Request) -> dict[str, Any]:
+    """The body of a request to /v1/completions.
 
     It sets all that the model's generation_config.json could change, and with it the distribution.
     """
     return {
-        "prompt": prompt.token_ids,
-        "max_tokens": sampling.max_tokens,
-        "temperature": sampling.temperature,
-        "seed": derive_seed(prompt.seed, g),
+        "prompt": request.token_ids,
+        "max_tokens": request.sampling.max_tokens,
+        "temperature": request.sampling.temperature,
+        "seed": request.seed,
         "logprobs": 0,
         "return_token_ids": True,
         "top_p": 1.0,

@@ -2,12 +2,15 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from grpo_pl.rollout.server.connection import Server, ServerError
 
+PATIENCE_S = 0.02
+"""The longest wait for an answer, in seconds, before whoever asks may submit further requests."""
 CHECKS_PER_TIMEOUT = 4
 """Signs of life requested from a server within its timeout."""
 
@@ -28,67 +31,94 @@ class Work:
 
 
 class Answering:
-    """One round of requests to /v1/completions.
+    """Requests to /v1/completions that are under way.
 
-    A group of requests goes to the server with the fewest under way, where its prompt is then read once. A
-    server is lost for this round if its connection breaks, it refuses, gives no sign of life in time or has
-    other weights. Another server answers its open requests, and those it has answered since its weights were
-    last confirmed.
+    A request goes to the server that has read its beginning, if that has room, else to the one with the
+    fewest under way. A server is lost if its connection breaks, it refuses, gives no sign of life in time or
+    has other weights. Another server answers its open requests, and those it has answered since its weights
+    were last confirmed.
 
     Args:
         servers: The servers.
-        requests: Bodies of the requests.
-        groups: Groups of requests with the same prompt.
         weights: The version that every server must have.
         at_once: Requests under way at one server.
     """
 
-    def __init__(
-        self,
-        servers: Iterable[Server],
-        requests: Sequence[dict[str, Any]],
-        groups: Iterable[Sequence[int]],
-        *,
-        weights: str,
-        at_once: int,
-    ) -> None:
-        self._requests, self._weights, self._at_once = requests, weights, at_once
-        self._waiting = deque(groups)
+    def __init__(self, servers: Iterable[Server], *, weights: str, at_once: int) -> None:
+        self._weights, self._at_once = weights, at_once
+        self._bodies: dict[int, dict[str, Any]] = {}
+        self._waiting: deque[int] = deque()
+        self._begun: dict[tuple[int, ...], Server] = {}
+        """The server that has read a beginning."""
         self._work = {server: Work() for server in servers}
-        self._events: asyncio.Queue[tuple[Server, int, dict[str, Any] | ServerError]] = asyncio.Queue()
+        self._events: asyncio.Queue[tuple[Server, int, dict[str, Any] | Exception]] = asyncio.Queue()
         self._choices: dict[int, dict[str, Any]] = {}
         self.lost: dict[str, ServerError] = {}
         self.retried = 0
 
-    async def run(self) -> list[dict[str, Any]]:
-        """The answers, in the order of the requests; fewer if no server is left."""
-        async with asyncio.TaskGroup() as self._tasks:
-            for server, work in self._work.items():
-                work.watch = self._tasks.create_task(self._watch(server, work))
-            while self._work:
-                if len(self._choices) < len(self._requests):
-                    self._hand_out()
-                    self._take(*await self._events.get())
-                elif await self._confirm():
-                    break
-            for work in self._work.values():
-                work.cancel()
-        return [self._choices[number] for number in sorted(self._choices)]
+    @property
+    def under_way(self) -> int:
+        """Requests without an answer."""
+        return len(self._bodies)
+
+    def submit(self, number: int, body: dict[str, Any]) -> None:
+        """Ask for an answer, which `answers` returns under this number."""
+        self._bodies[number] = body
+        self._waiting.append(number)
+
+    async def answers(self) -> dict[int, dict[str, Any]]:
+        """The answers that have come since the last call, by number; waits a moment for the first.
+
+        Each comes from a server whose weights were confirmed after it. Raises what a request has raised that
+        is not the failure of a server.
+        """
+        for server, work in self._work.items():
+            work.watch = work.watch or asyncio.create_task(self._watch(server))
+        self._hand_out()
+        with suppress(TimeoutError):
+            self._take(*await asyncio.wait_for(self._events.get(), PATIENCE_S))
+        while not self._events.empty():
+            self._take(*self._events.get_nowait())
+        await self._confirm()
+        answered, self._choices = self._choices, {}
+        for number in answered:
+            del self._bodies[number]
+        return answered
+
+    def cancel(self) -> None:
+        """Leave all requests unanswered."""
+        for work in self._work.values():
+            work.cancel()
 
     def _hand_out(self) -> None:
-        while self._waiting:
-            server, work = min(self._work.items(), key=lambda pair: len(pair[1].under_way))
-            if len(work.under_way) >= self._at_once:
-                return
-            for number in self._waiting.popleft():
-                work.under_way[number] = self._tasks.create_task(self._ask(server, number))
+        full = []
+        while self._waiting and self._work:
+            number = self._waiting.popleft()
+            server = self._server_for(tuple(self._bodies[number]["prompt"]))
+            if server is None:
+                full.append(number)
+                break
+            self._work[server].under_way[number] = asyncio.create_task(self._ask(server, number))
+        self._waiting.extendleft(full)
 
-    def _take(self, server: Server, number: int, outcome: dict[str, Any] | ServerError) -> None:
+    def _server_for(self, beginning: tuple[int, ...]) -> Server | None:
+        """A server with room for a request that begins so; None if there is none."""
+        begun = self._begun.get(beginning)
+        if begun in self._work and len(self._work[begun].under_way) < self._at_once:
+            return begun
+        server = min(self._work, key=lambda server: len(self._work[server].under_way))
+        if len(self._work[server].under_way) >= self._at_once:
+            return None
+        return self._begun.setdefault(beginning, server)
+
+    def _take(self, server: Server, number: int, outcome: dict[str, Any] | Exception) -> None:
         if server not in self._work:
             return  # another has been asked since
         if isinstance(outcome, ServerError):
             self._lose(server, outcome)
             return
+        if isinstance(outcome, Exception):
+            raise outcome
         work = self._work[server]
         del work.under_way[number]
         work.unconfirmed.add(number)
@@ -100,33 +130,32 @@ class Answering:
         for number in work.unconfirmed:
             del self._choices[number]
         again = [*work.under_way, *work.unconfirmed]
-        self._waiting.extendleft([number] for number in again)
+        self._waiting.extendleft(again)
         self.retried += len(again)
         self.lost[server.url] = error
 
     async def _ask(self, server: Server, number: int) -> None:
+        outcome: dict[str, Any] | Exception
         try:
-            reply = await server.post("/v1/completions", self._requests[number], forever=True)
-            choice: dict[str, Any] = reply["choices"][0]
-            if choice["finish_reason"] not in ("stop", "length"):
-                raise ServerError(f"it ended a response with {choice['finish_reason']!r}")
-            await self._events.put((server, number, choice))
-        except ServerError as error:
-            await self._events.put((server, number, error))
+            reply = await server.post("/v1/completions", self._bodies[number], forever=True)
+            outcome = reply["choices"][0]
+            if outcome["finish_reason"] not in ("stop", "length"):
+                raise ServerError(f"it ended a response with {outcome['finish_reason']!r}")
+        except Exception as error:  # noqa: BLE001 - whoever waits for the answer raises it
+            outcome = error
+        await self._events.put((server, number, outcome))
 
-    async def _watch(self, server: Server, work: Work) -> None:
+    async def _watch(self, server: Server) -> None:
         while True:
             await asyncio.sleep(server.timeout_s / CHECKS_PER_TIMEOUT)
-            answered = set(work.unconfirmed)
             try:
                 await server.check_weights(self._weights)
-            except ServerError as error:
+            except Exception as error:  # noqa: BLE001
                 await self._events.put((server, -1, error))
                 return
-            work.unconfirmed -= answered
 
-    async def _confirm(self) -> bool:
-        """Check that the last answers, too, come from the right weights."""
+    async def _confirm(self) -> None:
+        """Check that the answers come from the right weights; a server with others is lost."""
         unsure = [server for server, work in self._work.items() if work.unconfirmed]
         checks = [server.check_weights(self._weights) for server in unsure]
         outcomes = await asyncio.gather(*checks, return_exceptions=True)
@@ -135,4 +164,5 @@ class Answering:
                 self._lose(server, outcome)
             elif outcome is not None:
                 raise outcome
-        return len(self._choices) == len(self._requests)
+            else:
+                self._work[server].unconfirmed.clear()
