@@ -14,6 +14,7 @@ import torch
 from torch.utils.data import DataLoader
 from typing_extensions import override
 
+from grpo_pl.environments.base import Environment
 from grpo_pl.loop import Learner, experience_stream
 from grpo_pl.minibatches import UpdateSchedule
 from grpo_pl.prompts.chat import ChatFormat
@@ -22,6 +23,8 @@ from grpo_pl.prompts.pass_rates import Right
 from grpo_pl.prompts.sources import PromptSource
 from grpo_pl.rollout.dynamic_sampling import DynamicSampling
 from grpo_pl.rollout.engine import RolloutEngine, SamplingConfig
+from grpo_pl.rollout.environment import with_environment
+from grpo_pl.rollout.limits import Episodes
 from grpo_pl.rollout.parquet import file_name, forget_iterations, save_rollout
 from grpo_pl.rollout.sampling import Sampler
 from grpo_pl.rollout.shared import shared
@@ -55,6 +58,8 @@ class RolloutDataModule(PromptDataModule):
         val_engine: Answers validation prompts where `engine` does not sample.
         pretrained: Model folder or hub name of the tokenizer; where empty, the one of `--pretrained`.
         format: How a question becomes a prompt.
+        environment: Answers the policy between its turns; null for one answer to each prompt.
+        episodes: The limits of an episode with the environment, and what its ends mean.
         prompts_per_iteration: Prompts of one iteration, over all ranks.
         group_size: Responses to each prompt.
         minibatches: Optimizer steps in one pass over a rollout.
@@ -89,6 +94,8 @@ class RolloutDataModule(PromptDataModule):
         val_engine: RolloutEngine | None = None,
         pretrained: str = "",
         format: ChatFormat = ChatFormat(),
+        environment: Environment | None = None,
+        episodes: Episodes = Episodes(),
         prompts_per_iteration: int = 8,
         group_size: int = 8,
         minibatches: int = 1,
@@ -119,7 +126,9 @@ class RolloutDataModule(PromptDataModule):
         )
         check_sampling(sampling, val_max_tokens, val_samples)
         self.train, self.val, self.engine, self.val_engine = train, val, engine, val_engine
-        self.pretrained, self.format, self.changed_prompts = pretrained, format, changed_prompts
+        self.pretrained, self.changed_prompts = pretrained, changed_prompts
+        self.environment, self.episodes = environment, episodes
+        self.format = format if environment is None else episodes.call_format.described(format, environment)
         self.prompts_per_iteration, self.group_size = prompts_per_iteration, group_size
         self.minibatches, self.update_epochs, self.keep_groups = minibatches, update_epochs, keep_groups
         self.sampling, self.resample = sampling, resample
@@ -157,6 +166,8 @@ class RolloutDataModule(PromptDataModule):
         log.info("starting %s", ", ".join(type(engine).__name__ for engine in self._engines))
         together = max(engine.ranks for engine in self._engines)
         of_ranks = self._ranks.copies, self._trainer.global_rank, self._trainer.world_size
+        if self.environment is not None:
+            self.engine = with_environment(self.engine, self.environment, self.episodes, self.format)
         if self.store_rollouts and stage == "fit" and self._trainer.checkpoint_callbacks:
             self.engine = stored(self.engine, self._rollouts)
         self.engine = shared(self.engine, *of_ranks)
@@ -196,6 +207,8 @@ class RolloutDataModule(PromptDataModule):
 
     @property
     def _longest_response(self) -> int:
+        if self.environment is not None:
+            return self.episodes.tokens
         return max(self.sampling.max_tokens, self.val_sampling.max_tokens)
 
     # ------------------------------------------------------------------------------------------------ streams

@@ -19,12 +19,16 @@ class Response:
     """One response as an engine returns it."""
 
     token_ids: list[int]
-    """The sampled tokens, the end-of-sequence token included."""
+    """The sampled tokens, the end-of-sequence token included; of an episode also those between its turns."""
     logprobs: list[float]
+    """Of each sampled token, in nats; 0 between turns."""
     text: str
+    """What was sampled alone."""
     truncated: bool
     token_ends: list[int]
-    """Where in `text` the text of each token ends, in characters."""
+    """Where in `text` the text of each sampled token ends, in characters."""
+    turns: list[int] | None = None
+    """The turn in which each token was sampled, from 1, and 0 between turns; None where all are one turn."""
     candidates: list[Tensor] | None = None
     """The tokens that each token was drawn from, where sampling truncates; None for the whole vocabulary."""
     top: tuple[Tensor, Tensor] | None = None
@@ -69,13 +73,15 @@ def assemble_rollout(
 
     blank = [[0] * start for start in starts]
     token_ids = lay_out([r.token_ids for r in responses], [p.token_ids for p in owners], torch.long)
+    numbers = [[1] * len(r.token_ids) if r.turns is None else r.turns for r in responses]
+    turns = lay_out(numbers, blank, torch.long)
     supports = [response.candidates for response in responses if response.candidates is not None]
     assert len(supports) in (0, len(responses)), "all responses of a rollout are drawn in one way"
     tops = [response.top for response in responses if response.top is not None]
     top_tokens, top_logprobs = lay_out_top(tops, starts, width) if tops else (None, None)
     return Rollout(
         token_ids=token_ids,
-        loss_mask=lay_out([[1] * len(r.token_ids) for r in responses], blank, torch.bool),
+        loss_mask=turns > 0,
         sampling_logprobs=lay_out([r.logprobs for r in responses], blank, torch.float32),
         group_ids=torch.arange(len(prompts)).repeat_interleave(group_size),
         prompts=owners,
@@ -84,6 +90,7 @@ def assemble_rollout(
         truncated=torch.tensor([r.truncated for r in responses]),
         policy_version=policy_version,
         temperature=temperature,
+        turns=None if responses[0].turns is None else turns,
         candidates=lay_out_support(supports, starts, width) if supports else None,
         top_tokens=top_tokens,
         top_logprobs=top_logprobs,

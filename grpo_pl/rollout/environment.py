@@ -1,0 +1,152 @@
+"""An engine that plays episodes: the policy's turns by another engine, what is between them by an environment."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, final
+
+import torch
+from typing_extensions import override
+
+from grpo_pl.environments.base import Environment
+from grpo_pl.environments.sessions import Sessions
+from grpo_pl.models.loading import eos_token_ids, load_tokenizer
+from grpo_pl.prompts.calls import CallFormat
+from grpo_pl.prompts.chat import ChatFormat
+from grpo_pl.prompts.dialogue import ChatDialogue
+from grpo_pl.rollout.assembly import Response, assemble_rollout
+from grpo_pl.rollout.engine import RolloutEngine, SamplingConfig, SamplingEngine
+from grpo_pl.rollout.episodes import Driver, Episode
+from grpo_pl.rollout.limits import Episodes
+from grpo_pl.rollout.overlapped import OverlappedEngine
+from grpo_pl.rollout.wrapper import EngineWrapper
+from grpo_pl.system.refusal import ConfigError, name_of
+from grpo_pl.types import STOPS, Prompt, Rollout
+
+
+@final
+class EnvironmentEngine(EngineWrapper):
+    """Answers each prompt with a whole episode; everything around it sees a rollout like any other."""
+
+    def __init__(
+        self,
+        engine: SamplingEngine,
+        environment: Environment,
+        limits: Episodes,
+        calls: CallFormat,
+        format: ChatFormat,
+        max_prompt_tokens: int,
+    ) -> None:
+        super().__init__(engine)
+        self.sampler, self.environment, self.limits, self.calls = engine, environment, limits, calls
+        self.format, self.max_prompt_tokens = format, max_prompt_tokens
+        self._driver: Driver | None = None
+
+    @override
+    def start(self, *, max_sequence_tokens: int, max_sequences: int, device: torch.device) -> None:
+        limits = self.limits
+        dialogue = ChatDialogue(
+            load_tokenizer(self.pretrained),
+            self.format,
+            self.calls,
+            self.environment.tools,
+            eos_token_ids(self.pretrained),
+        )
+        sessions = Sessions(
+            self.environment,
+            timeout_s=limits.timeout_s,
+            memory_gib=limits.memory_gib,
+            processes=limits.processes,
+        )
+        self._driver = Driver(self.sampler, sessions, dialogue, limits, self.max_prompt_tokens)
+        super().start(max_sequence_tokens=max_sequence_tokens, max_sequences=max_sequences, device=device)
+
+    @override
+    def generate(self, prompts: Sequence[Prompt], group_size: int, sampling: SamplingConfig) -> Rollout:
+        assert self._driver is not None, "start() comes first"
+        episodes = self._driver.play(prompts, group_size, sampling)
+        return assemble_episodes(episodes, group_size, self.limits, self.sampler.version, sampling)
+
+    @override
+    def shutdown(self) -> None:
+        if self._driver is not None:
+            self._driver.sessions.close()
+            self._driver = None
+        super().shutdown()
+
+
+def with_environment(engine: RolloutEngine, **around: Any) -> RolloutEngine:
+    """The engine, playing episodes; one that samples ahead plays them in its own process."""
+    if isinstance(engine, OverlappedEngine):
+        engine.engine = with_environment(engine.engine, **around)
+        return engine
+    if not isinstance(engine, SamplingEngine):
+        raise ConfigError(
+            f"data.environment needs an engine that samples, and {name_of(engine)} does not: take VLLMEngine, "
+            "or set data.environment to null"
+        )
+    if engine.ranks > 1:
+        raise ConfigError(
+            f"data.environment: {name_of(engine)} is one engine of {engine.ranks} ranks, whose environments "
+            "would not answer at the same time: set tensor_parallel_size to 1"
+        )
+    return EnvironmentEngine(engine, **around)
+
+
+def assemble_episodes(
+    episodes: Sequence[Episode], group_size: int, limits: Episodes, version: int, sampling: SamplingConfig
+) -> Rollout:
+    """The rollout of episodes, group after group."""
+    rows = [(episode, number) for episode in episodes for number in range(len(episode.rows))]
+    rollout = assemble_rollout(
+        [episode.prompt for episode, _ in rows],
+        [response_of(episode, number, sampling) for episode, number in rows],
+        policy_version=version,
+        temperature=sampling.temperature,
+    )
+    stops = [episode.stop or "done" for episode in episodes]
+    return replace(
+        rollout,
+        group_ids=torch.tensor([episode.key // group_size for episode, _ in rows]),
+        episodes=torch.tensor([episode.key for episode, _ in rows]) if len(rows) > len(episodes) else None,
+        stops=stops,
+        outcomes=[limits.outcome_of[stop] for stop in stops],
+        turn_rewards=[episode.rewards for episode in episodes],
+        transcripts=[episode.prompt.messages + episode.transcript for episode in episodes],
+        metrics=rollout.metrics | episode_metrics(episodes),
+    )
+
+
+def response_of(episode: Episode, number: int, sampling: SamplingConfig) -> Response:
+    """One sequence of an episode: what was sampled in it, and between it what the environment said."""
+    row, last = episode.rows[number], number == len(episode.rows) - 1
+    text, ends = "", list[int]()
+    for turn in sorted(set(row.turns) - {0}):
+        said, of_tokens = episode.said[turn - 1]
+        begin = len(text) + bool(text)
+        text = f"{text}\n{said}" if text else said
+        ends += [begin + end for end in of_tokens]
+    top = list(zip(*row.top, strict=True))
+    return Response(
+        token_ids=row.token_ids,
+        logprobs=row.logprobs,
+        text=text,
+        truncated=last and episode.stop not in ("done", None),
+        token_ends=ends,
+        turns=row.turns,
+        candidates=row.candidates if sampling.truncates else None,
+        top=(torch.stack(top[0]), torch.stack(top[1])) if top else None,
+    )
+
+
+def episode_metrics(episodes: Sequence[Episode]) -> dict[str, float]:
+    """Means over episodes, and the share of them that each end has."""
+    count, ended = len(episodes), Counter(episode.stop for episode in episodes)
+    observed = sum(len(row.turns) - sum(turn > 0 for turn in row.turns) for e in episodes for row in e.rows)
+    return {
+        "episodes/turns": sum(len(episode.said) for episode in episodes) / count,
+        "episodes/calls": sum(episode.calls for episode in episodes) / count,
+        "episodes/mistakes": sum(episode.mistakes for episode in episodes) / count,
+        "episodes/observed_tokens": observed / count,
+        "episodes/reward": sum(sum(episode.rewards) for episode in episodes) / count,
+    } | {f"episodes/ended_{stop}": ended[stop] / count for stop in STOPS}
