@@ -20,18 +20,34 @@ Example, one prompt `[5, 6]` with the two responses `[7, 2]` and `[8]`:
     group_ids   [0, 0]
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from grpo_pl.types.dialogue import STOPS, Call, Message, Outcome, Said, Stop, Turn
-from grpo_pl.types.experience import (
-    Credit,
-    Experience,
-    Feedback,
-    SampleRecord,
-    Sequences,
-    TokenLoss,
-    TokenScores,
-    only_here,
-)
-from grpo_pl.types.rollout import Prompt, Rollout, Sample, ScoredSamples, StepScore
+from grpo_pl.types.prompt import Prompt
+
+if TYPE_CHECKING:
+    from grpo_pl.types.experience import (
+        Credit,
+        Experience,
+        Feedback,
+        SampleRecord,
+        Sequences,
+        TokenLoss,
+        TokenScores,
+        only_here,
+    )
+    from grpo_pl.types.rollout import Rollout, Sample, ScoredSamples, StepScore
+else:
+
+    def __getattr__(name: str) -> object:
+        """Import what holds tensors when it is asked for: the processes of environments import no torch."""
+        if name in __all__:
+            for module in map(import_module, ("grpo_pl.types.rollout", "grpo_pl.types.experience")):
+                if name in vars(module):
+                    return vars(module)[name]
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 __all__ = [
     "STOPS",
