@@ -1,35 +1,24 @@
 """Worker processes for calls that may hang, crash or take all memory: one call at a time, with a deadline."""
 
 import atexit
-import json
 import math
 import os
 import pickle
 import selectors
-import signal
-import subprocess
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
-from tempfile import TemporaryDirectory
 from threading import Lock
 from typing import Any, Literal
 
-from grpo_pl.rewards.base import RewardError
-from grpo_pl.system.refusal import ArgumentError, check_at_least
+from typing_extensions import override
 
-_START_S = 120.0
-"""The deadline of a worker's imports, in seconds; a sample's time starts when its worker is ready."""
-_MAX_REPLY_BYTES = 1 << 24
-_MAIN = """\
-import sys
-sys.path[:] = sys.argv[6:]
-from grpo_pl.rewards.worker import main
-main(*map(int, sys.argv[1:5]), sys.argv[5])"""
+from grpo_pl.rewards.base import RewardError
+from grpo_pl.system.killable import START_S, KillableProcess, Replies
+from grpo_pl.system.refusal import ArgumentError, check_at_least
 
 
 @dataclass(frozen=True)
@@ -76,64 +65,28 @@ class Outcome:
     failure: Literal["timeout", "crash"] | None = None
 
 
-class _Worker:
+class _Worker(KillableProcess):
     """One process; idle, starting or computing."""
 
     def __init__(self, module: str, memory_bytes: int) -> None:
         theirs_in, self.calls = os.pipe()
-        self.replies, theirs_out = os.pipe()
-        lifeline, self.lifeline = os.pipe()
-        theirs = theirs_in, theirs_out, lifeline
-        self.folder = TemporaryDirectory(prefix="grpo_pl-", ignore_cleanup_errors=True)
-        arguments = map(str, (*theirs, memory_bytes, module, *sys.path))
-        try:
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", _MAIN, *arguments],
-                stdin=subprocess.DEVNULL,
-                pass_fds=theirs,
-                env=os.environ
-                | {"TMPDIR": self.folder.name, "PYTHONHASHSEED": "0"},  # else sets differ in order
-                start_new_session=True,  # Ctrl-C in the terminal does not reach it
-            )
-        finally:
-            for descriptor in theirs:
-                os.close(descriptor)
-        self.deadline = time.monotonic() + _START_S
+        replies, theirs_out = os.pipe()
+        super().__init__("grpo_pl.rewards.worker.main", (theirs_in, theirs_out), (str(memory_bytes), module))
+        self.replies = Replies(replies)
+        self.deadline = time.monotonic() + START_S
         self.row: int | None = None  # of the call that it computes
-        self.ready, self.used, self.received = False, False, b""
+        self.ready, self.used = False, False
 
     def ask(self, row: int, call: bytes, timeout_s: float) -> None:
         self.row, self.deadline = row, time.monotonic() + timeout_s
         with suppress(BrokenPipeError), open(self.calls, "wb", closefd=False) as pipe:
             pipe.write(call)  # a dead worker shows when its reply is read
 
-    def read(self) -> dict[str, Any] | None:
-        """The next reply; None until it is complete.
-
-        EOFError if the worker has died or breaks the protocol: a call may have taken it over.
-        """
-        piece = os.read(self.replies, 1 << 16)
-        self.received += piece
-        if not piece or len(self.received) > _MAX_REPLY_BYTES:
-            raise EOFError
-        if not self.received.endswith(b"\n"):
-            return None
-        line, self.received = self.received, b""
-        try:
-            reply = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise EOFError from error
-        if not isinstance(reply, dict) or len(reply) != 1 or not reply.keys() <= {"value", "error"}:
-            raise EOFError
-        return reply
-
+    @override
     def kill(self) -> None:
-        with suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-        for descriptor in (self.calls, self.replies, self.lifeline):
+        super().kill()
+        for descriptor in (self.calls, self.replies.descriptor):
             os.close(descriptor)
-        self.folder.cleanup()
 
 
 class Pool:
@@ -198,13 +151,13 @@ class Pool:
         busy = [worker for worker in self._workers if worker.row is not None or not worker.ready]
         with selectors.DefaultSelector() as selector:
             for worker in busy:
-                selector.register(worker.replies, selectors.EVENT_READ, worker)
+                selector.register(worker.replies.descriptor, selectors.EVENT_READ, worker)
             patience = min(worker.deadline for worker in busy) - time.monotonic()
             readable = {key.fd for key, _ in selector.select(max(patience, 0.0))}
         events: list[tuple[_Worker, Any]] = []
         for worker in busy:
             try:
-                reply = worker.read() if worker.replies in readable else None
+                reply = worker.replies.read() if worker.replies.descriptor in readable else None
             except EOFError:
                 events.append((worker, "crash"))
                 continue

@@ -254,14 +254,15 @@ def test_the_temporary_files_of_a_killed_worker_are_removed(run, tmp_path):
     assert not Path(note.read_text()).parent.exists()
 
 
-def test_workers_die_with_a_trainer_that_is_killed(tmp_path):
+@pytest.mark.parametrize("call", ["write_pid_and_hang", "start_a_child_and_hang"])
+def test_workers_and_their_children_die_with_a_trainer_that_is_killed(tmp_path, call):
     note = tmp_path / "worker"
     script = (
         f"import sys; sys.path[:] = {sys.path!r}\n"
         "import threading\nfrom helpers import worker_calls\nfrom functools import partial\n"
         "from grpo_pl.rewards.pool import Pool, Workers\n"
         f"run = partial(Pool('helpers.worker_calls', Workers(timeout_s=300.0)).run, "
-        f"[partial(worker_calls.write_pid_and_hang, {str(note)!r})])\n"
+        f"[partial(worker_calls.{call}, {str(note)!r})])\n"
         "threading.Thread(target=run).start()"
     )
     environment = os.environ | {"TMPDIR": str(tmp_path)}  # what a killed trainer leaves
