@@ -11,7 +11,7 @@ PACKAGE = ROOT / "grpo_pl"
 ROWS = (
     {"types", "functional", "system"},
     {"models"},
-    {"prompts", "rewards", "advantages", "losses", "minibatches", "runs"},
+    {"prompts", "environments", "rewards", "advantages", "losses", "minibatches", "runs"},
     {"rollout"},
     {"loop", "training"},
     {"experience", "datamodule", "callbacks", "reward_modeling"},
@@ -20,7 +20,7 @@ ROWS = (
     {"commands"},
     {"__main__"},
 )
-STAGES = {"prompts", "rollout", "rewards", "models", "advantages", "losses", "functional"}
+STAGES = {"prompts", "environments", "rollout", "rewards", "models", "advantages", "losses", "functional"}
 """None of them imports Lightning, nor do `loop` and `minibatches`."""
 ONE_IMPORTER = {
     "vllm": {

@@ -13,10 +13,20 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, get_args
 
-from grpo_pl import advantages, callbacks, losses, models, prompts, reward_modeling, rewards, rollout
+from grpo_pl import (
+    advantages,
+    callbacks,
+    environments,
+    losses,
+    models,
+    prompts,
+    reward_modeling,
+    rewards,
+    rollout,
+)
 from grpo_pl.rollout.wrapper import EngineWrapper
 
-FOLDERS = advantages, callbacks, losses, models, prompts, reward_modeling, rewards, rollout
+FOLDERS = advantages, callbacks, environments, losses, models, prompts, reward_modeling, rewards, rollout
 CLASS = re.compile(r"^class (\w+)\(([^)]*)\)", re.MULTILINE)
 
 

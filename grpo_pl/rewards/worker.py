@@ -1,11 +1,8 @@
 """A worker process's own code: it computes one call after the other. Imports nothing heavy."""
 
 import importlib
-import pickle
-from collections.abc import Callable
-from typing import Any, BinaryIO, cast
 
-from grpo_pl.system.in_killable import answer, die_with_parent, limit_memory
+from grpo_pl.system.in_killable import answer, die_with_parent, limit_memory, requests
 
 
 def main(lifeline: int, calls: int, replies: int, memory_bytes: str, module: str) -> None:
@@ -23,12 +20,5 @@ def main(lifeline: int, calls: int, replies: int, memory_bytes: str, module: str
         ready = answer(lambda: importlib.import_module(module) and None)
         limit_memory(int(memory_bytes))
         print(ready, file=outgoing, flush=True)
-        while (call := _next_call(incoming)) is not None:
+        for call in requests(incoming):
             print(answer(call), file=outgoing, flush=True)
-
-
-def _next_call(incoming: BinaryIO) -> Callable[[], Any] | None:
-    try:
-        return cast(Callable[[], Any], pickle.load(incoming))
-    except EOFError:
-        return None

@@ -3,14 +3,23 @@
 import fcntl
 import json
 import os
+import pickle
 import resource
 import select
 import signal
 import sys
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any, BinaryIO
 
 _MAX_MESSAGE_CHARS = 500
+
+
+def requests(incoming: BinaryIO) -> Iterator[Any]:
+    """Unpickle one request after the other until the parent closes their pipe."""
+    with suppress(EOFError):
+        while True:
+            yield pickle.load(incoming)
 
 
 def answer(call: Callable[[], Any]) -> str:

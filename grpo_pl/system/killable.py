@@ -62,7 +62,7 @@ class Replies:
     """Lines of JSON, `{"value": ...}` or `{"error": ...}`, from a process that may break the protocol."""
 
     def __init__(self, descriptor: int) -> None:
-        self.descriptor, self._received = descriptor, b""
+        self.descriptor, self._received = descriptor, bytearray()
 
     def read(self) -> dict[str, Any] | None:
         """The next reply; None until it is complete.
@@ -78,7 +78,7 @@ class Replies:
             raise EOFError
         if not self._received.endswith(b"\n"):
             return None
-        line, self._received = self._received, b""
+        line, self._received = self._received, bytearray()
         try:
             reply = json.loads(line)
         except (ValueError, RecursionError) as error:
