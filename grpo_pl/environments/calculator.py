@@ -33,7 +33,7 @@ class Calculator(Tools):
 
 def _value(node: ast.expr) -> Fraction:
     match node:
-        case ast.Constant(value=int(number)) if number is not True and number is not False:
+        case ast.Constant(value=int(number)) if not isinstance(number, bool):
             return Fraction(number)
         case ast.UnaryOp(op=ast.USub(), operand=operand):
             return -_value(operand)
