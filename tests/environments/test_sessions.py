@@ -152,6 +152,7 @@ def test_what_a_crashed_episode_has_started_dies_with_it(sessions, tmp_path):
     opened(playing, 1)
     assert ask(playing, 0, "leave_a_child_and_die").kind == "crash"
     assert gone(int(note.read_text()))
+    assert not note.with_name("child.end").exists(), "it came to its own end"
 
 
 MESSAGES = "expected messages of user, tool with text as content, got"
@@ -245,6 +246,7 @@ def test_close_is_called_at_the_end_and_the_process_is_gone(sessions, tmp_path):
     playing.end(0)
     assert gone(int(pid))
     assert gone(int(child))
+    assert not note.with_name("closed.end").exists(), "it came to its own end"
     assert note.read_text() == "closed"
     assert playing.answers(0.0) == []
 
@@ -271,14 +273,15 @@ def test_a_close_that_hangs_ends_at_its_deadline_without_a_further_call(sessions
     assert not (tmp_path / "end").exists(), "it came to its own end"
 
 
-def test_an_episode_that_owes_an_answer_is_ended_without_it(sessions):
-    playing = sessions(episodes.Obeys())
+def test_an_episode_that_owes_an_answer_is_ended_without_it(sessions, tmp_path):
+    playing = sessions(episodes.Obeys(str(tmp_path / "note")))
     opened(playing, 1)
     pid = int(content(ask(playing, 0, "process")).split()[0])
     playing.step(0, Said(text="hang"))
     playing.end(0)
     playing.end(0)
     assert gone(pid)
+    assert not (tmp_path / "note.end").exists(), "it came to its own end"
     playing.reset(0, prompt(), 0)
     assert all_answers(playing, 1) == {0: Turn()}
 
@@ -302,7 +305,7 @@ def test_if_their_parent_dies_the_open_episodes_crash_and_the_next_ones_live(ses
     playing = sessions(episodes.Obeys())
     opened(playing, 3)
     pids = [int(content(ask(playing, key, "process")).split()[0]) for key in range(3)]
-    playing.step(1, Said(text="hang"))
+    playing.step(1, Said(text="hang_in_c"))
     playing.step(0, Said(text="kill_the_nursery"))
     assert {key: answer.kind for key, answer in all_answers(playing, 2).items()} == {0: "crash", 1: "crash"}
     assert all(map(gone, pids))

@@ -57,6 +57,7 @@ class Obeys(Environment):
 
     def hang(self) -> Turn:
         calls.hang()
+        Path(f"{self.note}.end").touch()
         return Turn(done=True)
 
     def hang_in_c(self) -> Turn:
@@ -68,11 +69,12 @@ class Obeys(Environment):
         return Turn(done=True)
 
     def leave_a_child(self) -> Turn:
-        child = subprocess.Popen(["sleep", str(calls.A_MINUTE)])
-        return say(str(child.pid))
+        """The child notes when it has come to its own end."""
+        sleep = f'sleep {calls.A_MINUTE}; echo ended > "$0"'
+        return say(str(subprocess.Popen(["sh", "-c", sleep, f"{self.note}.end"]).pid))
 
     def leave_a_child_and_die(self) -> Turn:
-        Path(self.note).write_text(str(subprocess.Popen(["sleep", str(calls.A_MINUTE)]).pid))
+        Path(self.note).write_text(self.leave_a_child().messages[0]["content"])
         os._exit(3)
 
     def stop(self) -> Turn:
@@ -101,7 +103,8 @@ class Obeys(Environment):
 
     def kill_the_nursery(self) -> Turn:
         os.kill(os.getppid(), 9)
-        return self.hang()
+        calls.hang()
+        return Turn(done=True)
 
     def fail(self) -> Turn:
         raise ZeroDivisionError("no")
