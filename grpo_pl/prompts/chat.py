@@ -159,7 +159,7 @@ class ChatFormat:
                 self,
             )
         conversations = [self.messages(q) if isinstance(q, str) else q for q in questions]
-        return [list(ids) for ids in self._render(conversations, tokenizer, return_dict=False)]
+        return [list(ids) for ids in self.render(conversations, tokenizer, return_dict=False)]
 
     def layout(self, tokenizer: Tokenizer, system: str | None = None) -> Layout:
         """How the prompts of this format end; `system` is the system message of a conversation of the data.
@@ -172,8 +172,8 @@ class ChatFormat:
         asking = self.messages(_QUESTION)
         if system is not None:
             asking.insert(0, {"role": "system", "content": system})
-        (text,) = self._render([asking], tokenizer, tokenize=False)
-        (closed,) = self._render([asking], tokenizer, tokenize=False, add_generation_prompt=False)
+        (text,) = self.render([asking], tokenizer, tokenize=False)
+        (closed,) = self.render([asking], tokenizer, tokenize=False, add_generation_prompt=False)
         if _QUESTION not in text:
             raise ConfigError(
                 "the tokenizer's chat template leaves the question out, as some of models for images do, "
@@ -182,7 +182,7 @@ class ChatFormat:
             )
         solved = [*asking, {"role": "assistant", "content": _ANSWER}]
         try:
-            (whole,) = self._render([solved], tokenizer, tokenize=False, add_generation_prompt=False)
+            (whole,) = self.render([solved], tokenizer, tokenize=False, add_generation_prompt=False)
         except ConfigError:
             whole = ""
         between, found, _ = whole.rpartition(_QUESTION)[2].partition(_ANSWER)
@@ -195,10 +195,10 @@ class ChatFormat:
             return False
         asking = [self.messages(_QUESTION)]
         days = Date(2001, 2, 3), Date(2012, 11, 10)
-        texts = [self._render(asking, tokenizer, tokenize=False, strftime_now=day.strftime) for day in days]
+        texts = [self.render(asking, tokenizer, tokenize=False, strftime_now=day.strftime) for day in days]
         return bool(texts[0] != texts[1])
 
-    def _render(self, conversations: Sequence[Messages], tokenizer: Tokenizer, **options: Any) -> Any:
+    def render(self, conversations: Sequence[Messages], tokenizer: Tokenizer, **options: Any) -> Any:
         """What the tokenizer makes of conversations by its chat template."""
         day = {} if self._day is None else {"strftime_now": self._day.strftime}
         options = {"add_generation_prompt": True} | self.template_kwargs | day | options
