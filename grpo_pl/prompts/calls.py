@@ -4,7 +4,7 @@ import ast
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, final
 
 from typing_extensions import override
@@ -29,7 +29,7 @@ class CallFormat(ABC):
 
     @abstractmethod
     def parse(self, text: str, tools: Sequence[dict[str, Any]]) -> Read:
-        """Read the calls of a turn. Nothing is run, and no text raises; `tools` know the order of arguments."""
+        """Read the calls of a turn. Nothing is run, and no text raises; `tools` order the arguments."""
 
 
 @final
@@ -39,18 +39,9 @@ class Hermes(CallFormat):
     Arguments are an object under `arguments`, or a text that holds one. A call without its end is a mistake.
     """
 
-    _CALL = re.compile(r"<tool_call>(.*?)(</tool_call>|(?=<tool_call>)|\Z)\s*", re.DOTALL)
-
     @override
     def parse(self, text: str, tools: Sequence[dict[str, Any]]) -> Read:
-        calls: list[Call] = []
-        mistakes: list[str] = []
-        for content, end in self._CALL.findall(text):
-            if end:
-                _read_json(content, calls, mistakes)
-            else:
-                mistakes.append(f"A tool call has no </tool_call>: {_shown(content)}.")
-        return self._CALL.sub("", text), calls, mistakes
+        return _in_tags("tool_call", text, _json_calls)
 
 
 @final
@@ -60,67 +51,92 @@ class Llama(CallFormat):
     `<|python_tag|>` may stand before it, and makes a mistake of all else.
     """
 
-    _TAG = "<|python_tag|>"
-    _BEGIN = re.compile(r'\{\s*"(?:name|type|function|parameters)"')
+    _BEGIN = re.compile(r'.*<\|python_tag\|>|\s*(?=\{\s*"(?:name|type|function|parameters)")', re.DOTALL)
 
     @override
     def parse(self, text: str, tools: Sequence[dict[str, Any]]) -> Read:
-        said, tag, written = text.partition(self._TAG)
-        if not tag:
-            said, written = "", text.strip()
-            if not self._BEGIN.match(written):
-                return text, [], []
         calls: list[Call] = []
         mistakes: list[str] = []
-        decoder = json.JSONDecoder()
-        written = written.strip()
+        begin = self._BEGIN.match(text)
+        if not begin:
+            return text, calls, mistakes
+        written = text[begin.end() :].strip()
         while written and not mistakes:
             try:
-                _, end = decoder.raw_decode(written)
+                end = json.JSONDecoder().raw_decode(written)[1]
             except _UNREADABLE:
                 end = len(written)
-            _read_json(written[:end], calls, mistakes)
+            _read(written[:end], _json_calls, calls, mistakes)
             written = written[end:].lstrip("; \n\t,")
-        return said, calls, mistakes
+        return begin[0].removesuffix("<|python_tag|>"), calls, mistakes
 
 
 @final
 class Tag(CallFormat):
     """A call as in Python in a pair of tags, plain text, for small models: `<call>add(a=2, b=3)</call>`.
 
-    Arguments are literals, by name or by place. The system message describes the tools, and the user's messages
-    give the results: so it works with every chat template that has turns.
+    Arguments are literals, by name or by place. The system message describes the tools, and messages of the
+    user give the results, so that every chat template with turns will do.
     """
-
-    _CALL = re.compile(r"<call>(.*?)(</call>|(?=<call>)|\Z)\s*", re.DOTALL)
 
     @override
     def describe(self, tools: Sequence[dict[str, Any]]) -> str | None:
-        named = [(tool["function"], _parameters(tool["function"])) for tool in tools]
-        function, first = named[0]
-        example = f"{function['name']}({', '.join(f'{name}=...' for name in first)})"
-        lines = [
-            f"{function['name']}({', '.join(f'{name}: {kind}' for name, kind in parameters.items())})"
-            f": {function.get('description', '')}".rstrip(": ")
-            for function, parameters in named
-        ]
+        lines = []
+        for function in (tool["function"] for tool in tools):
+            parameters = ", ".join(f"{name}: {kind}" for name, kind in _parameters(function).items())
+            lines.append(f"{function['name']}({parameters}): {function.get('description', '')}".rstrip(": "))
+        first = tools[0]["function"]
+        example = f"{first['name']}({', '.join(f'{name}=...' for name in _parameters(first))})"
         return "\n".join([f"Call a tool by writing <call>{example}</call>. The tools are:", *lines])
 
     @override
     def parse(self, text: str, tools: Sequence[dict[str, Any]]) -> Read:
         order = {tool["function"]["name"]: list(_parameters(tool["function"])) for tool in tools}
-        calls: list[Call] = []
-        mistakes: list[str] = []
-        for content, end in self._CALL.findall(text):
-            if not end:
-                mistakes.append(f"A tool call has no </call>: {_shown(content)}.")
-                continue
-            try:
-                calls.append(_python_call(content.strip(), order))
-            except _UNREADABLE as error:
-                reason = str(error) if type(error) is ValueError else "it is no call such as add(a=2, b=3)"
-                mistakes.append(f"A tool call cannot be read, for {reason}: {_shown(content)}.")
-        return self._CALL.sub("", text), calls, mistakes
+        return _in_tags("call", text, lambda written: [_python_call(written.strip(), order)])
+
+
+def _in_tags(tag: str, text: str, read: Callable[[str], list[Call]]) -> Read:
+    pattern = re.compile(rf"<{tag}>(.*?)(</{tag}>|(?=<{tag}>)|\Z)\s*", re.DOTALL)
+    calls: list[Call] = []
+    mistakes: list[str] = []
+    for written, end in pattern.findall(text):
+        if end:
+            _read(written, read, calls, mistakes)
+        else:
+            mistakes.append(f"A tool call has no </{tag}>: {_shown(written)}.")
+    return pattern.sub("", text), calls, mistakes
+
+
+def _read(text: str, read: Callable[[str], list[Call]], calls: list[Call], mistakes: list[str]) -> None:
+    """Add the calls that a text holds, or what is wrong with it."""
+    try:
+        calls += read(text)
+    except _UNREADABLE as error:
+        reason = str(error) if type(error) is ValueError else "it is not well formed"
+        mistakes.append(f"A tool call could not be read, {reason}: {_shown(text)}.")
+
+
+def _shown(text: str) -> str:
+    """A text in a sentence, cut where it is long."""
+    return repr(text.strip()[:100])
+
+
+def _json_calls(text: str) -> list[Call]:
+    """One call, or a list of them."""
+    found = json.loads(text)
+    return [_json_call(call) for call in (found if isinstance(found, list) else [found])]
+
+
+def _json_call(call: Any) -> Call:
+    if isinstance(call, dict) and isinstance(call.get("function"), dict):
+        call = call["function"]
+    if not isinstance(call, dict) or not isinstance(call.get("name"), str) or not call["name"]:
+        raise ValueError('it has no "name"')
+    arguments = call.get("arguments", call.get("parameters", {}))
+    arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
+    if not isinstance(arguments, dict):
+        raise ValueError("its arguments are no JSON object")
+    return Call(name=call["name"], arguments=arguments)
 
 
 def _parameters(function: dict[str, Any]) -> dict[str, str]:
@@ -132,17 +148,19 @@ def _parameters(function: dict[str, Any]) -> dict[str, str]:
 def _python_call(text: str, order: dict[str, list[str]]) -> Call:
     tree = ast.parse(text, mode="eval").body
     if not isinstance(tree, ast.Call) or not isinstance(tree.func, ast.Name):
-        raise SyntaxError
-    name, names = tree.func.id, order.get(tree.func.id, [])
-    if tree.args and name in order and len(tree.args) > len(names):
-        raise ValueError(f"{name} takes {len(names)} arguments and {len(tree.args)} are given")
-    pairs = [*zip(names, tree.args, strict=False), *((keyword.arg, keyword.value) for keyword in tree.keywords)]
-    given = [key for key, _ in pairs]
-    if twice := {key for key in given if given.count(key) > 1}:
-        raise ValueError(f"the argument {sorted(map(str, twice))[0]} is given twice")
-    arguments = {str(key): _literal(node) for key, node in pairs if key is not None}
-    if None in given:
-        raise SyntaxError
+        raise ValueError("it is no call such as add(a=2, b=3)")
+    name = tree.func.id
+    names = order.get(name, [str(place) for place in range(len(tree.args))])
+    if len(tree.args) > len(names):
+        raise ValueError(f"{name} takes {len(names)} arguments and gets {len(tree.args)}")
+    arguments: dict[str, Any] = {}
+    for key, node in [
+        *zip(names, tree.args, strict=False),
+        *((word.arg, word.value) for word in tree.keywords),
+    ]:
+        if key is None or key in arguments:
+            raise ValueError("an argument has no name or is given twice")
+        arguments[key] = _literal(node)
     return Call(name=name, arguments=arguments)
 
 
@@ -152,33 +170,3 @@ def _literal(node: ast.expr) -> Any:
         return json.loads(json.dumps(ast.literal_eval(node), allow_nan=False))
     except _UNREADABLE as error:
         raise ValueError("an argument is no literal such as 2, 'text' or [1, 2]") from error
-
-
-def _read_json(text: str, calls: list[Call], mistakes: list[str]) -> None:
-    """Add the calls that a JSON text holds, one or a list, or what is wrong with it."""
-    try:
-        found = json.loads(text)
-        calls += [_json_call(call) for call in (found if isinstance(found, list) else [found])]
-    except _UNREADABLE as error:
-        reason = str(error) if type(error) is ValueError else "it is no JSON"
-        mistakes.append(f"A tool call cannot be read, for {reason}: {_shown(text)}.")
-
-
-def _json_call(call: Any) -> Call:
-    call = call.get("function", call) if isinstance(call, dict) and "name" not in call else call
-    if not isinstance(call, dict) or not isinstance(call.get("name"), str) or not call["name"]:
-        raise ValueError('it has no "name"')
-    arguments = call.get("arguments", call.get("parameters", {}))
-    if isinstance(arguments, str):
-        try:
-            arguments = json.loads(arguments)
-        except _UNREADABLE:
-            arguments = None
-    if not isinstance(arguments, dict):
-        raise ValueError("its arguments are no JSON object")
-    return Call(name=call["name"], arguments=arguments)
-
-
-def _shown(text: str) -> str:
-    """A text in a sentence, cut where it is long."""
-    return repr(text.strip()[:100])

@@ -3,6 +3,7 @@
 import json
 import re
 import secrets
+from collections.abc import Callable, Collection
 from functools import lru_cache
 from typing import Any, Protocol, runtime_checkable
 
@@ -30,9 +31,9 @@ class HarmlessEncoder:
     """Encodes what a chat template writes, in which no text of the environment yields a control token.
 
     `split_special_tokens` would be state of the tokenizer, and leaves tokens that were merely added, such as
-    `<tool_call>`. Here a private copy of the tokenizer knows its control tokens by secret names alone. The
-    template's own markers are renamed before they are encoded; the same words in a masked text are not, and
-    are words like others to the copy. All else is encoded in one piece, so that ids are those of the template.
+    `<tool_call>`. Here a private copy of the tokenizer knows its control tokens by secret names alone. Those
+    that the template itself has written are renamed before a rendering is encoded. A masked text's are not,
+    and are words like others to the copy. All is encoded in one piece, so that ids are those of the template.
 
     Control tokens are all added tokens, special or not, and the entries of the vocabulary that look like a
     marker of the template. Blanks and single characters are none, which some tokenizers add to read them.
@@ -63,7 +64,7 @@ class HarmlessEncoder:
         special = {t["content"] for t in settings["added_tokens"] if t["special"]} & found.keys()
         self._any, self._special = _one_of(found), _one_of(special)
         self._firsts = sorted({token[0] for token in found})
-        self._first = re.compile(f"[{re.escape(''.join(self._firsts))}]") if found else _NEVER
+        self._first = _one_of(self._firsts)
         self._mask, self._masked = secret + "-{}.", re.compile(secret + r"-(\d+)\.")
 
     def mask(self, text: str) -> str:
@@ -85,15 +86,16 @@ class HarmlessEncoder:
         """A template's rendering, as it would be read."""
         return self._masked.sub(lambda mask: self._firsts[int(mask[1])], text)
 
-    def markers(self, rendered: str) -> list[int]:
-        """The control tokens of a template's rendering, masked texts apart."""
-        return [self._numbers[self._names[marker[0]]] for marker in self._any.finditer(rendered)]
+    def markers(self, rendered: str) -> list[tuple[int, int]]:
+        """Where the template itself has written control tokens, and which."""
+        found = [(m.start(), self._numbers[self._names[m[0]]]) for m in self._any.finditer(rendered)]
+        return [(start, token) for start, token in found if token in self.control]
 
     def encode(self, rendered: str) -> list[int]:
         """The token ids of a template's rendering."""
         named = self._any.sub(lambda marker: self._names[marker[0]], rendered)
         ids: list[int] = self._copy.encode(self.unmask(named), add_special_tokens=False).ids
-        own = [token for token in self.markers(rendered) if token in self.control]
+        own = [token for _, token in self.markers(rendered)]
         if [token for token in ids if token in self.control] != own:
             raise ConfigError(
                 f"the tokenizer makes control tokens of the text {self.unmask(rendered)!r:.200}, which an "
@@ -108,19 +110,14 @@ def encode_harmless(tokenizer: Tokenizer, text: str) -> list[int]:
     return encoder.encode(encoder.mask(text))
 
 
-@lru_cache(maxsize=4)
-def harmless_encoder(tokenizer: Tokenizer, template: str) -> HarmlessEncoder:
-    """The encoder of a tokenizer, which takes a second to make for one of the largest."""
-    return HarmlessEncoder(tokenizer, template)
+harmless_encoder: Callable[[Any, str], HarmlessEncoder] = lru_cache(maxsize=4)(HarmlessEncoder)
+"""The encoder of a tokenizer and its chat template, which takes a second to make for a large one."""
 
 
-_NEVER = re.compile(r"(?!)")
-
-
-def _one_of(tokens: Any) -> re.Pattern[str]:
+def _one_of(tokens: Collection[str]) -> re.Pattern[str]:
     """Finds any of the tokens, the longest first, as tokenizers do."""
     longest_first = sorted(tokens, key=lambda token: (-len(token), token))
-    return re.compile("|".join(map(re.escape, longest_first))) if longest_first else _NEVER
+    return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
 
 def _control_tokens(settings: dict[str, Any], tokenizer: FastTokenizer, template: str) -> dict[str, int]:
@@ -144,7 +141,10 @@ _ADDED = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": 
 
 def _renamed(settings: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
     """The settings of the same tokenizer with other names for some tokens."""
-    added = [token | {"content": names.get(token["content"], token["content"])} for token in settings["added_tokens"]]
+    added = [
+        token | {"content": names.get(token["content"], token["content"])}
+        for token in settings["added_tokens"]
+    ]
     model = dict(settings["model"])
     vocabulary = model["vocab"]
     if isinstance(vocabulary, dict):

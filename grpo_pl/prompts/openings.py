@@ -62,3 +62,27 @@ def opened_by_text(text: str) -> str:
     """
     match = _OPEN_AT_END.search(text[-_END:])
     return match[0] if match else ""
+
+
+_THOUGHT = re.compile(
+    r"\s*([<\[◁][|\uff5c]?(?:\w+:)?(?:(?:start|begin_of)_)?(?:think(?:ing)?|thought|reasoning)[|\uff5c]?[>\]▷])",
+    re.IGNORECASE,
+)
+_END_OF_THOUGHT = re.compile(r"</think>|\[/THINK\]")
+
+
+def split_thinking(text: str) -> tuple[str, str]:
+    """What a turn thinks, and what it says behind that; a thought without its end is all that there is.
+
+    The turn begins with what the prompt has opened of it. A thought whose begin is not known is one, too.
+    """
+    if begin := _THOUGHT.match(text):
+        tag = begin[1]
+        end = re.sub("START|BEGIN", "END", re.sub("start|begin", "end", tag))
+        end = f"{tag[0]}/{tag[1:]}" if end == tag else end
+        thinking, _, said = text[begin.end() :].partition(end)
+    elif closed := _END_OF_THOUGHT.search(text):
+        thinking, said = text[: closed.start()], text[closed.end() :]
+    else:
+        thinking, said = "", text
+    return thinking.strip(), said
