@@ -57,10 +57,10 @@ class HarmlessEncoder:
         self._copy = type(tokenizer.backend_tokenizer).from_str(json.dumps(_renamed(settings, self._names)))
         if any(self._copy.token_to_id(name) != number for name, number in self._numbers.items()):
             raise ConfigError("the tokenizer's control tokens are not where its tokenizer.json says: mend it")
-        unknown = settings["model"].get("unk_token")
-        # what a model of words makes of a character that it does not know; no end of anything
-        harmless = {found[unknown]} - {tokenizer.eos_token_id} if unknown in found else set()
-        self.control = frozenset(found.values()) - harmless
+        model = settings["model"]
+        unknown = {found.get(model.get("unk_token")), model.get("unk_id")} - {None, tokenizer.eos_token_id}
+        # what a model of words makes of a character that it does not know; it marks nothing
+        self.control = frozenset(found.values()) - unknown
         special = {t["content"] for t in settings["added_tokens"] if t["special"]} & found.keys()
         self._any, self._special = _one_of(found), _one_of(special)
         self._firsts = sorted({token[0] for token in found})
