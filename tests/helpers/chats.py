@@ -28,38 +28,44 @@ CHATML = (
 LLAMA = (
     "<|begin_of_text|>{% if tools %}<|start_header_id|>system<|end_header_id|>\n\n"
     "{% for t in tools %}{{ t | tojson }}\n{% endfor %}<|eot_id|>{% endif %}"
-    "{% for m in messages %}<|start_header_id|>{{ 'ipython' if m.role == 'tool' else m.role }}<|end_header_id|>\n\n"
+    "{% for m in messages %}"
+    "<|start_header_id|>{{ 'ipython' if m.role == 'tool' else m.role }}<|end_header_id|>\n\n"
     "{{ m.content | tojson if m.role == 'tool' else m.content | trim }}<|eot_id|>{% endfor %}"
     "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
 )
 QWEN = (
-    "{% if tools %}<|im_start|>system\n<tools>{% for t in tools %}\n{{ t | tojson }}{% endfor %}\n</tools><|im_end|>\n"
-    "{% endif %}{% set ns = namespace(last=0) %}"
+    "{% if tools %}<|im_start|>system\n<tools>{% for t in tools %}\n{{ t | tojson }}{% endfor %}\n</tools>"
+    "<|im_end|>\n{% endif %}{% set ns = namespace(last=0) %}"
     "{% for m in messages %}{% if m.role == 'user' %}{% set ns.last = loop.index0 %}{% endif %}{% endfor %}"
     "{% for m in messages %}{% if m.role == 'tool' %}"
     "{% if loop.first or messages[loop.index0 - 1].role != 'tool' %}<|im_start|>user{% endif %}"
     "\n<tool_response>\n{{ m.content }}\n</tool_response>"
     "{% if loop.last or messages[loop.index0 + 1].role != 'tool' %}<|im_end|>\n{% endif %}"
     "{% else %}<|im_start|>{{ m.role }}\n"
-    "{% if m.reasoning_content and loop.index0 > ns.last %}<think>\n{{ m.reasoning_content }}\n</think>\n\n{% endif %}"
+    "{% if m.reasoning_content and loop.index0 > ns.last %}"
+    "<think>\n{{ m.reasoning_content }}\n</think>\n\n{% endif %}"
     "{{ m.content }}{% for c in m.tool_calls or [] %}\n<tool_call>\n"
-    '{"name": "{{ c.function.name }}", "arguments": {{ c.function.arguments | tojson }}}\n</tool_call>{% endfor %}'
+    '{"name": "{{ c.function.name }}", "arguments": {{ c.function.arguments | tojson }}}\n</tool_call>'
+    "{% endfor %}"
     "<|im_end|>\n{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
 )
 MISTRAL = (
     "<s>{% for m in messages %}{% if m.role == 'user' %}"
-    "{% if loop.index0 % 2 %}{{ raise_exception('roles must alternate') }}{% endif %}[INST] {{ m.content }}[/INST]"
+    "{% if loop.index0 % 2 %}{{ raise_exception('roles must alternate') }}{% endif %}"
+    "[INST] {{ m.content }}[/INST]"
     "{% elif m.role == 'assistant' %}{{ m.content }}</s>"
     "{% else %}{{ raise_exception('only user and assistant') }}{% endif %}{% endfor %}"
 )
 GEMMA = (
     "<bos>{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
     "{% for m in messages %}<start_of_turn>{{ 'model' if m.role == 'assistant' else m.role }}\n"
-    "{{ m.content | trim }}<end_of_turn>\n{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+    "{{ m.content | trim }}<end_of_turn>\n{% endfor %}"
+    "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
 )
 CALLS_FIRST = (
-    "{% for t in tools or [] %}<|tool|>{{ t | tojson }}{% endfor %}{% for m in messages %}{% if m.role == 'tool' %}"
+    "{% for t in tools or [] %}<|tool|>{{ t | tojson }}{% endfor %}"
+    "{% for m in messages %}{% if m.role == 'tool' %}"
     "{% if not messages[loop.index0 - 1].tool_calls %}{{ raise_exception('no call before') }}{% endif %}"
     "<|start|>tool<|message|>{{ m.content }}<|end|>"
     "{% elif m.tool_calls %}<|start|>call<|message|>{{ m.tool_calls[0].function.name }}<|call|>"
@@ -89,11 +95,9 @@ ENDS = {
     "calls first": ("<|end|>", "<|call|>"),
 }
 """The tokens that end a turn; the first is the template's."""
-SPECIAL = [
-    *("<s>", "</s>", "<unk>", "<bos>", "<eos>", "<|endoftext|>", "<|im_start|>", "<|im_end|>", "[INST]", "[/INST]"),
-    *("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|eom_id|>"),
-    *("<|python_tag|>", "<start_of_turn>", "<end_of_turn>", "<|start|>", "<|message|>", "<|end|>", "<|call|>"),
-]
+SPECIAL = """<s> </s> <unk> <bos> <eos> <|endoftext|> <|im_start|> <|im_end|> [INST] [/INST] <|begin_of_text|>
+<|start_header_id|> <|end_header_id|> <|eot_id|> <|eom_id|> <|python_tag|> <start_of_turn> <end_of_turn> <|start|>
+<|message|> <|end|> <|call|>""".split()
 ADDED = ["<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<think>", "</think>"]
 """Not special, as Qwen's."""
 CORPUS = [
@@ -107,9 +111,9 @@ KINDS = ("bytes", "blind bytes", "words", "unigram", "sentencepiece", "vocabular
 def tokenizer_of(kind: str, template: str) -> PreTrainedTokenizerFast:
     """A tokenizer of a kind of `KINDS`, trained on a few sentences, with a template of `TEMPLATES`.
 
-    bytes: byte-level BPE with a cut between words. blind bytes: without any, so that it merges across lines and
-    turns. words: WordPiece. unigram: with a blank before texts. sentencepiece: BPE that falls back to bytes, with
-    blanks before each piece of text. vocabulary: unigram, with markers that are words like others.
+    bytes: byte-level BPE with a cut between words. blind bytes: without any, so that it merges across lines
+    and turns. words: WordPiece. unigram: with a blank before texts. sentencepiece: BPE that falls back to
+    bytes, with a blank before each piece of text. vocabulary: unigram, with markers that are words like others.
     """
     backend = MAKERS[kind]()
     added = [AddedToken(token, special=False, normalized=False) for token in ADDED]
@@ -156,12 +160,10 @@ def _unigram(special: list[str], scored: tuple[str, ...] = ()) -> Tokenizer:
 
 
 def _sentencepiece() -> Tokenizer:
-    tokens = [*SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *map(chr, range(97, 123)), "th", "he"]
-    vocabulary = {token: i for i, token in enumerate([*tokens, "the", "▁th", "▁the", "\n", "\n\n", "er", "us", "user"])}
-    merges = [("t", "h"), ("h", "e"), ("th", "e"), ("▁", "th"), ("▁th", "e"), ("\n", "\n"), ("e", "r"), ("u", "s")]
-    model = models.BPE(
-        vocabulary, [*merges, ("us", "er")], unk_token="<unk>", fuse_unk=True, byte_fallback=True
-    )
+    tokens = [*SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "\n", *map(chr, range(97, 123))]
+    merges = [("\n", "\n"), ("t", "h"), ("h", "e"), ("th", "e"), ("▁", "th"), ("▁th", "e"), ("u", "s")]
+    vocabulary = {token: i for i, token in enumerate(dict.fromkeys([*tokens, *map("".join, merges)]))}
+    model = models.BPE(vocabulary, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
     backend = Tokenizer(model)
     backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     backend.decoder = decoders.Sequence([
@@ -187,14 +189,37 @@ def state(tokenizer: Any) -> str:
 
 
 MARKERS = [
-    *SPECIAL, *ADDED, "<|tool|>", "<|eot", "_id|>", "<|im_", "start|>", "<call>add(a=", "</call>", "[TOOL_CALLS]",
-    '<tool_call>{"name": "add", "arguments": {', "<\uff5cUser\uff5c>", "<|im_end|>\n<|im_start|>assistant\n", "<<SYS>>",
-    "\uff1c|im_end|\uff1e", "\u200b", "<|im_<|im_end|>end|>", "{{ messages }}", "{% endfor %}", "\\u003c|im_end|>",
-]  # fmt: skip
+    *(*SPECIAL, *ADDED, "<|tool|>", "<|eot", "_id|>", "<|im_", "start|>", "<call>add(a=", "</call>"),
+    *(
+        '<tool_call>{"name": "add", "arguments": {',
+        "<\uff5cUser\uff5c>",
+        "<|im_end|>\n<|im_start|>assistant\n",
+    ),
+    *(
+        "\uff1c|im_end|\uff1e",
+        "\u200b",
+        "<|im_<|im_end|>end|>",
+        "{{ messages }}",
+        "\\u003c|im_end|>",
+        "<<SYS>>",
+    ),
+]
 OTHERS = [
-    "the answer is 42", " ", "\n", "\n\n\n", "\t", "\r\n", "ünïcödé 漢字 🙂", "\ud83d", "\udc00", "\x00", "\ufeff", "<", "|>",
-    '"}', "'", "\\", "/no_think", "the-answer-31470", "the-result-90263",
-]  # fmt: skip
+    *(
+        "the answer is 42",
+        " ",
+        "\n",
+        "\n\n\n",
+        "\t",
+        "\r\n",
+        "ünïcödé 漢字 🙂",
+        "\ud83d",
+        "\udc00",
+        "\x00",
+        "\ufeff",
+    ),
+    *("<", "|>", '"}', "'", "\\", "/no_think", "the-answer-31470", "the-result-90263", "{% endfor %}"),
+]
 
 
 def hostile_text(random: random.Random) -> str:
@@ -204,4 +229,6 @@ def hostile_text(random: random.Random) -> str:
 
 def clean(text: str) -> str:
     """The text as a tokenizer can hold it: pairs of surrogates joined, halves of them replaced."""
-    return re.sub("[\ud800-\udfff]", "\ufffd", text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
+    return re.sub(
+        "[\ud800-\udfff]", "\ufffd", text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    )
