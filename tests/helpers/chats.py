@@ -75,7 +75,7 @@ CALLS_FIRST = (
 """A result is refused behind anything but a call, which ends in a token of its own; as Harmony."""
 PLAIN = (
     "<s>{% for m in messages %}{% if m.role == 'assistant' %} {{ m.content }} </s>"
-    "{% else %}[INST] {{ m.content }} [/INST]{% endif %}{% endfor %}"
+    "{% else %}[Inst] {{ m.content }} [/Inst]{% endif %}{% endfor %}"
 )
 """As Llama 2: the ends of the user's turns are plain text."""
 TEMPLATES = {
@@ -95,9 +95,19 @@ ENDS = {
     "calls first": ("<|end|>", "<|call|>"),
 }
 """The tokens that end a turn; the first is the template's."""
-SPECIAL = """<s> </s> <unk> <bos> <eos> <|endoftext|> <|im_start|> <|im_end|> [INST] [/INST] <|begin_of_text|>
-<|start_header_id|> <|end_header_id|> <|eot_id|> <|eom_id|> <|python_tag|> <start_of_turn> <end_of_turn> <|start|>
-<|message|> <|end|> <|call|>""".split()
+SPECIAL = [
+    *("<s>", "</s>", "<unk>", "<bos>", "<eos>", "<|endoftext|>", "<|im_start|>", "<|im_end|>", "[INST]"),
+    *("[/INST]", "<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|eom_id|>"),
+    *(
+        "<|python_tag|>",
+        "<start_of_turn>",
+        "<end_of_turn>",
+        "<|start|>",
+        "<|message|>",
+        "<|end|>",
+        "<|call|>",
+    ),
+]
 ADDED = ["<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<think>", "</think>"]
 """Not special, as Qwen's."""
 CORPUS = [
@@ -113,7 +123,7 @@ def tokenizer_of(kind: str, template: str) -> PreTrainedTokenizerFast:
 
     bytes: byte-level BPE with a cut between words. blind bytes: without any, so that it merges across lines
     and turns. words: WordPiece. unigram: with a blank before texts. sentencepiece: BPE that falls back to
-    bytes, with a blank before each piece of text. vocabulary: unigram, with markers that are words like others.
+    bytes, with a blank before each piece of text. vocabulary: unigram, with markers that are only words.
     """
     backend = MAKERS[kind]()
     added = [AddedToken(token, special=False, normalized=False) for token in ADDED]
