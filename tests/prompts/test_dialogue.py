@@ -20,6 +20,8 @@ from helpers.chats import (
     state,
     tokenizer_of,
 )
+from tokenizers import AddedToken
+from tokenizers import Tokenizer as Backend
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from grpo_pl.prompts import ChatFormat, Example
@@ -140,6 +142,21 @@ def test_the_real_tokenizer_writes_the_whole_conversation(smollm: Path) -> None:
     assert row == tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
 
 
+def test_tokens_that_swallow_blanks_and_tokens_that_are_words_are_those_of_the_template() -> None:
+    """As Phi's `<|end|>`, and as a word that a user has added; a template asks for roles by their names."""
+    backend = tokenizer_of("bytes", "Mistral").backend_tokenizer.to_str()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Backend.from_str(backend), eos_token="<|swallow|>")
+    tokenizer.add_tokens([AddedToken("<|swallow|>", rstrip=True, special=True), "users"])
+    tokenizer.chat_template = TEMPLATES["Mistral"].replace("</s>", "<|swallow|>\n\n")
+    spoken = ChatDialogue(tokenizer, ChatFormat(), Tag(), [], {tokenizer.eos_token_id})
+    turns = [user("a"), {"role": "assistant", "content": "b"}, user("of user s")]
+    whole = tokenizer.apply_chat_template(turns, return_dict=False)
+    assert spoken.open(turns) == whole
+    between = spoken.between([], turns[2:])
+    assert whole[-len(between) :] == between
+    assert "\n" not in tokenizer.decode(whole)
+
+
 # ------------------------------------------------------------------------------------------ the end of a turn
 
 
@@ -170,14 +187,14 @@ def test_another_end_stays_and_the_template_s_follows() -> None:
 def test_a_turn_may_end_with_the_header_of_the_next() -> None:
     """As GLM, which stops at <|user|>."""
     template = (
-        "{% for m in messages %}<|im_{{ 'end' if m.role == 'user' else 'start' }}|>{{ m.content }}{% endfor %}"
-        "{% if add_generation_prompt %}<|im_start|>{% endif %}"
+        "{% for m in messages %}<|im_{{ 'end' if m.role == 'user' else 'start' }}|>{{ m.content }}"
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|>{% endif %}"
     )
     spoken, tokenizer = chatml(template, Tag()), tokenizer_of("bytes", "ChatML")
     end, start = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|im_start|>"])
     words = tokenizer("x")["input_ids"]
-    assert spoken.between([5, end], [user("x")]) == [*words, start]
-    assert spoken.between([5], [user("x")]) == [end, *words, start]
+    assert spoken.between([end], [user("x")]) == [*words, start]
+    assert spoken.between([], [user("x")]) == [end, *words, start]
 
 
 def test_of_two_tokens_at_the_end_those_that_are_left_are_written() -> None:
@@ -187,17 +204,27 @@ def test_of_two_tokens_at_the_end_those_that_are_left_are_written() -> None:
     )
     spoken, tokenizer = chatml(template, Tag()), tokenizer_of("bytes", "ChatML")
     inner, end = tokenizer.convert_tokens_to_ids(["<|endoftext|>", "<|im_end|>"])
-    whole = spoken.between([5], [user("x")])
+    whole = spoken.between([], [user("x")])
     assert whole[:2] == [inner, end]
-    assert spoken.between([5, inner, end], [user("x")]) == whole[2:]
-    assert spoken.between([5, end], [user("x")]) == whole[2:]
+    assert spoken.between([inner, end], [user("x")]) == whole[2:]
+    assert spoken.between([end], [user("x")]) == whole[2:]
+
+
+def test_an_end_that_the_template_writes_behind_the_user_alone_is_no_end_of_the_turn() -> None:
+    template = CHATML.replace("<|im_end|>", "{{ '<|endoftext|>' if m.role == 'user' else '<|im_end|>' }}")
+    spoken, tokenizer = (
+        chatml(template, Tag(), ("<|im_end|>", "<|endoftext|>")),
+        tokenizer_of("bytes", "ChatML"),
+    )
+    other = tokenizer.convert_tokens_to_ids("<|endoftext|>")
+    assert spoken.between([other], [user("x")]) == spoken.between([], [user("x")])
 
 
 def test_an_environment_that_says_nothing_gives_the_turn_back() -> None:
     tokenizer, spoken = tokenizer_of("bytes", "ChatML"), dialogue("ChatML")
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
-    assert tokenizer.decode(spoken.between([5], [])) == "<|im_end|>\n<|im_start|>assistant\n"
-    assert tokenizer.decode(spoken.between([5, end], [])) == "\n<|im_start|>assistant\n"
+    assert tokenizer.decode(spoken.between([], [])) == "<|im_end|>\n<|im_start|>assistant\n"
+    assert tokenizer.decode(spoken.between([end], [])) == "\n<|im_start|>assistant\n"
 
 
 # -------------------------------------------------------------------------------------------------- hostility
@@ -374,7 +401,7 @@ def test_examples_of_the_format_stand_before_the_first_prompt() -> None:
     assert spoken.open([user("2+3")]) == ChatFormat(**format).encode("2+3", tokenizer)
 
 
-# ------------------------------------------------------------------------------------------------------ reading
+# ------------------------------------------------------------------------------------------------ reading
 
 
 def test_a_turn_is_read() -> None:
@@ -424,9 +451,7 @@ QUIET = QWEN.replace("assistant\n<think>\n{% endif %}", "assistant\n{% endif %}"
 
 
 def test_templates_that_keep_their_past_have_no_changes() -> None:
-    assert {name: dialogue(name).changes for name in TEMPLATES if name != "Qwen"} == dict.fromkeys(
-        FORMATS.keys() - {"Qwen"}, []
-    )
+    assert [name for name in TEMPLATES if dialogue(name).changes] == ["Qwen"]
 
 
 def test_a_template_that_drops_thoughts_is_found() -> None:
