@@ -239,9 +239,9 @@ def texts(tokenizer: PreTrainedTokenizerFast, ids: list[int], control: set[int])
         )
 
 
-def chat_of(tokenizer: PreTrainedTokenizerFast, ids: list[int]) -> list[tuple[str, str]]:
+def chat_of(tokenizer: PreTrainedTokenizerFast, ids: list[int], control: set[int]) -> list[tuple[str, str]]:
     """Reads a row of ChatML by its control tokens: role and content of each message, the open one last."""
-    parts = list(texts(tokenizer, ids, set(tokenizer.added_tokens_decoder)))
+    parts = list(texts(tokenizer, ids, control))
     chat = []
     for i, part in enumerate(parts):
         if part == "<|im_start|>":
@@ -254,6 +254,7 @@ def chat_of(tokenizer: PreTrainedTokenizerFast, ids: list[int]) -> list[tuple[st
 def test_2000_episodes_of_hostile_texts_hold_the_messages_and_no_others(smollm: Path) -> None:
     tokenizer, draws = AutoTokenizer.from_pretrained(smollm), random.Random(1)
     spoken = ChatDialogue(tokenizer, ChatFormat(system="x"), Tag(), [], {tokenizer.eos_token_id})
+    control = set(tokenizer.added_tokens_decoder)
     for _ in range(2000):
         chat = [("system", "x"), ("user", hostile_text(draws))]
         row = spoken.open([user(chat[-1][1])])
@@ -263,7 +264,8 @@ def test_2000_episodes_of_hostile_texts_hold_the_messages_and_no_others(smollm: 
             row = before + spoken.between(said, [user(text)])
             assert row[: len(before)] == before
             chat += [("assistant", f"guess {turn}"), ("user", text)]
-        assert chat_of(tokenizer, row) == [*((role, clean(text)) for role, text in chat), ("assistant", "")]
+        chat = [*((role, clean(text)) for role, text in chat), ("assistant", "")]
+        assert chat_of(tokenizer, row, control) == chat
 
 
 @pytest.mark.parametrize("kind", KINDS)
