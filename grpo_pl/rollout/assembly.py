@@ -11,7 +11,24 @@ from torch import Tensor
 from grpo_pl.functional import pad_rows
 from grpo_pl.rollout.support import lay_out_support
 from grpo_pl.rollout.top_logprobs import lay_out_top
-from grpo_pl.types import Prompt, Rollout
+from grpo_pl.types import Message, Outcome, Prompt, Rollout, Stop
+
+
+@dataclass(kw_only=True)
+class EpisodeRow:
+    """A row of an episode: its prompt, what the policy said, and what the environment said in between."""
+
+    token_ids: list[int]
+    """The whole row, up to the last sampled token: no model reads what comes after it."""
+    turns: list[int]
+    """The number of the turn of each of these tokens, from 1; 0 where it was not sampled."""
+    episode: int
+    """Equal for the rows of one episode, several where its history was forked."""
+    stop: Stop
+    outcome: Outcome
+    turn_rewards: list[float]
+    """Of all turns of the episode, here and below, whatever this row has of it."""
+    transcript: list[Message]
 
 
 @dataclass(kw_only=True)
@@ -19,20 +36,18 @@ class Response:
     """One response as an engine returns it."""
 
     token_ids: list[int]
-    """The sampled tokens, the end-of-sequence token included; of an episode also those between its turns."""
+    """The sampled tokens, the end-of-sequence token included."""
     logprobs: list[float]
-    """Of each sampled token, in nats; 0 between turns."""
     text: str
-    """What was sampled alone."""
     truncated: bool
     token_ends: list[int]
-    """Where in `text` the text of each sampled token ends, in characters."""
-    turns: list[int] | None = None
-    """The turn in which each token was sampled, from 1, and 0 between turns; None where all are one turn."""
+    """Where in `text` the text of each token ends, in characters."""
     candidates: list[Tensor] | None = None
     """The tokens that each token was drawn from, where sampling truncates; None for the whole vocabulary."""
     top: tuple[Tensor, Tensor] | None = None
     """Ids and log-probabilities of the likeliest tokens at each token, `[L, K]`; None if not asked for."""
+    row: EpisodeRow | None = None
+    """The row of an episode that it stands in, several turns perhaps; None for the prompt and one answer."""
 
 
 def token_ends(tokenizer: Any, token_ids: Sequence[int], text: str) -> list[int]:
@@ -47,11 +62,6 @@ def token_ends(tokenizer: Any, token_ids: Sequence[int], text: str) -> list[int]
     return ends
 
 
-def repeated(prompts: Sequence[Prompt], group_size: int) -> list[Prompt]:
-    """The prompt of each response."""
-    return [prompt for prompt in prompts for _ in range(group_size)]
-
-
 def assemble_rollout(
     prompts: Sequence[Prompt],
     responses: Sequence[Response],
@@ -59,41 +69,54 @@ def assemble_rollout(
     policy_version: int,
     temperature: float,
 ) -> Rollout:
-    """Lay out the G responses to each of P prompts, group after group, as one padded `[N, T]` batch."""
-    group_size = len(responses) // len(prompts)
-    owners = repeated(prompts, group_size)
-    starts = [len(prompt.token_ids) for prompt in owners]
-    width = max(start + len(response.token_ids) for start, response in zip(starts, responses, strict=True))
+    """Lay out the G responses to each of P prompts, group after group, as one padded `[N, T]` batch.
 
-    def lay_out(
-        after: Sequence[Sequence[float | int]], before: Sequence[list[int]], dtype: torch.dtype
-    ) -> Any:
-        rows = [torch.tensor([*head, *tail], dtype=dtype) for head, tail in zip(before, after, strict=True)]
-        return pad_rows(rows, width)
-
-    blank = [[0] * start for start in starts]
-    token_ids = lay_out([r.token_ids for r in responses], [p.token_ids for p in owners], torch.long)
-    numbers = [[1] * len(r.token_ids) if r.turns is None else r.turns for r in responses]
-    turns = lay_out(numbers, blank, torch.long)
+    Of forked episodes there are more than G rows to a prompt.
+    """
+    known = [response.row for response in responses if response.row is not None]
+    assert len(known) in (0, len(responses)), "all responses of a rollout are episodes, or none is"
+    firsts: dict[int, int] = {}
+    numbers = [firsts.setdefault(row.episode, len(firsts)) for row in known] or list(range(len(responses)))
+    group_size = (1 + max(numbers)) // len(prompts)
+    groups = [number // group_size for number in numbers]
+    owners = [prompts[group] for group in groups]
+    if known:
+        ids, turns = [row.token_ids for row in known], [row.turns for row in known]
+    else:
+        given = list(zip(owners, responses, strict=True))
+        ids = [[*p.token_ids, *r.token_ids] for p, r in given]
+        turns = [[0] * len(p.token_ids) + [1] * len(r.token_ids) for p, r in given]
+    width = max(map(len, ids))
+    turn = pad_rows([torch.tensor(row) for row in turns], width)
+    loss_mask = turn > 0
+    logprobs = torch.zeros(loss_mask.shape)
+    for row, sampled, response in zip(logprobs, loss_mask, responses, strict=True):
+        if response.logprobs:  # else the caller computes them
+            row[sampled] = torch.tensor(response.logprobs)
     supports = [response.candidates for response in responses if response.candidates is not None]
     assert len(supports) in (0, len(responses)), "all responses of a rollout are drawn in one way"
     tops = [response.top for response in responses if response.top is not None]
-    top_tokens, top_logprobs = lay_out_top(tops, starts, width) if tops else (None, None)
+    top_tokens, top_logprobs = lay_out_top(tops, loss_mask) if tops else (None, None)
     return Rollout(
-        token_ids=token_ids,
-        loss_mask=turns > 0,
-        sampling_logprobs=lay_out([r.logprobs for r in responses], blank, torch.float32),
-        group_ids=torch.arange(len(prompts)).repeat_interleave(group_size),
+        token_ids=pad_rows([torch.tensor(row) for row in ids], width),
+        loss_mask=loss_mask,
+        sampling_logprobs=logprobs,
+        group_ids=torch.tensor(groups),
         prompts=owners,
         responses=[r.text for r in responses],
         token_ends=[r.token_ends for r in responses],
         truncated=torch.tensor([r.truncated for r in responses]),
         policy_version=policy_version,
         temperature=temperature,
-        turns=None if responses[0].turns is None else turns,
-        candidates=lay_out_support(supports, starts, width) if supports else None,
+        candidates=lay_out_support(supports, loss_mask) if supports else None,
         top_tokens=top_tokens,
         top_logprobs=top_logprobs,
+        turns=turn if known else None,
+        episodes=torch.tensor(numbers) if known and len(firsts) < len(known) else None,
+        stops=[row.stop for row in known],
+        outcomes=[row.outcome for row in known],
+        turn_rewards=[row.turn_rewards for row in known],
+        transcripts=[row.transcript for row in known],
     )
 
 
@@ -102,6 +125,6 @@ def without_prompts(rollout: Rollout) -> dict[str, Any]:
     return {name: value for name, value in vars(rollout).items() if name != "prompts"}
 
 
-def with_prompts(prompts: Sequence[Prompt], group_size: int, content: dict[str, Any]) -> Rollout:
+def with_prompts(prompts: Sequence[Prompt], content: dict[str, Any]) -> Rollout:
     """The rollout of a content that `without_prompts` made."""
-    return Rollout(prompts=repeated(prompts, group_size), **content)
+    return Rollout(prompts=[prompts[group] for group in content["group_ids"].tolist()], **content)

@@ -3,10 +3,10 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from grpo_pl.functional import group_is_constant, groups_with, pad_rows
@@ -91,14 +91,14 @@ def groups_where(
     rollout: Rollout, judge: Callable[[Rollout], Bool[Tensor, "N"]], *, signal: bool
 ) -> list[int]:
     """The groups with a response that has a signal, or those without."""
-    marked = groups_with(judge(rollout).cpu(), rollout.group_ids).tolist()
+    marked = groups_with(judge(rollout).cpu(), rollout.group_ids[rollout.firsts]).tolist()
     return [group for group, has in enumerate(marked) if has == signal]
 
 
 def differs(rollout: Rollout, names: Sequence[str] | None) -> Bool[Tensor, "N"]:
     """The scored responses of groups that differ in one of the named rewards; without names, in the total."""
     assert rollout.rewards is not None, "dynamic sampling scores what it samples"
-    scored, groups = rollout.rewards.scored, rollout.group_ids
+    scored, groups = rollout.rewards.scored, rollout.group_ids[rollout.firsts]
     if names is None:
         return scored & ~group_is_constant(rollout.rewards.total, groups, scored)
     some = torch.zeros_like(scored)
@@ -128,31 +128,50 @@ def first_prompts(rollout: Rollout) -> list[Prompt]:
 
 def replace_group(rollout: Rollout, place: int, other: Rollout, group: int) -> Rollout:
     """The rollout with the responses of group `place` replaced by those of `group` in another rollout."""
-    old = (rollout.group_ids == place).nonzero()[:, 0].tolist()
-    new = (other.group_ids == group).nonzero()[:, 0].tolist()
-    instead = dict(zip(old, new, strict=True))
-    width = max(rollout.token_ids.shape[1], other.token_ids.shape[1])
-
-    def rows(ours: Any, theirs: Any) -> list[Any]:
-        return [theirs[instead[r]] if r in instead else ours[r] for r in range(len(ours))]
-
-    def merged(ours: Any, theirs: Any) -> Any:
-        """A tensor `[N, T, K]`, `[N, T]` or `[N]`, a list of `N`, or a dictionary of such."""
-        if isinstance(ours, dict):
-            return {name: merged(ours[name], theirs[name]) for name in ours}
-        if not isinstance(ours, torch.Tensor):
-            return None if ours is None else rows(ours, theirs)
-        if ours.ndim == 3:
-            most = max(ours.shape[2], theirs.shape[2])
-            return torch.stack(rows(widened(ours, width, most), widened(theirs, width, most)))
-        return pad_rows(rows(ours, theirs), width) if ours.ndim == 2 else torch.stack(rows(ours, theirs))
-
-    def each(ours: Any, theirs: Any, names: str) -> dict[str, Any]:
-        return {name: merged(getattr(ours, name), getattr(theirs, name)) for name in names.split()}
-
-    columns = "token_ids loss_mask sampling_logprobs prompts responses token_ends truncated"
-    changed = each(rollout, other, f"{columns} candidates top_tokens top_logprobs")
+    ours, theirs = rollout.columns, other.columns
+    theirs["group_ids"] = torch.full_like(other.group_ids, place)
+    if rollout.episodes is not None or other.episodes is not None:
+        own, new = (x.get("episodes", torch.arange(len(x["prompts"]))) for x in (ours, theirs))
+        ours["episodes"], theirs["episodes"] = own, new + own.max() + 1
+    swap = Swap.of(rollout.group_ids, place, other.group_ids, group)
+    changed = {name: swap(column, theirs[name]) for name, column in ours.items()}
     if rollout.rewards is not None:
-        scores = each(rollout.rewards, other.rewards, "by_name total weighted outcome steps scored")
+        firsts = rollout.group_ids[rollout.firsts], other.group_ids[other.firsts]
+        of_samples = Swap.of(firsts[0], place, firsts[1], group)
+        scores = {
+            name: of_samples(getattr(rollout.rewards, name), getattr(other.rewards, name))
+            for name in ("by_name", "total", "weighted", "outcome", "steps", "scored")
+        }
         changed["rewards"] = replace(rollout.rewards, **scores)
     return replace(rollout, **changed)
+
+
+class Swap(NamedTuple):
+    """Puts some entries of one column in the place of neighbouring ones in another."""
+
+    start: int
+    stop: int
+    new: list[int]
+
+    @classmethod
+    def of(cls, ids: Int[Tensor, "N"], place: int, others: Int[Tensor, "M"], group: int) -> "Swap":
+        """Entries of a group, which stand side by side, for those of another rollout's group."""
+        old = (ids == place).nonzero()[:, 0].tolist()
+        return cls(old[0], old[-1] + 1, (others == group).nonzero()[:, 0].tolist())
+
+    def __call__(self, ours: Any, theirs: Any) -> Any:
+        """A tensor `[N, T, K]`, `[N, T]` or `[N]`, a list of `N`, or a dictionary of such."""
+        if isinstance(ours, dict):
+            return {name: self(ours[name], theirs[name]) for name in ours}
+        if not isinstance(ours, Tensor):
+            return None if ours is None else self._rows(ours, theirs)
+        if ours.ndim > 1:
+            width = max(ours.shape[1], theirs.shape[1])
+        if ours.ndim == 3:
+            most = max(ours.shape[2], theirs.shape[2])
+            ours, theirs = widened(ours, width, most), widened(theirs, width, most)
+        rows = self._rows(ours, theirs)
+        return pad_rows(rows, width) if ours.ndim == 2 else torch.stack(rows)
+
+    def _rows(self, ours: Any, theirs: Any) -> list[Any]:
+        return [*ours[: self.start], *(theirs[row] for row in self.new), *ours[self.stop :]]

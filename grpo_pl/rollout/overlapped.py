@@ -120,7 +120,7 @@ class OverlappedEngine(RolloutEngine):
         request = as_request(prompts, group_size, sampling)
         if request not in self._ready:
             self._ready[request] = self._ask("generate", prompts, group_size, sampling)
-        return with_prompts(prompts, group_size, self._ready.pop(request))
+        return with_prompts(prompts, self._ready.pop(request))
 
     @override
     def prefetch(self, prompts: Sequence[Prompt], group_size: int, sampling: SamplingConfig) -> None:

@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from grpo_pl.rollout.assembly import Response, assemble_rollout
 from grpo_pl.rollout.engine import OfflineEngine, SamplingConfig, check_top_logprobs
-from grpo_pl.rollout.parquet import Group, files_of, read_columns, read_groups
+from grpo_pl.rollout.parquet import Group, files_of, groups_in, read_groups
 from grpo_pl.system.refusal import ArgumentError, ConfigError
 from grpo_pl.types import Prompt, Rollout
 
@@ -45,10 +45,9 @@ class ReplayEngine(OfflineEngine):
             raise ArgumentError(f"path={self.path} has no .parquet file in it: name another folder", self)
         for file in files:
             try:
-                table = read_columns(file, ["temperature", "prompt_seed"])
+                groups = groups_in(file)
             except ConfigError as error:
                 raise ArgumentError(f"path: {error}", self) from error
-            groups = list(zip(*(column.to_pylist() for column in table.columns), strict=True))
             self._files |= dict.fromkeys(groups, file)
             self._sizes.update(groups)
 
@@ -72,8 +71,10 @@ class ReplayEngine(OfflineEngine):
         group = sampling.temperature, prompt.seed
         rows = self._open[self._files[group]][group]
         same = [row for row in rows if row["prompt_token_ids"] == prompt.token_ids]
-        self._refuse_unless(len(same), prompt, group_size, sampling)
-        if any((row["candidates"] is not None) != sampling.truncates for row in same[:group_size]):
+        episodes = list(dict.fromkeys(row.get("episode", n) for n, row in enumerate(same)))
+        self._refuse_unless(len(episodes), prompt, group_size, sampling)
+        same = [row for n, row in enumerate(same) if row.get("episode", n) in episodes[:group_size]]
+        if any((row["candidates"] is not None) != sampling.truncates for row in same):
             kept = "says for no token which others could be drawn" if sampling.truncates else "was truncated"
             raise ArgumentError(
                 f"path={self.path} has a response whose sampling {kept}, and data.sampling has "
@@ -81,14 +82,15 @@ class ReplayEngine(OfflineEngine):
                 "with",
                 self,
             )
-        longest = max(len(row["token_ids"]) for row in same[:group_size])
+        turns = [row.get("turns", [1] * len(row["token_ids"])) for row in same]
+        longest = max(row.count(turn) for row in turns for turn in {*row} - {0})
         if longest > sampling.max_tokens:
             raise ArgumentError(
                 f"path={self.path} has a response of {longest} tokens, and data.sampling.max_tokens is "
                 f"{sampling.max_tokens}: set that to {longest}, or to what it was sampled with",
                 self,
             )
-        return same[:group_size]
+        return same
 
     def _refuse_unless(self, count: int, prompt: Prompt, group_size: int, sampling: SamplingConfig) -> None:
         if count < group_size:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from torch import distributed
 from typing_extensions import override
@@ -79,17 +80,11 @@ def part(rollout: Rollout, first: int, groups: int) -> Rollout:
     rows = ((rollout.group_ids >= first) & (rollout.group_ids < first + groups)).nonzero()[:, 0]
     chosen = rows.tolist()
     width = max((rollout.lengths[row] for row in chosen), default=0)
-    return replace(
-        rollout,
-        token_ids=rollout.token_ids[rows, :width],
-        loss_mask=rollout.loss_mask[rows, :width],
-        sampling_logprobs=rollout.sampling_logprobs[rows, :width],
-        group_ids=rollout.group_ids[rows] - first,
-        truncated=rollout.truncated[rows],
-        prompts=[rollout.prompts[row] for row in chosen],
-        responses=[rollout.responses[row] for row in chosen],
-        token_ends=[rollout.token_ends[row] for row in chosen],
-        candidates=None if rollout.candidates is None else rollout.candidates[rows, :width],
-        top_tokens=None if rollout.top_tokens is None else rollout.top_tokens[rows, :width],
-        top_logprobs=None if rollout.top_logprobs is None else rollout.top_logprobs[rows, :width],
-    )
+
+    def cut(column: Any) -> Any:
+        if isinstance(column, list):
+            return [column[row] for row in chosen]
+        return column[rows, :width] if column.ndim > 1 else column[rows]
+
+    pieces = {name: cut(column) for name, column in rollout.columns.items()}
+    return replace(rollout, **pieces | {"group_ids": pieces["group_ids"] - first})

@@ -53,7 +53,7 @@ class StoredRollouts(EngineWrapper):
         path = self.folder / f"{self._version:08d}-{digest}.rollout"
         kept = read(path) if path.exists() else None
         if kept is not None:
-            return with_prompts(prompts, group_size, kept)
+            return with_prompts(prompts, kept)
         rollout = super().generate(prompts, group_size, sampling)
         write(rollout, path)
         return rollout
@@ -61,9 +61,9 @@ class StoredRollouts(EngineWrapper):
 
 def write(rollout: Rollout, path: Path) -> None:
     """Write a rollout without its prompts into a file, after its checksum."""
-    ends = json.dumps(rollout.token_ends)  # torch reads a million numbers in a list in 5 s
-    content = io.BytesIO()
-    torch.save(without_prompts(rollout) | {"token_ends": ends}, content)
+    columns = without_prompts(rollout).items()
+    content = io.BytesIO()  # lists as JSON: torch reads a million numbers in a list in 5 s
+    torch.save({name: json.dumps(x) if isinstance(x, list) else x for name, x in columns}, content)
     with replacing(path) as file:
         file.write(hashlib.sha256(content.getbuffer()).digest())
         file.write(content.getbuffer())
@@ -77,7 +77,7 @@ def read(path: Path) -> dict[str, Any] | None:
         log.warning("! %s is torn, and is sampled again", path)
         return None
     every: dict[str, Any] = torch.load(io.BytesIO(content), weights_only=True)
-    return every | {"token_ends": json.loads(every["token_ends"])}
+    return {name: json.loads(x) if isinstance(x, str) else x for name, x in every.items()}
 
 
 def with_sums(

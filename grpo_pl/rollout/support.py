@@ -39,14 +39,14 @@ def tokens_of(kept: Bool[Tensor, "V"]) -> Int[Tensor, "K"]:
 
 
 def lay_out_support(
-    supports: list[list[Int[Tensor, "_"]]], starts: list[int], width: int
+    supports: list[list[Int[Tensor, "_"]]], mask: Bool[Tensor, "N T"]
 ) -> Int[Tensor, "N T K"]:
-    """The supports of all response tokens, each response behind its prompt; -1 where there are fewer."""
-    most = max(len(support) for row in supports for support in row)
-    out = torch.full((len(supports), width, most), NONE, dtype=torch.int32)
-    for row, start, support in zip(out, starts, supports, strict=True):
-        padded = pad_sequence(support, batch_first=True, padding_value=NONE)
-        row[start : start + len(support), : padded.shape[1]] = padded
+    """The supports of all sampled tokens in their places; -1 where there are fewer."""
+    padded = pad_sequence(
+        [support for row in supports for support in row], batch_first=True, padding_value=NONE
+    )
+    out = torch.full((*mask.shape, padded.shape[1]), NONE, dtype=torch.int32)
+    out[mask] = padded
     return out
 
 

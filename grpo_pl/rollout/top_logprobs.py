@@ -3,22 +3,21 @@
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from grpo_pl.rollout.support import NONE
 
 
 def lay_out_top(
-    responses: Sequence[tuple[Int[Tensor, "_ K"], Float[Tensor, "_ K"]]], starts: Sequence[int], width: int
+    responses: Sequence[tuple[Int[Tensor, "_ K"], Float[Tensor, "_ K"]]], mask: Bool[Tensor, "N T"]
 ) -> tuple[Int[Tensor, "N T K"], Float[Tensor, "N T K"]]:
-    """The ids and log-probabilities of each response behind its prompt, as one batch."""
+    """The ids and log-probabilities of all sampled tokens in their places, as one batch."""
     number = responses[0][0].shape[1]
-    tokens = torch.full((len(responses), width, number), NONE, dtype=torch.int32)
+    tokens = torch.full((*mask.shape, number), NONE, dtype=torch.int32)
     logprobs = torch.zeros(tokens.shape)
-    for row, (start, (ids, of_ids)) in enumerate(zip(starts, responses, strict=True)):
-        tokens[row, start : start + len(ids)] = ids
-        logprobs[row, start : start + len(ids)] = of_ids
+    tokens[mask] = torch.cat([ids for ids, _ in responses]).int()
+    logprobs[mask] = torch.cat([of_ids for _, of_ids in responses]).float()
     return tokens, logprobs
 
 

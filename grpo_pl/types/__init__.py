@@ -23,7 +23,7 @@ Example, one prompt `[5, 6]` with the two responses `[7, 2]` and `[8]`:
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from grpo_pl.types.dialogue import STOPS, Call, Message, Outcome, Said, Stop, Turn
+from grpo_pl.types.dialogue import STOPS, Call, Message, Outcome, Said, Stop, Turn, in_words
 from grpo_pl.types.prompt import Prompt
 
 if TYPE_CHECKING:
@@ -69,5 +69,6 @@ __all__ = [
     "TokenLoss",
     "TokenScores",
     "Turn",
+    "in_words",
     "only_here",
 ]

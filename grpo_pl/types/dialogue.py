@@ -1,5 +1,6 @@
 """What policy and environment say to each other in an episode: text, never tokens."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -62,3 +63,10 @@ class Turn:
     """For what the policy has just said; paid on the last token of it."""
     done: bool = False
     """Whether the episode is over."""
+
+
+def in_words(messages: Sequence[Message]) -> str:
+    """A conversation for people to read: each message behind who speaks."""
+    return "\n\n".join(
+        f"{message.get('name') or message['role']}: {message['content']}" for message in messages
+    )

@@ -5,8 +5,10 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Num, Shaped
 from torch import Tensor
+
+from grpo_pl.types.dialogue import Message, Stop
 
 S = TypeVar("S", bound="Sequences")
 
@@ -179,6 +181,10 @@ class SampleRecord:
     reward: float | None
     advantage: float | None
     """None if the response is not learned from."""
+    stop: Stop | None = None
+    """Why the episode ended; None where there is no environment."""
+    transcript: list[Message] = field(default_factory=list)
+    """The whole conversation of the episode."""
 
 
 @dataclass(kw_only=True)
@@ -231,6 +237,17 @@ class Experience(Sequences):
     stands_for: Float[Tensor, "B"] | None = None
     """How many tokens each read token of a sequence stands for in metrics, where only a sample of the
     sequences without an advantage is read; None for 1. The loss does not know of it."""
+
+    episodes: Int[Tensor, "B"] | None = None
+    """Rows of one episode share it and stand in one micro-batch: they are one sequence to the loss. None
+    where each row is one."""
+
+    def of_sequences(self, numbers: Num[Tensor, "B"]) -> Num[Tensor, "B"]:
+        """At each row the sum over all rows of its sequence."""
+        if self.episodes is None:
+            return numbers
+        owner = torch.unique(self.episodes, return_inverse=True)[1]
+        return torch.zeros_like(numbers).index_add(0, owner, numbers)[owner]
 
     @property
     def counted(self) -> Bool[Tensor, "B T"]:

@@ -1,27 +1,14 @@
 """The responses that the engine gives to prompts."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from grpo_pl.types.dialogue import Message, Outcome, Stop
 from grpo_pl.types.prompt import Prompt
-
-
-@dataclass(kw_only=True)
-class Sample:
-    """One response to one prompt: everything that a reward sees."""
-
-    prompt: Prompt
-    response: str
-    response_tokens: int
-    truncated: bool
-    """True if the response was cut at the token limit, False if the model ended it."""
-    token_ends: list[int] = field(default_factory=list)
-    """Where each token's text ends in `response`, in characters; empty where the engine does not know."""
-    tokens: tuple[Int[Tensor, "T"], Bool[Tensor, "T"]] | None = field(default=None, compare=False, repr=False)
-    """Its rows of the rollout's `token_ids` and `loss_mask`; None where they are not known."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +18,34 @@ class StepScore:
     end: int
     """Where the step ends in the response, in characters (exclusive)."""
     score: float
+    token: int | None = None
+    """The sampled token that it ends with, from 0; None for the one that completes the last character."""
+
+
+@dataclass(kw_only=True)
+class Sample:
+    """One response to one prompt, or one episode: everything that a reward sees."""
+
+    prompt: Prompt
+    response: str
+    """What the policy said alone: the turns of an episode are joined by newlines."""
+    response_tokens: int
+    """The tokens that the policy sampled."""
+    truncated: bool
+    """True if the response was cut at the token limit, False if the model ended it."""
+    token_ends: list[int] = field(default_factory=list)
+    """Where each token's text ends in `response`, in characters; empty where the engine does not know."""
+    tokens: tuple[Int[Tensor, "T"], Bool[Tensor, "T"]] | None = field(default=None, compare=False, repr=False)
+    """Its rows of the rollout's `token_ids` and `loss_mask`, one after the other; None where they are not
+    known."""
+    turns: list[StepScore] = field(default_factory=list)
+    """The end of each turn, and the environment's reward for it; empty where there is no environment."""
+    stop: Stop | None = None
+    """Why the episode ended; None where there is no environment."""
+    outcome: Outcome = "score"
+    """What this end does to the rewards that have a weight."""
+    transcript: list[Message] = field(default_factory=list)
+    """The whole conversation of an episode; empty where there is no environment."""
 
 
 @dataclass(kw_only=True)
@@ -100,6 +115,21 @@ class Rollout:
     top_logprobs: Float[Tensor, "N T K"] | None = None
     """Their log-probabilities in the whole vocabulary, in nats, at `temperature`; 0 elsewhere."""
 
+    turns: Int[Tensor, "N T"] | None = None
+    """The number of the turn of each sampled token, from 1; 0 elsewhere. None where there is no environment,
+    as for everything below."""
+    episodes: Int[Tensor, "N"] | None = None
+    """Rows of one episode share it: its history was forked, each sampled token is masked in one of them, and
+    what describes the episode stands at each. None where every row is an episode of its own."""
+    stops: list[Stop] = field(default_factory=list)
+    """Why the episode of each row ended."""
+    outcomes: list[Outcome] = field(default_factory=list)
+    """What this end does to its rewards."""
+    turn_rewards: list[list[float]] = field(default_factory=list)
+    """The environment's reward of each turn of the episode of each row."""
+    transcripts: list[list[Message]] = field(default_factory=list)
+    """The whole conversation of the episode of each row."""
+
     @property
     def lengths(self) -> list[int]:
         """Tokens of each sequence, of prompt and response."""
@@ -114,12 +144,66 @@ class Rollout:
         return sum(int(rollout.loss_mask.sum()) for rollout in sampled)
 
     @property
+    def columns(self) -> dict[str, Any]:
+        """What has an entry for each row, by name: tensors, and lists that are not empty."""
+        of_groups = {"greedy": [], "besides": []}
+        named = (vars(self) | of_groups).items()
+        return {name: x for name, x in named if isinstance(x, Tensor | list) and len(x)}
+
+    @property
+    def rows_of_episodes(self) -> list[list[int]]:
+        """The rows of each episode, in the order of their first ones."""
+        if self.episodes is None:
+            return [[row] for row in range(len(self.prompts))]
+        rows: dict[int, list[int]] = {}
+        for row, episode in enumerate(self.episodes.tolist()):
+            rows.setdefault(episode, []).append(row)
+        return list(rows.values())
+
+    @property
+    def firsts(self) -> list[int]:
+        """The first row of each episode, for what stands at each of its rows."""
+        return [rows[0] for rows in self.rows_of_episodes]
+
+    @property
     def samples(self) -> list[Sample]:
-        """The `N` responses as rewards see them."""
+        """The responses as rewards see them: one for each episode."""
         lengths, truncated = self.loss_mask.sum(-1).tolist(), self.truncated.tolist()
-        tokens = zip(self.token_ids, self.loss_mask, strict=True)
-        rows = zip(self.prompts, self.responses, lengths, truncated, self.token_ends, tokens, strict=True)
-        return [
-            Sample(prompt=p, response=r, response_tokens=n, truncated=t, token_ends=ends, tokens=pair)
-            for p, r, n, t, ends, pair in rows
-        ]
+        return [self._sample(rows, lengths, truncated) for rows in self.rows_of_episodes]
+
+    def _sample(self, rows: list[int], lengths: list[int], truncated: list[bool]) -> Sample:
+        first = rows[0]
+        response, token_ends = joined([(self.responses[row], self.token_ends[row]) for row in rows])
+        token_ids, loss_mask = (torch.cat([x[row] for row in rows]) for x in (self.token_ids, self.loss_mask))
+        turns: list[StepScore] = []
+        if self.turns is not None:
+            numbers = torch.cat([self.turns[row] for row in rows])[loss_mask].tolist()
+            turns = turn_scores(numbers, token_ends, self.turn_rewards[first])
+        return Sample(
+            prompt=self.prompts[first],
+            response=response,
+            response_tokens=sum(lengths[row] for row in rows),
+            truncated=truncated[first],
+            token_ends=token_ends,
+            tokens=(token_ids, loss_mask),
+            turns=turns,
+            stop=self.stops[first] if self.stops else None,
+            outcome=self.outcomes[first] if self.outcomes else "score",
+            transcript=self.transcripts[first] if self.transcripts else [],
+        )
+
+
+def joined(parts: Sequence[tuple[str, list[int]]]) -> tuple[str, list[int]]:
+    """Texts with a newline between them, and where their tokens end in the whole."""
+    text, ends = parts[0]
+    for more, of_more in parts[1:]:
+        ends = [*ends, *(len(text) + 1 + end for end in of_more)]
+        text += f"\n{more}"
+    return text, ends
+
+
+def turn_scores(turns: Sequence[int], token_ends: Sequence[int], rewards: Sequence[float]) -> list[StepScore]:
+    """The end of each turn, from the turn of each sampled token, and its reward."""
+    lasts = [i for i, turn in enumerate(turns) if i + 1 == len(turns) or turns[i + 1] != turn]
+    ends = [token_ends[i] if token_ends else 0 for i in lasts]
+    return [StepScore(end, score, i) for end, score, i in zip(ends, rewards, lasts, strict=True)]
