@@ -5,6 +5,7 @@ import math
 from abc import ABC, abstractmethod
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal, SupportsFloat
 
 import numpy as np
@@ -111,6 +112,8 @@ def score_samples(rewards: Mapping[str, RewardFunction], samples: Sequence[Sampl
     it: its total is unknown. TRL deviates: it sums the rewards that did answer (`nansum`), and so ranks a
     response that one judge skipped against responses judged in full. All samples may be unscored.
 
+    What the end of an episode does to its rewards, `Sample.outcome`, is done to those with a weight.
+
     Raises:
         RewardError: A reward with `on_error: raise` failed.
     """
@@ -121,7 +124,8 @@ def score_samples(rewards: Mapping[str, RewardFunction], samples: Sequence[Sampl
     scored = torch.ones(len(samples), dtype=torch.bool)
     for name, reward in rewards.items():
         before = dict(reward.failures)
-        raw_scores = score_or_abstain(f"Reward {name!r}", reward, samples)
+        scorer = declared_scores if reward.weight != 0 else score_or_abstain
+        raw_scores = scorer(f"Reward {name!r}", reward, samples)
         failures[name] = {kind: count - before[kind] for kind, count in reward.failures.items()}
         scores = by_name[name] = [_outcome(score) for score in raw_scores]
         if reward.weight != 0:
@@ -129,7 +133,7 @@ def score_samples(rewards: Mapping[str, RewardFunction], samples: Sequence[Sampl
             weighted[name] = reward.weight * torch.tensor([score or 0.0 for score in scores])
             for row, score in enumerate(raw_scores):
                 if isinstance(score, Sequence):
-                    steps[row] += [StepScore(step.end, reward.weight * step.score) for step in score]
+                    steps[row] += [replace(step, score=reward.weight * step.score) for step in score]
     weighted = {name: torch.where(scored, scores, 0.0) for name, scores in weighted.items()}
     whole = [scores for name, scores in weighted.items() if not isinstance(rewards[name], ProcessReward)]
     zeros = torch.zeros(len(samples))
@@ -150,7 +154,8 @@ def token_rewards(
 ) -> tuple[Float[Tensor, "N T"], Bool[Tensor, "N T"]]:
     """The reward earned at each token, and where a step ends.
 
-    Outcomes pay on the last response token, a step on the token that completes its last character.
+    Outcomes pay on the last response token, a step on the token that it names or, if it names none, on the
+    one that completes its last character.
     """
     outcome = torch.zeros(len(samples)) if scored.outcome is None else scored.outcome
     rewards = outcome_rewards(outcome, loss_mask.cpu())
@@ -158,7 +163,8 @@ def token_rewards(
     for row, (steps, sample) in enumerate(zip(scored.steps, samples, strict=True)):
         columns = loss_mask[row].nonzero()[:, 0].tolist()
         for step in steps if scored.scored[row] else ():
-            column = columns[min(bisect_left(sample.token_ends, step.end), len(columns) - 1)]
+            token = bisect_left(sample.token_ends, step.end) if step.token is None else step.token
+            column = columns[min(token, len(columns) - 1)]
             rewards[row, column] += step.score
             ends[row, column] = True
     return rewards, ends
@@ -179,6 +185,27 @@ Score = float | None | Sequence[StepScore]
 
 def _outcome(score: Score) -> float | None:
     return math.fsum(step.score for step in score) if isinstance(score, Sequence) else score
+
+
+def declared_scores(name: str, reward: RewardFunction, samples: Sequence[Sample]) -> list[Score]:
+    """The scores of one reward after what the end of each episode does to them.
+
+    `zero` makes the score and those of steps 0, known though the reward abstains; for `abstain` the reward is
+    not asked.
+    """
+    asked = [sample for sample in samples if sample.outcome != "abstain"]
+    scores = iter(score_or_abstain(name, reward, asked))
+    return [
+        None if sample.outcome == "abstain" else made_zero(next(scores), zero=sample.outcome == "zero")
+        for sample in samples
+    ]
+
+
+def made_zero(score: Score, *, zero: bool) -> Score:
+    """The score, or the same score of 0 if it shall be."""
+    if not zero:
+        return score
+    return [replace(step, score=0.0) for step in score] if isinstance(score, Sequence) else 0.0
 
 
 def score_or_abstain(name: str, reward: RewardFunction, samples: Sequence[Sample]) -> list[Score]:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from grpo_pl.functional import majority_at_k, pass_at_k, wilson_interval
-from grpo_pl.rewards.base import RewardError, Verifier, describe, score_or_abstain
+from grpo_pl.rewards.base import RewardError, Verifier, declared_scores, describe
 from grpo_pl.types import Rollout, Sample
 
 log = logging.getLogger(__name__)
@@ -99,7 +99,7 @@ class Evaluation:
         greedy, samples = rollout.temperature == 0, rollout.samples
         which = "val" if greedy else "val_sampled"
         for name, verifier in self.verifiers.items():
-            scores = score_or_abstain(f"Verifier {name!r}", verifier, samples)
+            scores = declared_scores(f"Verifier {name!r}", verifier, samples)
             correct = [score == 1.0 for score in scores]
             for score in scores:
                 self._add_plain(f"{which}/{name}_abstained", float(score is None))
@@ -107,8 +107,9 @@ class Evaluation:
                 for verdict in correct:
                     self._add(f"val/{name}", float(verdict))
                 continue
-            for group in sorted(set(rollout.group_ids.tolist())):
-                rows = (rollout.group_ids == group).nonzero()[:, 0].tolist()
+            group_ids = rollout.group_ids[rollout.firsts]
+            for group in sorted(set(group_ids.tolist())):
+                rows = (group_ids == group).nonzero()[:, 0].tolist()
                 verdicts = [correct[row] for row in rows]
                 answers = [extract_or_abstain(name, verifier, samples[row]) for row in rows]
                 for k in powers_of_two(len(rows)):
