@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from grpo_pl.advantages.base import AdvantageEstimator
-from grpo_pl.functional import prompt_weights
+from grpo_pl.functional import EpisodeTokens, prompt_weights
 from grpo_pl.losses.base import LossTerm
 from grpo_pl.losses.correction import Correction, MismatchCorrection, all_kept
 from grpo_pl.losses.kl import KLPenalty
@@ -18,7 +18,7 @@ from grpo_pl.minibatches import Step, first_pass
 from grpo_pl.rewards.feedback import RewardStage, reward_metrics
 from grpo_pl.training.metrics import explained_variance, rollout_metrics, sample_records, teacher_metrics
 from grpo_pl.training.silent_sample import SilentSample
-from grpo_pl.types import Credit, Experience, Feedback, Rollout, Sequences, TokenScores
+from grpo_pl.types import Experience, Feedback, Rollout, Sequences, TokenScores
 
 Scorer = Callable[[Sequences], TokenScores]
 """Scores a micro-batch in the precision of training."""
@@ -54,21 +54,28 @@ class ExperienceStage:
     def __call__(self, rollout: Rollout, steps: Sequence[Step], version: int) -> Experience:
         """The experience of a rollout for the given optimizer steps; `version` counts the policy's so far."""
         device, sum_over_ranks = self.rewards.device, self.rewards.sum_over_ranks
+        tokens = EpisodeTokens(rollout.loss_mask.to(device), rollout.episodes)
         scored = self.rewards.score(rollout)
         feedback = self.rewards.feedback(rollout, scored)
         # With the policy loss alone, scores change no advantage: what has none need not be scored.
         early = None if self.reads_silent else self.advantage.credit(feedback)
-        sequences = sequences_of(rollout, feedback, early)
+        rows = sequences_of(rollout, device)
+        sequences = tokens.together(rows)
+        sequences.active = None if early is None else (early.advantages != 0).any(-1)
         learned = sequences.read
         sequences.active, stands_for = self.silent(sequences, version)
-        sampling_logprobs = rollout.sampling_logprobs.to(device)
+        rows.active = tokens.apart(sequences.active)
+        sampling_logprobs = tokens.together(rollout.sampling_logprobs.to(device))
         first = first_pass(steps)
         scored_now, scored_later = self._now_and_later(first, steps)
-        scores = self._scores(self.trained, sequences, scored_now)
-        reference = None if self.reference is None else self._scores(self.reference, sequences, first)
+        scores = tokens.together(self._scores(self.trained, rows, scored_now))
+        reference = None
+        if self.reference is not None:
+            reference = tokens.together(self._scores(self.reference, rows, first))
         feedback = self._with_scores(feedback, scores, None if reference is None else reference.logprobs)
         credit = self.advantage.credit(feedback) if early is None else early
         correction = self._correction(scores, sampling_logprobs, learned)
+        top = rollout.top_logprobs
         experience = Experience(
             **vars(sequences) | named_by(reference, sequences),
             sampling_logprobs=sampling_logprobs,
@@ -78,9 +85,9 @@ class ExperienceStage:
             advantages=credit.advantages,
             returns=credit.returns,
             weights=correction.weights,
-            candidate_logprobs=None if rollout.top_logprobs is None else rollout.top_logprobs.to(device),
+            candidate_logprobs=None if top is None else tokens.together(top.to(device)),
             kept=self._kept(feedback, scores, correction),
-            has_old_logprobs=without(scored_later, sequences),
+            has_old_logprobs=tokens.together(without(scored_later, rows)),
             stands_for=stands_for,
         )
         weigh = partial(prompt_weights, group_ids=feedback.group_ids, sum_over_ranks=sum_over_ranks)
@@ -88,7 +95,7 @@ class ExperienceStage:
             experience.prepared |= term.prepare(experience, feedback, version)
         judged = bool(feedback.weights) or not self.advantage.needs_rewards
         has_signal = self.advantage.has_signal(feedback) if judged else None
-        return replace(
+        experience = replace(
             experience,
             prompt_weights=weigh(experience.counted.sum(-1)),
             all_prompt_weights=None if experience.kept is None else weigh(experience.loss_mask.sum(-1)),
@@ -98,6 +105,7 @@ class ExperienceStage:
             | correction.metrics,
             records=sample_records(rollout, scored, experience),
         )
+        return in_rows(experience, rows, tokens)
 
     def _metrics(self, feedback: Feedback) -> dict[str, float]:
         """What critic, KL and teacher say about the responses."""
@@ -159,20 +167,27 @@ class ExperienceStage:
         return all_kept([*(mask(feedback, entropy) for mask in self.masks), correction.kept])
 
 
-def sequences_of(rollout: Rollout, feedback: Feedback, early: Credit | None) -> Sequences:
-    """The sequences of a rollout, active where the credit, if it is known, has an advantage.
+def sequences_of(rollout: Rollout, device: torch.device) -> Sequences:
+    """The rows of a rollout as the models read them.
 
     Their candidates are the tokens that each token was drawn from, or the likeliest ones of the sampler.
     """
-    device = feedback.loss_mask.device
     candidates = rollout.top_tokens if rollout.candidates is None else rollout.candidates
     return Sequences(
         token_ids=rollout.token_ids.to(device),
-        loss_mask=feedback.loss_mask,
+        loss_mask=rollout.loss_mask.to(device),
         temperature=rollout.temperature,
-        active=None if early is None else (early.advantages != 0).any(-1),
         candidates=None if candidates is None else candidates.to(device),
         renormalized=rollout.candidates is not None,
+    )
+
+
+def in_rows(experience: Experience, rows: Sequences, tokens: EpisodeTokens) -> Experience:
+    """The experience of episodes as that of their rows, which the models read."""
+    if tokens.owners is None:
+        return experience
+    return replace(
+        tokens.apart(experience), token_ids=rows.token_ids, loss_mask=rows.loss_mask, episodes=tokens.owners
     )
 
 

@@ -4,6 +4,7 @@ import json
 import logging
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 from rich.console import Console
@@ -15,7 +16,7 @@ from grpo_pl.callbacks.progress import Progress
 from grpo_pl.runs.layout import SAMPLES_FILE
 from grpo_pl.system.atomic_files import append, replacing
 from grpo_pl.system.refusal import ArgumentError
-from grpo_pl.types import Experience, SampleRecord
+from grpo_pl.types import Experience, SampleRecord, in_words
 
 log = logging.getLogger(__name__)
 
@@ -57,13 +58,21 @@ class Samples(pl.Callback):
         if not batch.records or not trainer.is_global_zero:
             return
         iteration = trainer.current_epoch + 1
-        kept = [{"iteration": iteration, **asdict(record)} for record in batch.records[: self.keep]]
+        kept = [{"iteration": iteration, **content(record)} for record in batch.records[: self.keep]]
         path = Path(trainer.default_root_dir) / SAMPLES_FILE
         append(path, "".join(json.dumps(record) + "\n" for record in kept))
         if self.every and (iteration - 1) % self.every == 0 and self.rows:
             bar = trainer.progress_bar_callback
             console = bar.console if isinstance(bar, Progress) else Console()
             console.print(samples_table(best_to_worst(batch.records, self.rows), f"iteration {iteration}"))
+
+
+def content(record: SampleRecord) -> dict[str, Any]:
+    """A record as a line holds it: what describes an episode only where it is one."""
+    columns = asdict(record)
+    if record.stop is None:
+        del columns["stop"], columns["transcript"]
+    return columns
 
 
 def iteration_of(line: bytes) -> int | None:
@@ -95,7 +104,7 @@ def samples_table(records: list[SampleRecord], title: str) -> Table:
         cut = " [dim](cut)[/dim]" if record.truncated else ""
         out.add_row(
             escape(shorten(record.prompt)),
-            escape(shorten(record.response)) + cut,
+            escape(shorten(in_words(record.transcript) or record.response)) + cut,
             escape(shorten(record.answer, 40)),
             *("-" if number is None else f"{number:.2f}" for number in numbers),
         )

@@ -1,6 +1,7 @@
 """The mathematics of the loop as pure functions of tensors, without models and engines."""
 
 from grpo_pl.functional.divergences import forward_kl, generalized_jsd, reverse_kl, with_rest
+from grpo_pl.functional.episodes import EpisodeTokens
 from grpo_pl.functional.groups import (
     group_is_constant,
     group_mean,
@@ -23,6 +24,7 @@ from grpo_pl.functional.success_rates import majority_at_k, pass_at_k, wilson_in
 
 __all__ = [
     "MAX_LOG_RATIO",
+    "EpisodeTokens",
     "balanced_partition",
     "batches_within",
     "bounded_exp",

@@ -52,8 +52,8 @@ class SequenceMean(Aggregation):
 
     @override
     def __call__(self, loss: Float[Tensor, "B T"], batch: Experience) -> Float[Tensor, ""]:
-        per_sequence = _masked_sum(loss, batch.counted) / batch.counted.sum(-1).clamp(min=1)
-        return per_sequence.sum() / max(batch.num_sequences, 1)
+        tokens = batch.of_sequences(batch.counted.sum(-1))
+        return (_masked_sum(loss, batch.counted) / tokens.clamp(min=1)).sum() / max(batch.num_sequences, 1)
 
 
 @final

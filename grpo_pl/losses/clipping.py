@@ -52,19 +52,24 @@ def clip(
     return loss, acts & (advantages != 0)
 
 
-def mean_ratio(log_ratio: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B T"]:
+def mean_ratio(log_ratio: Float[Tensor, "B T"], batch: Experience) -> Float[Tensor, "B T"]:
     """The exponential of each sequence's mean; its gradient at a token is that of the token's own entry."""
     fixed = log_ratio.detach()
-    return bounded_exp(sequence_mean(fixed, mask) + (log_ratio - fixed))
+    return bounded_exp(sequence_mean(fixed, batch) + (log_ratio - fixed))
 
 
-def sequence_mean(values: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B 1"]:
-    """The mean of each sequence over its masked tokens; 0 where there is none."""
-    return torch.where(mask, values, 0.0).sum(-1, keepdim=True) / mask.sum(-1, keepdim=True).clamp(min=1)
+def sequence_mean(values: Float[Tensor, "B T"], batch: Experience) -> Float[Tensor, "B 1"]:
+    """The mean of each sequence over its response tokens; 0 where there is none."""
+    tokens = batch.of_sequences(batch.loss_mask.sum(-1))
+    return sequence_sum(values, batch) / tokens[:, None].clamp(min=1)
 
 
-def product_ratio(log_ratio: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B T"]:
+def sequence_sum(values: Float[Tensor, "B T"], batch: Experience) -> Float[Tensor, "B 1"]:
+    """The sum of each sequence over its response tokens."""
+    return batch.of_sequences(torch.where(batch.loss_mask, values, 0.0).sum(-1))[:, None]
+
+
+def product_ratio(log_ratio: Float[Tensor, "B T"], batch: Experience) -> Float[Tensor, "B T"]:
     """The exponential of each sequence's sum; its gradient at a token is that of the token's own entry."""
     fixed = log_ratio.detach()
-    total = torch.where(mask, fixed, 0.0).sum(-1, keepdim=True)
-    return bounded_exp(total + (log_ratio - fixed))
+    return bounded_exp(sequence_sum(fixed, batch) + (log_ratio - fixed))

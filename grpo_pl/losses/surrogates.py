@@ -62,7 +62,7 @@ class ClippedSurrogate(PolicyLoss):
         if self.level == "token":
             ratio = importance_ratio(logprobs, batch.old_logprobs)
         else:
-            ratio = product_ratio(logprobs - batch.old_logprobs, batch.loss_mask)
+            ratio = product_ratio(logprobs - batch.old_logprobs, batch)
         loss, acts = clip(ratio, batch.advantages, self.clip_low, self.clip_high)
         if self.dual_clip is not None:
             bound = -self.dual_clip * batch.advantages
@@ -93,7 +93,7 @@ class GSPO(PolicyLoss):
 
     @override
     def __call__(self, logprobs: Float[Tensor, "B T"], batch: Experience) -> TokenLoss:
-        ratio = mean_ratio(logprobs - batch.old_logprobs, batch.loss_mask)
+        ratio = mean_ratio(logprobs - batch.old_logprobs, batch)
         loss, acts = clip(ratio, batch.advantages, self.clip_low, self.clip_high)
         return TokenLoss(loss, ratio_metrics(logprobs, batch) | clip_metrics(acts, batch))
 
@@ -181,7 +181,7 @@ class GMPO(PolicyLoss):
         clipped = torch.where(
             batch.advantages > 0, log_ratio.clamp(max=self.clip_high), log_ratio.clamp(min=-self.clip_low)
         )
-        loss = -mean_ratio(clipped, batch.loss_mask) * batch.advantages
+        loss = -mean_ratio(clipped, batch) * batch.advantages
         acts = (batch.advantages != 0) & (clipped != log_ratio)
         return TokenLoss(loss, ratio_metrics(logprobs, batch) | clip_metrics(acts, batch))
 

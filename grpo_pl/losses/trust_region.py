@@ -138,7 +138,7 @@ class OffPolicyMask(PolicyLoss):
 
     def left_out(self, logprobs: Float[Tensor, "B T"], batch: Experience) -> Bool[Tensor, "B T"]:
         """True on the tokens without a loss."""
-        drift = sequence_mean(batch.sampling_logprobs - logprobs.detach(), batch.loss_mask)
+        drift = sequence_mean(batch.sampling_logprobs - logprobs.detach(), batch)
         return (batch.advantages < 0) & (drift > self.threshold)
 
     @override

@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from grpo_pl.functional import MAX_LOG_RATIO
 from grpo_pl.losses.base import PolicyLoss
-from grpo_pl.losses.clipping import BEHAVIOURS, Behaviour, behaviour_logprobs, ratio_metrics
+from grpo_pl.losses.clipping import BEHAVIOURS, Behaviour, behaviour_logprobs, ratio_metrics, sequence_sum
 from grpo_pl.system.refusal import ArgumentError
 from grpo_pl.types import Experience, TokenLoss
 
@@ -75,8 +75,8 @@ class VESPO(PolicyLoss):
     @override
     def __call__(self, logprobs: Float[Tensor, "B T"], batch: Experience) -> TokenLoss:
         log_ratio = logprobs.detach() - behaviour_logprobs(batch, self.behaviour)
-        bounded = torch.where(batch.loss_mask, log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO), 0.0)
-        of_response = bounded.sum(-1, keepdim=True).clamp(LEAST, MAX_LOG_RATIO)
+        bounded = log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+        of_response = sequence_sum(bounded, batch).clamp(LEAST, MAX_LOG_RATIO)
         weight = self.kernel(of_response.expand_as(log_ratio), batch.advantages)
         metrics = ratio_metrics(logprobs, batch) | {"train/response_weight": weight}
         return TokenLoss(-weight * batch.advantages * logprobs, metrics)

@@ -37,8 +37,8 @@ class Right:
         """
         rounds = [one for one in rollout.besides if one.rewards is not None]
         if not rounds:
-            return list(zip(rollout.prompts, map(self._of_record, records), strict=True))
-        return [pair for one in rounds for pair in zip(one.prompts, self._of_round(one), strict=True)]
+            return list(zip(prompts_of(rollout), map(self._of_record, records), strict=True))
+        return [pair for one in rounds for pair in zip(prompts_of(one), self._of_round(one), strict=True)]
 
     def _of_record(self, record: SampleRecord) -> bool | None:
         score = record.reward if self.by is None else record.rewards[self.by]
@@ -51,6 +51,11 @@ class Right:
             return [None if score is None else score > self.threshold for score in scores.by_name[self.by]]
         known = zip(scores.total.tolist(), scores.scored.tolist(), strict=True)
         return [total > self.threshold if scored else None for total, scored in known]
+
+
+def prompts_of(rollout: Rollout) -> list[Prompt]:
+    """The prompt of each sample."""
+    return [rollout.prompts[row] for row in rollout.firsts]
 
 
 @dataclass(kw_only=True)

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from grpo_pl.functional import EpisodeTokens
 from grpo_pl.rewards.base import RewardFunction, earning_tokens, score_samples, token_rewards
 from grpo_pl.rewards.transforms import RewardTransform
 from grpo_pl.types import Feedback, Rollout, Sample, ScoredSamples, only_here
@@ -29,21 +30,22 @@ class RewardStage:
         return rollout.rewards or score_samples(self.rewards, rollout.samples)
 
     def feedback(self, rollout: Rollout, scored: ScoredSamples, *, observe: bool = True) -> Feedback:
-        """The rewards of a rollout's tokens.
+        """The rewards of a rollout's tokens, by episode: `EpisodeTokens`.
 
         `observe` says whether transforms add them to running statistics: do so once a rollout.
         """
-        rewards, step_ends = self._token_rewards(scored, rollout.samples, rollout.loss_mask, observe=observe)
-        greedy = None
-        if rollout.greedy:
-            greedy = self.greedy_rewards(rollout.greedy)[rollout.group_ids.to(self.device)]
+        tokens = EpisodeTokens(rollout.loss_mask, rollout.episodes)
+        loss_mask = tokens.together(rollout.loss_mask)
+        group_ids = tokens.together(rollout.group_ids).to(self.device)
+        rewards, step_ends = self._token_rewards(scored, rollout.samples, loss_mask, observe=observe)
+        greedy = self.greedy_rewards(rollout.greedy)[group_ids] if rollout.greedy else None
         return Feedback(
             rewards=rewards,
             step_ends=step_ends,
             scored=scored.scored.to(self.device),
-            loss_mask=rollout.loss_mask.to(self.device),
-            group_ids=rollout.group_ids.to(self.device),
-            truncated=rollout.truncated.to(self.device),
+            loss_mask=loss_mask.to(self.device),
+            group_ids=group_ids,
+            truncated=tokens.together(rollout.truncated).to(self.device),
             by_name={name: score.to(self.device) for name, score in scored.weighted.items()},
             weights={name: self.rewards[name].weight for name in scored.weighted},
             greedy=greedy,

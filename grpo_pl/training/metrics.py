@@ -35,11 +35,11 @@ def rollout_metrics(
         "rollout/response_tokens": float(mask.sum(-1).float().mean()),
         "rollout/tokens": float(tokens[0]),
         "rollout/tokens_generated": float(tokens[1]),
-        "rollout/truncated": float(rollout.truncated.float().mean()),
+        "rollout/truncated": float(rollout.truncated[rollout.firsts].float().mean()),
         "train/read": float(experience.read.any(-1).float().mean()),
     }
     if has_signal is not None:
-        with_signal = groups_with(has_signal.cpu(), rollout.group_ids).tolist()
+        with_signal = groups_with(has_signal.cpu(), rollout.group_ids[rollout.firsts]).tolist()
         metrics["rollout/groups_without_signal"] = with_signal.count(False) / len(with_signal)
     if not rollout.offline:  # whose version is another policy's
         metrics["rollout/staleness"] = float(version - rollout.policy_version)
@@ -86,7 +86,7 @@ def sample_records(
     rollout: Rollout, scored: ScoredSamples, experience: Experience | None = None
 ) -> list[SampleRecord]:
     """Every response with its rewards, for people to read; the advantage is the mean over its tokens."""
-    advantages: list[float | None] = [None] * len(rollout.prompts)
+    advantages: list[float | None] = [None] * len(scored.scored)
     if experience is not None:
         tokens = experience.loss_mask.sum(-1).clamp(min=1)
         advantages = (experience.advantages.sum(-1) / tokens).tolist()
@@ -101,6 +101,8 @@ def sample_records(
             rewards={name: scores[row] for name, scores in scored.by_name.items()},
             reward=float(scored.total[row]) if scored.scored[row] else None,
             advantage=advantages[row],
+            stop=sample.stop,
+            transcript=sample.transcript,
         )
         for row, sample in enumerate(rollout.samples)
     ]

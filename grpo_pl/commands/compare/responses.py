@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from grpo_pl.commands.compare.groups import Group
+from grpo_pl.types import in_words
 
 COUNT = 4
 
@@ -65,5 +66,6 @@ def first_records(group: Group, seed: str) -> dict[tuple[int, str], dict[str, An
 
 
 def response_of(group: str, record: dict[str, Any]) -> GroupResponse:
-    """A record as one group's response."""
-    return GroupResponse(group, record["response"], record["reward"], record["truncated"])
+    """A record as one group's response: an episode as a dialogue."""
+    said = in_words(record.get("transcript", [])) or record["response"]
+    return GroupResponse(group, said, record["reward"], record["truncated"])

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from grpo_pl.commands.doctor import draws
@@ -61,6 +61,16 @@ def positions(rollout: Rollout) -> Float[Tensor, "M"]:
     return (rollout.loss_mask.cumsum(-1) - 1)[rollout.loss_mask].float()
 
 
+def with_beginning(
+    rollout: Rollout, n: int, prompt: Callable[[list[int]], list[int]]
+) -> tuple[Int[Tensor, "T"], Bool[Tensor, "T"]]:
+    """A row up to its last sampled token with a changed prompt, and which of its tokens were sampled."""
+    before, given = prompt(rollout.prompts[n].token_ids), rollout.prompts[n].token_ids
+    rest = slice(len(given), rollout.lengths[n])
+    ids = torch.tensor([*before, *rollout.token_ids[n, rest].tolist()])
+    return ids, torch.tensor([False] * len(before) + rollout.loss_mask[n, rest].tolist())
+
+
 def read(
     policy: LanguageModel,
     rollout: Rollout,
@@ -81,14 +91,9 @@ def read(
     with torch.no_grad(), precision or nullcontext():
         for group in rollout.group_ids.unique_consecutive():
             rows = (rollout.group_ids == group).nonzero()[:, 0].tolist()
-            pairs = [
-                (prompt(rollout.prompts[n].token_ids), rollout.token_ids[n][rollout.loss_mask[n]].tolist())
-                for n in rows
-            ]
-            width = max(len(before) + len(after) for before, after in pairs)
-            ids = pad_rows([torch.tensor([*before, *after]) for before, after in pairs], width)
-            masks = [torch.tensor([False] * len(before) + [True] * len(after)) for before, after in pairs]
-            mask = pad_rows(masks, width)
+            pairs = [with_beginning(rollout, n, prompt) for n in rows]
+            width = max(len(row) for row, _ in pairs)
+            ids, mask = (pad_rows(column, width) for column in zip(*pairs, strict=True))
             scores = policy(ids.to(device), mask.to(device), rollout.temperature)
             logprobs.append(scores.logprobs.cpu()[mask].float())
             hidden.append(scores.hidden)
@@ -179,12 +184,11 @@ def computed_otherwise(policy: LanguageModel, reading: Reading, rollout: Rollout
 def own_logprobs(model: "PreTrainedModel", rollout: Rollout) -> Float[Tensor, "M"]:
     """The log-probabilities of the sampled tokens by a model's own forward, one sequence at a time."""
     device, parts = next(model.parameters()).device, []
-    for prompt, ids, mask in zip(rollout.prompts, rollout.token_ids, rollout.loss_mask, strict=True):
-        response = ids[mask].to(device)
-        sequence = torch.cat([torch.tensor(prompt.token_ids, device=device), response])
-        logits = model(input_ids=sequence[None], use_cache=False).logits[0, len(prompt.token_ids) - 1 : -1]
+    for length, ids, mask in zip(rollout.lengths, rollout.token_ids, rollout.loss_mask, strict=True):
+        sequence, sampled = ids[:length].to(device), mask[1:length].to(device)
+        logits = model(input_ids=sequence[None], use_cache=False).logits[0, :-1][sampled]
         distribution = (logits.float() / rollout.temperature).log_softmax(-1)
-        parts.append(distribution.gather(-1, response[:, None])[:, 0].cpu())
+        parts.append(distribution.gather(-1, sequence[1:][sampled][:, None])[:, 0].cpu())
     return torch.cat(parts)
 
 
