@@ -41,6 +41,21 @@ def test_an_epoch_has_every_row_once_in_equal_minibatches_of_exactly_k_micro_bat
         assert sorted(row for step in steps for row in flat(step)) == list(range(len(lengths)))
 
 
+@few
+@given(st.lists(st.integers(1, 4), min_size=4, max_size=12), st.integers(1, 4), st.integers(0, 5))
+def test_rows_that_cannot_be_divided_are_all_read_and_those_of_an_episode_together(
+    rows_of: list[int], minibatches: int, iteration: int
+) -> None:
+    owners = [n for n, count in enumerate(rows_of) for _ in range(count)]
+    schedule = UpdateSchedule(minibatches=minibatches, update_epochs=2, micro_batches=1, seed=11)
+    steps = schedule.steps([3 + n for n in range(len(owners))], [0] * len(owners), iteration, owners)
+    for epoch in (steps[:minibatches], steps[minibatches:]):
+        assert sorted(row for step in epoch for row in flat(step)) == list(range(len(owners)))
+        sizes = [len({owners[row] for row in flat(step)}) for step in epoch]
+        assert sum(sizes) == len(rows_of), "no episode is in two steps"
+        assert max(sizes) - min(sizes) <= 1
+
+
 def composition(steps: Sequence[Step]) -> list[set[int]]:
     return [set(flat(step)) for step in steps]
 
@@ -165,6 +180,21 @@ def test_all_sequences_of_a_step_count_those_whose_tokens_a_mask_leaves_out() ->
     pieces = list(micro_batches(whole, STEPS, lambda local: local))
     assert [piece.num_sequences for piece in pieces] == [2, 2, 0, 0]
     assert [piece.all_sequences for piece in pieces] == [3, 3, 3, 3]
+
+
+def test_rows_of_one_episode_are_one_sequence_of_the_step() -> None:
+    whole = experience(episodes=torch.tensor([0, 0, 1, 2, 2, 3]))
+    whole.kept = torch.ones_like(whole.loss_mask)
+    whole.kept[[0, 3, 4]] = False
+    pieces = list(micro_batches(whole, [[[2], [0, 1]], [[4, 3], [5]]], lambda local: local))
+    assert [piece.num_sequences for piece in pieces] == [2, 2, 1, 1]
+    assert [piece.all_sequences for piece in pieces] == [2, 2, 2, 2]
+    assert [piece.of_sequences(piece.loss_mask.sum(-1)).tolist() for piece in pieces] == [
+        [5],
+        [4, 4],
+        [6, 6],
+        [1],
+    ]
 
 
 def test_the_size_of_a_step_is_summed_over_ranks_in_one_call() -> None:

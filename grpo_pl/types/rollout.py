@@ -146,8 +146,8 @@ class Rollout:
     @property
     def columns(self) -> dict[str, Any]:
         """What has an entry for each row, by name: tensors, and lists that are not empty."""
-        of_groups = {"greedy": [], "besides": []}
-        named = (vars(self) | of_groups).items()
+        others = ("greedy", "besides")
+        named = ((name, x) for name, x in vars(self).items() if name not in others)
         return {name: x for name, x in named if isinstance(x, Tensor | list) and len(x)}
 
     @property

@@ -106,6 +106,58 @@ def test_padding_is_the_share_of_positions_without_a_token(tiny_model: Path) -> 
     assert packed.padding == pytest.approx(27 / 32)
 
 
+EPISODES = torch.tensor(
+    [
+        [5, 6, 7, 2, 30, 31, 9, 2, 0],  # two turns with an observation between them
+        [5, 6, 8, 2, 40, 9, 9, 2, 4],  # the same prompt, three turns, the last behind its observation at once
+        [50, 5, 6, 8, 30, 12, 13, 0, 0],  # a forked history: its turns before are context
+    ]
+)
+SAMPLED = torch.tensor(
+    [
+        [0, 0, 1, 1, 0, 0, 1, 1, 0],
+        [0, 0, 1, 1, 0, 1, 0, 1, 1],
+        [0, 0, 0, 0, 0, 1, 1, 0, 0],
+    ]
+).bool()  # fmt: skip
+
+
+def test_observations_stand_in_packed_rows_and_are_seen_by_what_comes_later() -> None:
+    layout = pack(EPISODES, SAMPLED, row_tokens=32)
+    assert layout.token_ids[0, :15].tolist() == [5, 6, 8, 2, 40, 9, 9, 2, 4, 7, 2, 30, 31, 9, 2]
+    for row, length in enumerate((8, 9, 7)):
+        seen = layout.visible[0, 0, layout.home[row, length - 1]]
+        assert layout.token_ids[0][seen].tolist() == EPISODES[row, :length].tolist()
+        assert layout.positions[0][seen].tolist() == list(range(length))
+
+
+def test_packed_rows_with_holes_have_the_log_probabilities_of_each_sequence_alone(tiny_model: Path) -> None:
+    alone = CausalLM(str(tiny_model)).build()
+    one_by_one = [
+        alone(ids[None, :length], mask[None, :length], 0.7).logprobs[0][mask[:length]]
+        for ids, mask, length in zip(EPISODES, SAMPLED, (8, 9, 7), strict=True)
+    ]
+    expected = torch.cat(one_by_one)
+    for row_tokens in (None, 12, 32):
+        policy = CausalLM(str(tiny_model), row_tokens=row_tokens).build()
+        scores = policy(EPISODES, SAMPLED, 0.7)
+        torch.testing.assert_close(scores.logprobs[SAMPLED], expected, rtol=1e-6, atol=1e-6)
+        assert not scores.logprobs[~SAMPLED].any()
+        other = EPISODES.clone()
+        other[0, 4] = 77
+        changed = (policy(other, SAMPLED, 0.7).logprobs - scores.logprobs).abs() > 1e-4
+        assert changed.nonzero().tolist() == [[0, 6], [0, 7]], "its own row has read it"
+
+
+def test_a_packed_critic_says_the_same_of_rows_with_holes(tiny_model: Path) -> None:
+    values = []
+    for row_tokens in (None, 32):
+        critic = ValueHead(str(tiny_model), row_tokens=row_tokens).build()
+        torch.nn.init.constant_(critic.head.weight, 0.5)
+        values.append(critic(EPISODES, SAMPLED))
+    torch.testing.assert_close(*values, rtol=1e-5, atol=1e-5)
+
+
 def test_a_packed_critic_says_the_same(tiny_model: Path) -> None:
     said = []
     for row_tokens in (None, 64):
