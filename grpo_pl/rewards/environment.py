@@ -7,6 +7,7 @@ from typing import Any, final
 from typing_extensions import override
 
 from grpo_pl.rewards.base import ProcessReward, Verifier
+from grpo_pl.system.refusal import ArgumentError
 from grpo_pl.types import Prompt, Sample, StepScore
 
 
@@ -42,6 +43,8 @@ class EnvironmentSuccess(Verifier):
 
     def __init__(self, threshold: float = 1.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        if not math.isfinite(threshold):
+            raise ArgumentError(f"threshold={threshold}: expected a finite number")
         self.threshold = threshold
 
     @override

@@ -79,7 +79,8 @@ def part(rollout: Rollout, first: int, groups: int) -> Rollout:
     """Some groups of a rollout, counted from 0 again, without the columns that no sequence of them fills."""
     rows = ((rollout.group_ids >= first) & (rollout.group_ids < first + groups)).nonzero()[:, 0]
     chosen = rows.tolist()
-    width = max((rollout.lengths[row] for row in chosen), default=0)
+    lengths = rollout.lengths
+    width = max((lengths[row] for row in chosen), default=0)
 
     def cut(column: Any) -> Any:
         if isinstance(column, list):
