@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -18,7 +19,7 @@ from grpo_pl.minibatches import Step, first_pass
 from grpo_pl.rewards.feedback import RewardStage, reward_metrics
 from grpo_pl.training.metrics import explained_variance, rollout_metrics, sample_records, teacher_metrics
 from grpo_pl.training.silent_sample import SilentSample
-from grpo_pl.types import Experience, Feedback, Rollout, Sequences, TokenScores
+from grpo_pl.types import Experience, Feedback, Rollout, ScoredSamples, Sequences, TokenScores
 
 Scorer = Callable[[Sequences], TokenScores]
 """Scores a micro-batch in the precision of training."""
@@ -90,22 +91,38 @@ class ExperienceStage:
             has_old_logprobs=tokens.together(without(scored_later, rows)),
             stands_for=stands_for,
         )
-        weigh = partial(prompt_weights, group_ids=feedback.group_ids, sum_over_ranks=sum_over_ranks)
         for term in self.terms:
             experience.prepared |= term.prepare(experience, feedback, version)
-        judged = bool(feedback.weights) or not self.advantage.needs_rewards
-        has_signal = self.advantage.has_signal(feedback) if judged else None
+        told = self._reports(rollout, scored, feedback, experience, version, correction.metrics)
+        weigh = partial(prompt_weights, group_ids=feedback.group_ids, sum_over_ranks=sum_over_ranks)
         experience = replace(
             experience,
             prompt_weights=weigh(experience.counted.sum(-1)),
             all_prompt_weights=None if experience.kept is None else weigh(experience.loss_mask.sum(-1)),
-            metrics=rollout_metrics(rollout, experience, version, sum_over_ranks, has_signal)
-            | reward_metrics(scored, sum_over_ranks)
-            | self._metrics(feedback)
-            | correction.metrics,
-            records=sample_records(rollout, scored, experience),
+            **told,
         )
         return in_rows(experience, rows, tokens)
+
+    def _reports(
+        self,
+        rollout: Rollout,
+        scored: ScoredSamples,
+        feedback: Feedback,
+        experience: Experience,
+        version: int,
+        others: dict[str, float],
+    ) -> dict[str, Any]:
+        """The metrics of an iteration, with others, and the records of its samples."""
+        sum_over_ranks = self.rewards.sum_over_ranks
+        judged = bool(feedback.weights) or not self.advantage.needs_rewards
+        has_signal = self.advantage.has_signal(feedback) if judged else None
+        metrics = (
+            rollout_metrics(rollout, experience, version, sum_over_ranks, has_signal)
+            | reward_metrics(scored, sum_over_ranks)
+            | self._metrics(feedback)
+            | others
+        )
+        return {"metrics": metrics, "records": sample_records(rollout, scored, experience)}
 
     def _metrics(self, feedback: Feedback) -> dict[str, float]:
         """What critic, KL and teacher say about the responses."""

@@ -1,10 +1,11 @@
 """Assembles Rollouts from the responses of an engine, and passes them between processes and files."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Float
 from tokenizers.decoders import DecodeStream
 from torch import Tensor
 
@@ -80,19 +81,10 @@ def assemble_rollout(
     group_size = (1 + max(numbers)) // len(prompts)
     groups = [number // group_size for number in numbers]
     owners = [prompts[group] for group in groups]
-    if known:
-        ids, turns = [row.token_ids for row in known], [row.turns for row in known]
-    else:
-        given = list(zip(owners, responses, strict=True))
-        ids = [[*p.token_ids, *r.token_ids] for p, r in given]
-        turns = [[0] * len(p.token_ids) + [1] * len(r.token_ids) for p, r in given]
+    ids, turns = zip(*(whole(p, r) for p, r in zip(owners, responses, strict=True)), strict=True)
     width = max(map(len, ids))
     turn = pad_rows([torch.tensor(row) for row in turns], width)
     loss_mask = turn > 0
-    logprobs = torch.zeros(loss_mask.shape)
-    for row, sampled, response in zip(logprobs, loss_mask, responses, strict=True):
-        if response.logprobs:  # else the caller computes them
-            row[sampled] = torch.tensor(response.logprobs)
     supports = [response.candidates for response in responses if response.candidates is not None]
     assert len(supports) in (0, len(responses)), "all responses of a rollout are drawn in one way"
     tops = [response.top for response in responses if response.top is not None]
@@ -100,7 +92,7 @@ def assemble_rollout(
     return Rollout(
         token_ids=pad_rows([torch.tensor(row) for row in ids], width),
         loss_mask=loss_mask,
-        sampling_logprobs=logprobs,
+        sampling_logprobs=lay_out_logprobs(responses, loss_mask),
         group_ids=torch.tensor(groups),
         prompts=owners,
         responses=[r.text for r in responses],
@@ -120,11 +112,39 @@ def assemble_rollout(
     )
 
 
+def whole(prompt: Prompt, response: Response) -> tuple[list[int], list[int]]:
+    """The tokens of a row, and the turn of each."""
+    if response.row is not None:
+        return response.row.token_ids, response.row.turns
+    before, after = prompt.token_ids, response.token_ids
+    return [*before, *after], [0] * len(before) + [1] * len(after)
+
+
+def lay_out_logprobs(responses: Sequence[Response], mask: Bool[Tensor, "N T"]) -> Float[Tensor, "N T"]:
+    """The log-probabilities of the sampled tokens in their places; 0 where a response has none."""
+    logprobs = torch.zeros(mask.shape)
+    for row, sampled, response in zip(logprobs, mask, responses, strict=True):
+        if response.logprobs:  # else the caller computes them
+            row[sampled] = torch.tensor(response.logprobs)
+    return logprobs
+
+
+OPENED = ("token_ids", "text", "messages")
+"""What an environment may change of a prompt as it opens an episode."""
+
+
 def without_prompts(rollout: Rollout) -> dict[str, Any]:
     """The content of a rollout, for a receiver that has its prompts."""
-    return {name: value for name, value in vars(rollout).items() if name != "prompts"}
+    content = {name: value for name, value in vars(rollout).items() if name != "prompts"}
+    if rollout.turns is not None:
+        content["opened"] = [{name: getattr(p, name) for name in OPENED} for p in rollout.prompts]
+    return content
 
 
 def with_prompts(prompts: Sequence[Prompt], content: dict[str, Any]) -> Rollout:
     """The rollout of a content that `without_prompts` made."""
-    return Rollout(prompts=[prompts[group] for group in content["group_ids"].tolist()], **content)
+    columns = dict(content)
+    owners = [prompts[group] for group in columns["group_ids"].tolist()]
+    changed = [replace(p, **new) for p, new in zip(owners, columns.pop("opened", []), strict=False)] or owners
+    same = [old if old == new else new for old, new in zip(owners, changed, strict=True)]
+    return Rollout(prompts=same, **columns)

@@ -90,6 +90,18 @@ def test_files_and_processes_give_a_rollout_back_to_the_bit(tmp_path: Path, fork
         engine.generate(PROMPTS, 2, SamplingConfig(max_tokens=2))
 
 
+def test_a_prompt_that_the_environment_has_opened_comes_back_with_its_rollout(tmp_path: Path) -> None:
+    one = two_groups("f---")
+    words = {"token_ids": [5, 6, 8], "text": "Guess!", "messages": [{"role": "user", "content": "Guess!"}]}
+    one.prompts[1] = replace(PROMPTS[0], **words)
+    write(one, tmp_path / "one.rollout")
+    content = read(tmp_path / "one.rollout")
+    assert content is not None
+    for back in (with_prompts(PROMPTS, content), with_prompts(PROMPTS, without_prompts(one))):
+        assert_same(back, one)
+        assert back.prompts[0] is PROMPTS[0], "others are those that were asked"
+
+
 @pytest.mark.parametrize("forks", ["----", "f-f-"])
 def test_a_part_has_all_columns_of_its_rows(forks: str) -> None:
     second = part(two_groups(forks), 1, 1)
