@@ -21,6 +21,7 @@ from grpo_pl.prompts.chat import ChatFormat
 from grpo_pl.prompts.curriculum import Curriculum
 from grpo_pl.prompts.pass_rates import Right
 from grpo_pl.prompts.sources import PromptSource
+from grpo_pl.prompts.tool_format import with_tools
 from grpo_pl.rollout.dynamic_sampling import DynamicSampling
 from grpo_pl.rollout.engine import RolloutEngine, SamplingConfig
 from grpo_pl.rollout.environment import with_environment
@@ -128,7 +129,8 @@ class RolloutDataModule(PromptDataModule):
         self.train, self.val, self.engine, self.val_engine = train, val, engine, val_engine
         self.pretrained, self.changed_prompts = pretrained, changed_prompts
         self.environment, self.episodes = environment, episodes
-        self.format = format if environment is None else episodes.call_format.described(format, environment)
+        tools = [] if environment is None else environment.tools
+        self.plain_format, self.format = format, with_tools(format, episodes.call_format, tools)
         self.prompts_per_iteration, self.group_size = prompts_per_iteration, group_size
         self.minibatches, self.update_epochs, self.keep_groups = minibatches, update_epochs, keep_groups
         self.sampling, self.resample = sampling, resample
@@ -167,7 +169,8 @@ class RolloutDataModule(PromptDataModule):
         together = max(engine.ranks for engine in self._engines)
         of_ranks = self._ranks.copies, self._trainer.global_rank, self._trainer.world_size
         if self.environment is not None:
-            self.engine = with_environment(self.engine, self.environment, self.episodes, self.format)
+            self.engine = self._playing(self.engine)
+            self.val_engine = self.val_engine and self._playing(self.val_engine)
         if self.store_rollouts and stage == "fit" and self._trainer.checkpoint_callbacks:
             self.engine = stored(self.engine, self._rollouts)
         self.engine = shared(self.engine, *of_ranks)
@@ -184,6 +187,16 @@ class RolloutDataModule(PromptDataModule):
             last = self.end - 1 if self.end < sys.maxsize and self.curriculum is None else 0
             for iteration in {0, last}:
                 self.engine.check(self.prompts_of(iteration), self.group_size, self.sampling)
+
+    def _playing(self, engine: RolloutEngine) -> RolloutEngine:
+        """The engine, playing episodes with the environment."""
+        return with_environment(
+            engine,
+            environment=self.environment,
+            limits=self.episodes,
+            format=self.plain_format,
+            max_prompt_tokens=self.max_prompt_tokens,
+        )
 
     @property
     def _engines(self) -> list[RolloutEngine]:

@@ -198,7 +198,9 @@ class ChatFormat:
         texts = [self.render(asking, tokenizer, tokenize=False, strftime_now=day.strftime) for day in days]
         return bool(texts[0] != texts[1])
 
-    def render(self, conversations: Sequence[Messages], tokenizer: Tokenizer, **options: Any) -> Any:
+    def render(
+        self, conversations: Sequence[Sequence[dict[str, Any]]], tokenizer: Tokenizer, **options: Any
+    ) -> Any:
         """What the tokenizer makes of conversations by its chat template."""
         day = {} if self._day is None else {"strftime_now": self._day.strftime}
         options = {"add_generation_prompt": True} | self.template_kwargs | day | options

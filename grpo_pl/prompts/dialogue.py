@@ -9,6 +9,7 @@ from grpo_pl.prompts.calls import CallFormat
 from grpo_pl.prompts.chat import ChatFormat, Tokenizer
 from grpo_pl.prompts.harmless import harmless_encoder
 from grpo_pl.prompts.openings import split_thinking
+from grpo_pl.prompts.tool_format import with_tools
 from grpo_pl.system.refusal import ConfigError
 from grpo_pl.types import Message, Said
 
@@ -31,7 +32,7 @@ class ChatDialogue:
     Args:
         tokenizer: Stays as it is, and may be used by other threads.
         format: Its template must mark turns by control tokens.
-        calls: How the policy calls tools.
+        calls: How the policy calls tools, which it is shown where `tools` are given.
         tools: JSON schemas, as chat templates take them; without any, nothing is read as a call.
         eos: The tokens that end a turn of the policy.
     """
@@ -46,14 +47,15 @@ class ChatDialogue:
     ) -> None:
         if not format.use_chat_template:
             raise ConfigError("data.format.use_chat_template=false: data.environment needs turns, set true")
-        self._tokenizer, self._format, self._calls, self._tools = tokenizer, format, calls, list(tools)
+        self._tokenizer, self._calls, self._tools = tokenizer, calls, list(tools)
+        self._plain, self._format = format, with_tools(format, calls, tools)
         self._eos = eos
-        self.opened = format.layout(tokenizer).opened
+        self.opened = self._format.layout(tokenizer).opened
         """What the template writes of each turn of the policy, such as `<think>`; an argument of `read`."""
         template = format.template_kwargs.get("chat_template") or tokenizer.chat_template
         self._encoder = harmless_encoder(tokenizer, str(template))
         self._description = calls.describe(tools) if tools else None
-        self._told_by_user, self._answers_calls = False, False
+        self._answers_calls = False
         self._begin = format.messages(_QUESTION)
         self._check_tools()
         self._ends = {role: self._end_tokens(role) for role in ("user", *["tool"] * self._by_template)}
@@ -143,23 +145,8 @@ class ChatDialogue:
 
     def _render(self, messages: Sequence[Message], **options: Any) -> str:
         """What the template makes of a conversation that shows the tools."""
-        if self._by_template:
-            options["tools"] = self._tools
-        text: str = self._format.render(
-            [self._with_tools(messages)], self._tokenizer, tokenize=False, **options
-        )[0]
+        text: str = self._format.render([messages], self._tokenizer, tokenize=False, **options)[0]
         return text
-
-    def _with_tools(self, messages: Sequence[Message]) -> list[Message]:
-        """The conversation with a text about the tools in its first message, or before it."""
-        if self._description is None:
-            return list(messages)
-        first, *others = messages
-        if first["role"] == "system" or self._told_by_user:
-            parts = [first["content"], self._description]
-            parts = parts if first["role"] == "system" else parts[::-1]
-            return [first | {"content": "\n\n".join(parts)}, *others]
-        return [{"role": "system", "content": self._description}, *messages]
 
     def _behind_an_answer(self, messages: Sequence[Message]) -> str:
         """What the template writes behind an answer: its end, the messages, the header of the next turn."""
@@ -175,15 +162,9 @@ class ChatDialogue:
         return whole[end:] if whole.startswith(said[:end]) else ""
 
     def _check_tools(self) -> None:
-        """Refuse a template that does not show the tools; find out where a text about them can stand."""
-        try:
-            shown = self._render(self._begin)
-        except ConfigError:
-            if self._description is None:
-                raise
-            self._told_by_user = True  # the template takes no system message
-            shown = self._render(self._begin)
-        if self._tools and shown == self._format.render([self._begin], self._tokenizer, tokenize=False)[0]:
+        """Refuse a template that does not show the tools."""
+        plain = self._plain.render([self._begin], self._tokenizer, tokenize=False)[0]
+        if self._tools and self._render(self._begin) == plain:
             raise ConfigError(f"the tokenizer's chat template does not show tools: {_USE_TAG}")
 
     def _end_tokens(self, role: str) -> int:

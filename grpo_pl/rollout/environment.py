@@ -1,4 +1,4 @@
-"""An engine that plays episodes: the policy's turns by another engine, what is between them by an environment."""
+"""An engine that plays episodes: the turns by another engine, what is between them by an environment."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -11,10 +11,9 @@ from typing_extensions import override
 from grpo_pl.environments.base import Environment
 from grpo_pl.environments.sessions import Sessions
 from grpo_pl.models.loading import eos_token_ids, load_tokenizer
-from grpo_pl.prompts.calls import CallFormat
 from grpo_pl.prompts.chat import ChatFormat
 from grpo_pl.prompts.dialogue import ChatDialogue
-from grpo_pl.rollout.assembly import Response, assemble_rollout
+from grpo_pl.rollout.assembly import EpisodeRow, Response, assemble_rollout
 from grpo_pl.rollout.engine import RolloutEngine, SamplingConfig, SamplingEngine
 from grpo_pl.rollout.episodes import Driver, Episode
 from grpo_pl.rollout.limits import Episodes
@@ -22,6 +21,7 @@ from grpo_pl.rollout.overlapped import OverlappedEngine
 from grpo_pl.rollout.wrapper import EngineWrapper
 from grpo_pl.system.refusal import ConfigError, name_of
 from grpo_pl.types import STOPS, Prompt, Rollout
+from grpo_pl.types.rollout import joined
 
 
 @final
@@ -33,12 +33,11 @@ class EnvironmentEngine(EngineWrapper):
         engine: SamplingEngine,
         environment: Environment,
         limits: Episodes,
-        calls: CallFormat,
         format: ChatFormat,
         max_prompt_tokens: int,
     ) -> None:
         super().__init__(engine)
-        self.sampler, self.environment, self.limits, self.calls = engine, environment, limits, calls
+        self.sampler, self.environment, self.limits = engine, environment, limits
         self.format, self.max_prompt_tokens = format, max_prompt_tokens
         self._driver: Driver | None = None
 
@@ -48,7 +47,7 @@ class EnvironmentEngine(EngineWrapper):
         dialogue = ChatDialogue(
             load_tokenizer(self.pretrained),
             self.format,
-            self.calls,
+            limits.call_format,
             self.environment.tools,
             eos_token_ids(self.pretrained),
         )
@@ -82,8 +81,8 @@ def with_environment(engine: RolloutEngine, **around: Any) -> RolloutEngine:
         return engine
     if not isinstance(engine, SamplingEngine):
         raise ConfigError(
-            f"data.environment needs an engine that samples, and {name_of(engine)} does not: take VLLMEngine, "
-            "or set data.environment to null"
+            f"data.environment needs an engine that samples, and {name_of(engine)} does not: take "
+            "VLLMEngine, or set data.environment to null"
         )
     if engine.ranks > 1:
         raise ConfigError(
@@ -99,43 +98,39 @@ def assemble_episodes(
     """The rollout of episodes, group after group."""
     rows = [(episode, number) for episode in episodes for number in range(len(episode.rows))]
     rollout = assemble_rollout(
-        [episode.prompt for episode, _ in rows],
-        [response_of(episode, number, sampling) for episode, number in rows],
+        [episode.prompt for episode in episodes[::group_size]],
+        [response_of(episode, number, limits, sampling) for episode, number in rows],
         policy_version=version,
         temperature=sampling.temperature,
     )
-    stops = [episode.stop or "done" for episode in episodes]
-    return replace(
-        rollout,
-        group_ids=torch.tensor([episode.key // group_size for episode, _ in rows]),
-        episodes=torch.tensor([episode.key for episode, _ in rows]) if len(rows) > len(episodes) else None,
-        stops=stops,
-        outcomes=[limits.outcome_of[stop] for stop in stops],
-        turn_rewards=[episode.rewards for episode in episodes],
-        transcripts=[episode.prompt.messages + episode.transcript for episode in episodes],
-        metrics=rollout.metrics | episode_metrics(episodes),
-    )
+    # the environment may have opened each episode with words of its own
+    prompts, metrics = [episode.prompt for episode, _ in rows], episode_metrics(episodes)
+    return replace(rollout, prompts=prompts, metrics=rollout.metrics | metrics)
 
 
-def response_of(episode: Episode, number: int, sampling: SamplingConfig) -> Response:
+def response_of(episode: Episode, number: int, limits: Episodes, sampling: SamplingConfig) -> Response:
     """One sequence of an episode: what was sampled in it, and between it what the environment said."""
-    row, last = episode.rows[number], number == len(episode.rows) - 1
-    text, ends = "", list[int]()
-    for turn in sorted(set(row.turns) - {0}):
-        said, of_tokens = episode.said[turn - 1]
-        begin = len(text) + bool(text)
-        text = f"{text}\n{said}" if text else said
-        ends += [begin + end for end in of_tokens]
+    row, stop = episode.rows[number], episode.stop or "done"
+    said = [episode.said[turn - 1] for turn in sorted(set(row.turns) - {0})]
+    text, ends = joined(said)
     top = list(zip(*row.top, strict=True))
     return Response(
-        token_ids=row.token_ids,
+        token_ids=[token for token, turn in zip(row.token_ids, row.turns, strict=True) if turn],
         logprobs=row.logprobs,
         text=text,
-        truncated=last and episode.stop not in ("done", None),
+        truncated=stop != "done",
         token_ends=ends,
-        turns=row.turns,
         candidates=row.candidates if sampling.truncates else None,
         top=(torch.stack(top[0]), torch.stack(top[1])) if top else None,
+        row=EpisodeRow(
+            token_ids=row.whole,
+            turns=[0] * len(row.opening) + row.turns,
+            episode=episode.key,
+            stop=stop,
+            outcome=limits.outcome_of[stop],
+            turn_rewards=episode.rewards,
+            transcript=episode.prompt.messages + episode.transcript,
+        ),
     )
 
 

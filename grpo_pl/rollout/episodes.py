@@ -4,7 +4,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-import torch
 from torch import Tensor
 
 from grpo_pl.environments.sessions import Failure, Sessions
@@ -13,7 +12,6 @@ from grpo_pl.prompts.dialogue import ChatDialogue
 from grpo_pl.rollout.assembly import Response
 from grpo_pl.rollout.engine import Request, SamplingConfig, SamplingEngine
 from grpo_pl.rollout.limits import Episodes
-from grpo_pl.rollout.support import NONE
 from grpo_pl.system.refusal import ArgumentError
 from grpo_pl.types import Message, Prompt, Said, Stop, Turn
 
@@ -32,6 +30,7 @@ class Row:
     turns: list[int] = field(default_factory=list)
     """The number of the turn in which each was sampled, from 1; 0 for what the environment said."""
     logprobs: list[float] = field(default_factory=list)
+    """Of the sampled tokens alone, here and below."""
     candidates: list[Tensor] = field(default_factory=list)
     top: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
@@ -43,19 +42,12 @@ class Row:
     def cut(self) -> None:
         """Take out what stands behind the last sampled token."""
         end = max(i + 1 for i, turn in enumerate(self.turns) if turn)
-        for tokens in (self.token_ids, self.turns, self.logprobs, self.candidates, self.top):
-            del tokens[end:]
+        del self.token_ids[end:], self.turns[end:]
 
     def observe(self, token_ids: list[int]) -> None:
         """Append what the environment says, which nothing was drawn for."""
-        none = [torch.empty(0, dtype=torch.int32)] * len(token_ids)
-        self.candidates += none if self.candidates else []
-        self.top += [(torch.full_like(ids, NONE), torch.zeros_like(p)) for ids, p in self.top[:1]] * len(
-            token_ids
-        )
         self.token_ids += token_ids
         self.turns += [0] * len(token_ids)
-        self.logprobs += [0.0] * len(token_ids)
 
 
 @dataclass

@@ -5,14 +5,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from grpo_pl.prompts.calls import CallFormat, Hermes
 from grpo_pl.system.refusal import ArgumentError, check_at_least
 from grpo_pl.types import STOPS, Outcome, Stop
 
-DEFAULT_OUTCOMES: dict[Stop, Outcome] = dict.fromkeys(STOPS, "score") | {
-    "timeout": "abstain",
-    "crash": "abstain",
-    "error": "abstain",
-}
+FAILURES: tuple[Stop, ...] = ("timeout", "crash", "error")
+"""The ends by a failure of the environment."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +33,8 @@ class Episodes:
         history: What is done where the chat template changes what stands in earlier turns (many drop
             thinking): `keep` leaves the sequence as it was sampled, `fork` begins a new sequence at each
             turn, as the template renders the conversation then, `refuse` does not start.
+        call_format: How the policy writes tool calls: `Hermes`, `Llama`, or `Tag`, which needs no chat
+            template that shows tools.
         timeout_s: Wall-clock limit of one call of the environment, in seconds; then its process is killed.
         memory_gib: Memory of an episode's process beside what the environment's imports need.
         processes: Episodes that are played at once, on each rank.
@@ -47,6 +47,7 @@ class Episodes:
     seconds: float = 600.0
     outcomes: dict[Stop, Outcome] = field(default_factory=dict)
     history: Literal["refuse", "keep", "fork"] = "refuse"
+    call_format: CallFormat = field(default_factory=Hermes)
     timeout_s: float = 10.0
     memory_gib: float = 1.0
     processes: int = 64
@@ -63,7 +64,8 @@ class Episodes:
     @property
     def outcome_of(self) -> Mapping[Stop, Outcome]:
         """The outcome of every end."""
-        return DEFAULT_OUTCOMES | self.outcomes
+        default: dict[Stop, Outcome] = {stop: "abstain" if stop in FAILURES else "score" for stop in STOPS}
+        return default | self.outcomes
 
     def room(self, sampled: int, tokens: int, of_turn: int) -> tuple[int, Stop]:
         """The most tokens of the next turn, and the limit that it would reach with them.

@@ -47,7 +47,8 @@ def test_the_search_imports_no_library_that_is_optional_or_slow() -> None:
 
 def test_what_a_config_names_by_a_short_name_is_of_one_of_these_kinds() -> None:
     assert {cls.__name__ for cls in COMPONENTS} == {
-        *("PromptSource", "Curriculum", "Environment", "RolloutEngine", "WeightTransfer", "ModelBuilder", "ReferenceUpdate"),
+        *("PromptSource", "Curriculum", "CallFormat", "Environment", "RolloutEngine", "WeightTransfer"),
+        *("ModelBuilder", "ReferenceUpdate"),
         *("RewardFunction", "RewardTransform", "AdvantageEstimator", "Aggregation"),
         *("LossTerm", "TokenMask", "MismatchCorrection", "Alarm", "RewardObjective"),
     }

@@ -135,15 +135,14 @@ class Answering:
         self.lost[server.url] = error
 
     async def _ask(self, server: Server, number: int) -> None:
-        outcome: dict[str, Any] | Exception
         try:
             reply = await server.post("/v1/completions", self._bodies[number], forever=True)
-            outcome = reply["choices"][0]
-            if outcome["finish_reason"] not in ("stop", "length"):
-                raise ServerError(f"it ended a response with {outcome['finish_reason']!r}")
+            choice: dict[str, Any] = reply["choices"][0]
+            if choice["finish_reason"] not in ("stop", "length"):
+                raise ServerError(f"it ended a response with {choice['finish_reason']!r}")
+            await self._events.put((server, number, choice))
         except Exception as error:  # noqa: BLE001 - whoever waits for the answer raises it
-            outcome = error
-        await self._events.put((server, number, outcome))
+            await self._events.put((server, number, error))
 
     async def _watch(self, server: Server) -> None:
         while True:
