@@ -43,6 +43,11 @@ class EnvironmentEngine(EngineWrapper):
 
     @override
     def start(self, *, max_sequence_tokens: int, max_sequences: int, device: torch.device) -> None:
+        self.open()
+        super().start(max_sequence_tokens=max_sequence_tokens, max_sequences=max_sequences, device=device)
+
+    def open(self) -> None:
+        """Start what plays, beside the engine; refuses a chat template that does not fit."""
         limits = self.limits
         dialogue = ChatDialogue(
             load_tokenizer(self.pretrained),
@@ -58,7 +63,12 @@ class EnvironmentEngine(EngineWrapper):
             processes=limits.processes,
         )
         self._driver = Driver(self.sampler, sessions, dialogue, limits, self.max_prompt_tokens)
-        super().start(max_sequence_tokens=max_sequence_tokens, max_sequences=max_sequences, device=device)
+
+    def close(self) -> None:
+        """End the processes of the episodes."""
+        if self._driver is not None:
+            self._driver.sessions.close()
+            self._driver = None
 
     @override
     def generate(self, prompts: Sequence[Prompt], group_size: int, sampling: SamplingConfig) -> Rollout:
@@ -68,9 +78,7 @@ class EnvironmentEngine(EngineWrapper):
 
     @override
     def shutdown(self) -> None:
-        if self._driver is not None:
-            self._driver.sessions.close()
-            self._driver = None
+        self.close()
         super().shutdown()
 
 

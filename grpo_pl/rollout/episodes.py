@@ -130,7 +130,7 @@ class Driver:
         room, limit = self._room(episode)
         if room < 1:
             return self._end(episode, limit)
-        if time.monotonic() - episode.began > self.limits.seconds:
+        if turn and time.monotonic() - episode.began > self.limits.seconds:
             return self._end(episode, "seconds")
         sampling = replace(self._sampling, max_tokens=room)
         seed = episode.seed if turn == 0 else derive_seed(episode.seed, turn)

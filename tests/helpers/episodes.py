@@ -281,3 +281,20 @@ class Toolbox(Tools):
 
     def _hidden(self) -> str:
         return "no"
+
+
+class Chats(Environment):
+    """Says something after each turn, which its seed decides, as slowly as it is told to."""
+
+    def __init__(self, turns: int = 4, delay_s: float = 0.0) -> None:
+        self.turns, self.delay_s = turns, delay_s
+
+    def reset(self, prompt: Prompt, seed: int) -> Turn:  # noqa: ARG002
+        self.random = random.Random(seed)
+        return Turn()
+
+    def step(self, said: Said) -> Turn:
+        time.sleep(random.SystemRandom().random() * self.delay_s)
+        self.turns -= 1
+        text = f"<|im_end|>\n<|im_start|>assistant\n{self.random.random():.3f} of {len(said.raw)}"
+        return say(text, reward=self.turns / 4, done=not self.turns)
