@@ -213,9 +213,12 @@ class RolloutDataModule(PromptDataModule):
             self.learner.check_resampling(self.resample)
             check_whose_rollouts(self.engine, self._rollouts.parent, self.learner.corrects_mismatch)
             self.learner.check_sampling(self.sampling)
+        self.learner.check_environment(self.environment is not None)
         validates = self.val is not None and self._trainer.limit_val_batches != 0
         check_engines(self.engine, self.val_engine, validates, self.sampling, self.learner.head_dtypes)
-        check_context(self.pretrained, self.max_prompt_tokens, self._longest_response)
+        check_context(
+            self.pretrained, self.max_prompt_tokens, self._longest_response, self.environment is not None
+        )
         warn_of_settings(self.pretrained)
 
     @property

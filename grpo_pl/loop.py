@@ -46,6 +46,9 @@ class Learner(Protocol):
     def policy_weights(self, dtype: torch.dtype | None = None) -> Iterator[tuple[str, Tensor]]:
         """The policy's parameters, whole, one at a time; sharded ones are gathered in the given dtype."""
 
+    def check_environment(self, plays: bool) -> None:
+        """Refuse rewards of what an environment pays, where there is none."""
+
     def score(self, rollout: Rollout) -> ScoredSamples:
         """The rewards of a rollout's responses, computed once."""
 

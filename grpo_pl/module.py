@@ -28,6 +28,7 @@ from grpo_pl.training.checks.components import (
     check_advantage_sources,
     check_components,
     check_critic,
+    check_environment,
     check_losses,
     check_names,
     check_optimizer,
@@ -190,6 +191,10 @@ class PolicyOptimization(PolicyModels):
         """Refuse rollouts without the tokens that a term reads, or with tokens that none can read."""
         check_top_logprobs_read(sampling.top_logprobs, self.centers_scores)
         check_whole_distributions(self.kl, sampling)
+
+    def check_environment(self, plays: bool) -> None:
+        """Refuse rewards and verifiers of what an environment pays, where there is none."""
+        check_environment(plays, {"model.rewards": self.rewards, "model.verifiers": self.verifiers})
 
     @property
     def reward_stage(self) -> RewardStage:

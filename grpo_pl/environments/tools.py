@@ -4,7 +4,7 @@ import inspect
 import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property, partial
+from functools import cached_property
 from importlib import import_module
 from typing import Any
 
@@ -95,9 +95,6 @@ class Tools(Environment):
         public = [name for name in names if not name.startswith("_") and name not in dir(Tools)]
         methods = [getattr(self, name) for name in public if inspect.isroutine(getattr(type(self), name))]
         return [*methods, *self._functions]
-
-
-_as_json = partial(json.dumps, default=str, ensure_ascii=False)
 
 
 def _function(path: str) -> Callable[..., Any]:

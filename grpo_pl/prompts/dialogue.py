@@ -11,7 +11,7 @@ from grpo_pl.prompts.harmless import harmless_encoder
 from grpo_pl.prompts.openings import split_thinking
 from grpo_pl.prompts.tool_format import with_tools
 from grpo_pl.system.refusal import ConfigError
-from grpo_pl.types import Message, Said
+from grpo_pl.types import Message, Prompt, Said
 
 _QUESTION, _ANSWER, _RESULT = "the-question-58129", "the-answer-31470", "the-result-90263"
 """Placeholders that show where a template puts them."""
@@ -65,6 +65,11 @@ class ChatDialogue:
     def _by_template(self) -> bool:
         """Whether the chat template shows tools and their results."""
         return bool(self._tools) and self._description is None
+
+    def asked(self, prompt: Prompt) -> list[Message]:
+        """The messages of a prompt as `open` takes them."""
+        whole = prompt.messages if len(prompt.messages) > 1 else self._plain.messages(prompt.text)[-1:]
+        return [dict(message) for message in whole]
 
     def open(self, messages: Sequence[Message]) -> list[int]:
         """The first prompt of an episode: system message and examples of the format, then these messages.

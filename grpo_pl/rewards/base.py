@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal, SupportsFloat
+from typing import Any, ClassVar, Literal, SupportsFloat
 
 import numpy as np
 import torch
@@ -35,6 +35,9 @@ class RewardFunction(ABC):
         on_error: What an exception or a NaN does: `raise` stops the run with a message that shows the sample;
             `abstain` logs a warning and leaves the sample unscored.
     """
+
+    needs_environment: ClassVar[bool] = False
+    """Whether it reads what an environment pays."""
 
     def __init__(self, *, weight: float = 1.0, on_error: Literal["raise", "abstain"] = "raise") -> None:
         if not math.isfinite(weight):

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 from typing_extensions import override
 
@@ -26,6 +26,8 @@ class EnvironmentReward(ProcessReward):
     `GroupRelative` and other estimators of outcomes see the sum, `ProcessGroupRelative` and `GAE` the turns.
     """
 
+    needs_environment: ClassVar[bool] = True
+
     @override
     def score_steps(self, samples: Sequence[Sample]) -> list[list[StepScore]]:
         return [checked(sample).turns for sample in samples]
@@ -40,6 +42,8 @@ class EnvironmentSuccess(Verifier):
     Args:
         threshold: The least sum of the environment's rewards.
     """
+
+    needs_environment: ClassVar[bool] = True
 
     def __init__(self, threshold: float = 1.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)

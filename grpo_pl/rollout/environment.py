@@ -56,6 +56,11 @@ class EnvironmentEngine(EngineWrapper):
             self.environment.tools,
             eos_token_ids(self.pretrained),
         )
+        if dialogue.changes and limits.history == "refuse":
+            raise ConfigError(
+                f"the chat template changes what stands in earlier turns ({'; '.join(dialogue.changes)}): "
+                "set data.episodes.history to keep (rows as sampled) or fork (a new row for each turn)"
+            )
         sessions = Sessions(
             self.environment,
             timeout_s=limits.timeout_s,

@@ -61,7 +61,10 @@ class Episode:
     rows: list[Row] = field(default_factory=list)
     said: list[tuple[str, list[int]]] = field(default_factory=list)
     """The text of each turn, and where the text of each of its tokens ends in it."""
+    asked: list[Message] = field(default_factory=list)
+    """What the prompt has asked, for the chat template."""
     transcript: list[Message] = field(default_factory=list)
+    """All that was said since."""
     rewards: list[float] = field(default_factory=list)
     """The environment's, of each turn."""
     calls: int = 0
@@ -186,8 +189,7 @@ class Driver:
     def _observe(self, episode: Episode, messages: Sequence[Message]) -> None:
         """Append what the environment says to the row, or begin another one with the conversation so far."""
         if self.limits.history == "fork" and self.dialogue.changes:
-            conversation = [*episode.prompt.messages, *episode.transcript]
-            episode.rows.append(Row(self.dialogue.open(conversation)))
+            episode.rows.append(Row(self.dialogue.open([*episode.asked, *episode.transcript])))
         else:
             row = episode.rows[-1]
             row.observe(self.dialogue.between(row.token_ids, messages))
@@ -195,6 +197,7 @@ class Driver:
     def _begin(self, episode: Episode, opening: Turn | Failure) -> None:
         """Open the episode; one that the environment could not open ends after its first turn."""
         episode.began, prompt = time.monotonic(), episode.prompt
+        episode.asked = self.dialogue.asked(prompt)
         if isinstance(opening, Failure):
             episode.stop, episode.failure = opening.kind, opening.message
         elif opening.messages:
@@ -204,7 +207,7 @@ class Driver:
                     f"max_prompt_tokens={self.max_prompt_tokens}: the environment opens an episode with "
                     f"{len(token_ids)} tokens: raise it"
                 )
-            text = str(opening.messages[-1]["content"])
+            episode.asked, text = opening.messages, str(opening.messages[-1]["content"])
             episode.prompt = replace(prompt, token_ids=token_ids, messages=opening.messages, text=text)
         episode.rows.append(Row(episode.prompt.token_ids))
         self._ask(episode)

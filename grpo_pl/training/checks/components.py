@@ -235,3 +235,13 @@ def check_resampling(
             f"data.resample.by to the reward to judge by, for instance {next(iter(rewards), 'correct')}, or "
             "data.resample to null"
         )
+
+
+def check_environment(plays: bool, rewards: Mapping[str, Mapping[str, RewardFunction]]) -> None:
+    """Refuse rewards, by their config key and name, that read what an environment pays, where none plays."""
+    for key, named in rewards.items():
+        for name, reward in named.items():
+            if reward.needs_environment and not plays:
+                raise ConfigError(
+                    f"{key}.{name} reads what an environment pays, and there is none: set data.environment"
+                )

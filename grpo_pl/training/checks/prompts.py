@@ -23,14 +23,17 @@ from grpo_pl.types import Prompt
 log = logging.getLogger(__name__)
 
 
-def check_context(pretrained: str, prompt_tokens: int, response_tokens: int) -> None:
-    """Refuse prompts and responses that are together longer than the model's context."""
+def check_context(pretrained: str, prompt_tokens: int, response_tokens: int, plays: bool) -> None:
+    """Refuse prompts that are with responses, or the episodes that one plays, longer than the context."""
     context = context_length(pretrained)
     if prompt_tokens + response_tokens > context:
+        one, other = "responses", "data.sampling.max_tokens (or data.val_max_tokens)"
+        if plays:
+            one, other = "episodes", "data.episodes.tokens"
         raise ConfigError(
-            f"data.max_prompt_tokens={prompt_tokens} plus responses of {response_tokens} "
-            f"tokens do not fit the model's context of {context}: make data.max_prompt_tokens and "
-            f"data.sampling.max_tokens (or data.val_max_tokens) add up to at most {context}"
+            f"data.max_prompt_tokens={prompt_tokens} plus {one} of {response_tokens} tokens do not fit the "
+            f"model's context of {context}: make data.max_prompt_tokens and {other} add up to at most "
+            f"{context}"
         )
 
 
