@@ -3,6 +3,7 @@
 import os
 import pickle
 import random
+import select
 import signal
 import socket
 import subprocess
@@ -37,19 +38,27 @@ def main(lifeline: int, orders: int, prototype: int, memory_bytes: str) -> None:
     with socket.socket(fileno=orders) as trainer:
         with open(prototype, "rb") as file:
             trainer.send(answer(lambda: loaded.append(pickle.load(file))).encode())
-        signal.signal(signal.SIGCHLD, lambda *_: _reap(children))
+        ended, ends = os.pipe()
+        for end in (ended, ends):
+            os.set_blocking(end, False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)  # it is noted in the pipe
+        signal.set_wakeup_fd(ends, warn_on_full_buffer=False)
         while True:
+            if ended in select.select([trainer, ended], [], [])[0]:
+                os.read(ended, 1 << 16)
+                _reap(children)
+                continue
             order, descriptors, _, _ = socket.recv_fds(trainer, 64, 1)
             match order.split():
                 case [b"fork", number]:
                     with suppress(OSError):  # no room for a process: the trainer reads a crash
                         folder = tempfile.mkdtemp()
                         if (pid := _fork()) == 0:
+                            signal.set_wakeup_fd(-1)
                             trainer.close()
                             _play(loaded[0], descriptors[0], lifeline, int(memory_bytes), folder)
                         children[int(number)] = pid, folder
                     os.close(descriptors[0])
-                    _reap(children)  # it may have ended before it was noted
                 case [b"kill", number] if int(number) in children:
                     _kill(children[int(number)][0])
                 case []:
