@@ -145,6 +145,7 @@ def with_prompts(prompts: Sequence[Prompt], content: dict[str, Any]) -> Rollout:
     """The rollout of a content that `without_prompts` made."""
     columns = dict(content)
     owners = [prompts[group] for group in columns["group_ids"].tolist()]
-    changed = [replace(p, **new) for p, new in zip(owners, columns.pop("opened", []), strict=False)] or owners
+    opened = zip(owners, columns.pop("opened", []), strict=False)
+    changed = [replace(p, asked=p.token_ids, **new) for p, new in opened] or owners
     same = [old if old == new else new for old, new in zip(owners, changed, strict=True)]
     return Rollout(prompts=same, **columns)

@@ -1,5 +1,6 @@
 """An engine that plays episodes: the turns by another engine, what is between them by an environment."""
 
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,10 +19,13 @@ from grpo_pl.rollout.engine import RolloutEngine, SamplingConfig, SamplingEngine
 from grpo_pl.rollout.episodes import Driver, Episode
 from grpo_pl.rollout.limits import Episodes
 from grpo_pl.rollout.overlapped import OverlappedEngine
+from grpo_pl.rollout.replay import ReplayEngine
 from grpo_pl.rollout.wrapper import EngineWrapper
 from grpo_pl.system.refusal import ConfigError, name_of
 from grpo_pl.types import STOPS, Prompt, Rollout
 from grpo_pl.types.rollout import joined
+
+log = logging.getLogger(__name__)
 
 
 @final
@@ -49,18 +53,7 @@ class EnvironmentEngine(EngineWrapper):
     def open(self) -> None:
         """Start what plays, beside the engine; refuses a chat template that does not fit."""
         limits = self.limits
-        dialogue = ChatDialogue(
-            load_tokenizer(self.pretrained),
-            self.format,
-            limits.call_format,
-            self.environment.tools,
-            eos_token_ids(self.pretrained),
-        )
-        if dialogue.changes and limits.history == "refuse":
-            raise ConfigError(
-                f"the chat template changes what stands in earlier turns ({'; '.join(dialogue.changes)}): "
-                "set data.episodes.history to keep (rows as sampled) or fork (a new row for each turn)"
-            )
+        dialogue = dialogue_of(self.pretrained, self.environment, limits, self.format)
         sessions = Sessions(
             self.environment,
             timeout_s=limits.timeout_s,
@@ -77,9 +70,17 @@ class EnvironmentEngine(EngineWrapper):
 
     @override
     def generate(self, prompts: Sequence[Prompt], group_size: int, sampling: SamplingConfig) -> Rollout:
+        episodes = self.play(prompts, group_size, sampling)
+        if failed := [episode.failure for episode in episodes if episode.failure]:
+            log.warning("! %d of %d episodes failed; one: %s", len(failed), len(episodes), failed[0])
+        rollout = assemble_episodes(episodes, group_size, self.limits, self.sampler.version, sampling)
+        rollout.metrics |= self.sampler.costs()
+        return rollout
+
+    def play(self, prompts: Sequence[Prompt], group_size: int, sampling: SamplingConfig) -> list[Episode]:
+        """`group_size` episodes of each prompt, group after group."""
         assert self._driver is not None, "start() comes first"
-        episodes = self._driver.play(prompts, group_size, sampling)
-        return assemble_episodes(episodes, group_size, self.limits, self.sampler.version, sampling)
+        return self._driver.play(prompts, group_size, sampling)
 
     @override
     def shutdown(self) -> None:
@@ -87,8 +88,28 @@ class EnvironmentEngine(EngineWrapper):
         super().shutdown()
 
 
+def dialogue_of(
+    pretrained: str, environment: Environment, limits: Episodes, format: ChatFormat
+) -> ChatDialogue:
+    """How a model's chat template writes episodes; refuses one that does not fit."""
+    eos = eos_token_ids(pretrained)
+    tokenizer, calls, tools = load_tokenizer(pretrained), limits.call_format, environment.tools
+    dialogue = ChatDialogue(tokenizer, format, calls, tools, eos)
+    if dialogue.changes and limits.history == "refuse":
+        raise ConfigError(
+            f"the chat template changes what stands in earlier turns ({'; '.join(dialogue.changes)}): "
+            "set data.episodes.history to keep (rows as sampled) or fork (a new row for each turn)"
+        )
+    return dialogue
+
+
 def with_environment(engine: RolloutEngine, **around: Any) -> RolloutEngine:
-    """The engine, playing episodes; one that samples ahead plays them in its own process."""
+    """The engine, playing episodes; one that samples ahead plays them in its own process.
+
+    The files of `ReplayEngine` hold whole episodes: there is nothing to play.
+    """
+    if isinstance(engine, ReplayEngine):
+        return engine
     if isinstance(engine, OverlappedEngine):
         engine.engine = with_environment(engine.engine, **around)
         return engine

@@ -57,6 +57,8 @@ class Episodes:
         check_at_least(0, calls=self.calls)
         if self.sampled_tokens is not None:
             check_at_least(1, sampled_tokens=self.sampled_tokens)
+        if unknown := [end for end in self.outcomes if end not in STOPS]:
+            raise ArgumentError(f"outcomes.{unknown[0]}: no episode ends so, but by {', '.join(STOPS)}")
         for key in ("seconds", "timeout_s", "memory_gib"):
             if not 0 < getattr(self, key) < math.inf:
                 raise ArgumentError(f"{key}={getattr(self, key)}: expected a finite number above 0")

@@ -34,6 +34,7 @@ SUPPORT = pa.schema({"candidates": pa.list_(pa.list_(pa.int32()))})
 """The tokens that each token was drawn from: only in files of truncated sampling."""
 EPISODE = pa.schema(
     {
+        "asked_token_ids": pa.list_(pa.int32()),
         "row_token_ids": pa.list_(pa.int32()),
         "turns": pa.list_(pa.int32()),
         "episode": pa.int64(),
@@ -44,7 +45,8 @@ EPISODE = pa.schema(
     }
 )
 """The fields of `EpisodeRow`: only in files of environments. The transcript is JSON; a forked episode has
-several rows, and `token_ids` and what belongs to them are the sampled tokens of each."""
+several rows, and `token_ids` and what belongs to them are the sampled tokens of each. `asked_token_ids` are
+the prompt of the data, where the environment has opened the episode with others."""
 ABOUT_IT = {
     "iteration": pa.int64(),
     "prompt": pa.string(),
@@ -123,8 +125,9 @@ def episode_of(rollout: Rollout, n: int, episode: int) -> dict[str, Any]:
     """The row of an episode; nothing where there is no environment."""
     if rollout.turns is None:
         return {}
-    end = 1 + int(rollout.loss_mask[n].nonzero().max())
+    end, prompt = 1 + int(rollout.loss_mask[n].nonzero().max()), rollout.prompts[n]
     return {
+        "asked_token_ids": prompt.asked or prompt.token_ids,
         "row_token_ids": rollout.token_ids[n, :end].tolist(),
         "turns": rollout.turns[n, :end].tolist(),
         "episode": episode,
@@ -210,7 +213,7 @@ def row_of(row: dict[str, Any]) -> EpisodeRow | None:
     """The row of an episode as it was assembled; None where there is no environment."""
     if "turns" not in row:
         return None
-    given = {name: row[name] for name in EPISODE.names if name != "row_token_ids"}
+    given = {name: row[name] for name in EPISODE.names if not name.endswith("token_ids")}
     given["transcript"] = json.loads(row["transcript"])
     return EpisodeRow(token_ids=row["row_token_ids"], **given)
 

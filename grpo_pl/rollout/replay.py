@@ -2,6 +2,8 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, final
 
@@ -65,12 +67,17 @@ class ReplayEngine(OfflineEngine):
         kept = Response.__annotations__.keys() - {"top"}  # refused by `check`
         responses = [Response(**{key: row[key] for key in kept}) for row in rows]
         version = min((row["policy_version"] for row in rows), default=0)
-        return assemble_rollout(prompts, responses, policy_version=version, temperature=sampling.temperature)
+        rollout = assemble_rollout(
+            prompts, responses, policy_version=version, temperature=sampling.temperature
+        )
+        rollout.prompts = [as_opened(p, row) for p, row in zip(rollout.prompts, rows, strict=True)]
+        return rollout
 
     def _group(self, prompt: Prompt, group_size: int, sampling: SamplingConfig) -> list[dict[str, Any]]:
         group = sampling.temperature, prompt.seed
         rows = self._open[self._files[group]][group]
-        same = [row for row in rows if row["prompt_token_ids"] == prompt.token_ids]
+        asked = [row.get("asked_token_ids", row["prompt_token_ids"]) for row in rows]
+        same = [row for row, token_ids in zip(rows, asked, strict=True) if token_ids == prompt.token_ids]
         episodes = list(dict.fromkeys(row.get("episode", n) for n, row in enumerate(same)))
         self._refuse_unless(len(episodes), prompt, group_size, sampling)
         same = [row for n, row in enumerate(same) if row.get("episode", n) in episodes[:group_size]]
@@ -104,3 +111,12 @@ class ReplayEngine(OfflineEngine):
     @override
     def shutdown(self) -> None:
         self._files, self._sizes, self._open = {}, Counter(), {}
+
+
+def as_opened(prompt: Prompt, row: dict[str, Any]) -> Prompt:
+    """The prompt of a response: an environment may have opened the episode with words of its own."""
+    if row["prompt_token_ids"] == prompt.token_ids:
+        return prompt
+    messages = [*takewhile(lambda message: message["role"] != "assistant", row["row"].transcript)]
+    words = {"token_ids": row["prompt_token_ids"], "messages": messages, "text": messages[-1]["content"]}
+    return replace(prompt, asked=prompt.token_ids, **words)

@@ -27,5 +27,7 @@ class Prompt:
     metadata: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
     """Response `g` is sampled with `functional.derive_seed(seed, g)`; unique to the visit."""
+    asked: list[int] = field(default_factory=list, compare=False)
+    """The tokens that the data asked with, where an environment has opened the episode with others."""
     row: int = field(default=-1, compare=False)
     """Its place among the prompts of `data.train` or `data.val`; -1 where it is none of these."""

@@ -102,6 +102,24 @@ def test_a_prompt_that_the_environment_has_opened_comes_back_with_its_rollout(tm
         assert back.prompts[0] is PROMPTS[0], "others are those that were asked"
 
 
+def test_an_episode_that_the_environment_has_opened_is_replayed_for_the_prompt_that_was_asked(
+    tmp_path: Path,
+) -> None:
+    one = two_groups("----")
+    for n in (0, 1):
+        said = one.transcripts[n] = [*one.transcripts[0], {"role": "assistant", "content": "k"}]
+        words = {"token_ids": [5, 6, 8], "text": "episode 0", "messages": said[:1]}
+        one.prompts[n] = replace(PROMPTS[0], asked=[5, 6], **words)
+    save_rollout(one, tmp_path / "one.parquet")
+    engine = ReplayEngine(str(tmp_path / "one.parquet"))
+    engine.start(max_sequence_tokens=16, max_sequences=4, device=torch.device("cpu"))
+    again = engine.generate(PROMPTS, 2, SamplingConfig(max_tokens=3))
+    assert_same(again, replace(one, offline=True))
+    assert again.prompts[0].asked == [5, 6]
+    with pytest.raises(ValueError, match=r"has 0 responses at temperature 1\.0"):
+        engine.generate([replace(PROMPTS[0], token_ids=[5])], 2, SamplingConfig(max_tokens=3))
+
+
 @pytest.mark.parametrize("forks", ["----", "f-f-"])
 def test_a_part_has_all_columns_of_its_rows(forks: str) -> None:
     second = part(two_groups(forks), 1, 1)
