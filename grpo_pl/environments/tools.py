@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from grpo_pl.environments.base import Environment
 from grpo_pl.environments.schemas import mistake, tool_schema
-from grpo_pl.system.refusal import ArgumentError
+from grpo_pl.system.refusal import ArgumentError, inside
 from grpo_pl.types import Call, Message, Said, Turn
 
 
@@ -86,7 +86,8 @@ class Tools(Environment):
 
     @cached_property
     def _schemas(self) -> dict[str, dict[str, Any]]:
-        return {tool.__name__: tool_schema(tool) for tool in self._callables()}
+        with inside("data.environment"):
+            return {tool.__name__: tool_schema(tool) for tool in self._callables()}
 
     def _callables(self) -> list[Callable[..., Any]]:
         """The public methods that subclasses define, in that order, and the functions of the config."""

@@ -221,10 +221,10 @@ def test_tools_without_a_tool_or_with_two_of_one_name_are_refused():
         ("no_such_module.f", r"^tools: no_such_module.f cannot be imported \(ModuleNotFoundError"),
         ("power", r"^tools: power cannot be imported \(ValueError"),
         ("helpers.episodes.Obeys", "^tools: helpers.episodes.Obeys is no function$"),
-        ("helpers.episodes.unannotated", "^tool unannotated: annotate parameter x with str, int, "),
-        ("helpers.episodes.many", r"^tool many: parameter \*numbers: int cannot be given by its name$"),
-        ("helpers.episodes.later", "^tool later: it is async"),
-        ("math.sqrt", "^tool sqrt: parameter x cannot be given by its name"),
+        ("helpers.episodes.unannotated", "tool unannotated: annotate parameter x with str, int, "),
+        ("helpers.episodes.many", r"tool many: parameter \*numbers: int cannot be given by its name$"),
+        ("helpers.episodes.later", "tool later: it is async"),
+        ("math.sqrt", "tool sqrt: parameter x cannot be given by its name"),
     ],
 )
 def test_what_cannot_be_a_tool_is_refused_at_once(path: str, sentence: str):
@@ -237,5 +237,5 @@ def untyped(of: Callable[[int], int]) -> int:
 
 
 def test_a_type_that_json_lacks_is_refused():
-    with pytest.raises(ConfigError, match=r"^tool untyped: annotate parameter of "):
+    with pytest.raises(ConfigError, match=r"tool untyped: annotate parameter of "):
         Tools([f"{__name__}.untyped"])
