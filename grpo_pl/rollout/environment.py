@@ -93,7 +93,7 @@ def dialogue_of(
 ) -> ChatDialogue:
     """How a model's chat template writes episodes; refuses one that does not fit."""
     eos = eos_token_ids(pretrained)
-    tokenizer, calls, tools = load_tokenizer(pretrained), limits.call_format, environment.tools
+    tokenizer, calls, tools = load_tokenizer(pretrained), limits.calls_format, environment.tools
     dialogue = ChatDialogue(tokenizer, format, calls, tools, eos)
     if dialogue.changes and limits.history == "refuse":
         raise ConfigError(

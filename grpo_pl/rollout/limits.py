@@ -34,7 +34,7 @@ class Episodes:
             thinking): `keep` leaves the sequence as it was sampled, `fork` begins a new sequence at each
             turn, as the template renders the conversation then, `refuse` does not start.
         call_format: How the policy writes tool calls: `Hermes`, `Llama`, or `Tag`, which needs no chat
-            template that shows tools.
+            template that shows tools; null for `Hermes`.
         timeout_s: Wall-clock limit of one call of the environment, in seconds; then its process is killed.
         memory_gib: Memory of an episode's process beside what the environment's imports need.
         processes: Episodes that are played at once, on each rank.
@@ -47,7 +47,7 @@ class Episodes:
     seconds: float = 600.0
     outcomes: dict[Stop, Outcome] = field(default_factory=dict)
     history: Literal["refuse", "keep", "fork"] = "refuse"
-    call_format: CallFormat = field(default_factory=Hermes)
+    call_format: CallFormat | None = None
     timeout_s: float = 10.0
     memory_gib: float = 1.0
     processes: int = 64
@@ -62,6 +62,11 @@ class Episodes:
         for key in ("seconds", "timeout_s", "memory_gib"):
             if not 0 < getattr(self, key) < math.inf:
                 raise ArgumentError(f"{key}={getattr(self, key)}: expected a finite number above 0")
+
+    @property
+    def calls_format(self) -> CallFormat:
+        """How the policy writes tool calls."""
+        return self.call_format or Hermes()
 
     @property
     def outcome_of(self) -> Mapping[Stop, Outcome]:

@@ -36,7 +36,7 @@ class NaNEngine(InProcessEngine):  # type: ignore[misc]
 
     def generate(self, *args: Any, **kwargs: Any) -> Rollout:
         rollout = super().generate(*args, **kwargs)
-        if self._version in self.versions and self.rank in (None, int(os.environ.get("LOCAL_RANK", "0"))):
+        if self.version in self.versions and self.rank in (None, int(os.environ.get("LOCAL_RANK", "0"))):
             row, column = rollout.loss_mask.nonzero()[0].tolist()
             rollout.sampling_logprobs[row, column] = torch.nan
         return rollout
