@@ -117,20 +117,15 @@ class RolloutDataModule(PromptDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        check_at_least(
-            1,
-            prompts_per_iteration=prompts_per_iteration,
-            group_size=group_size,
-            minibatches=minibatches,
-            update_epochs=update_epochs,
-            val_prompts_per_batch=val_prompts_per_batch,
-        )
+        check_at_least(1, prompts_per_iteration=prompts_per_iteration, group_size=group_size)
+        check_at_least(1, minibatches=minibatches, update_epochs=update_epochs)
+        check_at_least(1, val_prompts_per_batch=val_prompts_per_batch)
         check_sampling(sampling, val_max_tokens, val_samples)
         self.train, self.val, self.engine, self.val_engine = train, val, engine, val_engine
         self.pretrained, self.changed_prompts = pretrained, changed_prompts
         self.environment, self.episodes = environment, episodes
         tools = [] if environment is None else environment.tools
-        self.plain_format, self.format = format, with_tools(format, episodes.call_format, tools)
+        self.plain_format, self.format = format, with_tools(format, episodes.calls_format, tools)
         self.prompts_per_iteration, self.group_size = prompts_per_iteration, group_size
         self.minibatches, self.update_epochs, self.keep_groups = minibatches, update_epochs, keep_groups
         self.sampling, self.resample = sampling, resample
@@ -169,8 +164,8 @@ class RolloutDataModule(PromptDataModule):
         together = max(engine.ranks for engine in self._engines)
         of_ranks = self._ranks.copies, self._trainer.global_rank, self._trainer.world_size
         if self.environment is not None:
-            self.engine = self._playing(self.engine)
-            self.val_engine = self.val_engine and self._playing(self.val_engine)
+            self.engine = self.playing(self.engine)
+            self.val_engine = self.val_engine and self.playing(self.val_engine)
         if self.store_rollouts and stage == "fit" and self._trainer.checkpoint_callbacks:
             self.engine = stored(self.engine, self._rollouts)
         self.engine = shared(self.engine, *of_ranks)
@@ -188,7 +183,7 @@ class RolloutDataModule(PromptDataModule):
             for iteration in {0, last}:
                 self.engine.check(self.prompts_of(iteration), self.group_size, self.sampling)
 
-    def _playing(self, engine: RolloutEngine) -> RolloutEngine:
+    def playing(self, engine: RolloutEngine) -> RolloutEngine:
         """The engine, playing episodes with the environment."""
         return with_environment(
             engine,
@@ -221,11 +216,13 @@ class RolloutDataModule(PromptDataModule):
         )
         warn_of_settings(self.pretrained)
 
+    def longest(self, sampling: SamplingConfig) -> int:
+        """The most tokens behind a prompt: those of a response, or of all that follows in an episode."""
+        return sampling.max_tokens if self.environment is None else self.episodes.tokens
+
     @property
     def _longest_response(self) -> int:
-        if self.environment is not None:
-            return self.episodes.tokens
-        return max(self.sampling.max_tokens, self.val_sampling.max_tokens)
+        return max(self.longest(self.sampling), self.longest(self.val_sampling))
 
     # ------------------------------------------------------------------------------------------------ streams
 

@@ -3,7 +3,8 @@
 from grpo_pl.commands.doctor.answers import check_answers
 from grpo_pl.commands.doctor.components import check_components
 from grpo_pl.commands.doctor.engine import check_engine
-from grpo_pl.commands.doctor.findings import Finding, warn_if
+from grpo_pl.commands.doctor.episode import check_dialogue
+from grpo_pl.commands.doctor.findings import Finding, broken, warn_if
 from grpo_pl.commands.doctor.model import check_model, names
 from grpo_pl.commands.doctor.products import types
 from grpo_pl.commands.doctor.prompts import check_prompts, read_sets, shown, spread
@@ -31,7 +32,9 @@ def check_configured(report: Report, options: list[str], *, with_engine: bool) -
         report.skip(["model", "data", "run", "engine"], "they are those of the job policy")
         return
     models = {key.replace(".init_args", ""): cli.settings.get(key) for key in FROM_ONE_MODEL}
-    if not report.add("model", [*check_model(data.pretrained, data.format), names(models)]):
+    of_model = check_model(data.pretrained, data.format)
+    of_model += [] if broken(of_model) else check_dialogue(data)
+    if not report.add("model", [*of_model, names(models)]):
         report.skip(["data", "run", "engine"], "the model comes first")
         return
     if not check_data(report, module, data):

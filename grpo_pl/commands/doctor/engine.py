@@ -19,6 +19,7 @@ from grpo_pl.commands.doctor.attribution import (
     by_position,
     summarize,
 )
+from grpo_pl.commands.doctor.episode import check_episode
 from grpo_pl.commands.doctor.findings import Finding, Verdict, fail_if, good
 from grpo_pl.commands.doctor.products import engines_products
 from grpo_pl.commands.doctor.reading import (
@@ -96,13 +97,17 @@ class Examination:
         engine, begin = self.data.engine, time.perf_counter()
         name = type(engine).__name__
         self._enter(f"starting {name}")
-        with started(self.trainer, self.data, (PROMPTS * RESPONSES, self.sampling.max_tokens)):
+        longest = max(self.sampling.max_tokens, self.data.longest(self.data.sampling))
+        with started(self.trainer, self.data, (PROMPTS * RESPONSES, longest)):
             seconds = time.perf_counter() - begin
             rollout = self._sample("sampling with the weights as they are")
             yield self._started(name, seconds, rollout)
             if isinstance(engine, VLLMEngine) and self.trainer.strategy.root_device.type == "cpu":
                 yield engines_products()
             yield self._texts(rollout)
+            if self.data.environment is not None:
+                self._enter("playing an episode")
+                yield check_episode(self.data, self.prompts)
             self._enter("scoring the rollout in the trainer")
             policy = self._build()
             with self._configured_precision() as precision:

@@ -160,7 +160,7 @@ def read_requirements(
         prompts=mine,
         group_size=data.group_size,
         prompt_tokens=longest,
-        response_tokens=data.sampling.max_tokens,
+        response_tokens=data.longest(data.sampling),
         minibatches=data.minibatches,
         update_epochs=data.update_epochs,
         micro_batches=trainer.accumulate_grad_batches,
@@ -202,7 +202,7 @@ def of_support(data: RolloutDataModule, responses: int, prompt_tokens: int) -> i
     if not data.sampling.truncates:
         return 0
     vocabulary = load_config(data.pretrained).get_text_config().vocab_size
-    tokens = responses * (prompt_tokens + data.sampling.max_tokens)
+    tokens = responses * (prompt_tokens + data.longest(data.sampling))
     return support_bytes(data.sampling.top_k, vocabulary, tokens)
 
 
@@ -214,9 +214,9 @@ def read_engines(
         sequences=prompts * data.group_size,
         group_size=data.group_size,
         prompt_tokens=prompt_tokens,
-        response_tokens=data.sampling.max_tokens,
+        response_tokens=data.longest(data.sampling),
     )
-    tokens = data.val_sampling.max_tokens
+    tokens = data.longest(data.val_sampling)
     validation = replace(demand, sequences=max(val_prompts, 1), group_size=1, response_tokens=tokens)
     engine = data.engine.memory(demand, device)
     validating = (data.val_engine or data.engine).memory(validation, device)

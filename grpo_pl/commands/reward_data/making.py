@@ -31,6 +31,10 @@ CHUNK = 32
 def make(options: argparse.Namespace, for_fit: list[str]) -> list[Row]:
     """The rows that the options of `reward-data` ask for, sampled by the config of `for_fit`."""
     trainer, model, data = of_policy(configure(for_fit))
+    if data.environment is not None:
+        raise ConfigError(
+            "data.environment plays episodes, and reward-data knows single answers alone: set it to null"
+        )
     name = options.verifier or next(iter(model.verifiers), "")
     if name not in model.verifiers:
         raise ConfigError(

@@ -9,7 +9,7 @@ from rich.progress import Progress
 from grpo_pl.commands.engine import ONE_PROCESS, of_policy, started
 from grpo_pl.config.cli import CLI, configure
 from grpo_pl.datamodule import RolloutDataModule
-from grpo_pl.rollout.parquet import file_name, files_of, read_columns, save_rollout
+from grpo_pl.rollout.parquet import file_name, files_of, group_of, read_columns, save_rollout
 from grpo_pl.runs.folder import RunFolder, write_config
 from grpo_pl.runs.layout import CONFIG_FILE, sweep
 from grpo_pl.runs.lock import Lock
@@ -90,11 +90,13 @@ def pass_by(data: RolloutDataModule, file: Path, iteration: int) -> None:
 
 def content(folder: Path) -> str:
     """A summary of a folder's files."""
-    columns = ["prompt_seed", "token_ids", "reward"]
+    columns = ["temperature", "prompt_seed", "episode", "token_ids", "reward"]
     tables = [read_columns(file, columns) for file in files_of(folder)]
     prompts = sum(pc.count_distinct(table["prompt_seed"]).as_py() for table in tables)
-    responses = sum(len(table) for table in tables)
     tokens = sum(pc.sum(pc.list_value_length(table["token_ids"])).as_py() for table in tables)
-    rewards = [reward for table in tables for reward in table["reward"].to_pylist() if reward is not None]
+    rows = [row for table in tables for row in enumerate(table.drop_columns("token_ids").to_pylist())]
+    once = {(*group_of(row), row.get("episode", n)): row["reward"] for n, row in rows}
+    rewards = [reward for reward in once.values() if reward is not None]
     mean = f", mean reward {sum(rewards) / len(rewards):.3f}" if rewards else ""
-    return f"{len(tables)} iterations, {prompts:,} prompts, {responses:,} responses, {tokens:,} tokens{mean}"
+    kind = "episodes" if any("episode" in table.column_names for table in tables) else "responses"
+    return f"{len(tables)} iterations, {prompts:,} prompts, {len(once):,} {kind}, {tokens:,} tokens{mean}"
