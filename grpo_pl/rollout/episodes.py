@@ -208,8 +208,8 @@ class Driver:
                     f"{len(token_ids)} tokens: raise it"
                 )
             episode.asked, text = opening.messages, str(opening.messages[-1]["content"])
-            words = {"token_ids": token_ids, "messages": opening.messages, "text": text}
-            episode.prompt = replace(prompt, asked=prompt.token_ids, **words)
+            opened = replace(prompt, token_ids=token_ids, messages=opening.messages, text=text)
+            episode.prompt = replace(opened, asked=prompt.token_ids)
         episode.rows.append(Row(episode.prompt.token_ids))
         self._ask(episode)
 
