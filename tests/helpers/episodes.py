@@ -298,3 +298,11 @@ class Chats(Environment):
         self.turns -= 1
         text = f"<|im_end|>\n<|im_start|>assistant\n{self.random.random():.3f} of {len(said.raw)}"
         return say(text, reward=self.turns / 4, done=not self.turns)
+
+
+class Greets(Chats):
+    """Opens the episode itself."""
+
+    def reset(self, prompt: Prompt, seed: int) -> Turn:
+        super().reset(prompt, seed)
+        return say(f"{prompt.text} Say it {seed % 7} times.")

@@ -1,42 +1,35 @@
 """Episodes by real engines: exact tokens, the same alone and together, limits and failures."""
 
-import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from helpers.engines import mismatch, perturbed, prompts, same_rollout
+from helpers.engines import mismatch, perturbed, prompts, same_rollout, talkative
 from helpers.episodes import Chats, Obeys
 
 from grpo_pl.environments.base import Environment
 from grpo_pl.models.full_weights import full_weights
 from grpo_pl.models.loading import load_tokenizer
 from grpo_pl.prompts.chat import ChatFormat
+from grpo_pl.rollout.dataset import DatasetEngine
 from grpo_pl.rollout.engine import SamplingConfig, SamplingEngine
-from grpo_pl.rollout.environment import EnvironmentEngine
+from grpo_pl.rollout.environment import EnvironmentEngine, with_environment
 from grpo_pl.rollout.in_process import InProcessEngine
 from grpo_pl.rollout.limits import Episodes
+from grpo_pl.rollout.overlapped import OverlappedEngine
+from grpo_pl.rollout.replay import ReplayEngine
+from grpo_pl.rollout.server.engine import ServerEngine
 from grpo_pl.rollout.vllm import VLLMEngine
+from grpo_pl.system.refusal import ArgumentError, ConfigError
 from grpo_pl.types import Prompt, Rollout
 
 SAMPLING = SamplingConfig(max_tokens=24, temperature=1.0)
-ENDS = [2, *range(40, 90)]
-"""Tokens that end a turn, so many that turns of a random model have six tokens."""
 CASES = [("InProcessEngine", "tied"), ("InProcessEngine", "untied")] + [
     pytest.param(("VLLMEngine", kind), marks=pytest.mark.vllm, id=f"VLLMEngine-{kind}")
     for kind in ("tied", "untied")
 ]
-
-
-def talkative(folder: Path, to: Path) -> Path:
-    """A copy of a model whose turns end soon."""
-    shutil.copytree(folder, to)
-    path = to / "generation_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token_id": ENDS}))
-    return to
 
 
 @pytest.fixture(scope="module", params=CASES, ids=lambda case: "-".join(case))
@@ -172,3 +165,29 @@ def test_metrics_say_how_episodes_went(engine: SamplingEngine) -> None:
         float(rollout.turns.amax(-1).float().mean())  # type: ignore[union-attr]
     )
     assert rollout.metrics["episodes/reward"] == pytest.approx(sum(map(sum, rollout.turn_rewards)) / 12)
+
+
+@pytest.mark.parametrize(
+    ("limits", "sentence"),
+    [
+        ({"turns": 0}, "turns=0: expected 1 or more"),
+        ({"calls": -1}, "calls=-1: expected 0 or more"),
+        ({"seconds": float("nan")}, "seconds=nan: expected a finite number above 0"),
+        ({"outcomes": {"turnz": "zero"}}, r"outcomes\.turnz: no episode ends so, but by done, turns, "),
+    ],
+)
+def test_limits_that_make_no_sense_are_refused(limits: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ArgumentError, match=sentence):
+        Episodes(**limits)
+
+
+def test_only_engines_that_sample_and_files_of_episodes_go_with_an_environment() -> None:
+    around = {"environment": Chats(), "limits": Episodes(), "format": ChatFormat(), "max_prompt_tokens": 64}
+    ahead = OverlappedEngine(InProcessEngine("model"))
+    assert with_environment(ahead, **around) is ahead
+    assert isinstance(ahead.engine, EnvironmentEngine)
+    assert isinstance(with_environment(ServerEngine(["http://127.0.0.1:9"]), **around), EnvironmentEngine)
+    replay = ReplayEngine("folder")
+    assert with_environment(replay, **around) is replay, "its files hold whole episodes"
+    with pytest.raises(ConfigError, match=r"data\.environment needs an engine that samples, and Dataset"):
+        with_environment(DatasetEngine(), **around)
