@@ -160,7 +160,7 @@ class _Nursery(KillableProcess):
             pickled = pickle.dumps(environment)
         except Exception as error:
             raise ConfigError(
-                f"{name} cannot be pickled for its episodes ({type(error).__name__}: {error}); keep plain "
+                f"{name} cannot be pickled for its episodes ({type(error).__name__}: {error}): keep plain "
                 "data in its constructor, and open files and connections in reset",
                 of=environment,
             ) from error
@@ -180,7 +180,7 @@ class _Nursery(KillableProcess):
         if reason:
             self.kill()
             raise ConfigError(
-                f"{name} cannot be loaded in a process of its own ({reason}); define it in a module, and "
+                f"{name} cannot be loaded in a process of its own ({reason}): define it in a module, and "
                 f"check that `python -c 'import {module}'` works",
                 of=environment,
             )
