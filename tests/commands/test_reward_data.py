@@ -144,6 +144,11 @@ def test_an_unverifiable_response_is_in_no_pair() -> None:
             "reward-data: --samples=nowhere.jsonl is not a samples.jsonl",
         ),
         ("steps", ("--samples", "nowhere.jsonl"), "reward-data: --samples makes pairs"),
+        (
+            "steps",
+            ("--data.environment", "GuessTheNumber", "--data.episodes.tokens", "100"),
+            "data.environment plays episodes, and reward-data knows single answers alone: set it to null",
+        ),
         ("pairs", ("--verifier", "other"), "reward-data: --verifier=other: model.verifiers has digit"),
         ("pairs", ("--prompts", "0"), "reward-data: --prompts=0: expected 1 or more"),
         ("pairs", ("--val-share", "1"), "reward-data: --val-share=1.0: expected 0 or more and less"),

@@ -12,12 +12,14 @@ from grpo_pl.config import cli
 
 TINY = str(ROOT / "configs" / "tiny.yaml")
 REWARDS = (
-    "CodeTests, ExactMatch, Format, Function, GroupLength, Judge, LastNumber, LengthPenalty, MathAnswer, "
-    "OutcomeRewardModel, ProcessRewardModel, SoftOverlong, StepPattern, TaskScore, WorkerFunction"
+    "CodeTests, EnvironmentReward, EnvironmentSuccess, ExactMatch, Format, Function, GroupLength, Judge, "
+    "LastNumber, LengthPenalty, MathAnswer, OutcomeRewardModel, ProcessRewardModel, SoftOverlong, "
+    "StepPattern, TaskScore, WorkerFunction"
 )
-VERIFIERS = "CodeTests, ExactMatch, LastNumber, MathAnswer, TaskScore"
+VERIFIERS = "CodeTests, EnvironmentSuccess, ExactMatch, LastNumber, MathAnswer, TaskScore"
 LOSSES = "CISPO, ClipCov, ClippedSurrogate, DPPO, GMPO, GSPO, KLCov, OffPolicyMask, Reinforce, SAPO, VESPO"
 ENGINES = "DatasetEngine, InProcessEngine, OverlappedEngine, ReplayEngine, ServerEngine, VLLMEngine"
+PLAYS = "Calculator, GuessTheNumber, Tools"
 ALARMS = "AllTruncated, EntropyCollapse, KLExplosion, MismatchGrowth, NoSignal, RewardHacking"
 NO_VALUE = "no value is given; set it in a --config file or on the command line"
 SETTINGS = "expected settings, or a file with them, got"
@@ -107,6 +109,18 @@ KINDS = {
     "--data.engine OverlappedEngine --data.engine.engine Nope": (
         f"data.engine.engine: expected one of {ENGINES}, got Nope"
     ),
+    "--data.environment GuessTheNumbr": f"data.environment: expected one of {PLAYS}, got GuessTheNumbr. "
+    "Did you mean GuessTheNumber?",
+    "--data.environment.tools '[my_tools.add]'": "data.environment.tools: data.environment is null; set "
+    f"data.environment to one of {PLAYS} first",
+    "--data.environment Tools --data.environment.tols '[my_tools.add]'": "there is no option "
+    "data.environment.tols. Did you mean data.environment.tools?",
+    "--data.episodes.call_format Nope": "data.episodes.call_format: expected one of Hermes, Llama, Tag or "
+    "null, got Nope",
+    "--data.episodes.history kep": "data.episodes.history: expected one of 'refuse', 'keep', 'fork', got "
+    "kep. Did you mean keep?",
+    "--data.episodes.outcomes.turns nul": "data.episodes.outcomes.turns: expected one of 'score', 'zero', "
+    "'abstain', got nul",
     "--model.kl.controller Nope": "model.kl.controller: expected AdaptiveCoefficient or null, got Nope",
     "--model.loss OffPolicyMask --model.loss.loss Nope": (
         f"model.loss.loss: expected one of {LOSSES}, got Nope"

@@ -67,6 +67,14 @@ def test_the_model_that_scores_anyones_responses_counts_beside_the_engine_that_v
     assert planned["engine"]["weights"] == 2 * 4 * TINY_PARAMETERS
 
 
+def test_an_episode_counts_with_all_of_its_tokens(tiny_model: Path, tmp_path: Path) -> None:
+    game = ("--data.environment", "GuessTheNumber", "--data.episodes.tokens", 100)
+    planned = plan(tmp_path, "--pretrained", tiny_model, *game)
+    longer = plan(tmp_path, "--pretrained", tiny_model, "--data.sampling.max_tokens", 100)
+    assert planned["tokens_at_most"]["generated"] == 16 * 100
+    assert planned["phases"] == longer["phases"]
+
+
 def test_the_smallest_number_of_micro_batches_that_fits() -> None:
     run = small_run(minibatches=1)
     needed = [peak(replace(run, micro_batches=k))[1] for k in range(1, 9)]

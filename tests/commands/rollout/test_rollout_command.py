@@ -66,6 +66,15 @@ def test_what_was_cut_off_goes_on_and_what_is_there_stays(
         assert f"out has rollouts with other settings of {key}" in refused(make, *other)
 
 
+def test_episodes_are_counted_and_kept(
+    make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make("--data.environment", "helpers.episodes.Greets", "--data.episodes.tokens", "100")
+    assert "/out: 3 iterations, 12 prompts, 48 episodes, " in capsys.readouterr().out
+    rows = pq.read_table(tmp_path / "out" / file_name(1)).to_pylist()
+    assert {row["stop"] for row in rows} <= {"done", "turn_tokens", "tokens"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
