@@ -67,7 +67,7 @@ def test_kept_episodes_give_the_same_training(played: Path, fit: Fit, model: Pat
 
 
 def test_two_ranks_play_what_one_does(fit: Fit, model: Path) -> None:
-    once = (*EPISODES, "--trainer.max_epochs", 1, *NO_VALIDATION)
+    once = (*EPISODES, "--data.minibatches", 1, "--trainer.max_epochs", 1, *NO_VALIDATION)
     one = fit(*once, pretrained=model)
     two = fit(
         *(*once, "--trainer.strategy", "ddp", "--trainer.accumulate_grad_batches", 1),
