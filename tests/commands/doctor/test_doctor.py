@@ -10,6 +10,7 @@ import pytest
 import torch
 from helpers import broken_engines
 from helpers.commands import Refused, command
+from helpers.engines import talkative
 from helpers.repository import ROOT
 
 from grpo_pl.__main__ import main
@@ -115,6 +116,33 @@ def test_checkpoints_that_the_disk_cannot_hold_are_a_problem(tiny_model: Path, t
     assert found["run"]["disk"]["verdict"] == "problem"
     assert "--checkpoint.save_top_k 1" in found["run"]["disk"]["fix"]
     assert "engine" not in found
+
+
+def test_an_episode_is_played(tiny_model: Path, tmp_path: Path) -> None:
+    model = talkative(tiny_model, tmp_path / "talkative")
+    game = ("--data.environment", "helpers.episodes.Greets", "--data.episodes.tokens", 100)
+    code, found = on_tiny(tmp_path, model, *game)
+    assert code == 0
+    assert found["model"]["dialogue"]["found"] == "earlier turns are left as they are"
+    assert found["engine"]["episode"]["numbers"]["turns"] > 0
+    assert "; it ended with " in found["engine"]["episode"]["found"]
+
+
+@pytest.mark.parametrize(
+    ("environment", "theme", "check", "fix"),
+    [
+        ("Calculator", "model", "dialogue", "set data.episodes.call_format to Tag"),
+        ("helpers.episodes.HoldsAFile", "engine", "episode", "keep plain data in its constructor"),
+    ],
+)
+def test_an_environment_that_cannot_be_played_is_a_problem(
+    environment: str, theme: str, check: str, fix: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    game = ("--data.environment", environment, "--data.episodes.tokens", 100)
+    code, found = on_tiny(tmp_path, tiny_model, *game)
+    assert code == 1
+    assert found[theme][check]["verdict"] == "problem"
+    assert fix in found[theme][check]["fix"]
 
 
 def test_the_engine_can_be_left_out(tiny_model: Path, tmp_path: Path) -> None:
