@@ -115,8 +115,8 @@ KINDS = {
     f"data.environment to one of {PLAYS} first",
     "--data.environment Tools --data.environment.tols '[my_tools.add]'": "there is no option "
     "data.environment.tols. Did you mean data.environment.tools?",
-    "--data.episodes.call_format Nope": "data.episodes.call_format: expected one of Hermes, Llama, Tag or "
-    "null, got Nope",
+    "--data.episodes.call_format Nope": "data.episodes.call_format: expected one of Hermes, Llama, Tag, "
+    "got Nope",
     "--data.episodes.history kep": "data.episodes.history: expected one of 'refuse', 'keep', 'fork', got "
     "kep. Did you mean keep?",
     "--data.episodes.outcomes.turns nul": "data.episodes.outcomes.turns: expected one of 'score', 'zero', "
