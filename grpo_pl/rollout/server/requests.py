@@ -109,7 +109,8 @@ class Answering:
         server = min(self._work, key=lambda server: len(self._work[server].under_way))
         if len(self._work[server].under_way) >= self._at_once:
             return None
-        return self._begun.setdefault(beginning, server)
+        self._begun[beginning] = server
+        return server
 
     def _take(self, server: Server, number: int, outcome: dict[str, Any] | Exception) -> None:
         if server not in self._work:
