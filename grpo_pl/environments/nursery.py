@@ -38,14 +38,12 @@ def main(lifeline: int, orders: int, prototype: int, memory_bytes: str) -> None:
     with socket.socket(fileno=orders) as trainer:
         with open(prototype, "rb") as file:
             trainer.send(answer(lambda: loaded.append(pickle.load(file))).encode())
-        ended, ends = os.pipe()
-        for end in (ended, ends):
-            os.set_blocking(end, False)
-        signal.signal(signal.SIGCHLD, lambda *_: None)  # it is noted in the pipe
-        signal.set_wakeup_fd(ends, warn_on_full_buffer=False)
+        ended, note = os.pipe2(os.O_NONBLOCK)
+        signal.set_wakeup_fd(note)  # a handler that reaped could be interrupted by itself
+        signal.signal(signal.SIGCHLD, lambda *_: None)
         while True:
             if ended in select.select([trainer, ended], [], [])[0]:
-                os.read(ended, 1 << 16)
+                os.read(ended, 4096)
                 _reap(children)
                 continue
             order, descriptors, _, _ = socket.recv_fds(trainer, 64, 1)
@@ -56,6 +54,8 @@ def main(lifeline: int, orders: int, prototype: int, memory_bytes: str) -> None:
                         if (pid := _fork()) == 0:
                             signal.set_wakeup_fd(-1)
                             trainer.close()
+                            os.close(ended)
+                            os.close(note)
                             _play(loaded[0], descriptors[0], lifeline, int(memory_bytes), folder)
                         children[int(number)] = pid, folder
                     os.close(descriptors[0])
@@ -83,7 +83,7 @@ def _kill(pid: int) -> None:
 def _reap(children: Children) -> None:
     """Forget the processes that have ended, kill what they have started, and remove their files."""
     for number, (pid, folder) in list(children.items()):
-        if number in children and os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+        if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
             _kill(pid)  # before the wait, which frees its number for others
             os.waitpid(pid, 0)
             del children[number]

@@ -22,6 +22,8 @@ from grpo_pl.types import Prompt, Said, Turn
 
 _LARGEST_REWARD = 3.4e38
 """About the largest float32."""
+_REST_S = 1.0
+"""The longest wait for the rest of an answer that has begun to come, in seconds."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,10 @@ class Sessions:
         episode = self._open[key]
         call = f"{type(self.environment).__name__}.{episode.method}"
         try:
-            reply = episode.replies.read() if ready else None
+            reply, until = None, time.monotonic() + _REST_S
+            while ready and reply is None:  # a long one comes in pieces, and nobody may have looked till now
+                reply = episode.replies.read()
+                ready = not reply and bool(wait([episode.channel], max(0.0, until - time.monotonic())))
         except EOFError:
             self._kill(key)
             return Failure("crash", f"{call}: its process died or ran out of memory")
@@ -223,9 +228,9 @@ def _turn(fields: Any, opening: bool) -> Turn | str:
     roles = ("system", "user", "tool") if opening else ("user", "tool")
     for message in messages:
         match message:
-            case {"role": str(role), "content": str(content)} if role in roles:
-                if re.search("[\ud800-\udfff]", content):
-                    return f"the content of a message is no valid Unicode: {content!r:.80}"
+            case {"role": str(role), "content": str()} if role in roles:
+                if re.search("[\ud800-\udfff]", json.dumps(message, ensure_ascii=False)):
+                    return f"a message is no valid Unicode: {message!r:.80}"
             case _:
                 return f"expected messages of {', '.join(roles)} with text as content, got {message!r:.80}"
     if not isinstance(reward, int | float) or not abs(reward) <= _LARGEST_REWARD:

@@ -76,7 +76,8 @@ class Tools(Environment):
                 raise
             except Exception as error:  # noqa: BLE001 - a tool may raise anything, and the policy may do better
                 text = f"Error: {type(error).__name__}: {error}"
-        return {"role": "tool", "name": call.name, "content": text.encode(errors="replace").decode()}
+        name, content = (written.encode(errors="replace").decode() for written in (call.name, text))
+        return {"role": "tool", "name": name, "content": content}
 
     def _mistake(self, call: Call) -> str:
         if call.name not in self._schemas:

@@ -166,7 +166,8 @@ MISTAKES = {
     "no_content": f"{MESSAGES} {{'role': 'user'}}",
     "parts_as_content": f"{MESSAGES} {{'role': 'user', 'content': [{{'type': 'text', 'text': '?'}}]}}",
     "text_as_message": f"{MESSAGES} 'Higher.'",
-    "odd_unicode": r"the content of a message is no valid Unicode: '\ud800'",
+    "odd_unicode": r"a message is no valid Unicode: {'role': 'user', 'content': '\ud800'}",
+    "odd_name": r"a message is no valid Unicode: {'role': 'tool', 'name': '\ud800', 'content': '?'}",
     "sentence_as_reward": f"{REWARD}, got 'Congratulations! You solved the puzzle!'",
     "nan": f"{REWARD}, got nan",
     "no_reward": f"{REWARD}, got None",
@@ -293,6 +294,15 @@ def test_long_texts_go_there_and_back(sessions):
     assert content(ask(playing, 0, "say_a_megabyte")) == "é" * 2**20
 
 
+def test_a_long_answer_that_is_read_after_the_deadline_has_come_in_time(sessions):
+    """As while an engine samples for long: the answer waits, most of it in its process."""
+    playing = sessions(episodes.Obeys(), timeout_s=1.0)
+    opened(playing, 1)
+    playing.step(0, Said(text="say_a_megabyte"))
+    time.sleep(2.0)
+    assert content(all_answers(playing, 1)[0]) == "é" * 2**20
+
+
 def test_episodes_import_no_torch(sessions):
     playing = sessions(episodes.Obeys())
     opened(playing, 1)
@@ -371,6 +381,17 @@ def test_many_episodes_leave_nothing_behind(sessions):
             break
         time.sleep(0.1)
     assert len(below) == 5, "the nursery and four episodes"
+
+
+def test_episodes_that_end_at_the_same_moment_do_not_end_the_process_that_forks(sessions):
+    playing = sessions(episodes.Obeys())
+    forks = playing._nursery
+    for _ in range(15):
+        opened(playing, 64)
+        for key in range(64):
+            playing.end(key)
+    opened(playing, 1)
+    assert playing._nursery is forks
 
 
 def test_an_environment_that_cannot_be_pickled_is_refused_at_once():

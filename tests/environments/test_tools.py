@@ -189,6 +189,8 @@ def test_mistakes_of_the_policy_are_told_in_the_order_of_its_calls():
         "Error: a call ends in the middle",
     ]
     assert results(tools, mistakes=("a call ends in the middle",)) == ["Error: a call ends in the middle"]
+    [odd] = tools.step(Said(text="", calls=(call("\ud800"),))).messages
+    assert odd == {"role": "tool", "name": "?", "content": f"Error: there is no tool ?; {there}"}
     assert results(power, call("power", base=0, exponent=-1)) == [
         "Error: ZeroDivisionError: 0.0 cannot be raised to a negative power"
     ]

@@ -139,6 +139,9 @@ class Obeys(Environment):
     def odd_unicode(self) -> Turn:
         return say("\ud800")
 
+    def odd_name(self) -> Turn:
+        return Turn(messages=[{"role": "tool", "name": "\ud800", "content": "?"}])
+
     def sentence_as_reward(self) -> Turn:
         return say("Go on.", reward="Congratulations! You solved the puzzle!")
 
