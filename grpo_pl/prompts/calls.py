@@ -15,6 +15,8 @@ Read = tuple[str, list[Call], list[str]]
 """A text without its calls, the calls, and a sentence for each call that could not be read."""
 _UNREADABLE = (ValueError, TypeError, RecursionError, MemoryError, SyntaxError)
 """What Python's own readers raise about a text, be it however long or deep."""
+_DEEPEST = 100
+"""The most levels of the arguments of a call: deeper ones could be read, but not passed on."""
 
 
 class CallFormat(ABC):
@@ -110,10 +112,19 @@ def _in_tags(tag: str, text: str, read: Callable[[str], list[Call]]) -> Read:
 def _read(text: str, read: Callable[[str], list[Call]], calls: list[Call], mistakes: list[str]) -> None:
     """Add the calls that a text holds, or what is wrong with it."""
     try:
-        calls += read(text)
+        found = read(text)
+        if any(_depth(call.arguments) > _DEEPEST for call in found):
+            raise ValueError(f"its arguments have more than {_DEEPEST} levels")
+        calls += found
     except _UNREADABLE as error:
         reason = str(error) if type(error) is ValueError else "it is not well formed"
         mistakes.append(f"A tool call could not be read, {reason}: {_shown(text)}.")
+
+
+def _depth(value: Any) -> int:
+    """How many lists and dictionaries stand in each other."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    return 0 if inner is None else 1 + max(map(_depth, inner), default=0)
 
 
 def _shown(text: str) -> str:

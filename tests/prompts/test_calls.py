@@ -90,6 +90,11 @@ MISTAKES: dict[str, tuple[CallFormat, str, str]] = {
     "arguments of null": (Hermes(), hermes('{"name": "add", "arguments": null}'), "no JSON object"),
     "text of no JSON": (Hermes(), hermes('{"name": "add", "arguments": "2, 3"}'), "not well formed"),
     "deep": (Hermes(), hermes("[" * 99999), "not well formed"),
+    "deep arguments": (
+        Hermes(),
+        hermes('{"name": "add", "arguments": {"a": ' + "[" * 150 + "]" * 150 + "}}"),
+        "its arguments have more than 100 levels",
+    ),
     "a long number": (Hermes(), hermes("9" * 9999), "could not be read"),
     "half Llama": (Llama(), '{"name": "add", "param', "not well formed"),
     "Llama and words": (Llama(), f"{ADDITION} So it is.", "not well formed: 'So it is.'"),
