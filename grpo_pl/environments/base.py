@@ -31,8 +31,8 @@ class Environment(ABC):
     def reset(self, prompt: Prompt, seed: int) -> Turn:  # noqa: ARG002 - for those that override it
         """The opening of an episode: a `Turn` without messages leaves the prompt as it is.
 
-        All responses to a prompt are asked with the same `seed` and must open alike, or their rewards would
-        not compare.
+        All responses to a prompt are asked with the same `seed` and must open alike: their rewards would not
+        compare, and the run ends.
         """
         return Turn()
 

@@ -12,7 +12,7 @@ from grpo_pl.prompts.dialogue import ChatDialogue
 from grpo_pl.rollout.assembly import Response
 from grpo_pl.rollout.engine import Request, SamplingConfig, SamplingEngine
 from grpo_pl.rollout.limits import Episodes
-from grpo_pl.system.refusal import ArgumentError
+from grpo_pl.system.refusal import ArgumentError, ConfigError, name_of
 from grpo_pl.types import Message, Prompt, Said, Stop, Turn
 
 PATIENCE_S = 0.5
@@ -115,6 +115,7 @@ class Driver:
             Episode(key, prompt, derive_seed(prompt.seed, g)) for key, (prompt, g) in enumerate(pairs)
         ]
         self._sampling, self._asked, self._open = sampling, set[int](), {e.key: e for e in episodes}
+        self._openings: dict[int, Turn] = {}
         for episode in episodes:
             self.sessions.reset(episode.key, episode.prompt, episode.prompt.seed)
         while self._open:
@@ -200,6 +201,12 @@ class Driver:
         episode.asked = self.dialogue.asked(prompt)
         if isinstance(opening, Failure):
             episode.stop, episode.failure = opening.kind, opening.message
+        elif opening != self._openings.setdefault(id(prompt), opening):
+            raise ConfigError(
+                f"{name_of(self.sessions.environment)}.reset opens the responses to one prompt differently, "
+                f"so that their rewards do not compare: draw from nothing but its seed (first as "
+                f"{self._openings[id(prompt)].messages!r:.200}, then as {opening.messages!r:.200})"
+            )
         elif opening.messages:
             token_ids = self.dialogue.open(opening.messages)
             if len(token_ids) > self.max_prompt_tokens:

@@ -1,7 +1,5 @@
 """Engines that serve a model folder, and how far what they sample is from the trainer's own numbers."""
 
-import json
-import shutil
 from pathlib import Path
 
 import torch
@@ -13,8 +11,6 @@ from grpo_pl.rollout.engine import RolloutEngine, SamplingConfig
 from grpo_pl.types import Prompt, Rollout
 
 SAMPLING = SamplingConfig(max_tokens=24, temperature=0.8)
-ENDS = [2, *range(40, 90)]
-"""Tokens that end a turn, so many that turns of a random model have six tokens."""
 
 
 def prompts(
@@ -74,11 +70,3 @@ def check_a_sync(served: Served) -> None:
     assert mismatch(model, stale).mean() > 0.01, "the perturbation is too small to show a stale engine"
     served.sync(model)
     assert mismatch(model, served.engine.generate(prompts(served.folder), 4, SAMPLING)).mean() < 1e-4
-
-
-def talkative(folder: Path, to: Path) -> Path:
-    """A copy of a model whose turns end soon."""
-    shutil.copytree(folder, to)
-    path = to / "generation_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token_id": ENDS}))
-    return to

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from helpers import worker_calls as calls
@@ -309,3 +310,29 @@ class Greets(Chats):
     def reset(self, prompt: Prompt, seed: int) -> Turn:
         super().reset(prompt, seed)
         return say(f"{prompt.text} Say it {seed % 7} times.")
+
+
+class Says(Environment):
+    """Says one of its texts after each turn, some of them as a tool."""
+
+    def __init__(self, texts: Sequence[str], turns: int = 3) -> None:
+        self.texts, self.turns = texts, turns
+
+    def reset(self, prompt: Prompt, seed: int) -> Turn:  # noqa: ARG002
+        self.random = random.Random(seed)
+        return Turn()
+
+    def step(self, said: Said) -> Turn:
+        self.turns -= 1
+        text, role = self.random.choice(self.texts), self.random.choice(("user", "tool"))
+        return Turn(messages=[{"role": role, "content": text}], reward=len(said.raw), done=not self.turns)
+
+
+class OpensAnyhow(Environment):
+    """Opens no two episodes alike."""
+
+    def reset(self, prompt: Prompt, seed: int) -> Turn:  # noqa: ARG002
+        return say(str(random.SystemRandom().random()))
+
+    def step(self, said: Said) -> Turn:  # noqa: ARG002
+        return Turn(done=True)

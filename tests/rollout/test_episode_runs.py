@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from helpers.columns import unknown_columns
 from helpers.commands import Fit
-from helpers.engines import talkative
+from helpers.playing import talkative
 from helpers.run_results import NO_VALIDATION, column, rows, same, saved, untimed
 
 EPISODES = (

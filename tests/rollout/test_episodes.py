@@ -6,15 +6,15 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.engines import mismatch, perturbed, prompts, same_rollout, talkative
+from helpers.engines import mismatch, perturbed, prompts, same_rollout
 from helpers.episodes import Chats, Obeys
+from helpers.playing import play, talkative
 
-from grpo_pl.environments.base import Environment
 from grpo_pl.models.full_weights import full_weights
 from grpo_pl.models.loading import load_tokenizer
 from grpo_pl.prompts.chat import ChatFormat
 from grpo_pl.rollout.dataset import DatasetEngine
-from grpo_pl.rollout.engine import SamplingConfig, SamplingEngine
+from grpo_pl.rollout.engine import SamplingEngine
 from grpo_pl.rollout.environment import EnvironmentEngine, with_environment
 from grpo_pl.rollout.in_process import InProcessEngine
 from grpo_pl.rollout.limits import Episodes
@@ -23,9 +23,7 @@ from grpo_pl.rollout.replay import ReplayEngine
 from grpo_pl.rollout.server.engine import ServerEngine
 from grpo_pl.rollout.vllm import VLLMEngine
 from grpo_pl.system.refusal import ArgumentError, ConfigError
-from grpo_pl.types import Prompt, Rollout
 
-SAMPLING = SamplingConfig(max_tokens=24, temperature=1.0)
 CASES = [("InProcessEngine", "tied"), ("InProcessEngine", "untied")] + [
     pytest.param(("VLLMEngine", kind), marks=pytest.mark.vllm, id=f"VLLMEngine-{kind}")
     for kind in ("tied", "untied")
@@ -43,20 +41,6 @@ def engine(
     one.start(max_sequence_tokens=256, max_sequences=64, device=torch.device("cpu"))
     yield one
     one.shutdown()
-
-
-def play(
-    engine: SamplingEngine, environment: Environment, asked: list[Prompt], group_size: int = 2, **limits: Any
-) -> Rollout:
-    """The rollout of an environment on an engine that runs."""
-    playing = EnvironmentEngine(
-        engine, environment, Episodes(**{"tokens": 200} | limits), ChatFormat(), max_prompt_tokens=64
-    )
-    playing.open()
-    try:
-        return playing.generate(asked, group_size, SAMPLING)
-    finally:
-        playing.close()
 
 
 def test_each_turn_is_sampled_after_the_row_as_it_stands(engine: SamplingEngine) -> None:

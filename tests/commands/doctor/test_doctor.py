@@ -10,7 +10,7 @@ import pytest
 import torch
 from helpers import broken_engines
 from helpers.commands import Refused, command
-from helpers.engines import talkative
+from helpers.playing import talkative
 from helpers.repository import ROOT
 
 from grpo_pl.__main__ import main
