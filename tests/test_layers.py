@@ -32,6 +32,7 @@ ONE_IMPORTER = {
     "peft": {"models/adapted_layers.py"},
     "datasets": {"prompts/sources.py", "commands/bench/peer.py"},
     "reasoning_gym": {"prompts/procedural.py", "prompts/task_rows.py", "rewards/task_verifiers.py"},
+    "textarena": {"environments/text_arena.py"},
     "math_verify": {"rewards/mathematics.py"},
     "matplotlib": {
         "callbacks/curves.py",

@@ -2,7 +2,7 @@
 # Installs grpo_pl and everything it needs into .venv/ (or into the active virtualenv). Needs Python >= 3.11 and pip.
 #
 #   bash tools/setup.sh          what training needs
-#   bash tools/setup.sh all      also reasoning-gym's tasks, TensorBoard, and what tools/test.sh runs
+#   bash tools/setup.sh all      also tasks and games, TensorBoard, and what tools/test.sh runs
 #
 #   PYTHON=python3.12            the interpreter .venv/ is made with
 #   GRPO_PL_FLAVOUR=cpu|gpu      instead of looking for a GPU with nvidia-smi
@@ -255,7 +255,7 @@ setup_keep_names() {
 # setup_install FLAVOUR SET STAMP
 setup_install() {
     local extras=lora,math,demo
-    [[ $2 == main ]] || extras+=,tasks,tensorboard,dev
+    [[ $2 == main ]] || extras+=,tasks,games,tensorboard,dev
     cd "$setup_root"
     rm -f "$setup_stamp"
     : >"$setup_log"
