@@ -1,5 +1,6 @@
 """Games for one player from the textarena library."""
 
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from difflib import get_close_matches
 from functools import partial
@@ -68,7 +69,8 @@ class TextArena(Environment):
         spec = ENV_REGISTRY[f"{game}-raw"]
         try:
             # the class by reference: who loads this object imports the game, before a seed is set
-            self._make = partial(type(make(f"{game}-raw")), **spec.kwargs | (options or {}))
+            kind: Callable[..., Any] = type(make(f"{game}-raw"))
+            self._make = partial(kind, **spec.kwargs | (options or {}))
             self.reset(Prompt(token_ids=[], text="", answer=""), seed=0)
         except Exception as error:
             raise ArgumentError(

@@ -40,7 +40,7 @@ class Tools(Environment):
     _functions: tuple[Callable[..., Any], ...] = ()
 
     def __init__(self, tools: Sequence[str] = ()) -> None:
-        self._functions = tuple(map(_function, tools))
+        self._functions = tuple(function_at(path, "tools") for path in tools)
         names = [tool.__name__ for tool in self._callables()]
         if not names:
             raise ArgumentError("tools: expected import paths of functions, such as my_tools.add")
@@ -99,12 +99,15 @@ class Tools(Environment):
         return [*methods, *self._functions]
 
 
-def _function(path: str) -> Callable[..., Any]:
+def function_at(path: str, argument: str) -> Callable[..., Any]:
+    """The function at an import path, or an ArgumentError about the argument that names it."""
     module, _, name = path.rpartition(".")
     try:
         function = getattr(import_module(module), name)
     except Exception as error:
-        raise ArgumentError(f"tools: {path} cannot be imported ({type(error).__name__}: {error})") from error
+        raise ArgumentError(
+            f"{argument}: {path} cannot be imported ({type(error).__name__}: {error})"
+        ) from error
     if not inspect.isroutine(function):
-        raise ArgumentError(f"tools: {path} is no function")
+        raise ArgumentError(f"{argument}: {path} is no function")
     return function

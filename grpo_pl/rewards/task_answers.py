@@ -8,6 +8,15 @@ from contextlib import suppress
 from decimal import Decimal
 
 
+def answer_of(response: str) -> str:
+    """The answer of a response as it is spelled; empty if it has none."""
+    text = response.rpartition("</think>")[2]
+    _, tag, tagged = text.rpartition("<answer>")
+    if tag:
+        return tagged.partition("</answer>")[0].strip() or '""'  # as equations without a root ask for
+    return text.strip()
+
+
 def meaning(text: str) -> object:
     """What an answer says: equal for the same number, truth value, list or table in another spelling.
 

@@ -21,7 +21,8 @@ from typing import Any
 import reasoning_gym
 
 from grpo_pl.rewards.quantities import Quantity, quantity
-from grpo_pl.rewards.task_answers import UNREADABLE, bare, decimal, meaning, without_stop
+from grpo_pl.rewards.task_answers import UNREADABLE, answer_of, bare, decimal, meaning, without_stop
+from grpo_pl.types import Prompt
 
 _CONSOLATION = 0.05
 """The most that a verifier of the library pays for an answer of no merit."""
@@ -52,6 +53,19 @@ def score(task: str, config: Mapping[str, Any], entry: Entry, gold: str, answer:
         return float(kind not in _NO_MORE or _NO_MORE[kind](answer, entry))
     share = len(gold) / len(answer) if gold in answer else 0.0  # which it pays: half of 1 to 12, for a gold 1
     return paid if partial and paid > _CONSOLATION and not math.isclose(paid, share) else 0.0
+
+
+def verdict(prompt: Prompt, response: str) -> float:
+    """1 for a right answer to a prompt of `ReasoningGym`, else 0, as where the library's verifier raises."""
+    if missing := {"task", "config", "entry"} - prompt.metadata.keys():
+        raise ValueError(f"the prompt has no {min(missing)} in its metadata: set data.train to ReasoningGym")
+    puzzle = {key: prompt.metadata[key] for key in ("task", "config", "entry")}
+    try:
+        return score(**puzzle, gold=prompt.answer, answer=answer_of(response), partial=False)
+    except MemoryError:
+        raise
+    except Exception:  # noqa: BLE001 - as in TaskScore
+        return 0.0
 
 
 def takes_gold(task: str, config: Mapping[str, Any], entry: Entry, gold: str) -> bool:

@@ -10,6 +10,7 @@ from typing_extensions import override
 from grpo_pl.rewards.base import Verifier, describe
 from grpo_pl.rewards.pool import Outcome
 from grpo_pl.rewards.quantities import Quantity, quantity
+from grpo_pl.rewards.task_answers import answer_of
 from grpo_pl.rewards.workers import WorkerReward
 from grpo_pl.types import Prompt, Sample
 
@@ -42,7 +43,7 @@ class TaskScore(WorkerReward, Verifier):
             return None
         from grpo_pl.rewards.task_verifiers import score  # imports the library
 
-        answer = _answer(sample.response)
+        answer = answer_of(sample.response)
         return partial(score, **_puzzle(sample.prompt), answer=answer, partial=self.partial_credit)
 
     @override
@@ -56,7 +57,7 @@ class TaskScore(WorkerReward, Verifier):
 
     @override
     def extract(self, response: str) -> str | None:
-        answer = _answer(response)
+        answer = answer_of(response)
         number = quantity(answer)
         return str(number) if isinstance(number, Quantity) else answer or None
 
@@ -73,15 +74,6 @@ class TaskScore(WorkerReward, Verifier):
                 describe(samples[raised[0]]),
             )
         return super()._read(samples, [Outcome(value=0.0) if o.error is not None else o for o in outcomes])
-
-
-def _answer(response: str) -> str:
-    """The answer of a response as it is spelled; empty if it has none."""
-    text = response.rpartition("</think>")[2]
-    _, tag, tagged = text.rpartition("<answer>")
-    if tag:
-        return tagged.partition("</answer>")[0].strip() or '""'  # as equations without a root ask for
-    return text.strip()
 
 
 def _is_generated(prompt: Prompt) -> bool:
