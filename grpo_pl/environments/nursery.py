@@ -42,7 +42,7 @@ def main(lifeline: int, orders: int, prototype: int, memory_bytes: str) -> None:
         signal.set_wakeup_fd(note)  # a handler that reaped could be interrupted by itself
         signal.signal(signal.SIGCHLD, lambda *_: None)
         while True:
-            if ended in select.select([trainer, ended], [], [])[0]:
+            if ended in select.select([trainer.fileno(), ended], [], [])[0]:
                 os.read(ended, 4096)
                 _reap(children)
                 continue
