@@ -48,6 +48,19 @@ def test_an_overlay_parses_over_grpo(overlay: Path, capsys: pytest.CaptureFixtur
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize(("task", "reward"), [("calculator", "correct"), ("guessing_game", "game")])
+def test_a_task_of_episodes_runs(task: str, reward: str, fit: Callable[..., Path], tmp_path: Path) -> None:
+    fit(
+        *("--config", str(CONFIGS / "task" / f"{task}.yaml"), "--trainer.default_root_dir", str(tmp_path)),
+        *("--data.prompts_per_iteration", "2", "--data.minibatches", "1", "--trainer.max_epochs", "1"),
+        *("--data.max_prompt_tokens", "176", "--data.format.few_shot", "[]", "--data.episodes.tokens", "80"),
+        *("--data.train.size", "20", "--trainer.limit_val_batches", "0"),
+    )
+    row = read_metrics(tmp_path / "metrics.csv")[-1]
+    assert row["episodes/turns"] >= 1
+    assert row[f"rewards/{reward}"] == 0
+
+
 @pytest.mark.parametrize("overlay", ABLATIONS, ids=lambda p: p.stem)
 def test_an_ablation_is_one_line(overlay: Path) -> None:
     lines = [line for line in overlay.read_text().splitlines() if line and not line.startswith("#")]
