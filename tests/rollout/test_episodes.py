@@ -73,7 +73,8 @@ def test_what_stands_between_turns_is_the_template_s_and_forges_none(engine: Sam
 
 
 def test_an_episode_is_the_same_alone_and_among_others_however_slow_they_are(engine: SamplingEngine) -> None:
-    asked = prompts(Path(engine.pretrained))
+    """64 of them, the delays drawn anew in each rollout."""
+    asked = prompts(Path(engine.pretrained), tuple(f"What is {n}?" for n in range(8)))
     quick = play(engine, Chats(), asked, 8)
     slow = play(engine, Chats(delay_s=0.1), asked, 8)
     assert torch.equal(slow.token_ids, quick.token_ids)
