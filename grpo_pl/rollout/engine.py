@@ -2,7 +2,8 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -219,18 +220,32 @@ class SamplingEngine(RolloutEngine):
         others in between.
         """
 
+    @abstractmethod
+    def abandon(self) -> None:
+        """Leave all requests that are under way unanswered: `step` will know nothing of them."""
+
     def costs(self) -> dict[str, float]:
         """Metrics of the requests since the last call, for `Rollout.metrics`."""
         return {}
 
+    @contextmanager
+    def undisturbed(self) -> Iterator[None]:
+        """Where the body is interrupted, nothing of it is left under way for the next rollout."""
+        try:
+            yield
+        except BaseException:
+            self.abandon()
+            raise
+
     @override
     def generate(self, prompts: Sequence[Prompt], group_size: int, sampling: SamplingConfig) -> Rollout:
         requests = requests_of(prompts, group_size, sampling)
-        for request in requests:
-            self.submit(request)
         answers: dict[int, Response] = {}
-        while len(answers) < len(requests):
-            answers.update(self.step())
+        with self.undisturbed():
+            for request in requests:
+                self.submit(request)
+            while len(answers) < len(requests):
+                answers.update(self.step())
         responses = [answers[request.key] for request in requests]
         rollout = assemble_rollout(
             prompts, responses, policy_version=self.version, temperature=sampling.temperature

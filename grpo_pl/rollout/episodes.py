@@ -1,7 +1,8 @@
 """Plays episodes: the engine samples the policy's turns, the environment says what stands between them."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor
@@ -116,15 +117,25 @@ class Driver:
         ]
         self._sampling, self._asked, self._open = sampling, set[int](), {e.key: e for e in episodes}
         self._openings: dict[int, Turn] = {}
-        for episode in episodes:
-            self.sessions.reset(episode.key, episode.prompt, episode.prompt.seed)
-        while self._open:
-            for key, response in self.engine.step() if self._asked else ():
-                self._asked.discard(key)
-                self._take_turn(self._open[key], response)
-            for key, answer in self.sessions.answers(0.0 if self._asked else PATIENCE_S):
-                self._take_answer(self._open[key], answer)
+        with self.engine.undisturbed(), self._closed_sessions():
+            for episode in episodes:
+                self.sessions.reset(episode.key, episode.prompt, episode.prompt.seed)
+            while self._open:
+                for key, response in self.engine.step() if self._asked else ():
+                    self._asked.discard(key)
+                    self._take_turn(self._open[key], response)
+                for key, answer in self.sessions.answers(0.0 if self._asked else PATIENCE_S):
+                    self._take_answer(self._open[key], answer)
         return episodes
+
+    @contextmanager
+    def _closed_sessions(self) -> Iterator[None]:
+        """Whatever happens in the body, no episode is open after it."""
+        try:
+            yield
+        finally:
+            for key in self._open:
+                self.sessions.end(key)
 
     # ------------------------------------------------------------------------------------------ the policy
 

@@ -92,6 +92,10 @@ class InProcessEngine(SamplingEngine):
         self._waiting.append(request)
 
     @override
+    def abandon(self) -> None:
+        self._waiting.clear()
+
+    @override
     def step(self) -> list[tuple[int, Response]]:
         """The responses to as many as are sampled at once, of those that wait and are drawn alike."""
         alike = [r for r in self._waiting if r.drawn == self._waiting[0].drawn][: self.max_sequences]

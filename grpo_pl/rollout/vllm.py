@@ -185,6 +185,11 @@ class VLLMEngine(SamplingEngine):
         self.llm.llm_engine.add_request(str(request.key), prompt, sampling_params(request))
 
     @override
+    def abandon(self) -> None:
+        self.llm.llm_engine.abort_request(list(self._under_way))
+        self._under_way.clear()
+
+    @override
     def step(self) -> list[tuple[int, Response]]:
         ended = [output for output in self.llm.llm_engine.step() if output.finished]
         tokenizer = self.llm.get_tokenizer()

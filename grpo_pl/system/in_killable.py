@@ -17,7 +17,7 @@ _MAX_MESSAGE_CHARS = 500
 
 def requests(incoming: BinaryIO) -> Iterator[Any]:
     """Unpickle one request after the other until the parent closes their pipe."""
-    with suppress(EOFError):
+    with suppress(EOFError, ConnectionResetError):
         while True:
             yield pickle.load(incoming)
 

@@ -84,6 +84,16 @@ def test_a_request_that_comes_while_others_are_under_way_is_answered_as_if_alone
     assert [len(alone[n].token_ids) <= 2 + n for n in range(len(requests))] == [True] * len(requests)
 
 
+def test_requests_that_are_abandoned_are_answered_in_no_later_rollout(served: Served) -> None:
+    some = prompts(served.folder)
+    whole = served.engine.generate(some, 2, SAMPLING)
+    for request in requests_of(some[::-1], 2, SAMPLING):
+        served.engine.submit(request)
+    served.engine.abandon()
+    assert served.engine.step() == []
+    assert torch.equal(served.engine.generate(some, 2, SAMPLING).token_ids, whole.token_ids)
+
+
 def answered(engine: SamplingEngine, count: int) -> dict[int, Response]:
     """The next so many answers."""
     answers: dict[int, Response] = {}

@@ -146,7 +146,6 @@ def test_openings_that_differ_within_a_group_are_refused(engine: InProcessEngine
 def test_an_engine_that_fails_amid_episodes_leaves_no_process(
     engine: InProcessEngine, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
 ) -> None:
-    engine = InProcessEngine(engine.pretrained)
     playing = EnvironmentEngine(engine, Chats(), Episodes(tokens=200), ChatFormat(), max_prompt_tokens=64)
     before, asked = set(psutil.Process().children(recursive=True)), prompts(Path(engine.pretrained))
     playing.open()
@@ -154,6 +153,7 @@ def test_an_engine_that_fails_amid_episodes_leaves_no_process(
         patched.setattr(InProcessEngine, "step", lambda _: (_ for _ in ()).throw(error))
         with pytest.raises(error):
             playing.generate(asked, 4, SAMPLING)
+    assert len(playing.generate(asked, 1, SAMPLING).responses) == len(asked), "the next rollout is whole"
     started = set(psutil.Process().children(recursive=True)) - before
     assert started
     playing.close()

@@ -146,7 +146,7 @@ class ServerEngine(SamplingEngine):
 
     @override
     def shutdown(self) -> None:
-        self._close()
+        self.abandon()
         if self._transfer is not None:
             self._transfer.close()
 
@@ -217,24 +217,24 @@ class ServerEngine(SamplingEngine):
         try:
             choices = self._runner.run(answering.answers())
         except BaseException:
-            self._close()
+            self.abandon()
             raise
         self._retried, answering.retried = self._retried + answering.retried, 0
         self._synced = self._synced.without(answering.lost, name_of(self))
         answering.lost = {}
         if not self._synced.urls:
-            self._close()
+            self.abandon()
             raise no_server_left(self._synced, self)
         if not answering.under_way:
-            self._close()
+            self.abandon()
         return [(number, self._response(choice)) for number, choice in choices.items()]
 
     async def _open(self) -> Answering:
         fleet = await self._connections.enter_async_context(self._fleet(self._synced.urls))
         return Answering(fleet.servers, weights=self._synced.weights, at_once=self.max_sequences)
 
-    def _close(self) -> None:
-        """Leave what is under way."""
+    @override
+    def abandon(self) -> None:
         if self._answering is not None:
             self._answering.cancel()
             self._answering = None
