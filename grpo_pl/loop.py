@@ -97,8 +97,7 @@ def experience_stream(
             rollout = sampler.sample(iteration)  # prompts -> rollout
             engine.rest()
         sampler.prefetch(iteration, end)
-        episodes = None if rollout.episodes is None else rollout.episodes.tolist()
-        steps = schedule.steps(rollout.lengths, rollout.group_ids.tolist(), iteration, episodes)
+        steps = schedule.steps(rollout.lengths, rollout.group_ids.tolist(), iteration, rollout.owners)
         with clock("score"):
             experience = learner.make_experience(rollout, steps)  # -> rewards -> scores -> advantages
         experience.metrics |= clock.seconds | {"sync/gib": weights.gib}

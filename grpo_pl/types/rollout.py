@@ -132,6 +132,11 @@ class Rollout:
     """The whole conversation of the episode of each row."""
 
     @property
+    def owners(self) -> list[int] | None:
+        """The episode of each row; None if each is one."""
+        return None if self.episodes is None else self.episodes.tolist()
+
+    @property
     def lengths(self) -> list[int]:
         """Tokens of each sequence, of prompt and response."""
         steps = torch.arange(1, self.loss_mask.shape[1] + 1)

@@ -31,7 +31,7 @@ from grpo_pl.rewards.rules import (
     SoftOverlong,
 )
 from grpo_pl.rewards.steps import StepPattern
-from grpo_pl.types import Prompt, Sample
+from grpo_pl.types import Prompt, Sample, StepScore
 
 SLOW = os.environ.get("GRPO_PL_FUZZ")
 """How many examples each test tries; a few dozen, always the same, where it is not set."""
@@ -199,6 +199,8 @@ def test_a_reward_gives_anything_a_finite_number_or_abstains(
             response=said,
             response_tokens=n,
             truncated=False,
+            turns=[StepScore(end=len(said), score=n / 2)],
+            stop="done",
         )
         for gold, said, n in answers
     ]

@@ -352,12 +352,18 @@ def test_all_processes_die_with_a_trainer_that_is_killed(tmp_path):
     assert not note.with_name("child.end").exists(), "it came to its own end"
 
 
+def its_processes(playing: Sessions) -> list[psutil.Process]:
+    """The process that forks and the episodes, without those of other tests' pools."""
+    forks = psutil.Process(playing._nursery.process.pid)
+    return [forks, *forks.children(recursive=True)]
+
+
 def test_after_close_no_process_and_no_descriptor_is_left():
     before = len(os.listdir("/proc/self/fd"))
     playing = Sessions(episodes.Obeys(), timeout_s=LONG, memory_gib=1.0, processes=8)
     opened(playing, 8)
     assert ask(playing, 3, "die").kind == "crash"
-    below = psutil.Process().children(recursive=True)
+    below = its_processes(playing)
     playing.end(4)
     playing.close()
     assert all(gone(process.pid) for process in below)
@@ -376,7 +382,7 @@ def test_many_episodes_leave_nothing_behind(sessions):
         assert content(ask(playing, key, "count")) == "1"
     assert len(os.listdir("/proc/self/fd")) == files
     for _ in range(1200):
-        below = psutil.Process().children(recursive=True)
+        below = its_processes(playing)
         if len(below) == 5:
             break
         time.sleep(0.1)

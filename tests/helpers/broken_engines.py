@@ -2,15 +2,13 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from grpo_pl.rollout.assembly import Response
-from grpo_pl.rollout.engine import SamplingConfig
+from grpo_pl.rollout.engine import Request
 from grpo_pl.rollout.in_process import InProcessEngine
-from grpo_pl.types import Prompt
 
 
 class Forgetful(InProcessEngine):  # type: ignore[misc]
@@ -35,8 +33,8 @@ class StaleHead(InProcessEngine):  # type: ignore[misc]
 class FixedTemperature(InProcessEngine):  # type: ignore[misc]
     """Samples at 1, whatever it is asked for."""
 
-    def _sample(self, requests: Any, sampling: SamplingConfig) -> list[Response]:
-        return super()._sample(requests, replace(sampling, temperature=1.0))
+    def _sample(self, requests: Sequence[Request]) -> list[Response]:
+        return super()._sample([replace(r, sampling=replace(r.sampling, temperature=1.0)) for r in requests])
 
 
 class TopP(InProcessEngine):  # type: ignore[misc]
@@ -54,10 +52,9 @@ class TopP(InProcessEngine):  # type: ignore[misc]
 class AddsBos(InProcessEngine):  # type: ignore[misc]
     """Reads a BOS before each prompt, as one that gets text does."""
 
-    def _sample(self, requests: Sequence[tuple[Prompt, int]], sampling: SamplingConfig) -> list[Response]:
+    def _sample(self, requests: Sequence[Request]) -> list[Response]:
         bos = self._tokenizer.bos_token_id
-        longer = [(replace(prompt, token_ids=[bos, *prompt.token_ids]), seed) for prompt, seed in requests]
-        return super()._sample(longer, sampling)
+        return super()._sample([replace(r, token_ids=[bos, *r.token_ids]) for r in requests])
 
 
 class Fails(InProcessEngine):  # type: ignore[misc]

@@ -263,7 +263,8 @@ def calls(path: Path) -> list[tuple[str, ast.Call]]:
 
 UNPICKLE = {
     "overlapped.py": "the trainer and the process of its own engine, over a pipe",
-    "worker.py": "a reward worker what its trainer sends it; it answers in JSON",
+    "in_killable.py": "a worker or an episode what its trainer sends it; it answers in JSON",
+    "nursery.py": "the process of an environment the object of the config, which its trainer has pickled",
     "task_rows.py": "a run what its own process has made of its request, over pipes",
     "safe_loading.py": "an index, by a class that builds nothing else",
 }
