@@ -230,7 +230,10 @@ class SamplingEngine(RolloutEngine):
 
     @contextmanager
     def undisturbed(self) -> Iterator[None]:
-        """Where the body is interrupted, nothing of it is left under way for the next rollout."""
+        """Where the body is interrupted, nothing of it is left under way for the next rollout.
+
+        `submit` and `step` may fail as they are: whoever calls them does so in here.
+        """
         try:
             yield
         except BaseException:

@@ -214,16 +214,11 @@ class ServerEngine(SamplingEngine):
         answering = self._answering
         if answering is None:
             return []
-        try:
-            choices = self._runner.run(answering.answers())
-        except BaseException:
-            self.abandon()
-            raise
+        choices = self._runner.run(answering.answers())
         self._retried, answering.retried = self._retried + answering.retried, 0
         self._synced = self._synced.without(answering.lost, name_of(self))
         answering.lost = {}
         if not self._synced.urls:
-            self.abandon()
             raise no_server_left(self._synced, self)
         if not answering.under_way:
             self.abandon()
