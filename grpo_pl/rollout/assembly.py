@@ -58,7 +58,13 @@ def token_ends(tokenizer: Any, token_ids: Sequence[int], text: str) -> list[int]
     """
     stream, ends, end = DecodeStream(skip_special_tokens=True), [], 0
     for token in token_ids:
-        end += len(stream.step(tokenizer.backend_tokenizer, token) or "")
+        try:
+            piece = stream.step(tokenizer.backend_tokenizer, token) or ""
+        except Exception:  # noqa: BLE001 - bytes that make no character may change what was read before them
+            stream = DecodeStream(skip_special_tokens=True)
+            piece = stream.step(tokenizer.backend_tokenizer, token) or ""
+            end = max(end, text.find(piece, end))
+        end += len(piece)
         ends.append(min(end, len(text)))
     return ends
 
