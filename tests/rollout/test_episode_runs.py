@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from helpers.columns import unknown_columns
-from helpers.commands import Fit
+from helpers.commands import Fit, Refused
 from helpers.playing import talkative
 from helpers.run_results import NO_VALIDATION, column, rows, same, saved, untimed
 
@@ -78,3 +78,10 @@ def test_two_ranks_play_what_one_does(fit: Fit, model: Path) -> None:
     shared = {name for name in ours if name.startswith(("episodes/", "rollout/", "rewards/"))}
     assert {name: theirs[name] for name in shared} == pytest.approx({name: ours[name] for name in shared})
     assert theirs["train/grad_norm"] == pytest.approx(ours["train/grad_norm"], rel=1e-4)
+
+
+def test_limits_of_episodes_that_nothing_plays_are_refused(refused: Refused, fit: Fit) -> None:
+    said = refused(fit, "--data.episodes.turns", 3, "--data.episodes.call_format", "Tag")
+    assert "data.episodes.turns limits episodes, and data.environment is null" in said
+    assert "set it, or --data.episodes.turns 8 --data.episodes.call_format null" in said
+    fit("--data.episodes.turns", 8, "--trainer.max_epochs", 1, *NO_VALIDATION)

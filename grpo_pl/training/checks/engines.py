@@ -1,10 +1,12 @@
 """Checks that the engines go together, and with their requests."""
 
+import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
 
 from grpo_pl.rollout.engine import RolloutEngine, SamplingConfig
+from grpo_pl.rollout.limits import Episodes
 from grpo_pl.rollout.replay import ReplayEngine
 from grpo_pl.system.refusal import ArgumentError, ConfigError, check_at_least
 
@@ -18,6 +20,17 @@ def check_sampling(sampling: SamplingConfig, val_max_tokens: int | None, val_sam
         raise ArgumentError(f"val_max_tokens={val_max_tokens}: expected 1 or more, or null")
     if sampling.temperature == 0:
         raise ArgumentError("sampling.temperature=0 gives every response of a group alike: set it above 0")
+
+
+def check_episodes(plays: bool, limits: Episodes) -> None:
+    """Refuse limits of episodes that are not the default ones, where none are played."""
+    default = vars(Episodes())
+    if not plays and (changed := [key for key in default if getattr(limits, key) != default[key]]):
+        undone = " ".join(f"--data.episodes.{key} {json.dumps(default[key])}" for key in changed)
+        raise ConfigError(
+            f"data.episodes.{changed[0]} limits episodes, and data.environment is null, so that none are "
+            f"played: set it, or {undone}"
+        )
 
 
 def check_engines(
