@@ -98,13 +98,18 @@ class ChatDialogue:
     def read(self, token_ids: Sequence[int], opened: str = "") -> Said:
         """What the policy has said in a turn that began with `opened`, a part of the prompt."""
         ends = bool(token_ids) and token_ids[-1] in self._eos
-        ids = list(token_ids[: len(token_ids) - ends])
-        raw = self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        raw = self.decode(token_ids[: len(token_ids) - ends])
         thinking, text = split_thinking(opened + raw)
         text, calls, mistakes = self._calls.parse(text, self._tools) if self._tools else (text, [], [])
         return Said(
             text=text.strip(), thinking=thinking, calls=tuple(calls), mistakes=tuple(mistakes), raw=raw
         )
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of tokens, with the control tokens among them."""
+        ids = list(token_ids)
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return text
 
     @cached_property
     def changes(self) -> list[str]:

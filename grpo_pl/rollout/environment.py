@@ -98,7 +98,7 @@ def dialogue_of(
     if dialogue.changes and limits.history == "refuse":
         raise ConfigError(
             f"the chat template changes what stands in earlier turns ({'; '.join(dialogue.changes)}): "
-            "set data.episodes.history to keep (rows as sampled) or fork (a new row for each turn)"
+            "set data.episodes.history to keep (rows as sampled) or fork (a new row where it does)"
         )
     return dialogue
 

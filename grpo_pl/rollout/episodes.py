@@ -199,12 +199,18 @@ class Driver:
         return self._ask(episode)
 
     def _observe(self, episode: Episode, messages: Sequence[Message]) -> None:
-        """Append what the environment says to the row, or begin another one with the conversation so far."""
+        """Append what the environment says to the row, or begin another one with the conversation so far.
+
+        Another one only where the template has changed what stands in the row.
+        """
+        row = episode.rows[-1]
+        said = self.dialogue.between(row.token_ids, messages)
         if self.limits.history == "fork" and self.dialogue.changes:
-            episode.rows.append(Row(self.dialogue.open([*episode.asked, *episode.transcript])))
-        else:
-            row = episode.rows[-1]
-            row.observe(self.dialogue.between(row.token_ids, messages))
+            rendered = self.dialogue.open([*episode.asked, *episode.transcript])
+            if self.dialogue.decode(rendered) != self.dialogue.decode(row.whole + said):
+                episode.rows.append(Row(rendered))
+                return
+        row.observe(said)
 
     def _begin(self, episode: Episode, opening: Turn | Failure) -> None:
         """Open the episode; one that the environment could not open ends after its first turn."""

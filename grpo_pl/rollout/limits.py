@@ -31,8 +31,8 @@ class Episodes:
             they stand, `zero` makes them 0, `abstain` leaves the episode unscored. Ends that are not named
             keep the default: `abstain` for failures, `score` for the rest.
         history: What is done where the chat template changes what stands in earlier turns (many drop
-            thinking): `keep` leaves the sequence as it was sampled, `fork` begins a new sequence at each
-            turn, as the template renders the conversation then, `refuse` does not start.
+            thinking): `keep` leaves the sequence as it was sampled, `fork` begins a new sequence behind
+            each turn where it does, as the template renders the conversation then, `refuse` does not start.
         call_format: How the policy writes tool calls: `Hermes`, `Llama`, or `Tag`, which needs no chat
             template that shows tools; null for `Hermes`.
         timeout_s: Wall-clock limit of one call of the environment, in seconds; then its process is killed.

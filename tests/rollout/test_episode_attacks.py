@@ -4,6 +4,7 @@ import json
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -23,6 +24,7 @@ from grpo_pl.rollout.environment import EnvironmentEngine
 from grpo_pl.rollout.in_process import InProcessEngine
 from grpo_pl.rollout.limits import Episodes
 from grpo_pl.system.refusal import ConfigError
+from grpo_pl.types import Prompt
 
 
 def started(folder: Path) -> InProcessEngine:
@@ -123,6 +125,36 @@ def test_a_forked_history_has_a_row_for_each_turn_as_the_template_renders_it(eng
                 )
                 assert opening.count("old: ") == t
     assert int(rollout.turns.max()) > 1
+
+
+def test_a_fork_begins_only_behind_a_turn_that_the_template_changes(
+    engine: InProcessEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It drops what stands before a closing tag, as many drop thoughts; the second of three turns has one."""
+    tokenizer = load_tokenizer(engine.pretrained)
+    thought = "{% if loop.last %}{{ m.reasoning_content }}{% endif %}"
+    drops = thought + "{{ m.content.split('</think>')[-1] if m.role == 'assistant' else m.content }}"
+    format = ChatFormat(template_kwargs={"chat_template": CHATML.replace("{{ m.content }}", drops)})
+    saying = iter(["The answer", "a thought</think>The answer", "2"])
+
+    def sample(*_: Any) -> list[Response]:
+        text = next(saying)
+        letters = [token for letter in text for token in tokenizer(letter)["input_ids"]]
+        assert letters != tokenizer(text)["input_ids"] or text == "2", "as no template would be encoded"
+        ids = [*letters, tokenizer.convert_tokens_to_ids("<|im_end|>")]
+        return [Response(token_ids=ids, logprobs=[0.0] * len(ids), text=text, truncated=False, token_ends=[])]
+
+    monkeypatch.setattr(InProcessEngine, "_sample", sample)
+    ask = [{"role": "user", "content": "What is 2?"}]
+    ids = tokenizer.apply_chat_template(ask, add_generation_prompt=True, return_dict=False)
+    prompt = Prompt(token_ids=ids, text="What is 2?", answer="")
+    rollout = play(engine, Chats(3), [prompt], 1, format=format, history="fork")
+    assert rollout.turns is not None
+    assert [set(row.tolist()) - {0} for row in rollout.turns] == [{1, 2}, {3}]
+    opening = tokenizer.decode(rollout.token_ids[1, : int((rollout.turns[1] == 3).nonzero()[0])])
+    assert opening.count("The answer<|im_end|>") == 2
+    assert "thought" not in opening
+    assert len(rollout.samples[0].turns) == 3
 
 
 def test_a_kept_history_is_that_of_a_template_without_changes(engine: InProcessEngine) -> None:
