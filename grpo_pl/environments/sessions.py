@@ -239,6 +239,8 @@ def _turn(fields: Any, opening: bool) -> Turn | str:
         return f"reward {reward:g} before the policy has said anything"
     if done not in (0, 1):
         return f"expected done to be true or false, got {done!r:.80}"
+    if opening and done:
+        return "done before the policy has said anything"
     if not (opening or done or messages):
         return "no message, though the episode is not over"
     return Turn(messages=messages, reward=float(reward), done=bool(done))

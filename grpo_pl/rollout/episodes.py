@@ -147,7 +147,7 @@ class Driver:
             return self._end(episode, limit)
         if turn and time.monotonic() - episode.began > self.limits.seconds:
             return self._end(episode, "seconds")
-        sampling = replace(self._sampling, max_tokens=room)
+        sampling = replace(self._sampling, max_tokens=room if episode.stop is None else 1)
         seed = episode.seed if turn == 0 else derive_seed(episode.seed, turn)
         self.engine.submit(Request(key=episode.key, token_ids=row.whole, seed=seed, sampling=sampling))
         self._asked.add(episode.key)

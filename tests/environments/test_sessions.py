@@ -195,6 +195,10 @@ def test_a_reset_may_speak_as_the_system_and_pays_nothing(sessions):
     )
     playing.reset(1, prompt("assistant"), 0)
     assert "expected messages of system, user, tool" in all_answers(playing, 1)[1].message
+    playing.reset(2, prompt("over"), 0)
+    assert all_answers(playing, 1)[2] == Failure(
+        "error", "Obeys.reset: done before the policy has said anything"
+    )
 
 
 def test_numbers_may_be_those_of_numpy(sessions):

@@ -128,6 +128,7 @@ def test_an_environment_that_cannot_open_costs_its_own_episodes(
     assert rollout.outcomes[:2] == ["abstain"] * 2
     assert rollout.stops[2:4] == ["error"] * 2, "it obeys no word of a random model"
     assert [len(transcript) for transcript in rollout.transcripts[:2]] == [1, 1], "the policy's turn"
+    assert rollout.loss_mask.sum(-1)[:2].tolist() == [1, 1], "nobody reads it"
 
 
 def test_the_opening_of_an_environment_is_the_prompt(engine: SamplingEngine) -> None:
