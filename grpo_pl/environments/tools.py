@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from grpo_pl.environments.base import Environment
 from grpo_pl.environments.schemas import mistake, tool_schema
-from grpo_pl.system.refusal import ArgumentError, inside
+from grpo_pl.system.refusal import ArgumentError, ConfigError, inside
 from grpo_pl.types import Call, Message, Said, Turn
 
 
@@ -50,6 +50,8 @@ class Tools(Environment):
     @property
     @override
     def tools(self) -> list[dict[str, Any]]:
+        if not self._schemas:  # of a subclass that does not call the constructor here
+            raise ConfigError(f"{type(self).__name__} has no tool: give it a public method", of=self)
         return list(self._schemas.values())
 
     @override

@@ -216,6 +216,19 @@ def test_tools_without_a_tool_or_with_two_of_one_name_are_refused():
         Tools(["helpers.episodes.power", "helpers.episodes.power"])
 
 
+class Empty(Tools):
+    def __init__(self) -> None:
+        """Without that of Tools, as most subclasses."""
+
+    def _hidden(self) -> str:
+        return "no"
+
+
+def test_a_subclass_without_a_tool_is_refused_when_its_tools_are_asked_for():
+    with pytest.raises(ConfigError, match=r"^Empty has no tool: give it a public method$"):
+        _ = Empty().tools
+
+
 @pytest.mark.parametrize(
     ("path", "sentence"),
     [
