@@ -104,25 +104,26 @@ def read_rates(files: Sequence[Path], right: "Right") -> Rates:
     """The pass rates in files of rollouts; greedy responses and those without a reward do not count."""
     import pyarrow.parquet as pq
 
-    from grpo_pl.rollout.parquet import read_columns
+    from grpo_pl.rollout.parquet import group_of, read_columns
 
     reward = "reward" if right.by is None else f"rewards/{right.by}"
     responses: Counter[tuple[int, ...]] = Counter()
     passed: Counter[tuple[int, ...]] = Counter()
     for file in files:
-        table = read_columns(file, ["prompt_token_ids", "temperature"])
+        columns = ("prompt_token_ids", "asked_token_ids", "prompt_seed", "episode", "temperature", reward)
+        table = read_columns(file, columns)
         names = pq.read_schema(file).names
         if reward not in names:
             has = ", ".join(n.removeprefix("rewards/") for n in names if n.startswith("rewards/")) or "none"
             raise ConfigError(
                 f"data.pass_rates.by={right.by}: {file} has no such reward, but {has}: name one of these"
             )
-        scores = read_columns(file, [reward])[reward].to_pylist()
-        columns = table["prompt_token_ids"].to_pylist(), table["temperature"].to_pylist(), scores
-        for token_ids, temperature, score in zip(*columns, strict=True):
-            if temperature > 0 and score is not None:
-                responses[tuple(token_ids)] += 1
-                passed[tuple(token_ids)] += score > right.threshold
+        rows = enumerate(table.to_pylist())  # a forked episode has several, which say the same
+        for row in {(*group_of(row), row.get("episode", n)): row for n, row in rows}.values():
+            if row["temperature"] > 0 and row[reward] is not None:
+                asked = tuple(row.get("asked_token_ids", row["prompt_token_ids"]))
+                responses[asked] += 1
+                passed[asked] += row[reward] > right.threshold
     return {prompt: (count, passed[prompt]) for prompt, count in responses.items()}
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from helpers.commands import Fit, Refused, command
+from helpers.episode_rows import episode, rollout
 from helpers.prompt_sets import Numbered, answered, records
 from helpers.questions import write
 from helpers.repository import ROOT
@@ -41,6 +42,16 @@ def test_rates_are_of_sampled_responses_with_a_reward(tmp_path: Path) -> None:
     assert read_rates(files * 2, Right(by="b")) == {(0,): (4, 4), (1,): (4, 4), (2,): (4, 2), (3,): (2, 0)}
     with pytest.raises(ValueError, match=r"^data.pass_rates.by=c: .* has no such reward, but a, b: name one"):
         read_rates(files, Right(by="c"))
+
+
+def test_episodes_count_once_and_by_what_the_data_asked(tmp_path: Path) -> None:
+    """Three of two turns; the first is forked into two rows, and the environment has opened all anew."""
+    rows = [row for n in range(3) for row in episode(n, [9], [[10], [11]], [0.0, 1.0], forks=n == 0)]
+    one = rollout([Prompt(token_ids=[5, 6], text="?", answer="")], rows)
+    one.prompts = [replace(prompt, token_ids=[9], asked=[5, 6]) for prompt in one.prompts]
+    path = tmp_path / "iteration-0001.parquet"
+    save_rollout(one, path, 1, records([{"game": reward} for reward in (1.0, 0.0, 0.0)]))
+    assert read_rates([path], Right()) == {(5, 6): (3, 1)}
 
 
 @pytest.mark.parametrize(
