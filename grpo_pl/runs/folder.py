@@ -167,7 +167,7 @@ class RunFolder(SaveConfigCallback):
         kept = move_aside(self.folder)
         assert self.lock is not None, "occupied() comes first"
         self.lock.take()
-        (kept / LOCK_FILE).unlink()
+        (kept / LOCK_FILE).unlink(missing_ok=True)
 
 
 def write_config(parser: ArgumentParser, config: Namespace, folder: Path) -> None:

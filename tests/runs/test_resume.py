@@ -133,6 +133,25 @@ def test_an_unfinished_run_is_moved_aside_only_where_one_says_so(
     assert killed.with_name("run.2").exists()
 
 
+def test_a_run_begins_anew_though_somebody_has_removed_its_lock(
+    killed: Path, fit: Fit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = []
+
+    def take(self: Lock) -> None:
+        taking(self)
+        if not taken:
+            (self.folder / LOCK_FILE).unlink()
+        taken.append(self.folder)
+
+    taking = Lock.take
+    monkeypatch.setattr(Lock, "take", take)
+    fit(*FOUR, "--resume", "never", "--trainer.max_epochs", 1, root=killed)
+    assert taken == [killed, killed]
+    assert column(killed, "iteration") == [0, 1]
+    assert killed.with_name("run.1").exists()
+
+
 def test_a_number_of_the_command_line_is_the_same_setting_as_in_a_file() -> None:
     """`--trainer.devices 1`, which may also be a word, is read as "1"; a job of SLURM says it so."""
     in_file = {"trainer": {"devices": 1, "precision": "bf16-mixed"}}
