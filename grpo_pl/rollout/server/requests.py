@@ -33,10 +33,10 @@ class Work:
 class Answering:
     """Requests to /v1/completions that are under way.
 
-    A request goes to the server that has read its beginning, if that has room, else to the one with the
-    fewest under way. A server is lost if its connection breaks, it refuses, gives no sign of life in time or
-    has other weights. Another server answers its open requests, and those it has answered since its weights
-    were last confirmed.
+    A request goes to the server that has read its beginning (the same prompt, or an earlier turn, which had
+    the same number), if that has room, else to the one with the fewest under way. A server is lost if its
+    connection breaks, it refuses, gives no sign of life in time or has other weights. Another server answers
+    its open requests, and those it has answered since its weights were last confirmed.
 
     Args:
         servers: The servers.
@@ -50,6 +50,8 @@ class Answering:
         self._waiting: deque[int] = deque()
         self._begun: dict[tuple[int, ...], Server] = {}
         """The server that has read a beginning."""
+        self._asked: dict[int, Server] = {}
+        """The server that a number was last handed to."""
         self._work = {server: Work() for server in servers}
         self._events: asyncio.Queue[tuple[Server, int, dict[str, Any] | Exception]] = asyncio.Queue()
         self._choices: dict[int, dict[str, Any]] = {}
@@ -94,16 +96,18 @@ class Answering:
         full = []
         while self._waiting and self._work:
             number = self._waiting.popleft()
-            server = self._server_for(tuple(self._bodies[number]["prompt"]))
+            server = self._server_for(number)
             if server is None:
                 full.append(number)
                 break
+            self._asked[number] = server
             self._work[server].under_way[number] = asyncio.create_task(self._ask(server, number))
         self._waiting.extendleft(full)
 
-    def _server_for(self, beginning: tuple[int, ...]) -> Server | None:
-        """A server with room for a request that begins so; None if there is none."""
-        begun = self._begun.get(beginning)
+    def _server_for(self, number: int) -> Server | None:
+        """A server with room for a request; None if there is none."""
+        beginning = tuple(self._bodies[number]["prompt"])
+        begun = self._begun.get(beginning, self._asked.get(number))
         if begun in self._work and len(self._work[begun].under_way) < self._at_once:
             return begun
         server = min(self._work, key=lambda server: len(self._work[server].under_way))
