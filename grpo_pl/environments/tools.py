@@ -25,7 +25,7 @@ class Tools(Environment):
 
     The tools are the public methods that a subclass adds, or functions named in the config. Their schemas are
     made of signatures and docstrings. Calls of one turn run side by side, in threads; results are told in the
-    order of the calls, as text, or as JSON if they are not. Then come the calls that could not be read.
+    order of the calls, as text, or as JSON if they are not.
 
     A call of a tool that does not exist, or with bad arguments, is answered with what is wrong, and so is one
     whose tool raises: the policy may do better. The episode fails where a tool raises ToolError (`error`),
@@ -56,16 +56,17 @@ class Tools(Environment):
 
     @override
     def step(self, said: Said) -> Turn:
-        if not said.calls and not said.mistakes:
+        if not said.attempts:
             return Turn(done=True)
-        unread = [{"role": "tool", "content": f"Error: {sentence}"} for sentence in said.mistakes]
         if len(said.calls) < 2:  # in the main thread: not every library works in another
-            return Turn(messages=[*map(self._answer, said.calls), *unread])
-        with ThreadPoolExecutor(len(said.calls)) as threads:
-            return Turn(messages=[*threads.map(self._answer, said.calls), *unread])
+            return Turn(messages=[*map(self._answer, said.attempts)])
+        with ThreadPoolExecutor(len(said.attempts)) as threads:
+            return Turn(messages=[*threads.map(self._answer, said.attempts)])
 
-    def _answer(self, call: Call) -> Message:
+    def _answer(self, call: Call | str) -> Message:
         """The result of a call, or what is wrong with it."""
+        if isinstance(call, str):
+            return {"role": "tool", "content": f"Error: {call}"}
         text = self._mistake(call)
         if not text:
             [tool] = [tool for tool in self._callables() if tool.__name__ == call.name]

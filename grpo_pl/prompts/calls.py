@@ -11,8 +11,9 @@ from typing_extensions import override
 
 from grpo_pl.types import Call
 
-Read = tuple[str, list[Call], list[str]]
-"""A text without its calls, the calls, and a sentence for each call that could not be read."""
+Read = tuple[str, list[Call | str]]
+"""A text without its calls, and these in their order, a sentence in the place of one that could not be read.
+"""
 _UNREADABLE = (ValueError, TypeError, RecursionError, MemoryError, SyntaxError)
 """What Python's own readers raise about a text, be it however long or deep."""
 _DEEPEST = 100
@@ -57,20 +58,19 @@ class Llama(CallFormat):
 
     @override
     def parse(self, text: str, tools: Sequence[dict[str, Any]]) -> Read:
-        calls: list[Call] = []
-        mistakes: list[str] = []
+        attempts: list[Call | str] = []
         begin = self._BEGIN.match(text)
         if not begin:
-            return text, calls, mistakes
+            return text, attempts
         written = text[begin.end() :].strip()
-        while written and not mistakes:
+        while written and str not in map(type, attempts):
             try:
                 end = json.JSONDecoder().raw_decode(written)[1]
             except _UNREADABLE:
                 end = len(written)
-            _read(written[:end], _json_calls, calls, mistakes)
+            attempts += _read(written[:end], _json_calls)
             written = written[end:].lstrip("; \n\t,")
-        return begin[0].removesuffix("<|python_tag|>"), calls, mistakes
+        return begin[0].removesuffix("<|python_tag|>"), attempts
 
 
 @final
@@ -99,26 +99,22 @@ class Tag(CallFormat):
 
 def _in_tags(tag: str, text: str, read: Callable[[str], list[Call]]) -> Read:
     pattern = re.compile(rf"<{tag}>(.*?)(</{tag}>|(?=<{tag}>)|\Z)\s*", re.DOTALL)
-    calls: list[Call] = []
-    mistakes: list[str] = []
+    attempts: list[Call | str] = []
     for written, end in pattern.findall(text):
-        if end:
-            _read(written, read, calls, mistakes)
-        else:
-            mistakes.append(f"A tool call has no </{tag}>: {_shown(written)}.")
-    return pattern.sub("", text), calls, mistakes
+        attempts += _read(written, read) if end else [f"A tool call has no </{tag}>: {_shown(written)}."]
+    return pattern.sub("", text), attempts
 
 
-def _read(text: str, read: Callable[[str], list[Call]], calls: list[Call], mistakes: list[str]) -> None:
-    """Add the calls that a text holds, or what is wrong with it."""
+def _read(text: str, read: Callable[[str], list[Call]]) -> Sequence[Call | str]:
+    """The calls that a text holds, or what is wrong with it."""
     try:
         found = read(text)
         if any(_depth(call.arguments) > _DEEPEST for call in found):
             raise ValueError(f"its arguments have more than {_DEEPEST} levels")
-        calls += found
+        return found
     except _UNREADABLE as error:
         reason = str(error) if type(error) is ValueError else "it is not well formed"
-        mistakes.append(f"A tool call could not be read, {reason}: {_shown(text)}.")
+        return [f"A tool call could not be read, {reason}: {_shown(text)}."]
 
 
 def _depth(value: Any) -> int:

@@ -100,10 +100,8 @@ class ChatDialogue:
         ends = bool(token_ids) and token_ids[-1] in self._eos
         raw = self.decode(token_ids[: len(token_ids) - ends])
         thinking, text = split_thinking(opened + raw)
-        text, calls, mistakes = self._calls.parse(text, self._tools) if self._tools else (text, [], [])
-        return Said(
-            text=text.strip(), thinking=thinking, calls=tuple(calls), mistakes=tuple(mistakes), raw=raw
-        )
+        text, attempts = self._calls.parse(text, self._tools) if self._tools else (text, [])
+        return Said(text=text.strip(), thinking=thinking, attempts=tuple(attempts), raw=raw)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of tokens, with the control tokens among them."""

@@ -40,12 +40,20 @@ class Said:
     text: str
     """Everything it wrote, without its thinking and without its calls."""
     thinking: str = ""
-    calls: tuple[Call, ...] = ()
-    """In the order in which they were written."""
-    mistakes: tuple[str, ...] = ()
-    """A sentence for each call that could not be read."""
+    attempts: tuple[Call | str, ...] = ()
+    """Its calls in their order; in the place of one that could not be read, a sentence about it."""
     raw: str = ""
     """The whole turn as it was written, without the token that ended it."""
+
+    @property
+    def calls(self) -> tuple[Call, ...]:
+        """The calls that could be read."""
+        return tuple(attempt for attempt in self.attempts if isinstance(attempt, Call))
+
+    @property
+    def mistakes(self) -> tuple[str, ...]:
+        """A sentence for each call that could not be read."""
+        return tuple(attempt for attempt in self.attempts if isinstance(attempt, str))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -62,7 +62,7 @@ def test_the_shop_answers_calls() -> None:
     sessions.reset(0, Prompt(token_ids=[1], text="?", answer=""), seed=3)
     assert answer(sessions) == Turn()
     fruits = [Call(name="price", arguments={"fruit": fruit}) for fruit in ("pear", "plum")]
-    sessions.step(0, Said(text="", calls=tuple(fruits)))
+    sessions.step(0, Said(text="", attempts=tuple(fruits)))
     assert [message["content"] for message in answer(sessions).messages] == ["4", "Error: KeyError: 'plum'"]
     sessions.step(0, Said(text="A pear costs 4."))
     assert answer(sessions) == Turn(done=True)

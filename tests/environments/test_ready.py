@@ -34,7 +34,7 @@ def say(text: str) -> Turn:
 
 def calculated(*expressions: str) -> list[str]:
     calls = tuple(Call(name="calculate", arguments={"expression": each}) for each in expressions)
-    [_, turn] = play(Calculator(), Said(text="", calls=calls))
+    [_, turn] = play(Calculator(), Said(text="", attempts=calls))
     return [message["content"] for message in turn.messages]
 
 
@@ -54,7 +54,7 @@ def test_the_calculator_calculates_exactly():
     ],
 )
 def test_what_the_calculator_cannot_do_goes_back_as_an_error_and_the_episode_goes_on(expression):
-    step = Said(text="", calls=(Call(name="calculate", arguments={"expression": expression}),))
+    step = Said(text="", attempts=(Call(name="calculate", arguments={"expression": expression}),))
     turn = Calculator().step(step)
     right = {"-" * 199 + "1": "-1"}.get(expression, "Error: ")
     assert turn.messages[0]["content"].startswith(right)

@@ -17,13 +17,12 @@ def call(tool: str, **arguments: Any) -> Call:
     return Call(name=tool, arguments=arguments)
 
 
-def results(tools: Environment, *calls: Call, mistakes: tuple[str, ...] = ()) -> list[str]:
-    turn = tools.step(Said(text="", calls=calls, mistakes=mistakes))
+def results(tools: Environment, *attempts: Call | str) -> list[str]:
+    turn = tools.step(Said(text="", attempts=attempts))
     assert (turn.reward, turn.done) == (0.0, False)
     assert {message["role"] for message in turn.messages} == {"tool"}
     assert [message.get("name") for message in turn.messages] == [
-        *(call.name for call in calls),
-        *[None] * len(mistakes),
+        call.name if isinstance(call, Call) else None for call in attempts
     ]
     return [message["content"] for message in turn.messages]
 
@@ -175,21 +174,22 @@ def test_mistakes_of_the_policy_are_told_in_the_order_of_its_calls():
     calls = (
         call("subtract", a=2),
         call("add", a=2, b=3),
+        "a call has no end",
         call("add", a="2", b=3),
         call("_hidden"),
         call("step"),
     )
     there = "there are add, total, wait_for, broken, take_memory, odd"
-    assert results(tools, *calls, mistakes=("a call ends in the middle",)) == [
+    assert results(tools, *calls) == [
         f"Error: there is no tool subtract; {there}",
         "5",
+        "Error: a call has no end",
         "Error: argument a: expected {'type': 'integer'}, got '2'",
         f"Error: there is no tool _hidden; {there}",
         f"Error: there is no tool step; {there}",
-        "Error: a call ends in the middle",
     ]
-    assert results(tools, mistakes=("a call ends in the middle",)) == ["Error: a call ends in the middle"]
-    [odd] = tools.step(Said(text="", calls=(call("\ud800"),))).messages
+    assert results(tools, "a call has no end") == ["Error: a call has no end"]
+    [odd] = tools.step(Said(text="", attempts=(call("\ud800"),))).messages
     assert odd == {"role": "tool", "name": "?", "content": f"Error: there is no tool ?; {there}"}
     assert results(power, call("power", base=0, exponent=-1)) == [
         "Error: ZeroDivisionError: 0.0 cannot be raised to a negative power"
@@ -206,7 +206,7 @@ def test_calls_of_one_turn_run_side_by_side_and_are_answered_in_their_order():
 @pytest.mark.parametrize(("name", "error"), [("broken", ToolError), ("take_memory", MemoryError)])
 def test_failures_of_a_tool_itself_are_those_of_the_environment(many, name, error):
     with pytest.raises(error):
-        episodes.Toolbox().step(Said(text="", calls=(call(name),) * many))
+        episodes.Toolbox().step(Said(text="", attempts=(call(name),) * many))
 
 
 def test_tools_without_a_tool_or_with_two_of_one_name_are_refused():

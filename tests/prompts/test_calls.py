@@ -72,8 +72,8 @@ READ: dict[str, tuple[CallFormat, str, list[Call], str]] = {
 @pytest.mark.parametrize("case", READ)
 def test_a_call_is_read(case: str) -> None:
     format, text, calls, left = READ[case]
-    said, found, mistakes = format.parse(text, [ADD])
-    assert (said.strip(), found, mistakes) == (left, calls, [])
+    said, found = format.parse(text, [ADD])
+    assert (said.strip(), found) == (left, calls)
 
 
 MISTAKES: dict[str, tuple[CallFormat, str, str]] = {
@@ -122,7 +122,8 @@ MISTAKES: dict[str, tuple[CallFormat, str, str]] = {
 @pytest.mark.parametrize("case", MISTAKES)
 def test_what_cannot_be_read_becomes_a_sentence(case: str) -> None:
     format, text, sentence = MISTAKES[case]
-    said, calls, (mistake,) = format.parse(text, [ADD])
+    said, (*calls, mistake) = format.parse(text, [ADD])
+    assert isinstance(mistake, str)
     assert sentence in mistake
     assert mistake.endswith(".")
     assert len(mistake) < 500
@@ -132,9 +133,9 @@ def test_what_cannot_be_read_becomes_a_sentence(case: str) -> None:
 
 def test_calls_around_a_half_one_are_read() -> None:
     text = f"{tag('add(1, 2)')} <call>add(3, {tag('add(5, 6)')}"
-    _, calls, mistakes = Tag().parse(text, [ADD])
-    assert [call.arguments["a"] for call in calls] == [1, 5]
-    assert mistakes == ["A tool call has no </call>: 'add(3,'."]
+    _, (first, half, last) = Tag().parse(text, [ADD])
+    assert [call.arguments["a"] for call in (first, last) if isinstance(call, Call)] == [1, 5]
+    assert half == "A tool call has no </call>: 'add(3,'."
 
 
 def test_a_tag_shows_the_tools_in_few_words() -> None:
@@ -151,5 +152,5 @@ def test_no_text_raises(format: CallFormat) -> None:
     for _ in range(2000):
         text = hostile_text(draws)
         for whole in (text, f"<tool_call>{text}</tool_call>", tag(text), f"<|python_tag|>{text}"):
-            for mistake in format.parse(whole, [ADD])[2]:
-                assert len(mistake) < 900
+            for mistake in format.parse(whole, [ADD])[1]:
+                assert isinstance(mistake, Call) or len(mistake) < 900
