@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 class EnvironmentEngine(EngineWrapper):
     """Answers each prompt with a whole episode; everything around it sees a rollout like any other."""
 
+    engine: SamplingEngine
+
     def __init__(
         self,
         engine: SamplingEngine,
@@ -41,7 +43,7 @@ class EnvironmentEngine(EngineWrapper):
         max_prompt_tokens: int,
     ) -> None:
         super().__init__(engine)
-        self.sampler, self.environment, self.limits = engine, environment, limits
+        self.environment, self.limits = environment, limits
         self.format, self.max_prompt_tokens = format, max_prompt_tokens
         self._driver: Driver | None = None
 
@@ -60,7 +62,7 @@ class EnvironmentEngine(EngineWrapper):
             memory_gib=limits.memory_gib,
             processes=limits.processes,
         )
-        self._driver = Driver(self.sampler, sessions, dialogue, limits, self.max_prompt_tokens)
+        self._driver = Driver(self.engine, sessions, dialogue, limits, self.max_prompt_tokens)
 
     def close(self) -> None:
         """End the processes of the episodes."""
@@ -73,8 +75,8 @@ class EnvironmentEngine(EngineWrapper):
         episodes = self.play(prompts, group_size, sampling)
         if failed := [episode.failure for episode in episodes if episode.failure]:
             log.warning("! %d of %d episodes failed; one: %s", len(failed), len(episodes), failed[0])
-        rollout = assemble_episodes(episodes, group_size, self.limits, self.sampler.version, sampling)
-        rollout.metrics |= self.sampler.costs()
+        rollout = assemble_episodes(episodes, group_size, self.limits, self.engine.version, sampling)
+        rollout.metrics |= self.engine.costs()
         return rollout
 
     def play(self, prompts: Sequence[Prompt], group_size: int, sampling: SamplingConfig) -> list[Episode]:

@@ -68,6 +68,8 @@ class Episode:
     """All that was said since."""
     rewards: list[float] = field(default_factory=list)
     """The environment's, of each turn."""
+    sampled: int = 0
+    """Tokens of all turns."""
     calls: int = 0
     mistakes: int = 0
     stop: Stop | None = None
@@ -80,11 +82,6 @@ class Episode:
             self.rows.pop()
         else:
             self.rows[-1].cut()
-
-    @property
-    def sampled(self) -> int:
-        """Tokens of all turns."""
-        return sum(turn > 0 for row in self.rows for turn in row.turns)
 
 
 class Driver:
@@ -163,6 +160,7 @@ class Driver:
         row, (_, limit) = episode.rows[-1], self._room(episode)
         episode.said.append((response.text, response.token_ends))
         episode.rewards.append(0.0)
+        episode.sampled += len(response.token_ids)
         row.token_ids += response.token_ids
         row.turns += [len(episode.said)] * len(response.token_ids)
         row.logprobs += response.logprobs

@@ -3,11 +3,12 @@
 from typing import Any
 
 import pytest
+from helpers.playing import answers
 
 from grpo_pl.environments.gym_shape import Gymnasium
-from grpo_pl.environments.sessions import Failure, Sessions
+from grpo_pl.environments.sessions import Failure
 from grpo_pl.system.refusal import ConfigError
-from grpo_pl.types import Prompt, Said, Turn
+from grpo_pl.types import Prompt, Turn
 
 PROMPT = Prompt(token_ids=[], text="Play.", answer="")
 
@@ -17,16 +18,7 @@ def say(text: str, **fields: Any) -> Turn:
 
 
 def play(game: Gymnasium, *said: str, seed: int = 0) -> list[Turn | Failure]:
-    sessions = Sessions(game, timeout_s=60.0, memory_gib=2.0, processes=1)
-    try:
-        sessions.reset(0, PROMPT, seed)
-        turns = sessions.answers(60.0)
-        for text in said:
-            sessions.step(0, Said(text=text))
-            turns += sessions.answers(60.0)
-    finally:
-        sessions.close()
-    return [turn for _, turn in turns]
+    return answers(game, PROMPT, *said, seed=seed)
 
 
 def test_a_game_of_gymnasium_is_played_to_its_end():

@@ -3,12 +3,13 @@
 from typing import Any
 
 import pytest
+from helpers.playing import answers
 
-from grpo_pl.environments.sessions import Failure, Sessions
+from grpo_pl.environments.sessions import Failure
 from grpo_pl.environments.try_again import TryAgain
 from grpo_pl.prompts import ReasoningGym
 from grpo_pl.system.refusal import ConfigError
-from grpo_pl.types import Prompt, Said, Turn
+from grpo_pl.types import Prompt, Turn
 
 VERDICT = "grpo_pl.rewards.task_verifiers.verdict"
 WRONG = Turn(messages=[{"role": "user", "content": "That is not right. Try again."}])
@@ -20,17 +21,9 @@ def asked(task: str, row: int = 0, **config: Any) -> Prompt:
 
 
 def play(prompt: Prompt, *said: str, **options: Any) -> list[Turn | Failure]:
-    sessions = Sessions(TryAgain(VERDICT, **options), timeout_s=60.0, memory_gib=2.0, processes=1)
-    try:
-        sessions.reset(0, prompt, 0)
-        turns = sessions.answers(60.0)
-        for text in said:
-            sessions.step(0, Said(text=text))
-            turns += sessions.answers(60.0)
-    finally:
-        sessions.close()
-    assert turns[0] == (0, Turn())
-    return [turn for _, turn in turns[1:]]
+    opening, *turns = answers(TryAgain(VERDICT, **options), prompt, *said)
+    assert opening == Turn()
+    return turns
 
 
 def test_a_wrong_answer_may_be_mended():

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from grpo_pl.environments.base import Environment
+from grpo_pl.environments.sessions import Failure, Sessions
 from grpo_pl.prompts.chat import ChatFormat
 from grpo_pl.rollout.engine import SamplingConfig, SamplingEngine
 from grpo_pl.rollout.environment import EnvironmentEngine
 from grpo_pl.rollout.limits import Episodes
-from grpo_pl.types import Prompt, Rollout
+from grpo_pl.types import Prompt, Rollout, Said, Turn
 
 SAMPLING = SamplingConfig(max_tokens=24, temperature=1.0)
 ENDS = [2, *range(40, 90)]
@@ -23,6 +24,20 @@ def talkative(folder: Path, to: Path) -> Path:
     path = to / "generation_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token_id": ENDS}))
     return to
+
+
+def answers(environment: Environment, prompt: Prompt, *said: str, seed: int = 0) -> list[Turn | Failure]:
+    """What an environment opens with, and answers to each text of a policy."""
+    sessions = Sessions(environment, timeout_s=60.0, memory_gib=2.0, processes=1)
+    try:
+        sessions.reset(0, prompt, seed)
+        found = sessions.answers(60.0)
+        for text in said:
+            sessions.step(0, Said(text=text))
+            found += sessions.answers(60.0)
+    finally:
+        sessions.close()
+    return [answer for _, answer in found]
 
 
 def play(
