@@ -17,7 +17,7 @@ from typing_extensions import override
 
 from grpo_pl.environments.base import Environment
 from grpo_pl.system.killable import START_S, KillableProcess, Replies
-from grpo_pl.system.refusal import ArgumentError, ConfigError, check_at_least
+from grpo_pl.system.refusal import ConfigError
 from grpo_pl.types import Prompt, Said, Turn
 
 _LARGEST_REWARD = 3.4e38
@@ -53,10 +53,6 @@ class Sessions:
     def __init__(
         self, environment: Environment, *, timeout_s: float, memory_gib: float, processes: int
     ) -> None:
-        check_at_least(1, processes=processes)
-        for argument, limit in (("timeout_s", timeout_s), ("memory_gib", memory_gib)):
-            if not 0 < limit < math.inf:
-                raise ArgumentError(f"{argument}={limit}: expected a finite number above 0")
         self.environment, self.timeout_s, self.processes = environment, timeout_s, processes
         self.memory_bytes = int(memory_gib * 2**30)
         self._waiting: dict[int, tuple[Prompt, int]] = {}

@@ -50,8 +50,6 @@ class ChatDialogue:
         self._tokenizer, self._calls, self._tools = tokenizer, calls, list(tools)
         self._plain, self._format = format, with_tools(format, calls, tools)
         self._eos = eos
-        self.opened = self._format.layout(tokenizer).opened
-        """What the template writes of each turn of the policy, such as `<think>`; an argument of `read`."""
         template = format.template_kwargs.get("chat_template") or tokenizer.chat_template
         self._encoder = harmless_encoder(tokenizer, str(template))
         self._description = calls.describe(tools) if tools else None
@@ -85,8 +83,6 @@ class ChatDialogue:
 
         The end of the turn where it was not sampled, the messages, and the header of the next turn.
         """
-        if wrong := {message["role"] for message in messages} - {"user", "tool"}:
-            raise ConfigError(f"an environment speaks as {sorted(wrong)[0]}: expected the role user or tool")
         said = self._masked(messages)
         ids = self._encoder.encode(self._behind_an_answer(said))
         ends = self._ends.get(said[0]["role"], 0) if said else 1

@@ -104,12 +104,6 @@ class HarmlessEncoder:
         return ids
 
 
-def encode_harmless(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Token ids of a text without any control token; they decode to the text where the tokenizer can."""
-    encoder = harmless_encoder(tokenizer, str(tokenizer.chat_template or ""))
-    return encoder.encode(encoder.mask(text))
-
-
 harmless_encoder: Callable[[Any, str], HarmlessEncoder] = lru_cache(maxsize=4)(HarmlessEncoder)
 """The encoder of a tokenizer and its chat template, which takes a second to make for a large one."""
 

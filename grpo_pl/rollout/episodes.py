@@ -14,7 +14,7 @@ from grpo_pl.rollout.assembly import Response
 from grpo_pl.rollout.engine import Request, SamplingConfig, SamplingEngine
 from grpo_pl.rollout.limits import Episodes
 from grpo_pl.system.refusal import ArgumentError, ConfigError, name_of
-from grpo_pl.types import Message, Prompt, Said, Stop, Turn
+from grpo_pl.types import Message, Prompt, Stop, Turn
 
 PATIENCE_S = 0.5
 """The longest wait for the environment while the engine has nothing to sample."""
@@ -169,7 +169,7 @@ class Driver:
         said = self.dialogue.read(response.token_ids, episode.prompt.opened)
         episode.calls += len(said.calls)
         episode.mistakes += len(said.mistakes)
-        episode.transcript.append(message_of(said))
+        episode.transcript.append({"role": "assistant", "content": said.raw})
         if episode.stop is not None:  # the environment could not open it
             self._end(episode, episode.stop)
         elif response.truncated:
@@ -240,8 +240,3 @@ class Driver:
         episode.drop_unanswered()
         del self._open[episode.key]
         self.sessions.end(episode.key)
-
-
-def message_of(said: Said) -> Message:
-    """What the policy has said, as a message of the transcript."""
-    return {"role": "assistant", "content": said.raw}

@@ -419,12 +419,3 @@ def test_an_environment_that_its_process_cannot_import_is_refused_at_once():
             Sessions(class_of_a_script(), timeout_s=1.0, memory_gib=1.0, processes=1)
     finally:
         del sys.modules["__main__"].Mine
-
-
-@pytest.mark.parametrize(
-    ("argument", "value"), [("timeout_s", 0.0), ("memory_gib", float("inf")), ("processes", 0)]
-)
-def test_limits_that_cannot_be_meant_are_refused(argument, value):
-    limits = {"timeout_s": 1.0, "memory_gib": 1.0, "processes": 1}
-    with pytest.raises(ConfigError, match=rf"^{argument}={value}: expected "):
-        Sessions(episodes.Obeys(), **limits | {argument: value})

@@ -9,6 +9,8 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from grpo_pl.prompts.harmless import harmless_encoder
+
 ADD = {
     "type": "function",
     "function": {
@@ -190,6 +192,12 @@ MAKERS = {
     "sentencepiece": _sentencepiece,
     "vocabulary": lambda: _unigram([], tuple(token for token in [*SPECIAL, *ADDED] if token != "<unk>")),
 }
+
+
+def encode_harmless(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of a text without any control token; they decode to the text where the tokenizer can."""
+    encoder = harmless_encoder(tokenizer, str(tokenizer.chat_template or ""))
+    return encoder.encode(encoder.mask(text))
 
 
 def state(tokenizer: Any) -> str:

@@ -354,10 +354,8 @@ def test_plain_text_prompts_are_refused() -> None:
         dialogue("ChatML", use_chat_template=False)
 
 
-def test_an_environment_speaks_as_user_or_tool_and_in_text() -> None:
+def test_messages_are_texts() -> None:
     spoken = dialogue("ChatML")
-    with pytest.raises(ConfigError, match="speaks as assistant: expected the role user or tool"):
-        spoken.between([], [{"role": "assistant", "content": "x"}])
     with pytest.raises(ConfigError, match="a message has content 5: expected a text"):
         spoken.between([], [{"role": "user", "content": 5}])
 
@@ -408,16 +406,15 @@ def test_examples_of_the_format_stand_before_the_first_prompt() -> None:
 
 def test_a_turn_is_read() -> None:
     tokenizer, spoken = tokenizer_of("bytes", "Qwen"), dialogue("Qwen")
-    assert spoken.opened == "<think>\n"
     call = '<tool_call>\n{"name": "add", "arguments": {"a": 2, "b": 3}}\n</tool_call>'
     text = f"I must add.\n<tool_call>no\n</think>\n\nWait. {call}"
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     for ids in (tokenizer(text)["input_ids"], [*tokenizer(text)["input_ids"], end]):
-        said = spoken.read(ids, spoken.opened)
+        said = spoken.read(ids, "<think>\n")
         assert (said.text, said.thinking, said.raw) == ("Wait.", "I must add.\n<tool_call>no", text)
         assert said.calls == (Call(name="add", arguments={"a": 2, "b": 3}),)
         assert said.mistakes == ()
-    half = spoken.read(tokenizer(f"</think>{call[:30]}")["input_ids"], spoken.opened)
+    half = spoken.read(tokenizer(f"</think>{call[:30]}")["input_ids"], "<think>\n")
     assert (half.text, half.calls, len(half.mistakes)) == ("", (), 1)
 
 

@@ -13,6 +13,7 @@ from helpers.chats import (
     SPECIAL,
     TEMPLATES,
     clean,
+    encode_harmless,
     hostile_text,
     state,
     tokenizer_of,
@@ -20,7 +21,7 @@ from helpers.chats import (
 from tokenizers import Tokenizer, models
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from grpo_pl.prompts.harmless import encode_harmless, harmless_encoder
+from grpo_pl.prompts.harmless import harmless_encoder
 from grpo_pl.system.refusal import ConfigError
 
 

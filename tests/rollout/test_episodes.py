@@ -158,7 +158,10 @@ def test_metrics_say_how_episodes_went(engine: SamplingEngine) -> None:
     [
         ({"turns": 0}, "turns=0: expected 1 or more"),
         ({"calls": -1}, "calls=-1: expected 0 or more"),
+        ({"processes": 0}, "processes=0: expected 1 or more"),
         ({"seconds": float("nan")}, "seconds=nan: expected a finite number above 0"),
+        ({"timeout_s": 0.0}, "timeout_s=0.0: expected a finite number above 0"),
+        ({"memory_gib": float("inf")}, "memory_gib=inf: expected a finite number above 0"),
     ],
 )
 def test_limits_that_make_no_sense_are_refused(limits: dict[str, Any], sentence: str) -> None:
