@@ -36,9 +36,9 @@ from grpo_pl.system.heartbeat import heartbeat
 from grpo_pl.system.refusal import check_at_least
 from grpo_pl.training.checks.engines import (
     check_engines,
-    check_episodes,
     check_sampling,
     check_whose_rollouts,
+    warn_of_episodes,
 )
 from grpo_pl.training.checks.prompts import check_context, check_curriculum, check_right, warn_of_settings
 from grpo_pl.training.checks.schedule import check_schedule, check_trainer
@@ -214,7 +214,7 @@ class RolloutDataModule(PromptDataModule):
             check_whose_rollouts(self.engine, self._rollouts.parent, self.learner.corrects_mismatch)
             self.learner.check_sampling(self.sampling)
         self.learner.check_environment(self.environment is not None)
-        check_episodes(self.environment is not None, self.episodes)
+        warn_of_episodes(self.environment is not None, self.episodes)
         validates = self.val is not None and self._trainer.limit_val_batches != 0
         check_engines(self.engine, self.val_engine, validates, self.sampling, self.learner.head_dtypes)
         check_context(

@@ -149,10 +149,10 @@ def test_one_key_sets_it_on_all_sides_and_in_float32_changes_no_bit(fit: Fit) ->
     assert (folder / "config.yaml").read_text().count("head_dtype: float32") == 4  # with the key itself
 
 
-def test_a_one_sided_head_is_named(fit: Fit, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_one_sided_head_is_named(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
     fit("--model.policy.head_dtype", "float32", "--trainer.max_epochs", 1, *NO_VALIDATION)
     said = "policy.head_dtype is float32, model.reference.head_dtype is null, data.engine.head_dtype is null"
-    assert said in caplog.text
+    assert said in capsys.readouterr().out
 
 
 SHARDED = [

@@ -1,6 +1,5 @@
 """Checks that the engines go together, and with their requests."""
 
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,15 +21,10 @@ def check_sampling(sampling: SamplingConfig, val_max_tokens: int | None, val_sam
         raise ArgumentError("sampling.temperature=0 gives every response of a group alike: set it above 0")
 
 
-def check_episodes(plays: bool, limits: Episodes) -> None:
-    """Refuse limits of episodes that are not the default ones, where none are played."""
-    default = vars(Episodes())
-    if not plays and (changed := [key for key in default if getattr(limits, key) != default[key]]):
-        undone = " ".join(f"--data.episodes.{key} {json.dumps(default[key])}" for key in changed)
-        raise ConfigError(
-            f"data.episodes.{changed[0]} limits episodes, and data.environment is null, so that none are "
-            f"played: set it, or {undone}"
-        )
+def warn_of_episodes(plays: bool, limits: Episodes) -> None:
+    """Warn of limits of episodes, where none are played."""
+    if not plays and limits != Episodes():
+        log.warning("data.episodes is set, and data.environment is null: responses are one turn each")
 
 
 def check_engines(
