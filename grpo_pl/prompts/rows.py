@@ -88,9 +88,10 @@ def gold_text(value: object, column: str, where: str) -> str:
         return format(Decimal(str(value)), "f")
     fix = " to a column with a text or a finite number in every row, or repair this one"
     if isinstance(value, list):
-        fix = f" to one item of the list, such as {column}.0, or give the data a column with one answer"
+        item = f"{column}.0"
+        fix = f" to one item of the list, such as {item!r}, or give the data a column with one answer"
     elif isinstance(value, Mapping):
-        fix = f" to one of its fields: {', '.join(f'{column}.{name}' for name in column_names(value))}"
+        fix = f" to one of its fields: {', '.join(map(repr, column_names(value, f'{column}.')))}"
     elif isinstance(value, bool | np.bool_ | date | time | timedelta):
         fix = " to a column that spells it as responses do, such as yes and no or 2026-01-31"
     raise ArgumentError(

@@ -158,10 +158,10 @@ class TRL(Signature):
     @override
     def check_columns(self, columns: frozenset[str]) -> None:
         if missing := sorted(self.required - self.marks - columns):
+            has = ", ".join(map(repr, sorted(columns))) or "none beside the question and the answer"
             raise ArgumentError(
-                f"function takes {', '.join(missing)}, and the data has no such column (it has "
-                f"{', '.join(sorted(columns)) or 'none beside the question and the answer'}): rename one, or "
-                "call the function in one of your own"
+                f"function takes {', '.join(missing)}, and the data has no such column (it has {has}): "
+                "rename one, or call the function in one of your own"
             )
 
     @override

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from helpers.commands import NO_TRACES
 from helpers.repository import ROOT
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from grpo_pl.__main__ import main
@@ -78,6 +78,7 @@ CONTENT = st.one_of(
 
 
 @given(content=CONTENT)
+@example(content=b'{"question": "q", "answer": {"\\n": 1}}')
 @examples(300)
 def test_any_bytes_are_prompts_or_one_sentence(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "data.jsonl"

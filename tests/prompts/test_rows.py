@@ -224,11 +224,12 @@ REFUSED = {
         "reward_model.ground_truth",
         "to one of its columns: .*'reward_model'",
     ),
-    "a struct": (VERL, "reward_model", "one of its fields: reward_model.style, reward_model.ground_truth"),
+    "a struct": (VERL, "reward_model", "of its fields: 'reward_model.style', 'reward_model.ground_truth'$"),
+    "a struct with an odd name": (VERL | {"x": {"a\nb": 1}}, "x", r"to one of its fields: 'x\.a\\nb'$"),
     "a list of answers": (
         VERL | {"reward_model": {"ground_truth": ["2", "two"]}},
         "reward_model.ground_truth",
-        "set `answer` to one item of the list, such as reward_model.ground_truth.0,",
+        "set `answer` to one item of the list, such as 'reward_model.ground_truth.0',",
     ),
     "an item past the end": (VERL | {"x": ["2"]}, "x.1", "has no column 'x.1'"),
     "a truth value": (
