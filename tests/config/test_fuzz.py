@@ -3,9 +3,11 @@
 import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import yaml
@@ -13,6 +15,9 @@ from helpers.commands import NO_TRACES
 from helpers.repository import ROOT
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from hypothesis.internal.cache import LRUCache
+from hypothesis.internal.conjecture import providers
+from hypothesis.internal.constants_ast import Constants
 
 from grpo_pl.__main__ import main
 from grpo_pl.config.allowed import check_values
@@ -42,6 +47,17 @@ def examples(count: int) -> settings:
     checks = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
     many = int(SLOW) if SLOW else count
     return settings(max_examples=many, derandomize=not SLOW, suppress_health_check=checks)
+
+
+def whatever_is_imported() -> AbstractContextManager[Any]:
+    """Draw nothing from the source of the modules imported so far: which these are, earlier tests decide."""
+    return patch.multiple(providers, _get_local_constants=Constants, CONSTANTS_CACHE=LRUCache(1024))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def always_the_same() -> Iterator[None]:
+    with nullcontext() if SLOW else whatever_is_imported():
+        yield
 
 
 def attempt(call: Callable[[], Any], refusal: type[Exception] = ValueError) -> tuple[Any, str | None]:
@@ -75,6 +91,29 @@ CONTENT = st.one_of(
     LINES,
     st.tuples(LINES, st.integers(0, 300)).map(lambda torn: torn[0][: torn[1]]),
 )
+
+
+def test_the_examples_are_the_same_whatever_is_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def drawn() -> list[list[str]]:
+        found: list[list[str]] = []
+
+        @given(texts=st.lists(st.text(max_size=8), min_size=9))
+        @settings(examples(50), derandomize=True)
+        def collect(texts: list[str]) -> None:
+            found.append(texts)
+
+        with whatever_is_imported():
+            collect()
+        return found
+
+    first = drawn()
+    (tmp_path / "full_of_texts.py").write_text(f"TEXTS = {[f'text {i}' for i in range(1000)]}")
+    monkeypatch.syspath_prepend(tmp_path)
+    import full_of_texts  # noqa: F401
+
+    assert drawn() == first
 
 
 @given(content=CONTENT)
@@ -234,38 +273,13 @@ def test_whatever_a_function_returns_is_a_score_or_an_error_that_shows_the_sampl
 # --------------------------------------------------------------------------------------------------- settings
 
 KEYS = [
-    *(
-        "pretrained",
-        "seed_everything",
-        "job",
-        "ckpt_path",
-        "data.group_size",
-        "data.seed",
-        "data.long_prompts",
-    ),
-    *(
-        "data.sampling.temperature",
-        "data.sampling.max_tokens",
-        "data.engine",
-        "data.train",
-        "data.format.system",
-    ),
-    *(
-        "data.format.few_shot",
-        "data.format.template_kwargs",
-        "model.kl",
-        "model.kl.coefficient",
-        "model.rewards",
-    ),
-    *("model.optimizer", "model.optimizer.lr", "model.loss.clip_high", "model.policy.dtype", "model.masks"),
-    *("model.advantage.eps", "model.critic", "trainer.max_epochs", "trainer.devices", "trainer.precision"),
-    *(
-        "trainer.strategy",
-        "trainer.logger",
-        "trainer.callbacks",
-        "trainer.max_time",
-        "checkpoint.every_n_epochs",
-    ),
+    *("pretrained", "seed_everything", "job", "ckpt_path", "data.group_size", "data.seed"),
+    *("data.long_prompts", "data.sampling.temperature", "data.sampling.max_tokens", "data.engine"),
+    *("data.train", "data.format.system", "data.format.few_shot", "data.format.template_kwargs"),
+    *("model.kl", "model.kl.coefficient", "model.rewards", "model.optimizer", "model.optimizer.lr"),
+    *("model.loss.clip_high", "model.policy.dtype", "model.masks", "model.advantage.eps", "model.critic"),
+    *("trainer.max_epochs", "trainer.devices", "trainer.precision", "trainer.strategy", "trainer.logger"),
+    *("trainer.callbacks", "trainer.max_time", "checkpoint.every_n_epochs"),
 ]
 SCALARS = st.one_of(
     st.none(),
