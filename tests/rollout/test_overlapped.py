@@ -172,8 +172,8 @@ AHEAD = (
 
 @pytest.fixture(scope="module")
 def ahead(fit: Fit) -> Path:
-    """A run of two optimizer steps an iteration."""
-    return fit(*AHEAD, *NO_VALIDATION)
+    """A run of two optimizer steps an iteration, with all of its checkpoints."""
+    return fit(*AHEAD, *NO_VALIDATION, "--checkpoint.save_top_k", "-1")
 
 
 def test_versions_lag_by_one_iteration_and_validation_changes_nothing(
@@ -230,10 +230,9 @@ def test_a_run_whose_engine_is_killed_goes_on_from_its_checkpoint_as_if_it_had_n
     assert same(saved(whole)["state_dict"], saved(folder)["state_dict"])
 
 
-def test_with_bound_0_what_a_checkpoint_has_sampled_ahead_is_forgotten(fit: Fit) -> None:
-    run = (*OVERLAPPED, "--trainer.max_epochs", "2", *CORRECTED, *NO_VALIDATION)
-    first = fit(*run, "--checkpoint.save_top_k", "-1") / "checkpoints" / "iteration-0001.ckpt"
-    folder = fit(*run, "--data.engine.max_staleness", "0", "--ckpt_path", first)
+def test_with_bound_0_what_a_checkpoint_has_sampled_ahead_is_forgotten(ahead: Path, fit: Fit) -> None:
+    run = (*AHEAD, "--trainer.max_epochs", "2", *NO_VALIDATION, "--data.engine.max_staleness", "0")
+    folder = fit(*run, "--ckpt_path", ahead / "checkpoints" / "iteration-0001.ckpt")
     assert column(folder, "rollout/staleness") == [0, 0]
 
 
