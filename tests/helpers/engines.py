@@ -44,6 +44,10 @@ def mismatch(model: LanguageModel, rollout: Rollout) -> torch.Tensor:
 class Served:
     """An engine on a model folder, with what it was told to serve."""
 
+    before: object = None
+    after: object = None
+    """Of its start, where a test has noted something."""
+
     def __init__(self, engine: RolloutEngine, folder: Path) -> None:
         self.engine, self.folder = engine, folder
         engine.start(max_sequence_tokens=96, max_sequences=16, device=torch.device("cpu"))

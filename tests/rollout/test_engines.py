@@ -1,5 +1,6 @@
 """Engines against transformers: same weights, same log-probabilities, whatever was sampled beside."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -24,13 +25,37 @@ CASES = [("InProcessEngine", "tied"), ("InProcessEngine", "untied")] + [
 
 @pytest.fixture(scope="module", params=CASES, ids=lambda case: "-".join(case))
 def served(request: pytest.FixtureRequest) -> Iterator[Served]:
+    """An engine, started amid what `test_starting_an_engine_leaves_the_process_as_it_was` looks at."""
     name, kind = request.param
     folder = request.getfixturevalue("tiny_model" if kind == "tied" else "tiny_untied_model")
+    arguments = {"max_num_batched_tokens": 100} if kind == "untied" else {}
     engine = (
-        InProcessEngine(str(folder)) if name == "InProcessEngine" else VLLMEngine(str(folder), "float32", 0.1)
+        InProcessEngine(str(folder))
+        if name == "InProcessEngine"
+        else VLLMEngine(str(folder), "float32", 0.1, engine_args=arguments)
     )
-    yield (one := Served(engine, folder))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LOCAL_WORLD_SIZE", "3")
+        torch.manual_seed(5)
+        before = surroundings()
+        torch.manual_seed(5)
+        one = Served(engine, folder)
+        one.before, one.after = before, surroundings()
+    yield one
     one.engine.shutdown()
+
+
+def surroundings() -> tuple[list[float], str | None, int]:
+    """The next random numbers, a variable that vLLM sets, and the threads."""
+    return torch.rand(3).tolist(), os.environ.get("LOCAL_WORLD_SIZE"), torch.get_num_threads()
+
+
+def test_starting_an_engine_leaves_the_process_as_it_was(served: Served) -> None:
+    assert served.after == served.before
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    assert torch.get_num_threads() == 1
+    torch.set_num_threads(threads)
 
 
 def test_after_a_sync_the_logprobs_are_those_of_the_trainer(served: Served) -> None:
@@ -146,36 +171,16 @@ def test_the_real_model_agrees_after_a_sync_too(smollm: Path) -> None:
     assert gaps.mean() < 1e-4
 
 
-@pytest.mark.vllm
-def test_more_prompts_than_vllm_reads_at_once_are_answered_with_their_seeds(tiny_model: Path) -> None:
-    """vLLM rewinds the generator of a prompt read in pieces, which a CPU's cannot: none may be cut."""
-    served = Served(
-        VLLMEngine(str(tiny_model), "float32", 0.1, engine_args={"max_num_batched_tokens": 100}), tiny_model
-    )
-    rollout = served.engine.generate(prompts(tiny_model), 12, SAMPLING)
-    served.engine.shutdown()
-    assert mismatch(CausalLM(str(tiny_model)).build(), rollout).mean() < 1e-4
+def test_more_prompts_than_vllm_reads_at_once_are_answered_with_their_seeds(served: Served) -> None:
+    """vLLM rewinds the generator of a prompt read in pieces, which a CPU's cannot: none may be cut.
 
-
-@pytest.mark.vllm
-def test_starting_vllm_leaves_the_process_as_it_was(
-    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
-    torch.manual_seed(5)
-    expected = torch.rand(3)
-    torch.manual_seed(5)
-    threads = torch.get_num_threads()
-    served = Served(VLLMEngine(str(tiny_model), "float32", 0.1), tiny_model)
-    import os
-
-    assert torch.equal(torch.rand(3), expected)
-    assert os.environ["LOCAL_WORLD_SIZE"] == "3"
-    assert torch.get_num_threads() == threads
-    torch.set_num_threads(1)
-    assert torch.get_num_threads() == 1
-    torch.set_num_threads(threads)
-    served.engine.shutdown()
+    The untied one reads 100 tokens at once.
+    """
+    model = CausalLM(str(served.folder)).build()
+    served.sync(model)
+    rollout = served.engine.generate(prompts(served.folder), 12, SAMPLING)
+    assert sum(len(sample.prompt.token_ids) for sample in rollout.samples) > 100
+    assert mismatch(model, rollout).mean() < 1e-4
 
 
 def test_the_likeliest_tokens_are_the_trainers_whatever_was_sampled(served: Served) -> None:
