@@ -38,9 +38,9 @@ def sample(program: str, tests: object) -> Sample:
     return Sample(prompt=prompt, response=response, response_tokens=1, truncated=False)
 
 
-def reward(isolation: str = ISOLATIONS[0], **kwargs: object) -> CodeTests:
+def reward(isolation: str = ISOLATIONS[0], test_timeout_s: float = 4.0, **kwargs: object) -> CodeTests:
     workers = Workers(processes=1, timeout_s=60.0, memory_gib=0.5)
-    return CodeTests(isolation=isolation, workers=workers, test_timeout_s=4.0, **kwargs)
+    return CodeTests(isolation=isolation, workers=workers, test_timeout_s=test_timeout_s, **kwargs)
 
 
 def score(program: str, tests: object, isolation: str = ISOLATIONS[0], **kwargs: object) -> float | None:
@@ -164,6 +164,10 @@ def boxed_processes() -> list[psutil.Process]:
     return found
 
 
+HANGS = {"loop for a minute", "sleep", "stop", "ignore all signals"}
+"""They end at their deadline alone, however short it is."""
+
+
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_the_attack_is_contained_and_scored_as_failure(attack, isolation, secret, trainer):
     clone, handle = {"x86_64": (56, 303), "aarch64": (220, 264)}[os.uname().machine]
@@ -173,7 +177,7 @@ def test_the_attack_is_contained_and_scored_as_failure(attack, isolation, secret
     for name, value in names.items():
         program = program.replace(name, repr(value))
     stat, limits = secret.stat(), trainer.rlimit(psutil.RLIMIT_CPU)
-    assert score(program, DONE, isolation) == 0.0
+    assert score(program, DONE, isolation, test_timeout_s=1.0 if attack in HANGS else 4.0) == 0.0
     assert boxed_processes() == []
     assert secret.read_text() == SECRET
     assert (secret.stat().st_mode, secret.stat().st_mtime, secret.stat().st_nlink) == (
