@@ -215,8 +215,15 @@ def engine_on(name: str, folder: Path) -> RolloutEngine:
     return engine
 
 
-@pytest.mark.parametrize("kind", ["tied", "untied"])
-@pytest.mark.parametrize("name", ["InProcessEngine", pytest.param("VLLMEngine", marks=pytest.mark.vllm)])
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("InProcessEngine", "tied"),
+        ("InProcessEngine", "untied"),
+        pytest.param("VLLMEngine", "tied", marks=pytest.mark.vllm),
+        pytest.param("VLLMEngine", "untied", marks=[pytest.mark.vllm, pytest.mark.slow]),
+    ],
+)
 def test_the_engine_samples_from_the_merged_weights(
     name: str, kind: str, request: pytest.FixtureRequest
 ) -> None:
