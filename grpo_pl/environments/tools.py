@@ -104,13 +104,18 @@ class Tools(Environment):
 
 def function_at(path: str, argument: str) -> Callable[..., Any]:
     """The function at an import path, or an ArgumentError about the argument that names it."""
+    function = object_at(path, argument)
+    if not inspect.isroutine(function):
+        raise ArgumentError(f"{argument}: {path} is no function")
+    return function
+
+
+def object_at(path: str, argument: str) -> Any:
+    """What an import path names, or an ArgumentError about the argument that names it."""
     module, _, name = path.rpartition(".")
     try:
-        function = getattr(import_module(module), name)
+        return getattr(import_module(module), name)
     except Exception as error:
         raise ArgumentError(
             f"{argument}: {path} cannot be imported ({type(error).__name__}: {error})"
         ) from error
-    if not inspect.isroutine(function):
-        raise ArgumentError(f"{argument}: {path} is no function")
-    return function

@@ -26,17 +26,20 @@ def talkative(folder: Path, to: Path) -> Path:
     return to
 
 
-def answers(environment: Environment, prompt: Prompt, *said: str, seed: int = 0) -> list[Turn | Failure]:
-    """What an environment opens with, and answers to each text of a policy."""
-    sessions = Sessions(environment, timeout_s=60.0, memory_gib=2.0, processes=1)
+def answers(
+    environment: Environment | Sessions, prompt: Prompt, *said: str | Said, seed: int = 0
+) -> list[Turn | Failure]:
+    """What an environment opens with, and answers to each turn of a policy; sessions that run stay open."""
+    given = isinstance(environment, Sessions)
+    sessions = environment if given else Sessions(environment, timeout_s=60.0, memory_gib=2.0, processes=1)
     try:
         sessions.reset(0, prompt, seed)
         found = sessions.answers(60.0)
-        for text in said:
-            sessions.step(0, Said(text=text))
+        for each in said:
+            sessions.step(0, each if isinstance(each, Said) else Said(text=each))
             found += sessions.answers(60.0)
     finally:
-        sessions.close()
+        sessions.end(0) if given else sessions.close()
     return [answer for _, answer in found]
 
 
