@@ -33,6 +33,7 @@ ONE_IMPORTER = {
     "datasets": {"prompts/sources.py", "commands/bench/peer.py"},
     "reasoning_gym": {"prompts/procedural.py", "prompts/task_rows.py", "rewards/task_verifiers.py"},
     "textarena": {"environments/text_arena.py"},
+    "skyrl_gym": {"environments/skyrl.py"},
     "math_verify": {"rewards/mathematics.py"},
     "matplotlib": {
         "callbacks/curves.py",
