@@ -34,6 +34,7 @@ ONE_IMPORTER = {
     "reasoning_gym": {"prompts/procedural.py", "prompts/task_rows.py", "rewards/task_verifiers.py"},
     "textarena": {"environments/text_arena.py"},
     "skyrl_gym": {"environments/skyrl.py"},
+    "verifiers": {"environments/verifiers_env.py"},
     "math_verify": {"rewards/mathematics.py"},
     "matplotlib": {
         "callbacks/curves.py",

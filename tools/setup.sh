@@ -255,7 +255,7 @@ setup_keep_names() {
 # setup_install FLAVOUR SET STAMP
 setup_install() {
     local extras=lora,math,demo
-    [[ $2 == main ]] || extras+=,tasks,games,tensorboard,dev
+    [[ $2 == main ]] || extras+=,tasks,games,verifiers,tensorboard,dev
     cd "$setup_root"
     rm -f "$setup_stamp"
     : >"$setup_log"

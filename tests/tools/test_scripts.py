@@ -148,11 +148,11 @@ def test_setup_runs_again_when_its_inputs_change(clone, changed):
 def test_setup_adds_what_the_tests_need_and_keeps_it(clone):
     clone.run("setup.sh")
     clone.run("setup.sh", "all")
-    assert ",tasks,games,tensorboard,dev]" in clone.notes.read_text()
+    assert ",tasks,games,verifiers,tensorboard,dev]" in clone.notes.read_text()
     assert "up to date" in clone.run("setup.sh").stdout
     (clone.root / "tools" / "constraints.txt").write_text("")
     clone.run("setup.sh")
-    assert ",tasks,games,tensorboard,dev]" in clone.notes.read_text()
+    assert ",tasks,games,verifiers,tensorboard,dev]" in clone.notes.read_text()
 
 
 def test_setup_refuses_an_unknown_set(clone):
