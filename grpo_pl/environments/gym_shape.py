@@ -78,6 +78,10 @@ class OpenEnv(Environment):
                 raise ArgumentError(
                     f"{argument}={field}: {owner.__name__} has no such field; it has {', '.join(fields)}"
                 )
+            if fields[field].annotation is not str:
+                raise ArgumentError(
+                    f"{argument}={field}: it is no text in {owner.__name__}; choose one that is"
+                )
 
     @override
     def reset(self, prompt: Prompt, seed: int) -> Turn:

@@ -53,7 +53,7 @@ class SkyRLGym(Environment):
 
     @override
     def step(self, said: Said) -> Turn:
-        told = self._played.step(said.text)
+        told = self._played.step(said.raw)
         return Turn(messages=told["observations"], reward=float(told["reward"]), done=told["done"])
 
     @override

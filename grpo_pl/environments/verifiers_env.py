@@ -113,7 +113,11 @@ class Verifiers(Environment):
             {"id": f"call_{i}", "name": call.name, "arguments": json.dumps(call.arguments)}
             for i, call in enumerate(said.calls)
         ]
-        message = {"role": "assistant", "content": said.text, "tool_calls": flat or None}
+        message = {
+            "role": "assistant",
+            "content": said.text if flat else said.raw,
+            "tool_calls": flat or None,
+        }
         if "Response" in vars(self._types):
             ended = {"finish_reason": "stop", "is_truncated": False}
             return self._types.Response.model_validate(head | {"message": message | ended})

@@ -34,6 +34,7 @@ def test_an_action_that_is_none_fails_the_episode():
     ("changed", "sentence"),
     [
         ({"writes": "move"}, "writes=move: Guess has no such field; it has metadata, guess"),
+        ({"writes": "metadata"}, "writes=metadata: it is no text in Guess; choose one that is"),
         ({"reads": "board"}, "reads=board: Hint has no such field; it has done, reward, metadata, hint"),
         ({"action": "nowhere.Guess"}, "action: nowhere.Guess cannot be imported (ModuleNotFoundError"),
         ({"make": GUESS}, f"make={GUESS}: it makes no environment of arguments={{}} (ValidationError: "),

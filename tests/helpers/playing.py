@@ -36,7 +36,7 @@ def answers(
         sessions.reset(0, prompt, seed)
         found = sessions.answers(60.0)
         for each in said:
-            sessions.step(0, each if isinstance(each, Said) else Said(text=each))
+            sessions.step(0, each if isinstance(each, Said) else Said(text=each, raw=each))
             found += sessions.answers(60.0)
     finally:
         sessions.end(0) if given else sessions.close()
