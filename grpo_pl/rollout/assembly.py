@@ -54,7 +54,7 @@ class Response:
 def token_ends(tokenizer: Any, token_ids: Sequence[int], text: str) -> list[int]:
     """Where in `text` each token's text ends, in characters.
 
-    A token that completes no character ends with the one before it.
+    A token that completes no character ends with the one before it; the last one ends the text.
     """
     stream, ends, end = DecodeStream(skip_special_tokens=True), [], 0
     for token in token_ids:
@@ -66,7 +66,7 @@ def token_ends(tokenizer: Any, token_ids: Sequence[int], text: str) -> list[int]
             end = max(end, text.find(piece, end))
         end += len(piece)
         ends.append(min(end, len(text)))
-    return ends
+    return [*ends[:-1], len(text)] if ends else ends
 
 
 def assemble_rollout(
