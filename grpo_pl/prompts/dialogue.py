@@ -120,14 +120,26 @@ class ChatDialogue:
                 whole = self._render([*self._begin, answer, follow])
             except ConfigError:
                 continue
-            kinds[kind] = "P" * (not whole.startswith(asked)) + "A" * (not whole.startswith(said))
+            kept = whole.startswith(said) and answer["content"] in whole
+            kinds[kind] = "P" * (not whole.startswith(asked)) + "A" * (not kept)
         return [f"{kind}: {change}" for kind, change in kinds.items() if change]
+
+    @cached_property
+    def shows_results(self) -> bool:
+        """Whether the template shows results of tools behind calls in plain text, as forked rows have."""
+        said = [{"role": "assistant", "content": _ANSWER}, *([self._result] if self._by_template else [])]
+        try:
+            return not self._by_template or _RESULT in self._render([*self._begin, *said])
+        except ConfigError:
+            return False
 
     def _conversations(self) -> dict[str, tuple[Message, Message]]:
         """A turn of the policy and what follows it, with and without thinking."""
         answer, user = {"role": "assistant", "content": _ANSWER}, {"role": "user", "content": _RESULT}
         thought = {"reasoning_content": "a thought", "thinking": "a thought"}
+        written = answer | {"content": f"<think>\na thought\n</think>\n\n{_ANSWER}"}
         found = {"second question": (answer, user), "second question + thinking": (answer | thought, user)}
+        found |= {"second question + written thinking": (written, user)}
         if self._by_template:
             call = _calling([self._result])
             found = {"tool": (call, self._result), "tool + thinking": (call | thought, self._result)} | found

@@ -62,6 +62,7 @@ class HarmlessEncoder:
         # what a model of words makes of a character that it does not know; it marks nothing
         self.control = frozenset(found.values()) - unknown
         special = {t["content"] for t in settings["added_tokens"] if t["special"]} & found.keys()
+        special = {token for token in special if not _OF_THOUGHTS.search(token)}
         self._any, self._special = _one_of(found), _one_of(special)
         self._firsts = sorted({token[0] for token in found})
         self._first = _one_of(self._firsts)
@@ -106,6 +107,10 @@ class HarmlessEncoder:
 
 harmless_encoder: Callable[[Any, str], HarmlessEncoder] = lru_cache(maxsize=4)(HarmlessEncoder)
 """The encoder of a tokenizer and its chat template, which takes a second to make for a large one."""
+
+
+_OF_THOUGHTS = re.compile("think|thought|reasoning|channel", re.IGNORECASE)
+"""Special tokens around thoughts, which a template drops by them: `</think>`, `<|channel>`."""
 
 
 def _one_of(tokens: Collection[str]) -> re.Pattern[str]:

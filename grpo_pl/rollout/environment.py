@@ -102,6 +102,11 @@ def dialogue_of(
             f"the chat template changes what stands in earlier turns ({'; '.join(dialogue.changes)}): "
             "set data.episodes.history to keep (rows as sampled) or fork (a new row where it does)"
         )
+    if limits.history == "fork" and not dialogue.shows_results:
+        raise ConfigError(
+            "the chat template shows no result of a tool behind a call in plain text, as a new row has it: set "
+            "data.episodes.history to keep"
+        )
     return dialogue
 
 

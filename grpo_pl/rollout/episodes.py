@@ -169,7 +169,8 @@ class Driver:
         said = self.dialogue.read(response.token_ids, episode.prompt.opened)
         episode.calls += len(said.calls)
         episode.mistakes += len(said.mistakes)
-        episode.transcript.append({"role": "assistant", "content": said.raw})
+        whole = episode.prompt.opened + said.raw
+        episode.transcript.append({"role": "assistant", "content": whole})
         if episode.stop is not None:  # the environment could not open it
             self._end(episode, episode.stop)
         elif response.truncated:

@@ -27,6 +27,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from grpo_pl.prompts import ChatFormat, Example
 from grpo_pl.prompts.calls import CallFormat, Hermes, Llama, Tag
 from grpo_pl.prompts.dialogue import ChatDialogue
+from grpo_pl.prompts.harmless import harmless_encoder
 from grpo_pl.prompts.openings import split_thinking
 from grpo_pl.system.refusal import ConfigError
 from grpo_pl.types import Call, Message
@@ -464,4 +465,31 @@ def test_a_thought_that_is_opened_and_not_shown_again_is_found() -> None:
 def test_an_end_that_moves_is_found() -> None:
     """As Phi's, whose last token closes the whole conversation."""
     closing = CHATML + "{% if not add_generation_prompt %}<|endoftext|>{% endif %}"
-    assert chatml(closing, Tag()).changes == ["second question: A", "second question + thinking: A"]
+    assert chatml(closing, Tag()).changes == [
+        *("second question: A", "second question + thinking: A", "second question + written thinking: A"),
+    ]
+
+
+@pytest.mark.parametrize("last", [True, False])
+def test_a_template_that_drops_thoughts_as_they_are_written_is_found(last: bool) -> None:
+    """As those that split at the end of a thought, of earlier turns or of all."""
+    spared = " and not loop.last" if last else ""
+    split = f"{{{{ m.content.split('</think>')[-1] if m.role == 'assistant'{spared} else m.content }}}}"
+    assert chatml(CHATML.replace("{{ m.content }}", split), Tag()).changes == [
+        "second question + written thinking: A"
+    ]
+
+
+def test_a_special_token_of_thoughts_stays_one_so_that_the_template_drops_the_thought() -> None:
+    tokenizer = tokenizer_of("words", "Qwen")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|channel>"]})
+    encoder = harmless_encoder(tokenizer, str(tokenizer.chat_template))
+    assert encoder.mask_special("<|channel>a <|im_end|>").startswith("<|channel>a ")
+    assert "<|im_end|>" not in encoder.mask_special("<|channel>a <|im_end|>")
+    assert "<|channel>" not in encoder.mask("<|channel>")
+
+
+def test_a_template_without_room_for_results_behind_plain_text_says_so() -> None:
+    shown = [name for name in ("Qwen", "Llama", "calls first") if dialogue(name).shows_results]
+    assert shown == ["Qwen", "Llama"]
+    assert chatml(CHATML, Tag()).shows_results

@@ -3,6 +3,7 @@
 import json
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,35 @@ def test_a_fork_begins_only_behind_a_turn_that_the_template_changes(
     assert opening.count("The answer<|im_end|>") == 2
     assert "thought" not in opening
     assert len(rollout.samples[0].turns) == 3
+
+
+def test_a_turn_that_the_prompt_has_begun_is_rendered_whole(
+    engine: InProcessEngine,
+) -> None:
+    """What the template opens of a turn stands in the history as part of it."""
+    opens = ChatFormat(
+        template_kwargs={"chat_template": CHATML.replace("assistant\n{%", "assistant\n<think>\n{%")}
+    )
+    tokenizer = load_tokenizer(engine.pretrained)
+    asked = [
+        replace(
+            prompt,
+            opened="<think>\n",
+            token_ids=tokenizer.apply_chat_template(
+                [{"role": "user", "content": prompt.text}],
+                add_generation_prompt=True,
+                return_dict=False,
+                **opens.template_kwargs,
+            ),
+        )
+        for prompt in prompts(Path(engine.pretrained))
+    ]
+    rollout = play(engine, Chats(), asked, 4, format=opens, history="fork")
+    assert rollout.turns is not None
+    assert int(rollout.turns.max()) > 1
+    for ids, turns in zip(rollout.token_ids, rollout.turns, strict=True):
+        before = tokenizer.decode(ids[: int((turns > 0).nonzero().min())])
+        assert before.count("<|im_start|>assistant\n<think>\n") == int(turns.max())
 
 
 def test_a_kept_history_is_that_of_a_template_without_changes(engine: InProcessEngine) -> None:
