@@ -26,6 +26,8 @@ from grpo_pl.types import STOPS, Prompt, Rollout
 from grpo_pl.types.rollout import joined
 
 log = logging.getLogger(__name__)
+NO_CHANCE = 8
+"""So many episodes do not all fail by chance: the environment is broken, and the run ends."""
 
 
 @final
@@ -73,7 +75,10 @@ class EnvironmentEngine(EngineWrapper):
     @override
     def generate(self, prompts: Sequence[Prompt], group_size: int, sampling: SamplingConfig) -> Rollout:
         episodes = self.play(prompts, group_size, sampling)
-        if failed := [episode.failure for episode in episodes if episode.failure]:
+        failed = [episode.failure for episode in episodes if episode.failure]
+        if len(failed) == len(episodes) >= NO_CHANCE:
+            raise ConfigError(f"data.environment: all {len(failed)} episodes failed; mend it: {failed[0]}")
+        if failed:
             log.warning("! %d of %d episodes failed; one: %s", len(failed), len(episodes), failed[0])
         rollout = assemble_episodes(episodes, group_size, self.limits, self.engine.version, sampling)
         rollout.metrics |= self.engine.costs()
@@ -104,8 +109,8 @@ def dialogue_of(
         )
     if limits.history == "fork" and not dialogue.shows_results:
         raise ConfigError(
-            "the chat template shows no result of a tool behind a call in plain text, as a new row has it: set "
-            "data.episodes.history to keep"
+            "the chat template shows no result of a tool behind a call in plain text, as a new row has it: "
+            "set data.episodes.history to keep"
         )
     return dialogue
 

@@ -13,7 +13,7 @@ from grpo_pl.prompts.dialogue import ChatDialogue
 from grpo_pl.rollout.assembly import Response
 from grpo_pl.rollout.engine import Request, SamplingConfig, SamplingEngine
 from grpo_pl.rollout.limits import Episodes
-from grpo_pl.system.refusal import ArgumentError, ConfigError, name_of
+from grpo_pl.system.refusal import ConfigError, name_of
 from grpo_pl.types import Message, Prompt, Stop, Turn
 
 PATIENCE_S = 0.5
@@ -226,8 +226,8 @@ class Driver:
         elif opening.messages:
             token_ids = self.dialogue.open(opening.messages)
             if len(token_ids) > self.max_prompt_tokens:
-                raise ArgumentError(
-                    f"max_prompt_tokens={self.max_prompt_tokens}: the environment opens an episode with "
+                raise ConfigError(
+                    f"data.max_prompt_tokens={self.max_prompt_tokens}: the environment opens an episode with "
                     f"{len(token_ids)} tokens: raise it"
                 )
             episode.asked, text = opening.messages, str(opening.messages[-1]["content"])

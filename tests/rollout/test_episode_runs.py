@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from helpers.columns import unknown_columns
-from helpers.commands import Fit
+from helpers.commands import Fit, Refused
 from helpers.playing import talkative
 from helpers.run_results import NO_VALIDATION, column, rows, same, saved, untimed
 
@@ -83,3 +83,8 @@ def test_two_ranks_play_what_one_does(fit: Fit, model: Path) -> None:
 def test_limits_of_episodes_that_nothing_plays_are_told(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
     fit("--data.episodes.turns", 3, "--trainer.max_epochs", 1, *NO_VALIDATION)
     assert "data.episodes is set, and data.environment is null" in capsys.readouterr().out
+
+
+def test_an_environment_that_always_fails_ends_the_run(refused: Refused, fit: Fit) -> None:
+    said = refused(fit, "--data.environment", "helpers.episodes.Obeys", "--data.episodes.tokens", 100)
+    assert "data.environment: all 8 episodes failed; mend it: Obeys.reset: AttributeError: " in said

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Sequence
 
-from grpo_pl.commands.doctor.findings import Finding, fail_if, good
+from grpo_pl.commands.doctor.findings import Finding, fail_if, good, warn_if
 from grpo_pl.datamodule import RolloutDataModule
 from grpo_pl.rollout.environment import EnvironmentEngine, dialogue_of
 from grpo_pl.rollout.limits import FAILURES
@@ -50,6 +50,9 @@ def check_episode(data: RolloutDataModule, prompts: Sequence[Prompt]) -> Finding
     found += f"sampled, in {seconds:.1f} s; reward {sum(episode.rewards):g}; it ended with {stop}"
     found += f" ({episode.failure})" if episode.failure else ""
     numbers = {"turns": len(episode.said), "calls": episode.calls, "tokens": tokens}
+    if stop == "turn_tokens":
+        fix = "raise data.sampling.max_tokens: the environment does not see a turn that it cuts"
+        return warn_if(True, "episode", found, fix, **numbers)
     fix = "mend the environment; data.episodes.timeout_s and memory_gib are its limits"
     return fail_if(stop in FAILURES, "episode", found, fix, **numbers)
 
