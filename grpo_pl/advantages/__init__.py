@@ -5,6 +5,7 @@ from grpo_pl.advantages.baselines import OPO, ReinforcePlusPlus, ReinforcePlusPl
 from grpo_pl.advantages.critic import GAE
 from grpo_pl.advantages.distillation import Distillation
 from grpo_pl.advantages.group import GDPO, GroupRelative, LeaveOneOut, PassAtK, WinRate
+from grpo_pl.advantages.imitation import DirectPreference, Imitation
 from grpo_pl.advantages.maximum_likelihood import MaxRL
 from grpo_pl.advantages.process import ProcessGroupRelative
 from grpo_pl.types import Credit
@@ -15,8 +16,10 @@ __all__ = [
     "OPO",
     "AdvantageEstimator",
     "Credit",
+    "DirectPreference",
     "Distillation",
     "GroupRelative",
+    "Imitation",
     "LeaveOneOut",
     "MaxRL",
     "PassAtK",

@@ -173,6 +173,7 @@ def test_two_ranks_give_the_advantages_of_one(estimator: AdvantageEstimator) -> 
     given_all = outcomes([1.0, 4.0, 2.0, 7.0, 7.5, 3.0], [0, 0, 1, 1, 2, 2], [1, 4, 2, 3, 3, 1])
     given_all.scored = torch.tensor([True, True, True, True, True, False])
     given_all.values = torch.where(given_all.loss_mask, 0.25, 0.0).double()
+    given_all.old_logprobs, given_all.ref_logprobs = -given_all.values, given_all.values.cumsum(-1)
     close(on_two_ranks(estimator, given_all, 2), estimator(given_all).advantages)
 
 

@@ -18,8 +18,10 @@ from grpo_pl.advantages import (
     OPO,
     AdvantageEstimator,
     Credit,
+    DirectPreference,
     Distillation,
     GroupRelative,
+    Imitation,
     LeaveOneOut,
     MaxRL,
     PassAtK,
@@ -139,7 +141,8 @@ def test_an_unscored_response_has_no_advantage_whatever_its_kl_costs(estimator: 
 
 def test_every_estimator_stands_in_one_of_the_two_lists() -> None:
     lists = {type(one) for one in [*AFTER, *AMONG]}
-    assert lists == implementations(AdvantageEstimator) - {Distillation}
+    taught = {Distillation, DirectPreference, Imitation}  # no reward of the task is measured against the KL
+    assert lists == implementations(AdvantageEstimator) - taught
     assert not any(one.linear for one in AFTER)
     assert all(one.linear for one in AMONG)
 

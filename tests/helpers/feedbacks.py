@@ -55,7 +55,8 @@ def assign(
         mask[n, 2 : 2 + length] = True
         paid[n, 1 + length] = reward
     known = torch.ones(len(rewards), dtype=torch.bool) if scored is None else torch.tensor(scored)
-    credit = estimator(feedback(paid, mask, torch.tensor(group_ids), scored=known))
+    same = {name: torch.zeros_like(paid) for name in ("old_logprobs", "ref_logprobs")}
+    credit = estimator(feedback(paid, mask, torch.tensor(group_ids), scored=known, **same))
     first = credit.advantages[:, 2]
     assert torch.equal(credit.advantages, torch.where(mask, first[:, None], 0.0).to(dtype))
     assert credit.returns is None
