@@ -128,7 +128,7 @@ class PolicyOptimization(PolicyModels):
         self.correction, self.masks, self.entropy = correction, masks or [], entropy
         self.optimizer, self.lr_scheduler, self.empty_steps = optimizer, lr_scheduler, empty_steps
         self.min_group_size, self.needs_greedy = advantage.min_group_size, advantage.needs_greedy
-        self.corrects_mismatch = correction is not None or loss.of_sampler
+        self.corrects_mismatch = correction is not None or loss.of_sampler or advantage.of_any_policy
         self.read_silent, self.read_tokens = read_silent, ReadTokens()
 
     @override

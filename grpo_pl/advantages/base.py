@@ -31,6 +31,8 @@ class AdvantageEstimator(ABC):
     """Whether there must be a reward with a weight other than 0."""
     needs_reference: ClassVar[bool] = False
     """Whether it reads `Feedback.old_logprobs` and `ref_logprobs`: the models then score first."""
+    of_any_policy: ClassVar[bool] = False
+    """Whether it means responses to be learned whoever has written them: nothing is to correct for it."""
     min_group_size: int = 1
     gamma: float = 1.0
     """Discount per token of the returns that a critic foresees."""

@@ -29,6 +29,8 @@ class Imitation(AdvantageEstimator):
             reward is needed, and an unscored response is learned too.
     """
 
+    of_any_policy = True
+
     def __init__(self, best: int | None = None, above: float | None = None) -> None:
         if best is not None:
             check_at_least(1, best=best)
@@ -75,6 +77,7 @@ class DirectPreference(AdvantageEstimator):
     """
 
     needs_reference = True
+    of_any_policy = True
     min_group_size = 2
 
     def __init__(self, beta: float = 0.1) -> None:

@@ -38,12 +38,14 @@ class DatasetEngine(OfflineEngine):
 
     Args:
         column: The column with a response to the question or a list of them, of which the first
-            `data.group_size` are taken.
+            `data.group_size` are taken; null for the gold answer of the data.
         pretrained: Model folder or hub name; where empty, the one of `--pretrained`.
         dtype: Type of the weights that compute missing log-probabilities.
     """
 
-    def __init__(self, column: str = "responses", pretrained: str = "", dtype: DType = "float32") -> None:
+    def __init__(
+        self, column: str | None = "responses", pretrained: str = "", dtype: DType = "float32"
+    ) -> None:
         self.column, self.pretrained, self.dtype = column, pretrained, dtype
         self._model: LanguageModel | None = None
 
@@ -87,11 +89,11 @@ class DatasetEngine(OfflineEngine):
         return EngineMemory(weights=tensor_bytes(model.parameters()))
 
     def _group(self, prompt: Prompt, group_size: int, sampling: SamplingConfig) -> list[Response]:
-        where = f"data.train: the column {self.column!r} of {prompt.text[:40]!r}"
-        if self.column not in prompt.metadata:
+        where = f"data.train: the column {self.column or 'answer'!r} of {prompt.text[:40]!r}"
+        if self.column is not None and self.column not in prompt.metadata:
             has = ", ".join(map(repr, prompt.metadata)) or "none"
             raise ConfigError(f"{where} is missing; set {name_of(self)}.column to one of the others: {has}")
-        value = prompt.metadata[self.column]
+        value = prompt.answer if self.column is None else prompt.metadata[self.column]
         entries = value if isinstance(value, list) else [value]
         if len(entries) < group_size:
             raise ConfigError(
