@@ -1,4 +1,4 @@
-"""Supervised fine-tuning by the one loop: its loss, and that it learns; the best of n and pairs by kept rollouts."""
+"""Supervised fine-tuning by the one loop: its loss, and that it learns; the best of n by kept rollouts."""
 
 import json
 from collections.abc import Iterator
@@ -24,21 +24,24 @@ def kept(folder: Path) -> Iterator[dict[str, object]]:
         yield from pq.read_table(path).to_pylist()
 
 
-def test_the_loss_is_the_mean_negative_log_likelihood_of_the_answers(fit: Fit, tiny_model: Path) -> None:
-    folder = fit(*SFT, "--trainer.max_epochs", 1, *NO_VALIDATION)
+def test_the_loss_is_the_mean_negative_log_likelihood_of_the_answers(
+    fit: Fit, tiny_model: Path, tmp_path: Path
+) -> None:
+    fit(*SFT, "--trainer.default_root_dir", tmp_path, "--trainer.max_epochs", 1, *NO_VALIDATION)
     model, total, count = AutoModelForCausalLM.from_pretrained(tiny_model), 0.0, 0
-    for row in kept(folder):
+    for row in kept(tmp_path):
         prompt, answer = row["prompt_token_ids"], row["token_ids"]
         logits = model(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
         total += float(torch.nn.functional.cross_entropy(logits, torch.tensor(answer), reduction="sum"))
         count += len(answer)
     assert count > 8
-    assert column(folder, "train/loss") == [pytest.approx(total / count, rel=1e-5)]
+    assert column(tmp_path, "train/loss") == [pytest.approx(total / count, rel=1e-5)]
 
 
-def test_it_learns_the_answers(fit: Fit) -> None:
-    folder = fit(*SFT, "--trainer.max_epochs", 6, "--model.optimizer.lr", 0.01, *NO_VALIDATION)
-    losses = column(folder, "train/loss")
+def test_it_learns_the_answers(fit: Fit, tmp_path: Path) -> None:
+    longer = ("--trainer.max_epochs", 6, "--model.optimizer.lr", 0.01, *NO_VALIDATION)
+    fit(*SFT, "--trainer.default_root_dir", tmp_path, *longer)
+    losses = column(tmp_path, "train/loss")
     assert losses[-1] < 0.7 * losses[0]
 
 
