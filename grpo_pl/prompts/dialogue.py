@@ -127,9 +127,11 @@ class ChatDialogue:
     @cached_property
     def shows_results(self) -> bool:
         """Whether the template shows results of tools behind calls in plain text, as forked rows have."""
-        said = [{"role": "assistant", "content": _ANSWER}, *([self._result] if self._by_template else [])]
+        if not self._by_template:
+            return True
+        said = {"role": "assistant", "content": _ANSWER}
         try:
-            return not self._by_template or _RESULT in self._render([*self._begin, *said])
+            return _RESULT in self._render([*self._begin, said, self._result])
         except ConfigError:
             return False
 
