@@ -28,7 +28,7 @@ def test_all_responses_are_learned_whatever_their_reward() -> None:
         (Imitation(best=2, above=0.0), [0, 1, 1, 0, 0, 0]),
         (Imitation(above=0.25), [0, 1, 1, 1, 0, 0]),
     ],
-    ids=str,
+    ids=["best", "best-three", "best-two-above-0", "above-a-quarter"],
 )
 def test_the_best_and_those_above_a_reward_are_chosen(estimator: Imitation, chosen: list[float]) -> None:
     assert estimator.needs_rewards
