@@ -9,7 +9,6 @@ from torch import Tensor
 from typing_extensions import override
 
 from grpo_pl.advantages.base import AdvantageEstimator, group_has_signal, same_for_all_tokens
-from grpo_pl.functional import group_mean, group_size
 from grpo_pl.system.refusal import ArgumentError, check_at_least
 from grpo_pl.types import Credit, Feedback
 
@@ -93,10 +92,8 @@ class DirectPreference(AdvantageEstimator):
         distance = torch.where(feedback.loss_mask, old - reference, 0.0).sum(-1)
         better = self._better(feedback)
         pulls = torch.where(better, torch.sigmoid(self.beta * (distance - distance[:, None])), 0.0)
-        won = better.sum(-1).to(pulls)
-        pairs = group_mean(won, feedback.group_ids, feedback.scored) * group_size(
-            feedback.group_ids, feedback.scored
-        )
+        same = feedback.group_ids[:, None] == feedback.group_ids
+        pairs = torch.where(same, better.sum(-1), 0).sum(-1)
         advantages = self.beta * (pulls.sum(-1) - pulls.sum(0)) / pairs.clamp(min=1)
         return same_for_all_tokens(advantages, self.has_signal(feedback), feedback)
 
