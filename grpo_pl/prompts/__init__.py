@@ -10,6 +10,7 @@ from grpo_pl.prompts.pass_rates import PassRates, Right
 from grpo_pl.prompts.procedural import Arithmetic, ReasoningGym
 from grpo_pl.prompts.prompt_set import PromptSet, iteration_prompts
 from grpo_pl.prompts.sources import JSONL, HuggingFaceDataset, PromptSource, Question
+from grpo_pl.prompts.worked_sums import WorkedSums
 
 __all__ = [
     "JSONL",
@@ -27,5 +28,6 @@ __all__ = [
     "ReasoningGym",
     "Right",
     "Tokenizer",
+    "WorkedSums",
     "iteration_prompts",
 ]

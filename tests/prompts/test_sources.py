@@ -226,7 +226,7 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPat
         ReasoningGym("leg_counting")
 
 
-@pytest.mark.parametrize("name", ["JSONL", "HuggingFaceDataset", "Arithmetic", "ReasoningGym"])
+@pytest.mark.parametrize("name", ["JSONL", "HuggingFaceDataset", "Arithmetic", "ReasoningGym", "WorkedSums"])
 def test_each_source_is_built_from_yaml_by_its_short_name(
     tmp_path: Path, request: pytest.FixtureRequest, name: str
 ) -> None:
@@ -235,6 +235,7 @@ def test_each_source_is_built_from_yaml_by_its_short_name(
         request.getfixturevalue("hub_table")
     init_args = {
         "Arithmetic": "{operators: '+-', split: val, size: 3}",
+        "WorkedSums": "{digits: 2, held_out: 5, split: val, size: 3}",
         "ReasoningGym": "{task: leg_counting, size: 3, config: {min_animals: 2}}",
     }.get(name, f"{{path: '{path}', rows: '1:4', answer: null}}")
     built = parse({"train": yaml.safe_load(f"{{class_path: {name}, init_args: {init_args}}}")})
