@@ -29,6 +29,7 @@ OF_COMMANDS = {
     "export": ("model", "pretrained"),
     "filter-prompts": ("high", "low", "unseen"),
     "plan": ("out",),
+    "prepare": (),
     "reward-data": (
         *("continuations", "pairs-per-prompt", "prompts", "samples", "steps", "val-share", "verifier"),
     ),
@@ -37,7 +38,7 @@ OF_COMMANDS = {
         *("cpus-per-task", "dry-run", "gpus-per-node", "nodes", "partition", "sbatch", "server-args"),
         *("server-nodes", "time", "warning-s"),
     ),
-    "tiny-model": ("seed", "untied"),
+    "tiny-model": ("seed", "sizes", "template", "untied", "vocabulary"),
 }
 """The options of each command itself; here, since a wrong option must not import all commands."""
 OF_FIT = ("model", "pretrained", "samples")

@@ -60,6 +60,9 @@ COMMANDS = {
     "tiny-model": Command(
         "tiny_model:tiny_model", "Make a random Llama of 0.1 M parameters, for debugging and tests."
     ),
+    "prepare": Command(
+        "prepare:prepare", "Make what a study begins with, such as a pretrained model, by commands and once."
+    ),
     "bench": Command(
         "bench.command:bench", "Measure what an iteration costs, beside what it must cost and beside TRL."
     ),

@@ -26,10 +26,11 @@ NEEDED = {
     "filter-prompts": ["kept", "data.jsonl", "--config", TINY],
     "reward-data": ["pairs", "data", "--config", TINY],
     "tiny-model": ["tiny"],
+    "prepare": ["recipe.yaml"],
     "bench": [],
 }
 """What each is given besides the mistake."""
-CONFIGURED = [name for name in COMMANDS if name not in ("compare", "export", "tiny-model")]
+CONFIGURED = [name for name in COMMANDS if name not in ("compare", "export", "prepare", "tiny-model")]
 """The commands that take the options of `fit`."""
 OWN = {
     "plan": "--out",
@@ -51,6 +52,7 @@ OWN = {
 @pytest.fixture(autouse=True)
 def _in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "study.yaml").write_text(f"base: {TINY}\nvariants: {{a: {{}}}}\n")
+    (tmp_path / "recipe.yaml").write_text("runs: tiny-model runs\n")
     (tmp_path / "runs").mkdir()
     (tmp_path / "kept").mkdir()
     (tmp_path / "kept" / "iteration-0001.parquet").touch()

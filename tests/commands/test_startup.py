@@ -42,6 +42,8 @@ WITHOUT_TORCH = {
     "export --help": "--pretrained",
     "reward-data --help": "--verifier",
     "tiny-model --help": "--untied",
+    "prepare --help": "RECIPE",
+    "prepare no.yaml": "there is no recipe no.yaml",
     "bench --help": "--peer",
     "fit --config quikstart": "there is no file quikstart. Did you mean quickstart?",
     "fit --config tiny --modle.loss X": "there is no option modle.loss. Did you mean model.loss?",
