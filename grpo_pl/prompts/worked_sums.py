@@ -46,7 +46,7 @@ class WorkedSums(PromptSource):
         size: int | None = None,
         held_out: int = 1000,
         seed: int = 0,
-        direct: float = 0.8,
+        direct: float = 0.6,
     ) -> None:
         if not 0 <= direct <= 1:
             raise ArgumentError(f"direct={direct}: expected a share from 0 to 1")
