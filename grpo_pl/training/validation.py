@@ -88,7 +88,9 @@ class Evaluation:
         self.without_interval: set[str] = set()
 
     def _add(self, name: str, value: float) -> None:
-        self.means.setdefault(name, MeanWithInterval(self.copies).to(self.device)).update(value)
+        if name not in self.means:  # to make one takes longer than to add to it
+            self.means[name] = MeanWithInterval(self.copies).to(self.device)
+        self.means[name].update(value)
 
     def _add_plain(self, name: str, value: float) -> None:
         self.without_interval.add(name)
