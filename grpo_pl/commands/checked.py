@@ -1,6 +1,7 @@
 """Checks what `fit` would run, on a machine that may lack its devices."""
 
 import re
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +38,14 @@ class Checked(CLI):
             connect(self.trainer, self.model, self.datamodule)
             self.datamodule.check("fit")
 
-    @property
-    def ended(self) -> bool:
-        """Whether the run's folder holds this very run, at its end."""
-        return self.run_folder.has_ended(Path(self.settings.trainer.default_root_dir))
+    def ended_in(self, folder: Path, seed: int) -> bool:
+        """Whether a folder holds this very run with another seed, at its end."""
+        data = self._kept["data"] | {"seed": seed}
+        return self.run_folder.has_ended(folder, self._kept | {"seed_everything": seed, "data": data})
+
+    @cached_property
+    def _kept(self) -> dict[str, Any]:
+        return self.run_folder.settings()
 
     def prepare(self) -> None:
         """Make the run's folder ready, with its config in it."""

@@ -82,11 +82,12 @@ class RunFolder(SaveConfigCallback):
         open_ended = not (ended or anew) or slurm_job.was_requeued(self.folder)
         return open_ended and (self.folder / CONFIG_FILE).exists()
 
-    def has_ended(self, folder: Path) -> bool:
-        """Whether a folder holds a finished run of exactly these settings."""
+    def has_ended(self, folder: Path, settings: dict[str, Any]) -> bool:
+        """Whether a folder holds a finished run of exactly these settings, wherever they place it."""
         self.folder = folder
         place = "resume", "trainer.default_root_dir"
-        return (folder / ENDED_FILE).exists() and (folder / CONFIG_FILE).exists() and not self.changed(place)
+        ended = (folder / ENDED_FILE).exists() and (folder / CONFIG_FILE).exists()
+        return ended and not self.changed(place, settings)
 
     def settings_to_keep(self, folder: Path) -> dict[str, Any]:
         """The settings of the folder's run, if this run resumes it: its `auto` values are kept."""
@@ -95,10 +96,19 @@ class RunFolder(SaveConfigCallback):
             return self._read_settings() if (folder / CONFIG_FILE).exists() else {}
         return self._read_settings() if self.may_go_on() and not self.changed() else {}
 
-    def changed(self, free: Sequence[str] = FREE) -> list[str]:
-        """The keys, except the `free` ones, whose values differ from those of the folder's run."""
-        now = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))
-        keys = different(plain(self._read_settings()), plain(now))
+    def settings(self) -> dict[str, Any]:
+        """The settings of this run, as `config.yaml` holds them."""
+        settings: dict[str, Any] = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))
+        return settings
+
+    def changed(self, free: Sequence[str] = FREE, settings: dict[str, Any] | None = None) -> list[str]:
+        """The keys, except the `free` ones, whose values differ from those of the folder's run.
+
+        Args:
+            free: Keys whose values may differ.
+            settings: Those to compare; None for this run's.
+        """
+        keys = different(plain(self._read_settings()), plain(settings or self.settings()))
         return sorted(key for key in keys if key not in free)
 
     def _read_settings(self) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from grpo_pl.commands.ablate.planned import PlannedRun
+from grpo_pl.commands.checked import check
 from grpo_pl.commands.submit import command as submission
 from grpo_pl.commands.submit.command import SCRIPT_FILE, check_free, check_sbatch, hand_in, write
 from grpo_pl.runs import slurm_job
@@ -34,7 +35,7 @@ def submit_array(
     for run in runs:
         check_free(run.folder)
     for run in runs:
-        run.fit.prepare()
+        check(run.options).prepare()
     (out / SCRIPT_FILE).write_text(script, encoding="utf-8")
     array = hand_in(out / SCRIPT_FILE)
     for i, run in enumerate(runs):

@@ -24,7 +24,7 @@ class PlannedRun:
     """The options of `fit`."""
     budget: RunBudget
     fit: Checked
-    """The options, read and checked."""
+    """The options of the variant's first run, read and checked."""
     ended: bool
     """Whether it had come to its end before this command began."""
 
@@ -67,7 +67,9 @@ class PlannedRun:
 def plan_runs(
     study: Study, options: dict[str, list[str]], out: Path, more: Sequence[str]
 ) -> Iterator[PlannedRun]:
-    """All runs, each checked: for each seed every variant, so that pairs are complete early.
+    """All runs: for each seed every variant, so that pairs are complete early.
+
+    Each variant is checked once, with the first seed: no check depends on a seed, which the study has checked.
 
     Args:
         study: What to run.
@@ -75,16 +77,19 @@ def plan_runs(
         out: The study's folder; a run's is `<out>/<variant>/seed-<seed>`.
         more: Options of `fit` for all runs.
     """
+    checked = dict[str, Checked]()
     for seed in study.seeds:
         for variant in study.variants:
             folder = out / variant / f"seed-{seed}"
             of_run = ["--seed_everything", str(seed), "--data.seed", str(seed)]
             for_fit = [*options[variant], *more, *of_run, "--trainer.default_root_dir", str(folder)]
-            with inside(f"study {study.path}: variants.{variant}"):
-                fit = check(for_fit)
+            if variant not in checked:
+                with inside(f"study {study.path}: variants.{variant}"):
+                    checked[variant] = check(for_fit)
+            fit = checked[variant]
             budget = study.budget or iterations_of(fit.settings, study)
             check_last_validation(fit.settings, budget, variant, study)
-            yield PlannedRun(variant, seed, folder, for_fit, budget, fit, fit.ended)
+            yield PlannedRun(variant, seed, folder, for_fit, budget, fit, fit.ended_in(folder, seed))
 
 
 def iterations_of(settings: Any, study: Study) -> RunBudget:
