@@ -1,5 +1,6 @@
 """`grpo_pl ablate`."""
 
+import argparse
 from pathlib import Path
 
 from grpo_pl.commands.ablate.forked import ForkServer
@@ -13,17 +14,27 @@ Runs that have ended are skipped, those that were cut off go on, and where one f
 What is not listed here goes to `fit`, for all runs."""
 
 
+def number_or_auto(text: str) -> int | None:
+    """The type of `--jobs`; None for auto."""
+    try:
+        return None if text == "auto" else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a number or auto, got {text}") from None
+
+
 def ablate(args: list[str]) -> int:
     """Run a study and report on it; returns the exit code. A wrong study is refused before any run begins."""
     parser = Options("ablate", DESCRIPTION)
     say = parser.add_argument
     say("study", type=Path, metavar="STUDY", help="a file, or a name such as studies/quick")
     say("--out", type=Path, help="folder of the study; default: runs/<name of the file>")
-    say("--jobs", type=int, default=1, help="runs at once, which share GPUs or cores (%(default)s)")
+    text = "runs at once, which share GPUs or cores; auto, the default: as many as these and the memory allow"
+    say("--jobs", type=number_or_auto, metavar="N", help=text)
     say("--slurm", metavar="OPTIONS", help="as an array of SLURM jobs, with these options of `submit`")
     say("--dry-run", action="store_true", help="check and list the runs, and run nothing")
     options, for_fit = parser.split(args)
-    check_at_least("ablate", options, jobs=1)
+    if options.jobs is not None:
+        check_at_least("ablate", options, jobs=1)
     study = read_study(Path(config_file(str(options.study), "ablate: there is no study")))
     out: Path = options.out or Path("runs") / options.study.stem
     check_folder("ablate: --out", out)

@@ -12,7 +12,8 @@ from grpo_pl.commands.ablate.array import array_script, read_options, submit_arr
 from grpo_pl.commands.ablate.forked import ForkServer
 from grpo_pl.commands.ablate.planned import PlannedRun, plan_runs
 from grpo_pl.commands.ablate.progress import StudyProgress
-from grpo_pl.commands.ablate.running import run_all, shares_of_machine
+from grpo_pl.commands.ablate.running import run_all
+from grpo_pl.commands.ablate.sharing import jobs_that_fit, shares_of_machine
 from grpo_pl.commands.ablate.study import SETTINGS_FOLDER, Study
 from grpo_pl.commands.compare.reporting import report
 from grpo_pl.commands.submit.command import for_nodes
@@ -36,7 +37,8 @@ def conduct(
         for_fit: Options of `fit`, for all runs.
         server: Forks the runs.
     """
-    shares_of_machine(options.jobs)
+    if options.jobs is not None:
+        shares_of_machine(options.jobs)
     on_slurm = None if options.slurm is None else read_options(options.slurm)
     for_fit = for_fit + (for_nodes(on_slurm) if on_slurm else [])
     settings = out / SETTINGS_FOLDER
@@ -57,11 +59,20 @@ def conduct(
             study.write_settings(settings)
             shutil.copyfile(study.path, out / STUDY_FILE)
             if not on_slurm or not script:
-                return run_here(study, runs, out, options.jobs, server)
+                return run_here(study, runs, out, jobs_at_once(options.jobs, to_do), server)
             submit_array(to_do, out, script, on_slurm, base=next(iter(study.variants)))
             return 0
         finally:
             lock.leave()
+
+
+def jobs_at_once(wanted: int | None, to_do: list[PlannedRun]) -> int:
+    """The number of `--jobs`; None is `auto`, whose choice is printed."""
+    if wanted is not None or not to_do:
+        return wanted or 1
+    jobs = jobs_that_fit({run.variant: run.fit for run in to_do}.values())
+    print(f"--jobs auto: {jobs} at once")
+    return jobs
 
 
 def run_here(study: Study, runs: list[PlannedRun], out: Path, jobs: int, server: ForkServer) -> int:

@@ -69,7 +69,7 @@ def plan_runs(
 ) -> Iterator[PlannedRun]:
     """All runs: for each seed every variant, so that pairs are complete early.
 
-    Each variant is checked once, with the first seed: no check depends on a seed, which the study has checked.
+    Each variant is checked once, with the first seed: no check of a config depends on its seed.
 
     Args:
         study: What to run.

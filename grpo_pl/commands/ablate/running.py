@@ -5,12 +5,10 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import torch
-
 from grpo_pl.commands.ablate.forked import ForkedRun, ForkServer
 from grpo_pl.commands.ablate.planned import PlannedRun
+from grpo_pl.commands.ablate.sharing import shares_of_machine
 from grpo_pl.runs.layout import ENDED_FILE
-from grpo_pl.system.refusal import ConfigError
 
 POLL_S = 0.5
 LAST_WORDS = 300
@@ -48,23 +46,6 @@ def last_words(log: Path) -> str:
     lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
     output = [line for line in lines if line.strip() and not line.startswith("$ ")]
     return output[-1].strip()[-LAST_WORDS:] if output else "it said nothing"
-
-
-def shares_of_machine(jobs: int) -> list[dict[str, str]]:
-    """The environment of each of the runs at once: its GPUs, or its share of the cores.
-
-    More runs than GPUs are refused.
-    """
-    if jobs == 1:
-        return [{}]
-    if gpus := torch.cuda.device_count():
-        if jobs > gpus:
-            raise ConfigError(f"ablate: --jobs {jobs}: this machine has {gpus} GPUs, and each run needs one")
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
-        each = gpus // jobs
-        return [{"CUDA_VISIBLE_DEVICES": ",".join(visible[i * each : (i + 1) * each])} for i in range(jobs)]
-    threads = max(len(os.sched_getaffinity(0)) // jobs, 1)
-    return [{"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}] * jobs
 
 
 def run_all(
