@@ -15,9 +15,10 @@ IMPORTED = (
     *(PROGRAM, "grpo_pl.commands.fit.running", "transformers.models.auto.modeling_auto"),
     *("transformers.modeling_utils", "transformers.models.llama.modeling_llama"),
     *("transformers.models.qwen2.modeling_qwen2", "matplotlib.backends.backend_agg"),
-    "matplotlib.backends.backend_svg",
+    *("matplotlib.backends.backend_svg", "PIL.JpegImagePlugin", "peft", "omegaconf"),
+    *("huggingface_hub.hf_file_system", "transformers.tokenization_utils_sentencepiece"),
 )
-"""Modules that most runs use; a run imports the rest itself."""
+"""Modules that most runs import, some of them by libraries; a run imports the rest itself."""
 POLL_S = 0.01
 
 

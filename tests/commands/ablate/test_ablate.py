@@ -1,8 +1,10 @@
 """Studies that are run."""
 
 import json
+import os
 import re
 import signal
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 import pytest
 from helpers.commands import Fit
 from helpers.repository import ROOT
-from helpers.run_results import column, rows, saved
+from helpers.run_results import column, rows, same, saved, untimed
 from helpers.studies import VARIANTS, ablate, start, write_study
 
 from grpo_pl.__main__ import main
@@ -18,6 +20,7 @@ from grpo_pl.runs.layout import ENDED_FILE
 
 FAILS = {"trainer": {"callbacks": [{"class_path": "helpers.faults.KillEngine"}]}}
 """In the second iteration, for its engine has no process."""
+ALONE = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests")))}
 
 
 def first_prompts(folder: Path) -> list[Any]:
@@ -61,6 +64,26 @@ def test_a_failed_run_is_named_the_others_go_on_and_the_same_command_does_the_re
     assert ours == theirs, "the same prompts in the same order"
     rewards = [column(out / name / "seed-1", "rollout/reward")[0] for name in VARIANTS]
     assert rewards[0] == rewards[1], "the same initial weights say the same"
+
+
+@pytest.mark.timeout(900)
+def test_a_killed_run_leaves_the_others_which_end_as_the_same_commands_by_hand_do(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    killed = {"trainer": {"callbacks": [{"class_path": "helpers.faults.KillRun"}]}}
+    study = write_study(tmp_path, tiny_model, {"killed": killed} | VARIANTS)
+    code, text = ablate(study, tmp_path / "out", "--jobs", "2")
+    assert code == 1, text
+    assert "! killed, seed 1 failed: exit code -9: " in text
+    for variant in VARIANTS:
+        forked, by_hand = (tmp_path / name / variant / "seed-1" for name in ("out", "by_hand"))
+        words = forked.with_name("seed-1.log").read_text().splitlines()[0].removeprefix("$ ").split(" ")
+        own_folder = [word if word != str(forked) else str(by_hand) for word in words]
+        subprocess.run(own_folder, env=ALONE, check=True, capture_output=True)
+        assert untimed(forked) == untimed(by_hand)
+        assert same(saved(forked)["state_dict"], saved(by_hand)["state_dict"])
+        ours, theirs = ((folder / "config.yaml").read_text() for folder in (forked, by_hand))
+        assert ours == theirs.replace(str(by_hand), str(forked))
 
 
 @pytest.mark.slow
