@@ -30,12 +30,15 @@ def ablate(args: list[str]) -> int:
     say("--out", type=Path, help="folder of the study; default: runs/<name of the file>")
     text = "runs at once, which share GPUs or cores; auto, the default: as many as these and the memory allow"
     say("--jobs", type=number_or_auto, metavar="N", help=text)
+    say("--seeds", help="these seeds in place of the study's: '[4, 5]', or how many")
+    say("--variants", help="only these variants: '[grpo, critic]'; of factors also '[critic=none]'")
     say("--slurm", metavar="OPTIONS", help="as an array of SLURM jobs, with these options of `submit`")
     say("--dry-run", action="store_true", help="check and list the runs, and run nothing")
     options, for_fit = parser.split(args)
     if options.jobs is not None:
         check_at_least("ablate", options, jobs=1)
     study = read_study(Path(config_file(str(options.study), "ablate: there is no study")))
+    part = study.part(options.seeds, options.variants)
     out: Path = options.out or Path("runs") / options.study.stem
     check_folder("ablate: --out", out)
     with ForkServer() as server:
@@ -43,4 +46,4 @@ def ablate(args: list[str]) -> int:
             server.begin(study.imports(for_fit))  # at the same time as this process
         from grpo_pl.commands.ablate.conducting import conduct
 
-        return conduct(study, out, options, for_fit, server)
+        return conduct(study, part, out, options, for_fit, server)

@@ -17,7 +17,6 @@ from grpo_pl.commands.ablate.sharing import jobs_that_fit, shares_of_machine
 from grpo_pl.commands.ablate.study import SETTINGS_FOLDER, Study
 from grpo_pl.commands.compare.reporting import report
 from grpo_pl.commands.submit.command import for_nodes
-from grpo_pl.runs.layout import CONFIG_FILE
 from grpo_pl.runs.lock import Lock
 from grpo_pl.runs.preemption import EXIT_CODE
 
@@ -26,12 +25,13 @@ FAILED = 1
 
 
 def conduct(
-    study: Study, out: Path, options: argparse.Namespace, for_fit: list[str], server: ForkServer
+    study: Study, part: Study, out: Path, options: argparse.Namespace, for_fit: list[str], server: ForkServer
 ) -> int:
     """Run a study in the folder `out` and report on it; returns the exit code.
 
     Args:
-        study: What to run. All its runs are checked before any begins.
+        study: What to report on.
+        part: What to run of it. All its runs are checked before any begins.
         out: The study's folder.
         options: The options of `ablate`.
         for_fit: Options of `fit`, for all runs.
@@ -43,8 +43,8 @@ def conduct(
     for_fit = for_fit + (for_nodes(on_slurm) if on_slurm else [])
     settings = out / SETTINGS_FOLDER
     with tempfile.TemporaryDirectory(prefix="grpo_pl-study-") as aside:
-        planned = plan_runs(study, study.write_settings(Path(aside)), out, for_fit)
-        total = len(study.seeds) * len(study.variants)
+        planned = plan_runs(part, study.write_settings(Path(aside)), out, for_fit)
+        total = len(part.seeds) * len(part.variants)
         checked = track(planned, "checking", total=total, transient=True)
         runs = [run.reading_from(settings, Path(aside)) for run in checked]
         to_do = [run for run in runs if not run.ended]
@@ -52,7 +52,7 @@ def conduct(
         if options.dry_run:
             print(script or "".join(f"{run.name}: {run.folder}\n" for run in to_do), end="")
             return 0
-        print(f"{len(runs)} runs of {len(study.variants)} variants: {len(runs) - len(to_do)} have ended")
+        print(f"{len(runs)} runs of {len(part.variants)} variants: {len(runs) - len(to_do)} have ended")
         lock = Lock(out)
         lock.take()
         try:
@@ -88,10 +88,9 @@ def run_here(study: Study, runs: list[PlannedRun], out: Path, jobs: int, server:
         return EXIT_CODE
     finally:
         signal.signal(signal.SIGTERM, before)
-    started = [run for run in runs if (run.folder / CONFIG_FILE).exists()]
     if len(progress.problems) < len(runs):
-        base = next(name for name in study.variants if name in {run.variant for run in started})
-        report([run.folder for run in started], out, base=base, metric=study.metric)
+        folders = study.begun(out)
+        report(folders, out, base=folders[0].parent.name, metric=study.metric)
     for name, problem in progress.problems.items():
         progress.say(f"! {name} failed: {problem}")
     if not progress.problems:

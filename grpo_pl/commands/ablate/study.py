@@ -1,25 +1,23 @@
 """A study, as its YAML file describes it."""
 
-import re
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
+from grpo_pl.commands.ablate.variants import Part, named_variants, parts_of, variants_of
 from grpo_pl.commands.compare.runs import ACCURACY
-from grpo_pl.config.by_name import own_config
-from grpo_pl.config.files import read_config, shortened
+from grpo_pl.config.files import read_config, reason, shortened
+from grpo_pl.runs.layout import CONFIG_FILE, study_place
 from grpo_pl.system.refusal import ConfigError, nearest
 
-Part = Path | dict[str, Any]
-"""A config file, or settings that stand in the study itself."""
-KEYS = "base", "variants", "seeds", "budget", "metric"
+KEYS = "base", "design", "variants", "factors", "seeds", "budget", "metric", "margin"
 UNITS = {"iterations": int, "response_tokens": int, "seconds": float}
 """The units of a budget."""
 SETTINGS_FOLDER = "settings"
-EXAMPLE = "for instance `variants: {grpo: {}, no_kl: {model: {kl: null}}}`"
 
 
 class RunBudget(NamedTuple):
@@ -51,6 +49,28 @@ class Study:
     budget: RunBudget | None
     """None leaves it to the configs."""
     metric: str
+    margin: float | None = None
+    """The largest difference of the metric that does not matter; None declares none."""
+
+    def part(self, seeds: str | None, variants: str | None) -> "Study":
+        """The study with these seeds, which may be new ones, and these of its variants, both in YAML.
+
+        A variant of a factorial study goes by its name or by some of its levels: `critic=none`.
+        """
+        part = self
+        if seeds is not None:
+            part = replace(part, seeds=seeds_of(option("--seeds", seeds), "ablate: --seeds"))
+        if variants is not None:
+            chosen = named_variants(option("--variants", variants), list(self.variants))
+            part = replace(part, variants={name: self.variants[name] for name in chosen})
+        return part
+
+    def begun(self, out: Path) -> list[Path]:
+        """The folders of all runs of its variants that have begun, with whatever seed."""
+        folders = [folder for name in self.variants for folder in (out / name).glob("seed-*")]
+        places = {f: place for f in folders if (f / CONFIG_FILE).exists() and (place := study_place(f))}
+        names = list(self.variants)
+        return sorted(places, key=lambda f: (names.index(places[f].variant), int(places[f].seed)))
 
     def write_settings(self, folder: Path) -> dict[str, list[str]]:
         """Write the settings inside the study into files that `fit` reads; returns variant -> its options."""
@@ -89,39 +109,14 @@ def read_study(path: Path) -> Study:
     base = parts_of(content.get("base"), f"{where}: base", path.parent)
     if not base:
         raise ConfigError(f"{where}: base: expected a config file, which all variants begin with")
-    variants = content.get("variants")
-    if not isinstance(variants, dict) or not variants:
-        raise ConfigError(f"{where}: variants: expected a name and its settings for each, {EXAMPLE}")
-    for name in variants:
-        if not re.fullmatch(r"\w[\w.+-]*", name):
-            raise ConfigError(f"{where}: variants: {name!r} is to name a folder: use letters, digits, _ - +")
     return Study(
         path,
-        {name: base + parts_of(v, f"{where}: variants.{name}", path.parent) for name, v in variants.items()},
-        seeds_of(content.get("seeds", [0]), where),
+        {name: base + parts for name, parts in variants_of(content, where, path.parent).items()},
+        seeds_of(content.get("seeds", [0]), f"{where}: seeds"),
         budget_of(content.get("budget"), where),
         str(content.get("metric", ACCURACY)),
+        number_of(content.get("margin"), f"{where}: margin"),
     )
-
-
-def parts_of(value: Any, where: str, folder: Path) -> list[Part]:
-    """A config file, settings, or a list of both."""
-    if value is None:
-        return []
-    if isinstance(value, list):
-        return [part for one in value for part in parts_of(one, where, folder)]
-    if isinstance(value, dict):
-        return [value]
-    if not isinstance(value, str):
-        raise ConfigError(
-            f"{where}: expected a config file, settings, or a list of both, got {shortened(value)}"
-        )
-    path = folder / value
-    if not path.is_file():
-        path = own_config(value) or path
-    if not path.is_file():
-        raise ConfigError(f"{where}: there is no file {path}")
-    return [path]
 
 
 def seeds_of(value: Any, where: str) -> list[int]:
@@ -132,7 +127,7 @@ def seeds_of(value: Any, where: str) -> list[int]:
     whole = all(isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed < 2**32 for seed in seeds)
     if not seeds or not whole or len(set(seeds)) < len(seeds):
         raise ConfigError(
-            f"{where}: seeds: expected different whole numbers such as [1, 2, 3], or how many, "
+            f"{where}: expected different whole numbers such as [1, 2, 3], or how many, "
             f"got {shortened(value)}"
         )
     return seeds
@@ -149,3 +144,20 @@ def budget_of(value: Any, where: str) -> RunBudget | None:
     if isinstance(amount, bool) or not isinstance(amount, kinds) or not amount > 0:
         raise ConfigError(f"{where}: budget.{unit}: expected a number above 0, got {shortened(amount)}")
     return RunBudget(unit, amount)
+
+
+def number_of(value: Any, where: str) -> float | None:
+    """A number above 0, or None."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ConfigError(f"{where}: expected a number above 0, or null, got {shortened(value)}")
+    return float(value)
+
+
+def option(name: str, text: str) -> Any:
+    """The value of an option of `ablate` in YAML."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"ablate: {name}: is not YAML ({reason(error)}); quote it for the shell") from error

@@ -42,9 +42,10 @@ def test_a_failed_run_is_named_the_others_go_on_and_the_same_command_does_the_re
     monkeypatch.setenv("COLUMNS", "160")
     out = tmp_path / "out"
 
-    def ablate_here(variants: dict[str, Any]) -> tuple[object, str]:
+    def ablate_here(variants: dict[str, Any], *arguments: str) -> tuple[object, str]:
+        study = str(write_study(tmp_path, tiny_model, variants))
         with pytest.raises(SystemExit) as end:
-            main(["ablate", str(write_study(tmp_path, tiny_model, variants)), "--out", str(out)])
+            main(["ablate", study, "--out", str(out), *arguments])
         return end.value.code, capsys.readouterr().out
 
     code, text = ablate_here({"grpo": {}, "fails": FAILS})
@@ -64,6 +65,12 @@ def test_a_failed_run_is_named_the_others_go_on_and_the_same_command_does_the_re
     assert ours == theirs, "the same prompts in the same order"
     rewards = [column(out / name / "seed-1", "rollout/reward")[0] for name in VARIANTS]
     assert rewards[0] == rewards[1], "the same initial weights say the same"
+    code, text = ablate_here(VARIANTS, "--seeds", "[2]", "--variants", "[no_kl]")
+    assert code == 0, text
+    assert "1 runs of 1 variants: 0 have ended" in text
+    runs = (out / "report.md").read_text().partition("## Runs")[2].replace("\\", "")
+    reported = [f"{out.name}/{name}" for name in ("grpo/seed-1", "no_kl/seed-1", "no_kl/seed-2")]
+    assert re.findall(rf"{out.name}/\w+/seed-\d", runs) == reported, "all that is in the folder"
 
 
 @pytest.mark.timeout(900)

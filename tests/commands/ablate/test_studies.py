@@ -26,7 +26,7 @@ def written(tmp_path: Path) -> Written:
     def write(**keys: Any) -> Path:
         content = {"base": TINY, "variants": VARIANTS, "seeds": [3, 5], "budget": {"iterations": 2}} | keys
         path = tmp_path / "study.yaml"
-        path.write_text(yaml.safe_dump({k: v for k, v in content.items() if v is not None}))
+        path.write_text(yaml.safe_dump({k: v for k, v in content.items() if v is not None}, sort_keys=False))
         return path
 
     return write
@@ -70,7 +70,7 @@ WRONG = {
     ),
     "a variant's file that is not there": ({"variants": {"a": "no.yaml"}}, "variants.a: there is no file"),
     "a misspelt key": ({"varients": {}}, r"there is no varients\. Did you mean variants\?"),
-    "a key like no other": ({"model": {}}, r"there is no model\. A study has base, variants, "),
+    "a key like no other": ({"model": {}}, r"there is no model\. A study has base, design, "),
     "seeds that repeat": ({"seeds": [1, 1]}, "seeds: expected different whole numbers"),
     "no seeds": ({"seeds": []}, "seeds: expected different whole numbers"),
     "seeds in words": ({"seeds": "three"}, "seeds: expected different whole numbers"),
@@ -97,6 +97,51 @@ WRONG = {
         {"variants": {"a": {}, "b": {"data": {"group_size": "four"}}}},
         r"error: study \S+study\.yaml: variants\.b: data\.group_size: expected int, got four",
     ),
+    "a design that is not there": (
+        {"design": "factorail"},
+        r"design: expected one of one_at_a_time, factorial, got 'factorail'\. Did you mean factorial\?",
+    ),
+    "variants of a factorial study": (
+        {"design": "factorial", "factors": {"kl": {"a": {}, "b": {}}}},
+        "variants: a factorial study has factors instead",
+    ),
+    "factors of another design": (
+        {"variants": None, "factors": {"kl": {"a": {}, "b": {}}}},
+        "factors: set design: factorial",
+    ),
+    "no factors": ({"design": "factorial", "variants": None}, "factors: expected a name and its settings"),
+    "a factor of one level": (
+        {"design": "factorial", "variants": None, "factors": {"kl": {"none": {}}}},
+        r"factors\.kl: expected two levels or more",
+    ),
+    "a level without quotes": (
+        {"design": "factorial", "variants": None, "factors": {"kl": {False: {}, "on": {}}}},
+        r"factors\.kl: False is to name a folder: .* quotes around on, off",
+    ),
+    "a level's file that is not there": (
+        {"design": "factorial", "variants": None, "factors": {"kl": {"a": "no.yaml", "b": {}}}},
+        r"factors\.kl\.a: there is no file",
+    ),
+    "too many cells": (
+        {
+            "design": "factorial",
+            "variants": None,
+            "factors": {f: {level: {} for level in "abcdefgh"} for f in "abcd"},
+        },
+        r"factors: they have 4096 combinations, expected 512 or fewer",
+    ),
+    "a cell that cannot be": (
+        {
+            "design": "factorial",
+            "variants": None,
+            "factors": {
+                "kl": {"a": {}, "b": {}},
+                "credit": {"group": {}, "gae": {"model": {"advantage": "GAE"}}},
+            },
+        },
+        r"variants\.kl=a,credit=gae: model\.advantage .*set model\.critic",
+    ),
+    "a margin of nothing": ({"margin": 0}, "margin: expected a number above 0, or null, got 0"),
     "an end that is not validated": (
         {"base": [TINY, {"trainer": {"check_val_every_n_epoch": 4}}]},
         "ends after 2 iterations and validates every 4, so that its end would not be measured",
@@ -124,6 +169,11 @@ def test_a_wrong_study_is_refused_before_anything_is_written(
     [
         (["no.yaml"], "there is no study no.yaml"),
         (["{}", "--jobs", "0"], "ablate: --jobs=0: expected 1 or more"),
+        (["{}", "--seeds", "[1, 1]"], "ablate: --seeds: expected different whole numbers"),
+        (["{}", "--seeds", "[1"], "ablate: --seeds: is not YAML"),
+        (["{}", "--variants", "[no-kl]"], "ablate: --variants: there is no no-kl. Did you mean no_kl?"),
+        (["{}", "--variants", "ppo"], "ablate: --variants: there is no ppo; there are grpo, no_kl"),
+        (["{}", "--variants", "7"], "ablate: --variants: expected names such as '[grpo]', got 7"),
         (["{}", "--slurm", "--nodes 1 --server-nodes 1"], "jobs with --server-nodes are no array"),
         (["{}", "--slurm", "--nodes x"], "--nodes: invalid int value"),
     ],
@@ -139,20 +189,64 @@ def test_a_wrong_command_is_refused(
     assert sentence in refused(command, "ablate", *words, "--pretrained", weightless)
 
 
+def dry_run(
+    study: Path, out: Path, weightless: Path, capsys: pytest.CaptureFixture[str], *arguments: str
+) -> list[str]:
+    """The names of the runs that a dry run lists."""
+    words = ("ablate", str(study), "--out", str(out), "--dry-run", "--pretrained", str(weightless))
+    with pytest.raises(SystemExit) as end:
+        main([*words, *arguments])
+    assert end.value.code == 0
+    return re.findall(r"^(.+, seed \d+): ", capsys.readouterr().out, re.MULTILINE)
+
+
 def test_a_dry_run_lists_every_variant_for_one_seed_after_the_other(
     written: Written, tmp_path: Path, weightless: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as end:
-        main(
-            [
-                *("ablate", str(written()), "--out", str(tmp_path / "out"), "--dry-run"),
-                *("--pretrained", str(weightless)),
-            ]
-        )
-    assert end.value.code == 0
-    runs = ["grpo, seed 3", "no_kl, seed 3", "grpo, seed 5", "no_kl, seed 5"]
-    assert [line.partition(":")[0] for line in capsys.readouterr().out.splitlines() if ": " in line] == runs
+    runs = dry_run(written(), tmp_path / "out", weightless, capsys)
+    assert runs == ["grpo, seed 3", "no_kl, seed 3", "grpo, seed 5", "no_kl, seed 5"]
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "runs"),
+    [
+        (["--seeds", "[5]"], ["grpo, seed 5", "no_kl, seed 5"]),
+        (["--seeds", "[9]", "--variants", "[no_kl]"], ["no_kl, seed 9"]),
+        (["--seeds", "1", "--variants", "grpo"], ["grpo, seed 1"]),
+    ],
+    ids=["a seed", "a new seed of a variant", "how many"],
+)
+def test_options_choose_a_part_of_a_study(
+    arguments: list[str],
+    runs: list[str],
+    written: Written,
+    tmp_path: Path,
+    weightless: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert dry_run(written(), tmp_path / "out", weightless, capsys, *arguments) == runs
+
+
+def test_a_factorial_study_runs_every_combination_of_levels_with_every_seed(
+    written: Written, tmp_path: Path, weightless: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    factors = {
+        "kl": {"k3": {}, "none": {"model": {"kl": None}}},
+        "epochs": {1: {}, 2: {"data": {"update_epochs": 2}}},
+    }
+    path = written(design="factorial", variants=None, factors=factors, seeds=2)
+    cells = ["kl=k3,epochs=1", "kl=k3,epochs=2", "kl=none,epochs=1", "kl=none,epochs=2"]
+    runs = dry_run(path, tmp_path / "out", weightless, capsys)
+    assert runs == [f"{cell}, seed {seed}" for seed in (1, 2) for cell in cells]
+    assert read_study(path).variants["kl=none,epochs=2"] == [
+        Path(TINY),
+        {"model": {"kl": None}},
+        {"data": {"update_epochs": 2}},
+    ]
+    arguments = "--variants", "[kl=none]", "--seeds", "[7]"
+    runs = dry_run(path, tmp_path / "out", weightless, capsys, *arguments)
+    assert runs == ["kl=none,epochs=1, seed 7", "kl=none,epochs=2, seed 7"]
 
 
 def test_on_slurm_each_run_is_a_job_of_one_array(
