@@ -24,7 +24,7 @@ OF_COMMANDS = {
     "ablate": ("dry-run", "jobs", "out", "seeds", "slurm", "variants"),
     "bench": ("iterations", "no-scaling", "out", "peer", "peer-iterations", "scaling"),
     "check-invariance": ("out",),
-    "compare": ("base", "metric", "out"),
+    "compare": ("base", "margin", "metric", "out"),
     "doctor": ("engine", "out"),
     "export": ("model", "pretrained"),
     "filter-prompts": ("high", "low", "unseen"),

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from grpo_pl.commands.ablate.planned import PlannedRun
+from grpo_pl.commands.ablate.study import Study
 from grpo_pl.commands.checked import check
 from grpo_pl.commands.submit import command as submission
 from grpo_pl.commands.submit.command import SCRIPT_FILE, check_free, check_sbatch, hand_in, write
@@ -18,7 +19,7 @@ REPORT_SCRIPT = "report.sbatch"
 
 
 def submit_array(
-    runs: Sequence[PlannedRun], out: Path, script: str, options: argparse.Namespace, *, base: str
+    runs: Sequence[PlannedRun], out: Path, script: str, options: argparse.Namespace, study: Study
 ) -> None:
     """Submit runs that have not ended as one array, and the report on the study as a job that waits for it.
 
@@ -29,7 +30,7 @@ def submit_array(
         out: The study's folder.
         script: The array's script.
         options: The options of `submit`, of which the report takes the partition.
-        base: The variant that the others are compared with.
+        study: What to report on.
     """
     check_sbatch()
     for run in runs:
@@ -41,7 +42,7 @@ def submit_array(
     for i, run in enumerate(runs):
         if slurm_job.owner(run.folder) is None:  # or the job itself was faster
             slurm_job.Owner(f"{array}_{i}", starts=0).write(run.folder)
-    (out / REPORT_SCRIPT).write_text(report_script(out, base), encoding="utf-8")
+    (out / REPORT_SCRIPT).write_text(report_script(out, study), encoding="utf-8")
     partition = [f"--partition={options.partition}"] if options.partition else []
     after = hand_in(out / REPORT_SCRIPT, f"--dependency=afterany:{array}", *partition)
     print(f"Jobs {array}_[0-{len(runs) - 1}] are submitted, and {after}, which compares them: {out}/*.sbatch")
@@ -63,8 +64,9 @@ def array_script(runs: Sequence[PlannedRun], out: Path, options: argparse.Namesp
     return write(options, runs[0].fit.settings, out, choose, more)
 
 
-def report_script(out: Path, base: str) -> str:
+def report_script(out: Path, study: Study) -> str:
     """The script of the job that compares the runs."""
-    command = [sys.executable, "-m", "grpo_pl", "compare", str(out), "--base", base]
+    command = [sys.executable, "-m", "grpo_pl", "compare", str(out), "--base", next(iter(study.variants))]
+    command += ["--metric", study.metric, *(["--margin", str(study.margin)] if study.margin else [])]
     output = f"#SBATCH --output={shlex.quote(f'{out}/report-%j.out')}"
     return "\n".join(["#!/usr/bin/env bash", output, shlex.join(command), ""])

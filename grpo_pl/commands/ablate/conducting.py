@@ -60,7 +60,7 @@ def conduct(
             shutil.copyfile(study.path, out / STUDY_FILE)
             if not on_slurm or not script:
                 return run_here(study, runs, out, jobs_at_once(options.jobs, to_do), server)
-            submit_array(to_do, out, script, on_slurm, base=next(iter(study.variants)))
+            submit_array(to_do, out, script, on_slurm, study)
             return 0
         finally:
             lock.leave()
@@ -90,7 +90,7 @@ def run_here(study: Study, runs: list[PlannedRun], out: Path, jobs: int, server:
         signal.signal(signal.SIGTERM, before)
     if len(progress.problems) < len(runs):
         folders = study.begun(out)
-        report(folders, out, base=folders[0].parent.name, metric=study.metric)
+        report(folders, out, base=folders[0].parent.name, metric=study.metric, margin=study.margin)
     for name, problem in progress.problems.items():
         progress.say(f"! {name} failed: {problem}")
     if not progress.problems:

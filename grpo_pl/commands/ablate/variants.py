@@ -7,7 +7,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from grpo_pl.commands.compare.cells import cell_levels, cell_name
+from grpo_pl.commands.compare.cells import NAME, cell_levels, cell_name
 from grpo_pl.config.by_name import own_config
 from grpo_pl.config.files import shortened
 from grpo_pl.system.refusal import ConfigError, nearest
@@ -75,7 +75,7 @@ def named(value: Any, where: str, example: str) -> dict[str, Any]:
     if not isinstance(value, dict) or not value:
         raise ConfigError(f"{where}: expected a name and its settings for each, {example}")
     for name in value:
-        if isinstance(name, bool) or not re.fullmatch(r"\w[\w.+-]*", str(name)):
+        if isinstance(name, bool) or not re.fullmatch(NAME, str(name)):
             raise ConfigError(
                 f"{where}: {name!r} is to name a folder: use letters, digits, _ - +"
                 + (", and quotes around on, off, yes and no" if isinstance(name, bool) else "")

@@ -1,10 +1,12 @@
 """Compares groups of runs: final accuracies, and their paired differences from the base."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Any
 
 from grpo_pl.commands.compare.differences import settings
+from grpo_pl.commands.compare.factorial import FactorEffect
+from grpo_pl.commands.compare.factors import effects_of_factors
 from grpo_pl.commands.compare.groups import Group, group_runs
 from grpo_pl.commands.compare.runs import ACCURACY, Paths, Run, read_runs
 from grpo_pl.commands.compare.statistics import (
@@ -62,6 +64,10 @@ class Comparison:
     problems: int | None
     """In the validation set."""
     remarks: list[str]
+    factors: list[FactorEffect] = field(default_factory=list)
+    """Of a factorial study: main effects and interactions."""
+    margin: float | None = None
+    """The largest difference that does not matter; None if none was declared."""
 
     @property
     def base(self) -> Group:
@@ -74,13 +80,16 @@ class Comparison:
         return [result.group for result in self.results]
 
 
-def compare(paths: Paths, base: str | None = None, metric: str = ACCURACY) -> Comparison:
+def compare(
+    paths: Paths, base: str | None = None, metric: str = ACCURACY, margin: float | None = None
+) -> Comparison:
     """Read runs and compare their last value of a metric.
 
     Args:
         paths: Run folders, folders with `seed-<n>` in them, or folders of studies.
         base: Name of the base group, or the folder of one of its runs; None for the first group.
         metric: A column of `metrics.csv`.
+        margin: The largest difference of the metric that does not matter, for the effects of factors.
 
     Raises:
         ConfigError: If a folder is no run, if two runs are the same, if runs cannot be compared, or if none
@@ -91,7 +100,9 @@ def compare(paths: Paths, base: str | None = None, metric: str = ACCURACY) -> Co
     results = [result_of(group, metric) for group in groups]
     effects = with_holm([effect_of(result, results[0], metric) for result in results[1:]])
     known = [n for group in groups for run in group.finished.values() if (n := problems_of(run, metric))]
-    return Comparison(metric, results, effects, known[0] if known else None, remarks(groups, effects))
+    factors, more = effects_of_factors({r.group.name: r.by_seed for r in results}, margin)
+    notes = [*remarks(groups, effects), *more]
+    return Comparison(metric, results, effects, known[0] if known else None, notes, factors, margin)
 
 
 def check_comparable(groups: list[Group], metric: str) -> None:

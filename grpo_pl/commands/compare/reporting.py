@@ -14,9 +14,11 @@ from grpo_pl.commands.compare.report.rendering import html, markdown, write_pict
 HTML_FILE, MARKDOWN_FILE, PICTURES_FOLDER = "report.html", "report.md", "report_pictures"
 
 
-def report(runs: list[Path], out: Path, *, base: str | None, metric: str) -> None:
+def report(
+    runs: list[Path], out: Path, *, base: str | None, metric: str, margin: float | None = None
+) -> None:
     """Compare runs, print the tables and write the report into a folder."""
-    comparison = compare(runs, base, metric)
+    comparison = compare(runs, base, metric, margin)
     console = Console()
     show(comparison, console)
     write(comparison, out)
@@ -35,7 +37,8 @@ def write(comparison: Comparison, out: Path) -> None:
 def show(comparison: Comparison, console: Console) -> None:
     """Print the tables, findings and remarks."""
     what_differs, outcome = content.what_differs(comparison), content.outcome(comparison)
-    for section in (what_differs, outcome, content.costs(comparison)):
+    first = [content.factors(comparison)] if comparison.factors else []
+    for section in (*first, what_differs, outcome, content.costs(comparison)):
         for text in section.text:
             console.print(f"{section.title}: {text}", highlight=False, markup=False)
         for i, each in enumerate(section.tables):

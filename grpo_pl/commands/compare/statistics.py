@@ -38,12 +38,12 @@ class PairedTest(NamedTuple):
     """The exact p of the two-sided Wilcoxon signed-rank test."""
 
 
-def mean_interval(values: Sequence[float]) -> Interval:
+def mean_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Interval:
     """Mean and Student's interval: mean +- t(0.975, n - 1) std / sqrt(n); unbounded for one value."""
     centre = fmean(values)
     if len(values) < 2:
         return Interval(centre, -math.inf, math.inf)
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
+    half = float(stats.t.ppf((1 + confidence) / 2, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
     return Interval(centre, centre - half, centre + half)
 
 

@@ -8,7 +8,17 @@ from grpo_pl.commands.compare.comparison import Comparison, interval_of
 from grpo_pl.commands.compare.costs import COSTS, cost_of
 from grpo_pl.commands.compare.figures import Picture
 from grpo_pl.commands.compare.report import methods
-from grpo_pl.commands.compare.report.wording import ends, finding, number, of_mean, p_value, verdict
+from grpo_pl.commands.compare.report.wording import (
+    effect_name,
+    ends,
+    factor_finding,
+    factor_verdict,
+    finding,
+    number,
+    of_mean,
+    p_value,
+    verdict,
+)
 from grpo_pl.commands.compare.responses import Dialogue, side_by_side
 from grpo_pl.commands.compare.runs import SECONDS, TOKENS
 
@@ -66,6 +76,7 @@ class Document:
 def document(comparison: Comparison, title: str = "Comparison of runs") -> Document:
     """The whole report on a comparison."""
     sections = [
+        *([factors(comparison)] if comparison.factors else []),
         what_differs(comparison),
         outcome(comparison),
         Section("Learning curves", pictures=panels.learning_curves(comparison), notes=methods.CURVES),
@@ -79,8 +90,28 @@ def document(comparison: Comparison, title: str = "Comparison of runs") -> Docum
 
 
 def findings(comparison: Comparison) -> list[str]:
-    """A sentence on each group but the base."""
+    """A sentence on each effect of a factor, or else on each group but the base."""
+    if comparison.factors:
+        return [factor_finding(effect, comparison.margin) for effect in comparison.factors]
     return [finding(comparison, effect) for effect in comparison.effects]
+
+
+def factors(comparison: Comparison) -> Section:
+    """Main effects and interactions of a factorial study."""
+    rows = [
+        {
+            "effect": effect_name(effect),
+            "seeds": str(len(effect.by_seed)),
+            "difference": number(effect.interval.mean, sign=True),
+            "95 %": ends(effect.interval, sign=True),
+            "95 %, all at once": ends(effect.simultaneous, sign=True),
+            "p, t-test": p_value(effect.p),
+            "p, adjusted": p_value(effect.p_adjusted),
+            "verdict": factor_verdict(effect, comparison.margin),
+        }
+        for effect in comparison.factors
+    ]
+    return Section("Effects", tables=[table(rows)], notes=methods.how_factors_are_tested(comparison))
 
 
 def what_differs(comparison: Comparison) -> Section:

@@ -39,6 +39,26 @@ def how_tested(comparison: Comparison) -> list[str]:
     return [*notes, *what_few_seeds_tell(comparison.effects)]
 
 
+def how_factors_are_tested(comparison: Comparison) -> list[str]:
+    """The statistical methods of main effects and interactions."""
+    adjustment = "Holm's adjustment" if comparison.margin is None else "Bonferroni's adjustment"
+    notes = [
+        "The main effect of a level is its mean difference from the base level, over all combinations of the "
+        "other factors. An interaction is what its second level adds to the effect of its first: both - "
+        "first alone - second alone + neither, as a mean over the rest. Each seed that all combinations have "
+        "gives one value of each; over them stand Student's interval and test.",
+        f"Main effects are one family, interactions another: {adjustment} is for a family, and all its "
+        "intervals at once hold with 95 %.",
+    ]
+    if comparison.margin is not None:
+        notes.append(
+            f"Declared: a difference below {comparison.margin:g} does not matter. An effect is settled when "
+            "its interval of all at once excludes 0 (higher, lower) or lies within the margin; all such "
+            "claims of a family are right with 95 %."
+        )
+    return notes
+
+
 def what_few_seeds_tell(effects: list[Effect]) -> list[str]:
     """The limits of a test with so few pairs."""
     fewest = min((len(effect.pairs) for effect in effects if effect.pairs), default=0)

@@ -2,6 +2,7 @@
 
 from grpo_pl.commands.compare.comparison import Comparison, Effect
 from grpo_pl.commands.compare.costs import MEMORY, TIME, Cost, cost_of
+from grpo_pl.commands.compare.factorial import FactorEffect
 from grpo_pl.commands.compare.statistics import LEVEL, Interval
 
 NONE = "-"
@@ -62,6 +63,37 @@ def finding(comparison: Comparison, effect: Effect) -> str:
     outcome = f"{name} {where} ({', '.join(evidence)}): {verdict(effect)}."
     costs = [text for cost in (MEMORY, TIME) if (text := relative(comparison, effect, cost))]
     return outcome + (f" It takes {' and '.join(costs)}." if costs else "")
+
+
+def effect_name(effect: FactorEffect) -> str:
+    """`critic: none against value`, or `critic none x reference kl`."""
+    if len(effect.steps) == 1:
+        return f"{effect.steps[0].factor}: {effect.steps[0].level} against {effect.steps[0].base}"
+    return " x ".join(f"{step.factor} {step.level}" for step in effect.steps)
+
+
+def factor_verdict(effect: FactorEffect, margin: float | None) -> str:
+    """What is settled of an effect at the 5 % level, corrected for its family."""
+    if len(effect.by_seed) == 1:
+        return "one seed: not known"
+    if effect.p_adjusted is None:
+        return "every seed alike: no test"
+    different = effect.p_adjusted <= LEVEL
+    direction = "higher" if effect.interval.mean > 0 else "lower"
+    if margin is None:
+        return direction if different else "no difference shown"
+    within = -margin < effect.simultaneous.low and effect.simultaneous.high < margin
+    claims = [direction] * different + [f"within +-{margin:g}"] * within
+    return ", ".join(claims) or "not settled"
+
+
+def factor_finding(effect: FactorEffect, margin: float | None) -> str:
+    """An effect of a factor in a sentence."""
+    evidence = [f"{number(effect.interval.mean, sign=True)}"]
+    if (interval := ends(effect.simultaneous, sign=True)) != NONE:
+        evidence.append(f"95 % of all at once {interval}")
+    evidence.append(f"{len(effect.by_seed)} seed{'s' if len(effect.by_seed) > 1 else ''}")
+    return f"{effect_name(effect)}: {factor_verdict(effect, margin)} ({', '.join(evidence)})."
 
 
 def relative(comparison: Comparison, effect: Effect, cost: Cost) -> str:
