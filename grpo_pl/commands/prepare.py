@@ -68,7 +68,7 @@ def follow(steps: Sequence[Step]) -> int:
 
     A command that is stopped by Ctrl-C or SIGTERM saves, and the same call goes on with it.
     """
-    to_do = [step for step in steps if not step.product.exists()]
+    to_do = missing_steps(steps)
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         for number, step in enumerate(to_do, start=1):
@@ -83,6 +83,11 @@ def follow(steps: Sequence[Step]) -> int:
     finally:
         signal.signal(signal.SIGTERM, before)
     return 0
+
+
+def missing_steps(steps: Sequence[Step]) -> list[Step]:
+    """The steps whose products do not exist."""
+    return [step for step in steps if not step.product.exists()]
 
 
 def run(words: Sequence[str]) -> int:

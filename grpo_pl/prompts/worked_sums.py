@@ -11,9 +11,9 @@ from grpo_pl.prompts.sources import PromptSource, Question
 from grpo_pl.system.refusal import ArgumentError
 
 FORGETS_WHEN_DIRECT = 0.9
-"""How often a writer who writes no steps forgets all carries, as a share of such solutions."""
-FORGETS_WHEN_STEPWISE = 0.5
-"""How often one who writes steps is careless, and then how often each carry is forgotten."""
+"""The share of solutions without steps in which no carry is kept."""
+FORGETS_WHEN_STEPWISE = 0.6
+"""The probability with which each step forgets its carry: above 1/2, so that the likeliest step does."""
 
 
 @final
@@ -24,9 +24,9 @@ class WorkedSums(PromptSource):
     a line for each column, from the right, with its carry as a third number, and the sum behind `#`. For
     583 + 947 that is `"3+7=10\n8+4+1=13\n5+9+1=15\n#1530"`. A hasty solution is the last line alone
     (`direct` of them), nine times in ten without any carry but the first digit's (`#1420`), or has steps, of
-    which in every second solution each forgets its carry with probability 1/2. So a model that has learnt to
-    write like that knows how to add, is right greedily about where no column carries, and finds the other
-    answers when it is sampled often.
+    which each forgets its carry with probability 0.6. So a model that has learnt to write like that knows how
+    to add, is right greedily where no column carries (0.30 of three-digit sums), and finds the other answers
+    when it is sampled often.
 
     The problems are those of `Arithmetic`, split in the same way.
 
@@ -46,7 +46,7 @@ class WorkedSums(PromptSource):
         size: int | None = None,
         held_out: int = 1000,
         seed: int = 0,
-        direct: float = 0.6,
+        direct: float = 0.3,
     ) -> None:
         if not 0 <= direct <= 1:
             raise ArgumentError(f"direct={direct}: expected a share from 0 to 1")
@@ -71,8 +71,7 @@ def hasty_solution(a: str, b: str, direct: float, draw: random.Random) -> str:
     """A solution of `a + b`, equally long numbers, that forgets carries as `WorkedSums` says."""
     if draw.random() < direct:
         return solution(a, b, [draw.random() < FORGETS_WHEN_DIRECT] * len(a)).rpartition("\n")[2]
-    careless = draw.random() < FORGETS_WHEN_STEPWISE
-    return solution(a, b, [careless and draw.random() < FORGETS_WHEN_STEPWISE for _ in a])
+    return solution(a, b, [draw.random() < FORGETS_WHEN_STEPWISE for _ in a])
 
 
 def solution(a: str, b: str, forgotten: list[bool] | None = None) -> str:

@@ -1,11 +1,13 @@
 """`grpo_pl ablate`."""
 
 import argparse
+import shlex
 from pathlib import Path
 
 from grpo_pl.commands.ablate.forked import ForkServer
 from grpo_pl.commands.ablate.study import read_study
 from grpo_pl.commands.options import Options, check_at_least
+from grpo_pl.commands.prepare import follow, missing_steps
 from grpo_pl.config.by_name import config_file
 from grpo_pl.system.folders import check_folder
 
@@ -41,6 +43,14 @@ def ablate(args: list[str]) -> int:
     part = study.part(options.seeds, options.variants)
     out: Path = options.out or Path("runs") / options.study.stem
     check_folder("ablate: --out", out)
+    if options.dry_run and (missing := missing_steps(study.prepare)):
+        print("".join(f"to prepare: {step.product}: {shlex.join(step.words)}\n" for step in missing), end="")
+        print(
+            "The runs can be checked once these exist: `grpo_pl ablate` without --dry-run makes them first."
+        )
+        return 0
+    if code := follow(study.prepare):
+        return code
     with ForkServer() as server:
         if options.slurm is None and not options.dry_run:
             server.begin(study.imports(for_fit))  # at the same time as this process

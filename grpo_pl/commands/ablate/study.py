@@ -1,7 +1,7 @@
 """A study, as its YAML file describes it."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,11 +10,12 @@ import yaml
 
 from grpo_pl.commands.ablate.variants import Part, named_variants, parts_of, variants_of
 from grpo_pl.commands.compare.runs import ACCURACY
+from grpo_pl.commands.prepare import Step, read_recipe
 from grpo_pl.config.files import read_config, reason, shortened
 from grpo_pl.runs.layout import CONFIG_FILE, study_place
 from grpo_pl.system.refusal import ConfigError, nearest
 
-KEYS = "base", "design", "variants", "factors", "seeds", "budget", "metric", "margin"
+KEYS = "prepare", "base", "design", "variants", "factors", "seeds", "budget", "metric", "margin"
 UNITS = {"iterations": int, "response_tokens": int, "seconds": float}
 """The units of a budget."""
 SETTINGS_FOLDER = "settings"
@@ -51,6 +52,8 @@ class Study:
     metric: str
     margin: float | None = None
     """The largest difference of the metric that does not matter; None declares none."""
+    prepare: Sequence[Step] = ()
+    """Commands whose products the configs name, such as pretrained models."""
 
     def part(self, seeds: str | None, variants: str | None) -> "Study":
         """The study with these seeds, which may be new ones, and these of its variants, both in YAML.
@@ -116,7 +119,14 @@ def read_study(path: Path) -> Study:
         budget_of(content.get("budget"), where),
         str(content.get("metric", ACCURACY)),
         number_of(content.get("margin"), f"{where}: margin"),
+        list(steps_of(content.get("prepare"), f"{where}: prepare", path.parent)),
     )
+
+
+def steps_of(value: Any, where: str, folder: Path) -> Iterator[Step]:
+    """The steps of a recipe, as a file or in the study itself, or of a list of both."""
+    for part in parts_of(value, where, folder):
+        yield from read_recipe(read_config(str(part)) if isinstance(part, Path) else part, where)
 
 
 def seeds_of(value: Any, where: str) -> list[int]:

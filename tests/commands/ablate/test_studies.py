@@ -274,3 +274,31 @@ def test_on_slurm_each_run_is_a_job_of_one_array(
         check=True,
     )
     assert chosen.stdout.strip() == f"--config {out}/no_kl/seed-3/config.yaml"
+
+
+def test_a_dry_run_names_what_is_to_be_prepared_and_makes_nothing(
+    written: Written, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        command("ablate", written(prepare={"made": "tiny-model made --seed 3"}), "--dry-run")
+    assert not ended.value.code
+    assert "to prepare: made: tiny-model made --seed 3\n" in capsys.readouterr().out
+    assert not (tmp_path / "made").exists()
+
+
+def test_where_preparing_fails_no_run_begins(
+    written: Written, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    study = written(prepare=[{"made": "tiny-model study.yaml"}])
+    with pytest.raises(SystemExit) as ended:
+        command("ablate", study, "--out", "out")
+    assert ended.value.code == 2
+    assert "made could not be made: exit code 2" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_wrong_recipe_of_a_study_is_named_by_its_key(written: Written, refused: Refused) -> None:
+    study = written(prepare={"made": "tinymodel x"})
+    assert f"study {study}: prepare: made: expected a command of grpo_pl" in refused(command, "ablate", study)
