@@ -27,7 +27,7 @@ ABLATIONS = [
     for path in sorted(CONFIGS.glob("ablations/*.yaml"))
 ]
 STUDIES = sorted(CONFIGS.glob("studies/*.yaml"))
-OF_WHOLES = {"ppo_defaults"}
+OF_WHOLES = {"ppo_defaults", "lab_ppo_defaults", "lab_imitation"}
 """Studies of two sets of defaults, each as a whole; the arms of all others change one thing."""
 PRESETS = sorted(CONFIGS.glob("presets/*.yaml"))
 
@@ -90,13 +90,21 @@ def test_a_preset_runs_over_any_config(
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda p: p.stem)
 def test_every_variant_of_a_study_passes_the_checks(
-    path: Path, weightless: Path, outcome_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    path: Path,
+    weightless: Path,
+    outcome_model: Path,
+    process_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for run, model in (("reward_model", outcome_model), ("quickstart", weightless)):
-        (tmp_path / "runs" / run).mkdir(parents=True)
-        (tmp_path / "runs" / run / "model").symlink_to(model)
-    monkeypatch.chdir(tmp_path)
     study = replace(read_study(path), seeds=[1])
+    by_hand = {"runs/reward_model/model", "runs/quickstart/model"}
+    for product in by_hand | {str(step.product) for step in study.prepare}:
+        rewards = {"process_reward_model": process_model, "reward_model": outcome_model}
+        model = next((model for name, model in rewards.items() if name in product), weightless)
+        (tmp_path / product).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / product).symlink_to(model)
+    monkeypatch.chdir(tmp_path)
     options, pretrained = study.write_settings(tmp_path / "settings"), ["--pretrained", str(weightless)]
     runs = list(plan_runs(study, options, tmp_path / "out", pretrained))
     assert [run.variant for run in runs] == list(study.variants)
