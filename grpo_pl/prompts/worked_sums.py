@@ -12,8 +12,8 @@ from grpo_pl.system.refusal import ArgumentError
 
 FORGETS_WHEN_DIRECT = 0.9
 """The share of solutions without steps in which no carry is kept."""
-FORGETS_WHEN_STEPWISE = 0.6
-"""The probability with which each step forgets its carry: above 1/2, so that the likeliest step does."""
+FORGETS_WHEN_STEPWISE = tuple(0.45 + 0.05 * digit for digit in range(10))
+"""The probability with which a step forgets its carry, by the digit of the second number in its column."""
 
 
 @final
@@ -24,9 +24,9 @@ class WorkedSums(PromptSource):
     a line for each column, from the right, with its carry as a third number, and the sum behind `#`. For
     583 + 947 that is `"3+7=10\n8+4+1=13\n5+9+1=15\n#1530"`. A hasty solution is the last line alone
     (`direct` of them), nine times in ten without any carry but the first digit's (`#1420`), or has steps, of
-    which each forgets its carry with probability 0.6. So a model that has learnt to write like that knows how
-    to add, is right greedily where no column carries (0.30 of three-digit sums), and finds the other answers
-    when it is sampled often.
+    which each forgets its carry with a probability of 0.45 to 0.9, the larger the digit to be added. So a
+    model that has learnt to write like that knows how to add, is right greedily where nothing carries or
+    digits are small, and finds the other answers when it is sampled often.
 
     The problems are those of `Arithmetic`, split in the same way.
 
@@ -71,7 +71,7 @@ def hasty_solution(a: str, b: str, direct: float, draw: random.Random) -> str:
     """A solution of `a + b`, equally long numbers, that forgets carries as `WorkedSums` says."""
     if draw.random() < direct:
         return solution(a, b, [draw.random() < FORGETS_WHEN_DIRECT] * len(a)).rpartition("\n")[2]
-    return solution(a, b, [draw.random() < FORGETS_WHEN_STEPWISE for _ in a])
+    return solution(a, b, [draw.random() < FORGETS_WHEN_STEPWISE[int(digit)] for digit in reversed(b)])
 
 
 def solution(a: str, b: str, forgotten: list[bool] | None = None) -> str:
