@@ -5,23 +5,42 @@ import os
 import socket
 import time
 from collections.abc import Sequence
+from multiprocessing import forkserver
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
-import peft  # noqa: F401 - a run would import it
+import matplotlib.backends.backend_agg  # noqa: F401 - a run would import it, and what follows
+import peft  # noqa: F401
 import torch
 import transformers.models.llama.modeling_llama  # noqa: F401
+from helpers.commands import PATHS
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer  # noqa: F401
 
+import grpo_pl.commands.fit.running  # noqa: F401
 from grpo_pl.__main__ import main
 
-FORKED = multiprocessing.get_context("forkserver")
-FORKED.set_forkserver_preload(["helpers.rank_runs"])
 LIMIT_S = 500
+IMPORTED_IN = os.getpid()
+"""The process that imported all this: for a forked one, the one it was forked from."""
+
+
+def forked() -> Any:
+    """A context whose processes are forked from one that has imported all of the above.
+
+    Python 3.11 does not give that one our `sys.path`, and is silent about what it cannot import.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["helpers.rank_runs"])
+    with patch.dict(os.environ, PYTHONPATH=PATHS):
+        forkserver.ensure_running()
+    return context
 
 
 def rank(number: int, count: int, port: int, log: Path, arguments: Sequence[str]) -> None:
     """One of several ranks, as Lightning would start it."""
+    assert os.getpid() != IMPORTED_IN, "imported anew: nothing was there to be forked"
     with log.open("w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -42,8 +61,9 @@ def run_each(arguments: Sequence[Sequence[str]], logs: Path) -> tuple[list[int |
     with socket.create_server(("127.0.0.1", 0)) as one:
         port = one.getsockname()[1]
     files = [logs / f"rank-{number}.log" for number in range(len(arguments))]
+    context = forked()
     processes = [
-        FORKED.Process(target=rank, args=(number, len(arguments), port, file, own))
+        context.Process(target=rank, args=(number, len(arguments), port, file, own))
         for number, (file, own) in enumerate(zip(files, arguments, strict=True))
     ]
     for process in processes:

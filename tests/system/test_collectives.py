@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.rank_runs import FORKED, wait
+from helpers.rank_runs import forked, wait
 from torch import distributed
 
 from grpo_pl.system.collectives import (
@@ -37,7 +37,7 @@ def rank(number: int, folder: Path) -> None:
 
 
 def test_two_ranks_have_one_answer(tmp_path: Path) -> None:
-    both = [FORKED.Process(target=rank, args=(number, tmp_path)) for number in range(2)]
+    both = [forked().Process(target=rank, args=(number, tmp_path)) for number in range(2)]
     for process in both:
         process.start()
     assert wait(both) == [0, 0]
