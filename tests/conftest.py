@@ -7,7 +7,7 @@ import os
 import shlex
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -97,6 +97,16 @@ def fit(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[
         return root
 
     return run
+
+
+@pytest.fixture(scope="module")
+def forked_engines() -> Iterator[None]:
+    """An OverlappedEngine's process is forked from one that has imported everything, as ranks are."""
+    from helpers.rank_runs import forked
+
+    forked()
+    with patch("grpo_pl.rollout.overlapped.START_METHOD", "forkserver"):
+        yield
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
-from typing import Any, final
+from typing import Any, Final, final
 
 import torch
 from torch import Tensor
@@ -25,6 +25,8 @@ from grpo_pl.types import Prompt, Rollout
 BUCKET_BYTES = 16 << 20
 """The shared memory that weights travel through; a container's whole /dev/shm may be 64 MiB."""
 SHUTDOWN_S = 30.0
+START_METHOD: Final = "spawn"
+"""How Python starts the process: forked from the trainer it could not use CUDA."""
 
 Request = tuple[tuple[tuple[int, ...], ...], int, int, *tuple[float, ...]]
 """Everything beside the weights that responses depend on: prompts' seeds and tokens, group size, sampling."""
@@ -83,10 +85,10 @@ class OverlappedEngine(RolloutEngine):
 
     @override
     def start(self, *, max_sequence_tokens: int, max_sequences: int, device: torch.device) -> None:
-        spawn = multiprocessing.get_context("spawn")
-        self._connection, theirs = spawn.Pipe()
+        context = multiprocessing.get_context(START_METHOD)
+        self._connection, theirs = context.Pipe()
         self._bucket = torch.empty(BUCKET_BYTES, dtype=torch.uint8).share_memory_()
-        self._process = spawn.Process(
+        self._process = context.Process(
             target=serve, args=(self.engine, theirs, self._bucket, self.threads), daemon=True
         )
         self._process.start()

@@ -23,7 +23,9 @@ from grpo_pl.rollout.in_process import InProcessEngine
 from grpo_pl.rollout.overlapped import OverlappedEngine
 from grpo_pl.rollout.vllm import VLLMEngine
 
+pytestmark = pytest.mark.usefixtures("forked_engines")
 CONFIG = ROOT / "configs" / "tiny.yaml"
+START_METHOD = overlapped.START_METHOD
 OVERLAPPED = (
     *("--data.engine", "OverlappedEngine", "--data.engine.threads", "1"),
     *("--data.engine.engine", "InProcessEngine"),
@@ -38,11 +40,11 @@ CORRECTED = ("--model.correction", "ImportanceCorrection")
     scope="module", params=["InProcessEngine", pytest.param("VLLMEngine", marks=pytest.mark.vllm)]
 )
 def served(request: pytest.FixtureRequest, tiny_model: Path) -> Iterator[Served]:
-    folder = str(tiny_model)
-    inner = (
-        InProcessEngine(folder) if request.param == "InProcessEngine" else VLLMEngine(folder, "float32", 0.1)
-    )
+    """vLLM in a process that is started as a run's is."""
+    folder, with_vllm = str(tiny_model), request.param == "VLLMEngine"
+    inner = VLLMEngine(folder, "float32", 0.1) if with_vllm else InProcessEngine(folder)
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(overlapped, "START_METHOD", START_METHOD if with_vllm else "forkserver")
         patch.setattr(overlapped, "BUCKET_BYTES", 9999)  # most weights of the tiny model take several
         one = Served(OverlappedEngine(inner, threads=1), tiny_model)
     yield one
@@ -253,6 +255,7 @@ def test_old_weights_without_a_correction_are_warned_of(
     assert "set model.correction to ImportanceCorrection" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.vllm
 def test_vllm_samples_ahead(fit: Fit) -> None:
     inner = ("--data.engine.engine", "VLLMEngine", "--data.engine.engine.dtype", "float32")

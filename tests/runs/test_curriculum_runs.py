@@ -15,6 +15,7 @@ from helpers.run_results import NO_VALIDATION, column, same, saved, untimed
 from grpo_pl.functional import derive_seed
 from grpo_pl.runs.layout import ENDED_FILE
 
+pytestmark = pytest.mark.usefixtures("forked_engines")
 WINDOW = (
     *("--data.curriculum", "DifficultyWindow", "--data.curriculum.keep_hard", "0.25"),
     *("--data.train.size", "8", "--samples.every", "0", *NO_VALIDATION),
