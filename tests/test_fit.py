@@ -40,8 +40,9 @@ def test_what_has_not_moved_is_exactly_on_policy(fit: Fit, precision: str) -> No
     assert column(folder, "train/kl")[0] == 0.0
 
 
-@pytest.mark.parametrize(("minibatches", "without", "with_"), [(1, 2, 4), (2, 6, 8)])
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize(
+    ("minibatches", "without", "with_", "precision"), [(1, 2, 4, "32-true"), (2, 6, 8, "bf16-mixed")]
+)
 def test_the_first_step_gives_its_own_old_logprobs_and_they_are_the_same(
     fit: Fit, monkeypatch: pytest.MonkeyPatch, minibatches: int, without: int, with_: int, precision: str
 ) -> None:
@@ -180,12 +181,12 @@ VLLM = (
 
 
 @pytest.mark.vllm
-def test_with_learning_rate_0_the_mismatch_stays_flat_over_20_iterations(fit: Fit) -> None:
-    folder = fit("--trainer.max_epochs", "20", "--model.optimizer.lr", "0.0", *VLLM)
+def test_with_learning_rate_0_the_mismatch_stays_flat_over_8_iterations(fit: Fit) -> None:
+    folder = fit("--trainer.max_epochs", "8", "--model.optimizer.lr", "0.0", *VLLM)
     mismatch = column(folder, "sync/logprob_mismatch")
-    assert len(mismatch) == 20
+    assert len(mismatch) == 8
     assert max(mismatch) < 1e-5
-    assert max(mismatch[10:]) < 2 * max(mismatch[:10])
+    assert max(mismatch[4:]) < 2 * max(mismatch[:4])
 
 
 @pytest.mark.vllm

@@ -161,6 +161,7 @@ def test_the_engine_knows_which_weights_it_has(served: Served) -> None:
     assert served.engine.generate(prompts(served.folder), 1, SAMPLING).policy_version == 7
 
 
+@pytest.mark.slow
 @pytest.mark.vllm
 def test_the_real_model_agrees_after_a_sync_too(smollm: Path) -> None:
     served = Served(VLLMEngine(str(smollm), "float32", 0.25), smollm)

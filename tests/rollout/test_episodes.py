@@ -24,10 +24,15 @@ from grpo_pl.rollout.server.engine import ServerEngine
 from grpo_pl.rollout.vllm import VLLMEngine
 from grpo_pl.system.refusal import ArgumentError, ConfigError
 
-CASES = [("InProcessEngine", "tied"), ("InProcessEngine", "untied")] + [
-    pytest.param(("VLLMEngine", kind), marks=pytest.mark.vllm, id=f"VLLMEngine-{kind}")
-    for kind in ("tied", "untied")
+CASES = [
+    ("InProcessEngine", "tied"),
+    pytest.param(("InProcessEngine", "untied"), marks=pytest.mark.slow, id="InProcessEngine-untied"),
+    pytest.param(("VLLMEngine", "tied"), marks=pytest.mark.vllm, id="VLLMEngine-tied"),
+    pytest.param(
+        ("VLLMEngine", "untied"), marks=[pytest.mark.vllm, pytest.mark.slow], id="VLLMEngine-untied"
+    ),
 ]
+"""An untied head makes another model, and no other episode: test_engines.py has both."""
 
 
 @pytest.fixture(scope="module", params=CASES, ids=lambda case: "-".join(case))
