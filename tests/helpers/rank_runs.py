@@ -40,14 +40,19 @@ def forked() -> Any:
 
 def rank(number: int, count: int, port: int, log: Path, arguments: Sequence[str]) -> None:
     """One of several ranks, as Lightning would start it."""
+    write_to(log)
+    os.environ |= {"LOCAL_RANK": str(number), "NODE_RANK": "0", "WORLD_SIZE": str(count)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    main(["fit", *arguments])
+
+
+def write_to(log: Path) -> None:
+    """What a forked process does first: write to a file, and compute in one thread."""
     assert os.getpid() != IMPORTED_IN, "imported anew: nothing was there to be forked"
     with log.open("w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    os.environ |= {"LOCAL_RANK": str(number), "NODE_RANK": "0", "WORLD_SIZE": str(count)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
     torch.set_num_threads(1)
-    main(["fit", *arguments])
 
 
 def run_ranks(arguments: Sequence[object], count: int, logs: Path) -> None:

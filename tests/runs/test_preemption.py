@@ -1,9 +1,8 @@
 """A signal in the middle of an iteration loses nothing; whose run a folder holds."""
 
 import os
+import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -13,6 +12,7 @@ import pytest
 from helpers.commands import Fit, Refused
 from helpers.repository import ROOT
 from helpers.run_results import callback, column, saved, untimed
+from helpers.started_runs import CommandLine, Forked, Started
 
 from grpo_pl.runs import slurm_job
 from grpo_pl.runs.checkpoint_io import AtomicCheckpointIO
@@ -24,35 +24,34 @@ SETTINGS = (
     *("--model.reference_update", "EMA", "--model.reference_update.decay", "0.5"),
 )
 """The reference moves at the end of each iteration, after what callbacks do there."""
-Start = Callable[..., subprocess.Popen[str]]
+Start = Callable[..., Started]
 
 
 @pytest.fixture
-def start(tiny_model: Path) -> Iterator[Start]:
-    """Starts `grpo_pl fit` in a process of its own, and in a process group of its own, as SLURM does."""
-    started = []
+def start(tiny_model: Path, tmp_path: Path) -> Iterator[Start]:
+    """Starts `grpo_pl fit` in a process group of its own, as SLURM does; with ranks, by its command line.
 
-    def run(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "grpo_pl", "fit", "--config", str(ROOT / "configs" / "tiny.yaml")]
-        command += ["--pretrained", str(tiny_model), "--trainer.default_root_dir", str(folder), *arguments]
-        process = subprocess.Popen(
-            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, process_group=0,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
-        )  # fmt: skip
+    Without, it is forked from a process that has imported everything. Lightning starts the other ranks by the
+    command line of the first.
+    """
+    started: list[Started] = []
+
+    def run(folder: Path, *arguments: str, ranks: int = 1) -> Started:
+        words = ["fit", "--config", str(ROOT / "configs" / "tiny.yaml"), "--pretrained", str(tiny_model)]
+        words += ["--trainer.default_root_dir", str(folder), "--trainer.devices", str(ranks), *arguments]
+        process = (CommandLine if ranks > 1 else Forked)(words, tmp_path / "output")
         started.append(process)
         return process
 
     yield run
     for process in started:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        process.kill()
 
 
-def in_the_middle(process: subprocess.Popen[str], folder: Path, iteration: int) -> None:
+def in_the_middle(process: Started, folder: Path, iteration: int) -> None:
     """Wait until the iteration has sampled and not yet ended."""
     while f'{{"iteration": {iteration},' not in samples(folder):
-        assert process.poll() is None, process.communicate()[0]
+        assert process.code() is None, process.said()
         time.sleep(0.01)
 
 
@@ -61,10 +60,9 @@ def samples(folder: Path) -> str:
     return path.read_text() if path.exists() else ""
 
 
-def end(process: subprocess.Popen[str], code: int) -> str:
-    said, _ = process.communicate(timeout=300)
-    assert process.returncode == code, said
-    return said
+def end(process: Started, code: int) -> str:
+    assert process.wait(300) == code, process.said()
+    return process.said()
 
 
 def same(a: Path, b: Path) -> None:
@@ -81,6 +79,7 @@ SHARDS = ("--trainer.strategy", "fsdp2", "--trainer.accumulate_grad_batches", "1
 AHEAD = ("--data.engine", "OverlappedEngine", "--data.engine.engine", "InProcessEngine")
 
 
+@pytest.mark.usefixtures("forked_engines")
 @pytest.mark.parametrize(
     ("number", "whole_group", "ranks", "settings"),
     [
@@ -96,7 +95,7 @@ def test_a_signal_in_mid_iteration_loses_nothing(
     """Only the run that is stopped needs a command line of its own."""
     run, settings = partial(fit, ranks=ranks), (*SETTINGS, *settings)
     whole, stopped = run(*settings), tmp_path / "stopped"
-    process = start(stopped, *settings, "--trainer.devices", str(ranks))
+    process = start(stopped, *settings, ranks=ranks)
     in_the_middle(process, stopped, 2)
     (os.killpg if whole_group else os.kill)(process.pid, number)
     assert "the same command continues" in end(process, EXIT_CODE)
@@ -139,9 +138,9 @@ def test_a_run_that_a_signal_hits_in_every_stage_ends_like_one_never_disturbed(
 # ------------------------------------------------------------------------------ before the first iteration
 
 
-def stalled(process: subprocess.Popen[str], file: Path) -> None:
+def stalled(process: Started, file: Path) -> None:
     while not file.exists():
-        assert process.poll() is None, process.communicate()[0]
+        assert process.code() is None, process.said()
         time.sleep(0.01)
 
 
@@ -161,7 +160,7 @@ def test_a_signal_before_the_first_iteration_ends_a_run_that_can_begin_again(
     folder, file = tmp_path / "run", tmp_path / "stalled"
     process = start(folder, *stalls(stage, file))
     stalled(process, file)
-    process.send_signal(number)
+    os.kill(process.pid, number)
     assert f"{number.name} before the first iteration" in end(process, code)
     assert not list(folder.rglob("*.ckpt"))
     fit(*RUN, root=folder)
@@ -175,16 +174,16 @@ def test_a_run_that_goes_on_is_ended_at_once_while_its_engine_starts(
     before = saved(folder)["epoch"], (folder / "metrics.csv").read_text()
     process = start(folder, *stalls("start", file), "--ckpt_path", "last", "--trainer.max_epochs", "3")
     stalled(process, file)
-    process.terminate()
+    os.kill(process.pid, signal.SIGTERM)
     end(process, EXIT_CODE)
     assert (saved(folder)["epoch"], (folder / "metrics.csv").read_text()) == before
 
 
 def test_before_the_first_iteration_a_signal_to_one_rank_ends_all(start: Start, tmp_path: Path) -> None:
     file = tmp_path / "stalled"
-    process = start(tmp_path / "run", *SHARDS, *stalls("validate", file), "--trainer.devices", "2")
+    process = start(tmp_path / "run", *SHARDS, *stalls("validate", file), ranks=2)
     stalled(process, file)
-    process.terminate()
+    os.kill(process.pid, signal.SIGTERM)
     end(process, EXIT_CODE)  # it returns when the last rank has closed its output
 
 
@@ -201,25 +200,31 @@ def stalls(stage: str, file: Path) -> tuple[str, ...]:
 Job = Callable[[str, int], None]
 
 
+def tell(patch: pytest.MonkeyPatch, number: str, restarts: int) -> None:
+    """What SLURM tells a process: the job's id, and how often it has been started before."""
+    patch.setenv("SLURM_JOB_ID", number)
+    patch.setenv("SLURM_RESTART_COUNT", str(restarts))
+
+
 @pytest.fixture
 def job(monkeypatch: pytest.MonkeyPatch) -> Job:
-    """What SLURM tells a process: the job's id, and how often it has been started before."""
-
-    def tell(number: str, restarts: int) -> None:
-        monkeypatch.setenv("SLURM_JOB_ID", number)
-        monkeypatch.setenv("SLURM_RESTART_COUNT", str(restarts))
-
-    return tell
+    return partial(tell, monkeypatch)
 
 
 RUN = ("--trainer.max_epochs", "1", "--trainer.limit_val_batches", "0")
 
 
+@pytest.fixture(scope="module")
+def first_start(fit: Fit) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        tell(patch, "7", 0)
+        return fit(*RUN)
+
+
 @pytest.fixture
-def folder(fit: Fit, job: Job) -> Path:
+def folder(first_start: Path, tmp_path: Path) -> Path:
     """The folder of a run that was the first start of job 7."""
-    job("7", 0)
-    return fit(*RUN)
+    return shutil.copytree(first_start, tmp_path / "run", symlinks=True)
 
 
 def moved_aside(folder: Path) -> bool:
