@@ -11,28 +11,24 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import matplotlib.backends.backend_agg  # noqa: F401 - a run would import it, and what follows
-import peft  # noqa: F401
 import torch
-import transformers.models.llama.modeling_llama  # noqa: F401
 from helpers.commands import PATHS
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer  # noqa: F401
 
-import grpo_pl.commands.fit.running  # noqa: F401
 from grpo_pl.__main__ import main
+from grpo_pl.commands.ablate.forked import IMPORTED
 
 LIMIT_S = 500
 IMPORTED_IN = os.getpid()
-"""The process that imported all this: for a forked one, the one it was forked from."""
+"""The process that imported this module: of a forked one, the one it was forked from."""
 
 
 def forked() -> Any:
-    """A context whose processes are forked from one that has imported all of the above.
+    """A context whose processes are forked from one that has imported what runs import.
 
     Python 3.11 does not give that one our `sys.path`, and is silent about what it cannot import.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["helpers.rank_runs"])
+    context.set_forkserver_preload([*IMPORTED, "helpers.rank_runs"])
     with patch.dict(os.environ, PYTHONPATH=PATHS):
         forkserver.ensure_running()
     return context
