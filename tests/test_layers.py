@@ -42,7 +42,7 @@ ONE_IMPORTER = {
         "commands/compare/panels.py",
     },
     "pandas": {"commands/compare/tidy.py"},
-    "scipy": {"commands/compare/statistics.py"},
+    "scipy": {f"commands/compare/{name}.py" for name in ("power", "sequential", "statistics")},
 }
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 
