@@ -21,7 +21,7 @@ def new_file(text: str) -> Path:
 
 
 OF_COMMANDS = {
-    "ablate": ("dry-run", "jobs", "out", "seeds", "slurm", "variants"),
+    "ablate": ("dry-run", "jobs", "out", "pilot", "seeds", "slurm", "variants"),
     "bench": ("iterations", "no-scaling", "out", "peer", "peer-iterations", "scaling"),
     "check-invariance": ("out",),
     "compare": ("base", "margin", "metric", "out"),

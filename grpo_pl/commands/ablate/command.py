@@ -10,6 +10,7 @@ from grpo_pl.commands.options import Options, check_at_least
 from grpo_pl.commands.prepare import follow, missing_steps
 from grpo_pl.config.by_name import config_file
 from grpo_pl.system.folders import check_folder
+from grpo_pl.system.refusal import ConfigError
 
 DESCRIPTION = """Run a study: every variant with every seed, each in OUT/<variant>/seed-<n>, and compare.
 Runs that have ended are skipped, those that were cut off go on, and where one fails the others are run.
@@ -35,7 +36,13 @@ def ablate(args: list[str]) -> int:
     say("--seeds", help="these seeds in place of the study's: '[4, 5]', or how many")
     say("--variants", help="only these variants: '[grpo, critic]'; of factors also '[critic=none]'")
     say("--slurm", metavar="OPTIONS", help="as an array of SLURM jobs, with these options of `submit`")
-    say("--dry-run", action="store_true", help="check and list the runs, and run nothing")
+    text = "check and list the runs, and say what they will be able to tell; run nothing"
+    say("--dry-run", action="store_true", help=text)
+    say(
+        "--pilot",
+        type=Path,
+        help="of a dry run: a folder of runs with several seeds; default: that of the study",
+    )
     options, for_fit = parser.split(args)
     if options.jobs is not None:
         check_at_least("ablate", options, jobs=1)
@@ -43,6 +50,10 @@ def ablate(args: list[str]) -> int:
     part = study.part(options.seeds, options.variants)
     out: Path = options.out or Path("runs") / options.study.stem
     check_folder("ablate: --out", out)
+    if options.pilot is not None and not options.dry_run:
+        raise ConfigError(
+            "ablate: --pilot: it is for --dry-run, which says what the study will find: add that"
+        )
     if options.dry_run and (missing := missing_steps(study.prepare)):
         print("".join(f"to prepare: {step.product}: {shlex.join(step.words)}\n" for step in missing), end="")
         print(

@@ -8,14 +8,29 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from grpo_pl.commands.ablate.pilots import Setting, Tuning, grid_of, nested
 from grpo_pl.commands.ablate.variants import Part, named_variants, parts_of, variants_of
+from grpo_pl.commands.compare.cells import cell_levels
 from grpo_pl.commands.compare.runs import ACCURACY
 from grpo_pl.commands.prepare import Step, read_recipe
 from grpo_pl.config.files import read_config, reason, shortened
 from grpo_pl.runs.layout import CONFIG_FILE, study_place
 from grpo_pl.system.refusal import ConfigError, nearest
 
-KEYS = "prepare", "base", "design", "variants", "factors", "seeds", "budget", "metric", "margin"
+KEYS = (
+    "prepare",
+    "base",
+    "design",
+    "variants",
+    "factors",
+    "seeds",
+    "budget",
+    "metric",
+    "margin",
+    "tune",
+    "detect",
+    "sequential",
+)
 UNITS = {"iterations": int, "response_tokens": int, "seconds": float}
 """The units of a budget."""
 SETTINGS_FOLDER = "settings"
@@ -52,8 +67,42 @@ class Study:
     metric: str
     margin: float | None = None
     """The largest difference of the metric that does not matter; None declares none."""
+    tuning: Tuning | None = None
+    detect: tuple[float, ...] = ()
+    """Differences whose need of seeds a dry run tells."""
+    looks: tuple[int, ...] = ()
+    """Of a sequential study: after how many seeds it may end; the last are all."""
     prepare: Sequence[Step] = ()
     """Commands whose products the configs name, such as pretrained models."""
+
+    @property
+    def factors(self) -> dict[str, list[str]]:
+        """Factor -> its levels, the base first; empty for a study of another design."""
+        cells = [cell_levels(name) for name in self.variants]
+        return {f: list(dict.fromkeys(cell[f] for cell in cells)) for f in cells[0]} if all(cells) else {}
+
+    @property
+    def comparisons(self) -> int:
+        """The number of main effects, or of variants to compare with the base."""
+        main = sum(len(levels) - 1 for levels in self.factors.values())
+        return max(main or len(self.variants) - 1, 1)
+
+    def pilots(self) -> "Study":
+        """The study of what is tried for each variant; without a `tune` it has no variants."""
+        if self.tuning is None:
+            return replace(self, variants={})
+        variants = {
+            self.tuning.pilot(name, setting): [*parts, nested(setting)]
+            for name, parts in self.variants.items()
+            for setting in self.tuning.settings()
+        }
+        budget = self.tuning.budget or self.budget
+        return replace(self, variants=variants, seeds=self.tuning.seeds, budget=budget)
+
+    def tuned(self, chosen: Mapping[str, Setting]) -> "Study":
+        """The study with these settings laid over its variants."""
+        laid = {n: [*p, nested(chosen[n])] if n in chosen else p for n, p in self.variants.items()}
+        return replace(self, variants=laid)
 
     def part(self, seeds: str | None, variants: str | None) -> "Study":
         """The study with these seeds, which may be new ones, and these of its variants, both in YAML.
@@ -61,11 +110,17 @@ class Study:
         A variant of a factorial study goes by its name or by some of its levels: `critic=none`.
         """
         part = self
+        if self.looks and (seeds is not None or variants is not None):
+            raise ConfigError(
+                f"ablate: --{'variants' if seeds is None else 'seeds'}: a sequential study runs whole, for "
+                "its rule counts seeds and comparisons: leave it out, or leave sequential out of the study"
+            )
         if seeds is not None:
             part = replace(part, seeds=seeds_of(option("--seeds", seeds), "ablate: --seeds"))
         if variants is not None:
             chosen = named_variants(option("--variants", variants), list(self.variants))
             part = replace(part, variants={name: self.variants[name] for name in chosen})
+        check_seeds(part)
         return part
 
     def begun(self, out: Path) -> list[Path]:
@@ -112,15 +167,24 @@ def read_study(path: Path) -> Study:
     base = parts_of(content.get("base"), f"{where}: base", path.parent)
     if not base:
         raise ConfigError(f"{where}: base: expected a config file, which all variants begin with")
-    return Study(
+    study = Study(
         path,
         {name: base + parts for name, parts in variants_of(content, where, path.parent).items()},
         seeds_of(content.get("seeds", [0]), f"{where}: seeds"),
         budget_of(content.get("budget"), where),
         str(content.get("metric", ACCURACY)),
         number_of(content.get("margin"), f"{where}: margin"),
+        tuning_of(content.get("tune"), f"{where}: tune"),
+        detect_of(content.get("detect"), f"{where}: detect"),
+        looks_of(content.get("sequential"), f"{where}: sequential"),
         list(steps_of(content.get("prepare"), f"{where}: prepare", path.parent)),
     )
+    if study.looks and study.looks[-1] != len(study.seeds):
+        raise ConfigError(
+            f"{where}: sequential.looks: the last one is to be the number of seeds, {len(study.seeds)}"
+        )
+    check_seeds(study)
+    return study
 
 
 def steps_of(value: Any, where: str, folder: Path) -> Iterator[Step]:
@@ -154,6 +218,45 @@ def budget_of(value: Any, where: str) -> RunBudget | None:
     if isinstance(amount, bool) or not isinstance(amount, kinds) or not amount > 0:
         raise ConfigError(f"{where}: budget.{unit}: expected a number above 0, got {shortened(amount)}")
     return RunBudget(unit, amount)
+
+
+def tuning_of(value: Any, where: str) -> Tuning | None:
+    """The settings to try, with seeds and a budget of their own."""
+    if value is None:
+        return None
+    own = dict(value) if isinstance(value, Mapping) else {}
+    seeds, budget = own.pop("seeds", None), {unit: own.pop(unit) for unit in UNITS if unit in own}
+    grid = grid_of(own, where)
+    return Tuning(grid, seeds_of(seeds, f"{where}.seeds"), budget_of(budget or None, where))
+
+
+def detect_of(value: Any, where: str) -> tuple[float, ...]:
+    """One difference, or several."""
+    values = value if isinstance(value, list) else [value]
+    return tuple(number for each in values if (number := number_of(each, where)) is not None)
+
+
+def looks_of(value: Any, where: str) -> tuple[int, ...]:
+    """Numbers of seeds that grow, the first at least 2."""
+    if value is None:
+        return ()
+    looks = value.get("looks") if isinstance(value, Mapping) and set(value) == {"looks"} else None
+    whole = isinstance(looks, list) and all(type(look) is int and look > 1 for look in looks)
+    if not looks or not whole or sorted(set(looks)) != looks:
+        raise ConfigError(
+            f"{where}: expected numbers of seeds that grow, from 2 on, as in {{looks: [5, 10, 20]}}, "
+            f"got {shortened(value)}"
+        )
+    return tuple(looks)
+
+
+def check_seeds(study: Study) -> None:
+    """Refuse a study whose pilot runs have seeds of the study itself."""
+    if study.tuning and (both := sorted({*study.seeds} & {*study.tuning.seeds})):
+        raise ConfigError(
+            f"study {study.path}: tune.seeds: {both[0]} is a seed of the study too: name others, or what "
+            "suits it would look better than it is"
+        )
 
 
 def number_of(value: Any, where: str) -> float | None:

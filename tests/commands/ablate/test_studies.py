@@ -16,6 +16,10 @@ from grpo_pl.commands.ablate.study import RunBudget, read_study
 
 TINY = str(ROOT / "configs" / "tiny.yaml")
 VARIANTS: dict[str, Any] = {"grpo": {}, "no_kl": {"model": {"kl": None}}}
+SEQUENTIAL: dict[str, Any] = {"sequential": {"looks": [2]}}
+TUNED: dict[str, Any] = {
+    "tune": {"model.optimizer.init_args.lr": ["3e-5", 1e-4], "seeds": [9], "iterations": 1}
+}
 Written = Callable[..., Path]
 
 
@@ -142,6 +146,44 @@ WRONG = {
         r"variants\.kl=a,credit=gae: model\.advantage .*set model\.critic",
     ),
     "a margin of nothing": ({"margin": 0}, "margin: expected a number above 0, or null, got 0"),
+    "nothing to tune": (
+        {"tune": {"seeds": [9]}},
+        "tune: expected settings with the values to try, and seeds",
+    ),
+    "one value to try": (
+        {"tune": {"model.optimizer.init_args.lr": [1e-4], "seeds": [9]}},
+        r"tune\.model\.optimizer\.init_args\.lr: expected two numbers or more to try",
+    ),
+    "a word to try": (
+        {"tune": {"model.optimizer.init_args.lr": ["fast", 1e-4], "seeds": [9]}},
+        r"init_args\.lr: expected numbers, got 'fast'",
+    ),
+    "a value to try twice": (
+        {"tune": {"model.optimizer.init_args.lr": ["1e-4", 1e-4], "seeds": [9]}},
+        r"init_args\.lr: expected different numbers",
+    ),
+    "pilots without seeds": (
+        {"tune": {"model.optimizer.init_args.lr": [1e-4, 1e-3]}},
+        r"tune\.seeds: expected different whole numbers",
+    ),
+    "pilots with a seed of the study": (
+        {"tune": {"model.optimizer.init_args.lr": [1e-4, 1e-3], "seeds": [1, 5]}},
+        r"tune\.seeds: 5 is a seed of the study too",
+    ),
+    "a setting to try that is not there": (
+        {"tune": {"model.optimizer.init_args.rl": [1e-4, 1e-3], "seeds": [9]}},
+        r"variants\.variant=grpo,rl=0\.0001: .*model\.optimizer.*rl",
+    ),
+    "looks that do not grow": (
+        {"sequential": {"looks": [2, 2]}},
+        r"sequential: expected numbers of seeds that grow, from 2 on",
+    ),
+    "a look at one seed": ({"sequential": {"looks": [1, 2]}}, "sequential: expected numbers of seeds"),
+    "looks beyond the seeds": (
+        {"sequential": {"looks": [2, 4]}},
+        r"sequential\.looks: the last one is to be the number of seeds, 2",
+    ),
+    "a difference of nothing to detect": ({"detect": [0.1, 0]}, "detect: expected a number above 0"),
     "an end that is not validated": (
         {"base": [TINY, {"trainer": {"check_val_every_n_epoch": 4}}]},
         "ends after 2 iterations and validates every 4, so that its end would not be measured",
@@ -169,6 +211,8 @@ def test_a_wrong_study_is_refused_before_anything_is_written(
     [
         (["no.yaml"], "there is no study no.yaml"),
         (["{}", "--jobs", "0"], "ablate: --jobs=0: expected 1 or more"),
+        (["{}", "--pilot", "runs"], "ablate: --pilot: it is for --dry-run"),
+        (["{}", "--pilot", "no", "--dry-run"], "there is no folder no"),
         (["{}", "--seeds", "[1, 1]"], "ablate: --seeds: expected different whole numbers"),
         (["{}", "--seeds", "[1"], "ablate: --seeds: is not YAML"),
         (["{}", "--variants", "[no-kl]"], "ablate: --variants: there is no no-kl. Did you mean no_kl?"),
@@ -226,6 +270,36 @@ def test_options_choose_a_part_of_a_study(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert dry_run(written(), tmp_path / "out", weightless, capsys, *arguments) == runs
+
+
+@pytest.mark.parametrize(
+    ("keys", "arguments", "sentence"),
+    [
+        (SEQUENTIAL, ["--seeds", "[3]"], "--seeds: a sequential study runs whole"),
+        (SEQUENTIAL, ["--variants", "grpo"], "--variants: a sequential study runs whole"),
+        (SEQUENTIAL, ["--slurm", "--nodes 1"], "--slurm: a study with tune or sequential goes by what"),
+        (TUNED, ["--slurm", "--nodes 1"], "--slurm: a study with tune or sequential goes by what"),
+        (TUNED, ["--seeds", "[9]"], "tune.seeds: 9 is a seed of the study too"),
+    ],
+)
+def test_what_a_design_does_not_allow_is_refused(
+    keys: dict[str, Any],
+    arguments: list[str],
+    sentence: str,
+    written: Written,
+    weightless: Path,
+    refused: Refused,
+) -> None:
+    words = ("ablate", written(**keys), *arguments, "--pretrained", weightless)
+    assert sentence in refused(command, *words)
+
+
+def test_a_dry_run_of_a_tuned_study_lists_the_pilot_runs_first(
+    written: Written, tmp_path: Path, weightless: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = dry_run(written(**TUNED, seeds=[3]), tmp_path / "out", weightless, capsys)
+    pilots = [f"variant={name},lr={lr}, seed 9" for name in VARIANTS for lr in ("3e-05", "0.0001")]
+    assert runs == [*pilots, "grpo, seed 3", "no_kl, seed 3"]
 
 
 def test_a_factorial_study_runs_every_combination_of_levels_with_every_seed(

@@ -1,4 +1,4 @@
-"""A real config, a study that is made up, and a real browser."""
+"""A study that is made up, and a real browser."""
 
 import contextlib
 import io
@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from helpers.made_up import write_run, write_samples
-from helpers.repository import ROOT
 
 MODELS = {"base": 2, "no-kl": 1, "critic": 3}
 CHANGES: dict[str, dict[str, Any]] = {
@@ -21,19 +19,6 @@ CHANGES: dict[str, dict[str, Any]] = {
         "model.advantage": {"class_path": "grpo_pl.advantages.GAE", "init_args": {"lam": 0.9}},
     },
 }
-
-
-@pytest.fixture(scope="session")
-def config() -> dict[str, Any]:
-    """What `fit --print_config` says of configs/tiny.yaml."""
-    from grpo_pl.__main__ import main
-
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said), pytest.raises(SystemExit):
-        main(["fit", "--config", str(ROOT / "configs" / "tiny.yaml"), "--print_config"])
-    read = yaml.safe_load(said.getvalue())
-    assert isinstance(read, dict)
-    return read
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """The content of a report, section by section."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from grpo_pl.commands.compare import panels
@@ -73,9 +74,15 @@ class Document:
     sections: list[Section]
 
 
-def document(comparison: Comparison, title: str = "Comparison of runs") -> Document:
-    """The whole report on a comparison."""
+def document(
+    comparison: Comparison,
+    title: str = "Comparison of runs",
+    first: Sequence[Section] = (),
+    last: Sequence[Section] = (),
+) -> Document:
+    """The whole report on a comparison, with further sections before its own and before its list of runs."""
     sections = [
+        *first,
         *([factors(comparison)] if comparison.factors else []),
         what_differs(comparison),
         outcome(comparison),
@@ -83,6 +90,7 @@ def document(comparison: Comparison, title: str = "Comparison of runs") -> Docum
         costs(comparison),
         Section("Inside training", pictures=panels.paths(comparison)),
         responses(comparison),
+        *last,
         runs(comparison),
     ]
     names = [group.name for group in comparison.groups]
