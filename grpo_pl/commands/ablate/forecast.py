@@ -69,8 +69,10 @@ def spread(study: Study, pilot: Comparison) -> Spread | None:
     """
     factors = study.factors
     main = [e.by_seed for e in pilot.factors if len(e.steps) == 1 and e.steps[0].factor in factors]
-    if len(main) == sum(len(levels) - 1 for levels in factors.values()) > 0:
-        return pooled(main, f"the main effects of {len(main[0])} seeds")
+    if len(main) == sum(len(levels) - 1 for levels in factors.values()) > 0 and (
+        found := pooled(main, f"main effects of {len(main[0])} seeds")
+    ):
+        return found
     scale = 1.0
     if factors:
         weights = max((c.weights for c in contrasts(factors, highest=1)), key=lambda w: float(np.sum(w**2)))
