@@ -12,6 +12,7 @@ from grpo_pl.commands.ablate.study import Study
 from grpo_pl.commands.compare.comparison import Comparison, compare
 from grpo_pl.commands.compare.factorial import contrasts
 from grpo_pl.commands.compare.power import MOST_PAIRS, POWER, detectable, deviation_interval, pairs_needed
+from grpo_pl.commands.compare.runs import read_runs
 from grpo_pl.commands.compare.sequential import look_levels
 from grpo_pl.commands.compare.statistics import LEVEL, ROUNDING
 from grpo_pl.system.refusal import ConfigError
@@ -42,22 +43,29 @@ def forecast(study: Study, pilot: Path | None, out: Path) -> list[str]:
     Raises:
         ConfigError: If the pilot has no two finished runs of the same settings.
     """
-    folders = [pilot] if pilot else study.begun(out)
     where = pilot or out
-    if not folders:
-        return ["Power: not known without a pilot: name a folder of runs with several seeds by --pilot"]
-    base = None if pilot else folders[0].parent.name
-    measured = spread(study, compare(folders, base, study.metric))
+    folders = [pilot] if pilot else ended(study, out)
+    base = None if pilot or not folders else folders[0].parent.name
+    measured = spread(study, compare(folders, base, study.metric)) if folders else None
     if measured is None and pilot:
         raise ConfigError(
             f"ablate: --pilot {pilot}: expected two finished runs or more that differ in their seed alone"
         )
     if measured is None:
-        return [f"Power: not known yet: {where} has no two seeds of a variant; or name a folder by --pilot"]
+        return [
+            f"Power: not known, for {out} has no variant that ended with two seeds: name a folder of such "
+            "runs by --pilot"
+        ]
     level = LEVEL / study.comparisons
     if study.looks:
         level = look_levels(study.looks, level)[-1]
     return list(sentences(study, measured, level, where))
+
+
+def ended(study: Study, out: Path) -> list[Path]:
+    """The folders of the study's runs that have ended and measured its metric."""
+    runs = read_runs(study.begun(out))
+    return [run.folder for run in runs if run.finished and run.last(study.metric) is not None]
 
 
 def spread(study: Study, pilot: Comparison) -> Spread | None:
