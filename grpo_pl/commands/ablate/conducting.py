@@ -72,19 +72,30 @@ def conduct(
         if on_slurm and script:
             submit_array(to_do, out, script, on_slurm, study)
             return 0
-        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-        try:
-            here = Here(out, options.jobs, server, study.metric)
-            if pilots:
-                runs = plan(here.tune(part, pilots, runs), out, for_fit)
-            return here.run_study(study, part, runs)
-        except KeyboardInterrupt:
-            print("Stopped, and all that ran is saved: the same command goes on.")
-            return EXIT_CODE
-        finally:
-            signal.signal(signal.SIGTERM, before)
+        return run_here(Here(out, options.jobs, server, study.metric), study, part, pilots, runs, for_fit)
     finally:
         lock.leave()
+
+
+def run_here(
+    here: "Here",
+    study: Study,
+    part: Study,
+    pilots: list[PlannedRun],
+    runs: list[PlannedRun],
+    for_fit: list[str],
+) -> int:
+    """Tune what is to be tuned, run the others and report; SIGTERM stops them as Ctrl-C does."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        if pilots:
+            runs = plan(here.tune(part, pilots, runs), here.out, for_fit)
+        return here.run_study(study, part, runs)
+    except KeyboardInterrupt:
+        print("Stopped, and all that ran is saved: the same command goes on.")
+        return EXIT_CODE
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def plan(study: Study, out: Path, for_fit: list[str]) -> list[PlannedRun]:

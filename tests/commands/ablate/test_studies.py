@@ -74,7 +74,7 @@ WRONG = {
     ),
     "a variant's file that is not there": ({"variants": {"a": "no.yaml"}}, "variants.a: there is no file"),
     "a misspelt key": ({"varients": {}}, r"there is no varients\. Did you mean variants\?"),
-    "a key like no other": ({"model": {}}, r"there is no model\. A study has base, design, "),
+    "a key like no other": ({"model": {}}, r"there is no model\. A study has prepare, base, design, "),
     "seeds that repeat": ({"seeds": [1, 1]}, "seeds: expected different whole numbers"),
     "no seeds": ({"seeds": []}, "seeds: expected different whole numbers"),
     "seeds in words": ({"seeds": "three"}, "seeds: expected different whole numbers"),
