@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import lightning.pytorch as pl
 
-from grpo_pl.callbacks import alarms, budget, curves, gradient_terms, samples
+from grpo_pl.callbacks import alarms, budget, curves, gradient_terms, samples, verdicts
 from grpo_pl.datamodule import RolloutDataModule
 from grpo_pl.module import PolicyOptimization
 from grpo_pl.reward_modeling.data import RewardDataModule
@@ -30,6 +30,7 @@ JOBS = {
             "budget": budget.Budget,
             "alarms": alarms.Alarms,
             "samples": samples.Samples,
+            "verdicts": verdicts.Verdicts,
             "gradient_terms": gradient_terms.GradientTerms,
             "curves": curves.Curves,
         },

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from grpo_pl.system.atomic_files import PARTIAL, remove, write_atomically
 
 CONFIG_FILE, METRICS_FILE, SAMPLES_FILE = "config.yaml", "metrics.csv", "samples.jsonl"
+VERDICTS_FILE = "verdicts.jsonl"
 ENDED_FILE = "ended.json"
 """Exists once the run has ended; without it the same command resumes the run."""
 LOCK_FILE = ".lock"

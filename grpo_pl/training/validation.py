@@ -10,6 +10,8 @@ from torchmetrics import Metric
 
 from grpo_pl.functional import majority_at_k, pass_at_k, wilson_interval
 from grpo_pl.rewards.base import RewardError, Verifier, declared_scores, describe
+from grpo_pl.runs.verdicts import ProblemVerdicts, in_order, problem_id
+from grpo_pl.system.collectives import each_rank_says
 from grpo_pl.types import Rollout, Sample
 
 log = logging.getLogger(__name__)
@@ -86,6 +88,7 @@ class Evaluation:
         self.verifiers, self.device, self.copies = verifiers, device, copies
         self.means: dict[str, MeanWithInterval] = {}
         self.without_interval: set[str] = set()
+        self._solved: dict[str, dict[str, list[bool]]] = {}
 
     def _add(self, name: str, value: float) -> None:
         if name not in self.means:  # to make one takes longer than to add to it
@@ -105,14 +108,17 @@ class Evaluation:
             correct = [score == 1.0 for score in scores]
             for score in scores:
                 self._add_plain(f"{which}/{name}_abstained", float(score is None))
+            solved = self._solved.setdefault(f"{which}/{name}", {})
             if greedy:
-                for verdict in correct:
+                for sample, verdict in zip(samples, correct, strict=True):
                     self._add(f"val/{name}", float(verdict))
+                    solved[problem_id(sample.prompt)] = [verdict]
                 continue
             group_ids = rollout.group_ids[rollout.firsts]
             for group in sorted(set(group_ids.tolist())):
                 rows = (group_ids == group).nonzero()[:, 0].tolist()
                 verdicts = [correct[row] for row in rows]
+                solved[problem_id(samples[rows[0]].prompt)] = verdicts
                 answers = [extract_or_abstain(name, verifier, samples[row]) for row in rows]
                 for k in powers_of_two(len(rows)):
                     self._add(f"val/{name}_pass@{k}", pass_at_k(verdicts, k))
@@ -131,3 +137,11 @@ class Evaluation:
             if name not in self.without_interval:
                 values |= {f"{name}_low": low, f"{name}_high": high}
         return values
+
+    def verdicts(self) -> list[ProblemVerdicts]:
+        """The verdicts on each problem, of all ranks; collective."""
+        everywhere: dict[str, dict[str, list[bool]]] = {}
+        for of_rank in each_rank_says(self._solved):
+            for name, solved in of_rank.items():
+                everywhere.setdefault(name, {}).update(solved)
+        return [in_order(name, solved) for name, solved in everywhere.items() if solved]

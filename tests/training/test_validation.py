@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -284,3 +285,26 @@ def test_a_failing_verifier_does_not_end_a_run_that_says_abstain(fit: Fit) -> No
     abstain = (key, "helpers.faults.FailingVerifier", f"{key}.word", "", f"{key}.on_error", "abstain")
     row = read_metrics(fit("--trainer.max_epochs", "1", *abstain) / "metrics.csv")[-1]
     assert (row["val/accuracy"], row["val/accuracy_abstained"]) == (0.0, 1.0)
+
+
+# -------------------------------------------------------------------------------------------------- verdicts
+
+
+def test_verdicts_are_kept_for_each_problem_and_sample_in_the_order_of_the_problems() -> None:
+    evaluation = Evaluation({"number": LastNumber(), "exact": ExactMatch()}, CPU)
+    for rows, responses in (((2, 0), ["it is 5", "6"]), ((1,), ["5"])):
+        greedy = rollout([("5", [response]) for response in responses], temperature=0.0)
+        greedy.prompts = [replace(p, row=row) for p, row in zip(greedy.prompts, rows, strict=True)]
+        evaluation.update(greedy)
+    sampled = rollout([("5", ["5", "6", "it is 5"])], temperature=1.0)
+    sampled.prompts = [replace(p, row=1) for p in sampled.prompts]
+    evaluation.update(sampled)
+    found = {one.name: one for one in evaluation.verdicts()}
+    assert {name: one.solved.tolist() for name, one in found.items()} == {
+        "val/number": [[False], [True], [True]],
+        "val/exact": [[False], [True], [False]],
+        "val_sampled/number": [[True, False, True]],
+        "val_sampled/exact": [[True, False, False]],
+    }
+    assert [p.partition(":")[0] for p in found["val/exact"].problems] == ["0", "1", "2"]
+    assert found["val_sampled/exact"].problems == found["val/exact"].problems[1:2]
