@@ -42,7 +42,10 @@ ONE_IMPORTER = {
         "commands/compare/panels.py",
     },
     "pandas": {"commands/compare/tidy.py"},
-    "scipy": {f"commands/compare/{name}.py" for name in ("power", "sequential", "statistics")},
+    "scipy": {
+        *(f"commands/compare/{name}.py" for name in ("power", "sequential")),
+        *(f"commands/compare/statistics/{name}.py" for name in ("area", "bootstrap", "crossed", "over_seeds")),
+    },
 }
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 

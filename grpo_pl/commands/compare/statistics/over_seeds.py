@@ -1,4 +1,4 @@
-"""Intervals, paired tests and effect sizes for few repetitions, as pure functions of numbers."""
+"""Intervals, paired tests and effect sizes for few repetitions."""
 
 import math
 from collections.abc import Sequence
@@ -101,16 +101,6 @@ def hedges_g(values: Sequence[float], base: Sequence[float]) -> float | None:
         return None
     correction = math.exp(math.lgamma(free / 2) - math.lgamma((free - 1) / 2)) / math.sqrt(free / 2)
     return correction * (fmean(values) - fmean(base)) / pooled
-
-
-def holm(ps: Sequence[float]) -> list[float]:
-    """Holm's step-down adjustment (1979): p below a level holds for all comparisons at once."""
-    order = sorted(range(len(ps)), key=lambda i: ps[i])
-    adjusted, highest = [0.0] * len(ps), 0.0
-    for rank, i in enumerate(order):
-        highest = max(highest, min((len(ps) - rank) * ps[i], 1.0))
-        adjusted[i] = highest
-    return adjusted
 
 
 def newcombe(a: Interval, b: Interval) -> Interval:
