@@ -10,7 +10,8 @@ import numpy as np
 import yaml
 
 from grpo_pl.functional import wilson_interval
-from grpo_pl.runs.layout import write_metrics
+from grpo_pl.runs.layout import VERDICTS_FILE, write_metrics
+from grpo_pl.runs.verdicts import ProblemVerdicts, append_verdicts
 
 PROBLEMS = 200
 
@@ -92,3 +93,13 @@ def write_samples(folder: Path, responses: Mapping[str, str], iteration: int = 1
     ]
     with (folder / "samples.jsonl").open("a", encoding="utf-8") as file:
         file.write("".join(json.dumps(record) + "\n" for record in records))
+
+
+def write_verdicts(
+    folder: Path, verdicts: Iterable[Iterable[Iterable[int]]], name: str = "val/accuracy", salt: str = ""
+) -> None:
+    """The verdicts of each validation from iteration 0 on: problem -> samples."""
+    for iteration, solved in enumerate(verdicts):
+        bits = np.array(solved, dtype=bool)
+        problems = tuple(f"{row}:{salt}" for row in range(len(bits)))
+        append_verdicts(folder / VERDICTS_FILE, iteration, [ProblemVerdicts(name, problems, bits)])

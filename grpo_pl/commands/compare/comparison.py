@@ -1,23 +1,35 @@
 """Compares groups of runs: final accuracies, and their paired differences from the base."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Any
+
+import numpy as np
 
 from grpo_pl.commands.compare.differences import settings
 from grpo_pl.commands.compare.factorial import FactorEffect
 from grpo_pl.commands.compare.factors import effects_of_factors
 from grpo_pl.commands.compare.groups import Group, group_runs
+from grpo_pl.commands.compare.paired import Measure, area, area_of, last_value, on_common_problems
 from grpo_pl.commands.compare.runs import ACCURACY, Paths, Run, read_runs
 from grpo_pl.commands.compare.statistics import (
+    LEVEL,
+    Conclusion,
+    Estimate,
     Interval,
     PairedTest,
+    conclude,
+    crossed,
     hedges_g,
-    holm,
+    iqm_interval,
     mean_interval,
     newcombe,
+    of_means,
     paired_test,
+    probability_of_improvement,
     problems,
+    step_down,
 )
 from grpo_pl.system.refusal import ConfigError
 
@@ -32,6 +44,10 @@ class Result:
     over_seeds: Interval | None
     over_problems: Interval | None
     """Mean over runs of the interval by the number of validation problems alone."""
+    iqm: Interval | None = None
+    """The interquartile mean over seeds, with its bootstrap interval."""
+    area: Interval | None = None
+    """The area under the curve over iterations: mean over seeds, with Student's interval."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +60,28 @@ class Effect:
     alone: tuple[str, ...]
     """Seeds that only one of them has."""
     test: PairedTest
-    p_holm: float | None
-    """`test.p`, adjusted for all comparisons of the report."""
+    """Over seeds alone: for these problems."""
+    estimate: Estimate | None
+    """What the verdict goes by: over problems and seeds where verdicts are kept, else over seeds alone; None
+    without pairs."""
+    on_problems: bool
+    """Whether it is over problems and seeds."""
     g: float | None
     """Hedges' g over the paired seeds."""
     over_problems: Interval | None
     """Mean difference with Newcombe's interval, by the number of problems alone."""
+    area: Interval | None
+    """The difference of the areas under the curves over iterations."""
+    improvement: Interval | None
+    """The probability that a run is better than one of the base."""
+    p_holm: float | None = None
+    """The p of `estimate`, adjusted for all comparisons of the report."""
+    p_equivalent: float | None = None
+    """The adjusted p of the test that the difference is at least the margin; None without a margin."""
+    simultaneous: Interval | None = None
+    """The interval of `estimate` that holds for all comparisons at once (Bonferroni's)."""
+    conclusion: Conclusion | None = None
+    """None where there is no test."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +121,7 @@ def compare(
         paths: Run folders, folders with `seed-<n>` in them, or folders of studies.
         base: Name of the base group, or the folder of one of its runs; None for the first group.
         metric: A column of `metrics.csv`.
-        margin: The largest difference of the metric that does not matter, for the effects of factors.
+        margin: The largest difference of the metric that does not matter; None declares none.
 
     Raises:
         ConfigError: If a folder is no run, if two runs are the same, if runs cannot be compared, or if none
@@ -98,10 +130,10 @@ def compare(
     groups = group_runs(read_runs(paths), base)
     check_comparable(groups, metric)
     results = [result_of(group, metric) for group in groups]
-    effects = with_holm([effect_of(result, results[0], metric) for result in results[1:]])
+    effects = concluded([effect_of(result, results[0], metric) for result in results[1:]], margin)
     known = [n for group in groups for run in group.finished.values() if (n := problems_of(run, metric))]
     factors, more = effects_of_factors({r.group.name: r.by_seed for r in results}, margin)
-    notes = [*remarks(groups, effects), *more]
+    notes = [*remarks(groups, effects), *without_verdicts(effects, metric), *more]
     return Comparison(metric, results, effects, known[0] if known else None, notes, factors, margin)
 
 
@@ -133,10 +165,14 @@ def result_of(group: Group, metric: str) -> Result:
     """A group's last values of the metric."""
     by_seed = {s: v for s, run in group.finished.items() if (v := run.last(metric)) is not None}
     of_runs = [i for run in group.finished.values() if (i := interval_of(run, metric)) is not None]
-    over_seeds = mean_interval(list(by_seed.values())) if by_seed else None
-    if over_seeds is None or not of_runs:
-        return Result(group, by_seed, over_seeds, None)
-    return Result(group, by_seed, over_seeds.of_share(), average(of_runs))
+    if not by_seed:
+        return Result(group, by_seed, None, None)
+    areas = [a for run in group.finished.values() if (a := area_of(run, metric)) is not None]
+    over_seeds, of_curve = mean_interval(list(by_seed.values())), mean_interval(areas) if areas else None
+    if of_runs:
+        over_seeds, of_curve = over_seeds.of_share(), of_curve and of_curve.of_share()
+    iqm = iqm_interval(list(by_seed.values()))
+    return Result(group, by_seed, over_seeds, average(of_runs) if of_runs else None, iqm, of_curve)
 
 
 def average(intervals: list[Interval]) -> Interval:
@@ -166,17 +202,65 @@ def effect_of(result: Result, base: Result, metric: str) -> Effect:
     """A group's difference from the base, seed by seed."""
     pairs = tuple(seed for seed in base.by_seed if seed in result.by_seed)
     alone = tuple(dict.fromkeys(seed for seed in (*base.by_seed, *result.by_seed) if seed not in pairs))
-    test = paired_test([result.by_seed[seed] - base.by_seed[seed] for seed in pairs])
-    g = hedges_g([result.by_seed[s] for s in pairs], [base.by_seed[s] for s in pairs])
-    ours, theirs = ([interval_of(r.group.finished[s], metric) for s in pairs] for r in (result, base))
+    differences = [result.by_seed[seed] - base.by_seed[seed] for seed in pairs]
+    runs = [[r.group.finished[seed] for seed in pairs] for r in (result, base)]
+    ours, theirs = ([interval_of(run, metric) for run in of_group] for of_group in runs)
     each = [newcombe(a, b) for a, b in zip(ours, theirs, strict=True) if a and b]
-    return Effect(result, pairs, alone, test, None, g, average(each) if each else None)
+    over_both = crossed_estimate(runs[0], runs[1], metric, last_value)
+    areas = [[area_of(run, metric) for run in of_group] for of_group in runs]
+    gains = [a - b for a, b in zip(*areas, strict=True) if a is not None and b is not None]
+    values = [list(r.by_seed.values()) for r in (result, base)]
+    of_areas = crossed_estimate(runs[0], runs[1], metric, area) or (
+        of_means(np.array(gains)) if gains else None
+    )
+    return Effect(
+        result,
+        pairs,
+        alone,
+        paired_test(differences),
+        over_both or (of_means(np.array(differences)) if pairs else None),
+        over_both is not None,
+        hedges_g(*([r.by_seed[s] for s in pairs] for r in (result, base))),
+        average(each) if each else None,
+        of_areas and of_areas.interval(),
+        probability_of_improvement(*values) if all(values) else None,
+    )
 
 
-def with_holm(effects: list[Effect]) -> list[Effect]:
-    """The effects with their p adjusted for each other; an effect without a test is not counted."""
-    adjusted = iter(holm([effect.test.p for effect in effects if effect.test.p is not None]))
-    return [e if e.test.p is None else replace(e, p_holm=next(adjusted)) for e in effects]
+def crossed_estimate(ours: Sequence[Run], theirs: Sequence[Run], metric: str, of: Measure) -> Estimate | None:
+    """The difference over problems and seeds; None without verdicts on common problems, or for one pair."""
+    if len(ours) < 2:
+        return None
+    numbers = on_common_problems([*ours, *theirs], metric, of)
+    return None if numbers is None else crossed(numbers[: len(ours)] - numbers[len(ours) :])
+
+
+def concluded(effects: list[Effect], margin: float | None) -> list[Effect]:
+    """The effects with what is settled of all of them at once; an effect without a test is not counted."""
+    tested = {i: e.estimate for i, e in enumerate(effects) if e.estimate is not None and e.estimate.tested}
+    equivalent = None if margin is None else [float(e.p_outside(margin)) for e in tested.values()]
+    adjusted = step_down([float(e.p_of()) for e in tested.values()], equivalent)
+    found = list(effects)
+    for (i, estimate), ps in zip(tested.items(), adjusted, strict=True):
+        found[i] = replace(
+            effects[i],
+            p_holm=ps.different,
+            p_equivalent=ps.equivalent,
+            simultaneous=estimate.interval(1 - LEVEL / len(tested)),
+            conclusion=conclude(float(estimate.mean), ps),
+        )
+    return found
+
+
+def without_verdicts(effects: list[Effect], metric: str) -> list[str]:
+    """Comparisons that verdicts could not sharpen, where some runs have them."""
+    return [
+        f"{effect.result.group.name}: not all of its pairs have verdicts on the same problems, so it is "
+        "tested over seeds alone."
+        for effect in effects
+        if not effect.on_problems and len(effect.pairs) > 1
+        if any(last_value(run, metric) for run in effect.result.group.finished.values())
+    ]
 
 
 def remarks(groups: list[Group], effects: list[Effect]) -> list[str]:

@@ -15,11 +15,13 @@ from grpo_pl.runs.layout import (
     METRICS_FILE,
     SAMPLES_FILE,
     TOKENS_GENERATED,
+    VERDICTS_FILE,
     StudyPlace,
     read_metrics,
     study_place,
     tokens_generated,
 )
+from grpo_pl.runs.verdicts import ProblemVerdicts, read_verdicts
 from grpo_pl.system.refusal import ConfigError
 
 Paths = Iterable[str | Path] | str | Path
@@ -81,6 +83,16 @@ class Run:
         """The last value of a metric."""
         values = self.measured(metric)
         return values[-1] if values else None
+
+    @cached_property
+    def verdicts(self) -> dict[int, dict[str, ProblemVerdicts]]:
+        """Iteration -> name -> verdicts on each problem; empty for a run older than `verdicts.jsonl`."""
+        try:
+            return read_verdicts(self.folder / VERDICTS_FILE)
+        except (KeyError, TypeError, ValueError):
+            raise ConfigError(
+                f"compare: {self.folder / VERDICTS_FILE} is not a file that `fit` wrote"
+            ) from None
 
     def samples(self) -> list[dict[str, Any]]:
         """The records of `samples.jsonl`, without a line torn by a kill."""

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from grpo_pl.commands.compare import panels
-from grpo_pl.commands.compare.comparison import Comparison, interval_of
+from grpo_pl.commands.compare.comparison import Comparison, Effect, interval_of
 from grpo_pl.commands.compare.costs import COSTS, cost_of
 from grpo_pl.commands.compare.figures import Picture
 from grpo_pl.commands.compare.report import methods
@@ -147,6 +147,10 @@ def outcome(comparison: Comparison) -> Section:
             f"final {panels.readable(comparison.metric)}": number(of_mean(result.over_seeds)),
             "95 % over seeds": ends(result.over_seeds),
             "95 % over problems": ends(result.over_problems),
+            "interquartile mean": number(of_mean(result.iqm)),
+            "95 %, bootstrap": ends(result.iqm),
+            "area under the curve": number(of_mean(result.area)),
+            "95 % of the area": ends(result.area),
         }
         for result in comparison.results
     ]
@@ -159,23 +163,39 @@ def outcome(comparison: Comparison) -> Section:
 
 def effects(comparison: Comparison) -> Table:
     """Paired differences, with their tests."""
-    return table(
-        [
-            {
-                f"minus {comparison.base.name}": e.result.group.name,
-                "pairs": str(len(e.pairs)),
-                "difference": number(of_mean(e.test.difference), sign=True),
-                "95 % over seeds": ends(e.test.difference, sign=True),
-                "95 % over problems": ends(e.over_problems, sign=True),
-                "p, t-test": p_value(e.test.p),
-                "p, Holm": p_value(e.p_holm),
-                "p, ranks": p_value(e.test.p_ranks),
-                "Hedges' g": number(e.g, 2, sign=True),
-                "verdict": verdict(e),
-            }
-            for e in comparison.effects
-        ]
+    return table([effect_row(comparison, effect) for effect in comparison.effects])
+
+
+def effect_row(comparison: Comparison, effect: Effect) -> dict[str, str]:
+    """One paired difference."""
+    on_problems = any(e.on_problems for e in comparison.effects)
+    crossed = effect.estimate if effect.on_problems else None
+    p_crossed = float(crossed.p_of()) if crossed is not None and crossed.tested else None
+    over_problems = (
+        {"95 % over problems and seeds": ends(crossed and crossed.interval(), sign=True)}
+        if on_problems
+        else {"95 % over problems": ends(effect.over_problems, sign=True)}
     )
+    margin = comparison.margin
+    return {
+        f"minus {comparison.base.name}": effect.result.group.name,
+        "pairs": str(len(effect.pairs)),
+        "difference": number(of_mean(effect.test.difference), sign=True),
+        "95 % over seeds": ends(effect.test.difference, sign=True),
+        **over_problems,
+        "95 %, all at once": ends(effect.simultaneous, sign=True),
+        "p, t-test": p_value(effect.test.p),
+        **({"p, problems and seeds": p_value(p_crossed)} if on_problems else {}),
+        "p, Holm" if margin is None else "p, adjusted": p_value(effect.p_holm),
+        **({} if margin is None else {"p, equivalence, adjusted": p_value(effect.p_equivalent)}),
+        "p, ranks": p_value(effect.test.p_ranks),
+        "Hedges' g": number(effect.g, 2, sign=True),
+        "probability of improvement": number(of_mean(effect.improvement), 2),
+        "95 %, bootstrap": ends(effect.improvement),
+        "difference of areas": number(of_mean(effect.area), sign=True),
+        "95 % of the areas": ends(effect.area, sign=True),
+        "verdict": verdict(comparison, effect),
+    }
 
 
 def costs(comparison: Comparison) -> Section:

@@ -29,14 +29,47 @@ def how_tested(comparison: Comparison) -> list[str]:
         f"share of {of} has, mean over runs; of a difference Newcombe's, which takes the two runs for "
         "independent and is therefore rather too wide.",
     ]
-    if tested := sum(effect.test.p is not None for effect in comparison.effects):
-        notes.append(
-            "Differences are taken seed by seed, and tested two-sided: paired t-test; Holm's adjustment of "
-            f"it (comparisons: {tested}), which the last column goes by at the level 0.05; Wilcoxon's "
-            "signed ranks (exact up to 13 pairs). Intervals are not adjusted. Hedges' g: difference of means "
-            "in units of the pooled standard deviation over seeds, corrected for few runs."
-        )
+    notes.append(
+        "Interquartile mean: of the middle half of the runs, with its percentile bootstrap. Area under the "
+        "curve: mean height of the metric over iterations, by trapezoids. Bootstrap intervals are too narrow "
+        "for few runs (findings/statistics.md)."
+    )
+    if tested := sum(effect.conclusion is not None for effect in comparison.effects):
+        notes += [
+            "Differences are taken seed by seed, and tested two-sided by Student's t over seeds, for these "
+            "problems, and by Wilcoxon's signed ranks (exact up to 13 pairs). Hedges' g: difference of means "
+            "in units of the pooled standard deviation over seeds, corrected for few runs. Probability of "
+            "improvement: that a run is better than one of the base, whatever their seeds.",
+            *over_both(comparison),
+            how_concluded(comparison, tested),
+        ]
     return [*notes, *what_few_seeds_tell(comparison.effects)]
+
+
+def over_both(comparison: Comparison) -> list[str]:
+    """The analysis of verdicts, where runs have them."""
+    if not any(effect.on_problems for effect in comparison.effects):
+        return []
+    return [
+        "Over problems and seeds: each problem of each pair of runs has a difference of its own; problems "
+        "and seeds are both taken for samples of more (two-way random effects), so that the interval holds "
+        "for new problems too. Its reference is a mixture of Student's t with the degrees of freedom of "
+        "seeds and of problems. Where it is there, the verdict goes by it."
+    ]
+
+
+def how_concluded(comparison: Comparison, tested: int) -> str:
+    """How verdicts stay right for all comparisons at once."""
+    simultaneous = (
+        f"Intervals of all at once are Bonferroni's for {tested} comparisons; the others hold alone."
+    )
+    if comparison.margin is None:
+        return f"Verdicts go by Holm's adjustment (comparisons: {tested}) at the level 0.05. {simultaneous}"
+    return (
+        f"Declared: a difference below {comparison.margin:g} does not matter; equivalent is what two "
+        f"one-sided tests show to be smaller. Verdicts go by Shaffer's adjustment (comparisons: {tested}) of "
+        f"both kinds of tests: all of them are right with 95 %. {simultaneous}"
+    )
 
 
 def how_factors_are_tested(comparison: Comparison) -> list[str]:

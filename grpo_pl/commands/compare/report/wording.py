@@ -30,17 +30,26 @@ def ends(interval: Interval | None, sign: bool = False) -> str:
     return f"{number(interval.low, sign=sign)} to {number(interval.high, sign=sign)}"
 
 
-def verdict(effect: Effect) -> str:
-    """The outcome of the paired test at the 5 % level, corrected for all comparisons."""
+def verdict(comparison: Comparison, effect: Effect) -> str:
+    """What is settled at the 5 % level, corrected for all comparisons."""
     if not effect.pairs:
         return "no pairs"
     if len(effect.pairs) == 1:
         return "one pair: not known"
-    if effect.p_holm is None or effect.test.difference is None:
+    if effect.conclusion is None:
         return "every pair alike: no test"
-    if effect.p_holm > LEVEL:
-        return "no difference shown"
-    return "higher" if effect.test.difference.mean > 0 else "lower"
+    if effect.conclusion == "equivalent":
+        return f"equivalent within +-{comparison.margin:g}"
+    if effect.conclusion == "not settled":
+        return "no difference shown" if comparison.margin is None else "not settled"
+    if comparison.results[0].over_problems is None:  # no accuracy: nobody knows which way is better
+        return effect.conclusion
+    return "better" if effect.conclusion == "higher" else "worse"
+
+
+def tested_interval(effect: Effect) -> Interval | None:
+    """The interval that the verdict goes with, not adjusted for other comparisons."""
+    return effect.estimate and effect.estimate.interval()
 
 
 def finding(comparison: Comparison, effect: Effect) -> str:
@@ -54,13 +63,13 @@ def finding(comparison: Comparison, effect: Effect) -> str:
     else:
         direction = "above" if difference.mean > 0 else "below"
         where = f"ends {number(abs(difference.mean))} {direction} {base}"
-    interval = ends(difference, sign=True)
+    interval = ends(tested_interval(effect), sign=True)
     evidence = [] if interval == NONE else [f"95 % {interval}"]
     evidence.append(f"{len(effect.pairs)} pair{'s' if len(effect.pairs) > 1 else ''}")
     if effect.p_holm is not None:
         p = p_value(effect.p_holm)
         evidence.append(f"adjusted p {p}" if p.startswith("<") else f"adjusted p = {p}")
-    outcome = f"{name} {where} ({', '.join(evidence)}): {verdict(effect)}."
+    outcome = f"{name} {where} ({', '.join(evidence)}): {verdict(comparison, effect)}."
     costs = [text for cost in (MEMORY, TIME) if (text := relative(comparison, effect, cost))]
     return outcome + (f" It takes {' and '.join(costs)}." if costs else "")
 
