@@ -132,7 +132,14 @@ def compare(
     results = [result_of(group, metric) for group in groups]
     effects = concluded([effect_of(result, results[0], metric) for result in results[1:]], margin)
     known = [n for group in groups for run in group.finished.values() if (n := problems_of(run, metric))]
-    factors, more = effects_of_factors({r.group.name: r.by_seed for r in results}, margin)
+    of = {result.group.name: result for result in results}
+    factors, more = effects_of_factors(
+        {name: result.by_seed for name, result in of.items()},
+        margin,
+        lambda runs: on_common_problems(
+            [of[name].group.finished[seed] for name, seed in runs], metric, last_value
+        ),
+    )
     notes = [*remarks(groups, effects), *without_verdicts(effects, metric), *more]
     return Comparison(metric, results, effects, known[0] if known else None, notes, factors, margin)
 

@@ -1,6 +1,5 @@
 """Main effects and interactions of factors, as pure functions of the outcomes of all their combinations."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
@@ -9,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from grpo_pl.commands.compare.statistics import LEVEL, Interval, holm, mean_interval, t_test
+from grpo_pl.commands.compare.statistics import LEVEL, Estimate, Interval, crossed, holm, of_means
 
 
 class Step(NamedTuple):
@@ -35,11 +34,11 @@ class FactorEffect:
     by_seed: tuple[float, ...]
     """The contrast in each block."""
     interval: Interval
-    """Student's, of this effect alone; unbounded where nothing varies."""
+    """Of this effect alone; unbounded where nothing varies."""
     simultaneous: Interval
     """Holds for all effects of its family at once, with 95 %."""
     p: float | None
-    """The p of the two-sided t-test; None where nothing varies."""
+    """The p of the two-sided test; None where nothing varies."""
     p_adjusted: float | None
     """`p`, adjusted for its family: Holm's, or Bonferroni's where a margin is declared."""
 
@@ -85,8 +84,9 @@ def factor_effects(
     outcomes: Float[np.ndarray, "seeds *levels"],
     wanted: Sequence[Contrast],
     margin: float | None = None,
+    on_problems: Float[np.ndarray, "seeds *levels P"] | None = None,
 ) -> list[FactorEffect]:
-    """Estimate and test contrasts, each with one value a seed and Student's t over seeds.
+    """Estimate and test contrasts: over problems and seeds, or with one value a seed and Student's t.
 
     A seed is a block: what it adds to all combinations alike is in no contrast. The error is not pooled over
     contrasts, as in the analysis of variance of a randomized block design: where seeds respond to one factor
@@ -100,20 +100,31 @@ def factor_effects(
         outcomes: The metric of each seed at each combination of levels.
         wanted: From `contrasts`.
         margin: The largest difference that does not matter; None declares none.
+        on_problems: The same outcomes on each validation problem; None tests over seeds alone.
     """
     values = [tuple(float(np.sum(c.weights * block)) for block in outcomes) for c in wanted]
+    estimates = [estimate_of(c, v, on_problems) for c, v in zip(wanted, values, strict=True)]
     families: dict[int, list[int]] = {}
     for i, contrast in enumerate(wanted):
         families.setdefault(len(contrast.steps), []).append(i)
     found: dict[int, FactorEffect] = {}
     for family in families.values():
-        tests = {i: p for i in family if (p := t_test(values[i])) is not None}
+        tests = {i: float(estimates[i].p_of()) for i in family if estimates[i].tested}
         many = max(len(tests), 1)
         ps = list(tests.values())
         adjusted = dict(zip(tests, [min(many * p, 1.0) for p in ps] if margin else holm(ps), strict=True))
         for i in family:
-            nothing = Interval(float(np.mean(values[i])), -math.inf, math.inf)
-            alone, together = (mean_interval(values[i], 1 - LEVEL / n) for n in (1, many))
-            bounds = (alone, together) if i in tests else (nothing, nothing)
-            found[i] = FactorEffect(wanted[i].steps, values[i], *bounds, tests.get(i), adjusted.get(i))
+            alone, together = (estimates[i].interval(1 - LEVEL / n) for n in (1, many))
+            found[i] = FactorEffect(
+                wanted[i].steps, values[i], alone, together, tests.get(i), adjusted.get(i)
+            )
     return [found[i] for i in range(len(wanted))]
+
+
+def estimate_of(
+    contrast: Contrast, values: Sequence[float], on_problems: Float[np.ndarray, "seeds *levels P"] | None
+) -> Estimate:
+    """A contrast over problems and seeds, or over its values of the seeds."""
+    if on_problems is None or len(on_problems) < 2:
+        return of_means(np.array(values))
+    return crossed(np.tensordot(contrast.weights, np.moveaxis(on_problems, 0, -2), contrast.weights.ndim))

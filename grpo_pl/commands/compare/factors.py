@@ -1,22 +1,29 @@
 """The factors of a factorial study, read from the names of its groups."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 
 import numpy as np
+from jaxtyping import Float
 
 from grpo_pl.commands.compare.cells import cell_levels, cell_name
 from grpo_pl.commands.compare.factorial import FactorEffect, contrasts, factor_effects
 
+OnProblems = Callable[[Sequence[tuple[str, str]]], Float[np.ndarray, "runs P"] | None]
+"""(Group, seed) of runs -> their outcomes on each problem; None where not all have them."""
+
 
 def effects_of_factors(
-    values: Mapping[str, Mapping[str, float]], margin: float | None
+    values: Mapping[str, Mapping[str, float]],
+    margin: float | None,
+    on_problems: OnProblems = lambda _: None,
 ) -> tuple[list[FactorEffect], list[str]]:
     """Main effects and interactions of factors, from the seeds that all combinations of levels have.
 
     Args:
         values: Group -> seed -> outcome; the base first.
         margin: The largest difference that does not matter; None declares none.
+        on_problems: The outcomes of these runs on each problem, if all have verdicts.
 
     Returns:
         The effects, none for a study of another design, and remarks on what is not in them.
@@ -43,4 +50,6 @@ def effects_of_factors(
         return [], remarks
     shape = (len(blocks), *map(len, factors.values()))
     outcomes = np.array([[values[name][seed] for name in whole] for seed in blocks]).reshape(shape)
-    return factor_effects(outcomes, contrasts(factors), margin), remarks
+    each = on_problems([(name, seed) for seed in blocks for name in whole])
+    each = None if each is None else each.reshape(*shape, -1)
+    return factor_effects(outcomes, contrasts(factors), margin, each), remarks

@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from helpers.commands import Refused, command
-from helpers.made_up import write_run
+from helpers.made_up import write_run, write_verdicts
 
 from grpo_pl.commands.compare import compare
 from grpo_pl.commands.compare.cells import cell_levels, cell_name
@@ -13,7 +14,7 @@ from grpo_pl.commands.compare.factorial import FactorEffect, Step
 from grpo_pl.commands.compare.factors import effects_of_factors
 from grpo_pl.commands.compare.report.document import document
 from grpo_pl.commands.compare.report.wording import effect_name, factor_verdict
-from grpo_pl.commands.compare.statistics import Interval
+from grpo_pl.commands.compare.statistics import Interval, crossed
 
 BASE = "critic=value,kl=k3"
 VALUES = {
@@ -134,3 +135,27 @@ def test_what_is_settled_of_an_effect(
     effect = FactorEffect(steps, (low, high), interval, interval, p, p)
     assert factor_verdict(effect, margin) == verdict
     assert effect_name(effect) == "critic none x kl none"
+
+
+def test_with_verdicts_effects_of_factors_are_over_problems_and_seeds(
+    config: dict[str, Any], tmp_path: Path
+) -> None:
+    noise, solved = np.random.default_rng(0), {}
+    for i, name in enumerate(VALUES):
+        changes = {key: value for part in name.split(",") for key, value in CHANGES[part].items()}
+        for seed in (1, 2):
+            bits = noise.permutation(np.arange(200) < 100 - 5 * i)[:, None].astype(int)
+            solved[name, seed] = bits[:, 0].astype(float)
+            folder = tmp_path / name / f"seed-{seed}"
+            write_run(folder, config, seed=seed, accuracies=[0.2, float(bits.mean())], changes=changes)
+            write_verdicts(folder, [bits, bits])
+    critic, kl, both = compare(tmp_path, BASE).factors
+    neither, no_kl, no_critic, alone = ([solved[name, seed] for seed in (1, 2)] for name in VALUES)
+    by_hand = {
+        critic: (np.add(no_critic, alone) - np.add(neither, no_kl)) / 2,
+        kl: (np.add(no_kl, alone) - np.add(neither, no_critic)) / 2,
+        both: np.add(neither, alone) - np.add(no_kl, no_critic),
+    }
+    for effect, differences in by_hand.items():
+        assert effect.interval == pytest.approx(crossed(differences).interval())
+        assert effect.p == pytest.approx(float(crossed(differences).p_of()))

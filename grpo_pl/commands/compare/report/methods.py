@@ -79,7 +79,9 @@ def how_factors_are_tested(comparison: Comparison) -> list[str]:
         "The main effect of a level is its mean difference from the base level, over all combinations of the "
         "other factors. An interaction is what its second level adds to the effect of its first: both - "
         "first alone - second alone + neither, as a mean over the rest. Each seed that all combinations have "
-        "gives one value of each; over them stand Student's interval and test.",
+        "gives one value of each; over them stand Student's interval and test. Where all these runs have "
+        "verdicts on the same problems, each problem of each seed gives one: problems and seeds are both "
+        "taken for samples of more.",
         f"Main effects are one family, interactions another: {adjustment} is for a family, and all its "
         "intervals at once hold with 95 %.",
     ]

@@ -61,8 +61,8 @@ class Estimate(NamedTuple):
         mean = float(self.mean)
         if not self.tested:
             return Interval(mean, -np.inf, np.inf)
-        quantiles = [float(stats.t.isf((1 - confidence) / 2, df)) for df in self.df]
-        half = float(self.error) * solved(self._two_tails, 1 - confidence, *sorted(quantiles))
+        quantiles = [float(stats.t.isf((1 - confidence) / 2, df)) for df in set(self.df)]
+        half = float(self.error) * solved(self._two_tails, 1 - confidence, min(quantiles), max(quantiles))
         return Interval(mean, mean - half, mean + half)
 
     def _two_tails(self, t: float) -> float:
