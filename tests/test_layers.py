@@ -43,8 +43,8 @@ ONE_IMPORTER = {
     },
     "pandas": {"commands/compare/tidy.py"},
     "scipy": {
-        *(f"commands/compare/{name}.py" for name in ("power", "sequential")),
-        *(f"commands/compare/statistics/{name}.py" for name in ("area", "bootstrap", "crossed", "over_seeds")),
+        f"commands/compare/statistics/{name}.py"
+        for name in ("area", "bootstrap", "crossed", "over_seeds", "power", "sequential")
     },
 }
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")

@@ -10,11 +10,17 @@ import numpy as np
 
 from grpo_pl.commands.ablate.study import Study
 from grpo_pl.commands.compare.comparison import Comparison, compare
-from grpo_pl.commands.compare.factorial import contrasts
-from grpo_pl.commands.compare.power import MOST_PAIRS, POWER, detectable, deviation_interval, pairs_needed
 from grpo_pl.commands.compare.runs import read_runs
-from grpo_pl.commands.compare.sequential import look_levels
 from grpo_pl.commands.compare.statistics import LEVEL, ROUNDING
+from grpo_pl.commands.compare.statistics.factorial import contrasts
+from grpo_pl.commands.compare.statistics.power import (
+    MOST_PAIRS,
+    POWER,
+    detectable,
+    deviation_interval,
+    pairs_needed,
+)
+from grpo_pl.commands.compare.statistics.sequential import look_levels
 from grpo_pl.system.refusal import ConfigError
 
 DIFFERENCES = 0.02, 0.05, 0.1

@@ -7,8 +7,8 @@ from grpo_pl.commands.ablate.study import Study
 from grpo_pl.commands.compare.comparison import Comparison
 from grpo_pl.commands.compare.report.document import Section, table
 from grpo_pl.commands.compare.report.wording import effect_name, ends, number
-from grpo_pl.commands.compare.sequential import look_levels, repeated_interval
 from grpo_pl.commands.compare.statistics import LEVEL, Interval
+from grpo_pl.commands.compare.statistics.sequential import look_levels, repeated_interval
 
 NOT_SETTLED = "not settled"
 

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from grpo_pl.commands.compare.differences import settings
-from grpo_pl.commands.compare.factorial import FactorEffect
 from grpo_pl.commands.compare.factors import effects_of_factors
 from grpo_pl.commands.compare.groups import Group, group_runs
 from grpo_pl.commands.compare.paired import Measure, area, area_of, last_value, on_common_problems
@@ -31,6 +30,7 @@ from grpo_pl.commands.compare.statistics import (
     problems,
     step_down,
 )
+from grpo_pl.commands.compare.statistics.factorial import FactorEffect
 from grpo_pl.system.refusal import ConfigError
 
 

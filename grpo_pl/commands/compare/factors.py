@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from grpo_pl.commands.compare.cells import cell_levels, cell_name
-from grpo_pl.commands.compare.factorial import FactorEffect, contrasts, factor_effects
+from grpo_pl.commands.compare.statistics.factorial import FactorEffect, contrasts, factor_effects
 
 OnProblems = Callable[[Sequence[tuple[str, str]]], Float[np.ndarray, "runs P"] | None]
 """(Group, seed) of runs -> their outcomes on each problem; None where not all have them."""

@@ -16,9 +16,9 @@ from grpo_pl.commands.ablate.forecast import forecast, spread
 from grpo_pl.commands.ablate.looks import conclusion, decide, section, settled
 from grpo_pl.commands.ablate.study import Study
 from grpo_pl.commands.compare.comparison import compare
-from grpo_pl.commands.compare.power import detectable, pairs_needed
-from grpo_pl.commands.compare.sequential import look_levels
 from grpo_pl.commands.compare.statistics import Interval
+from grpo_pl.commands.compare.statistics.power import detectable, pairs_needed
+from grpo_pl.commands.compare.statistics.sequential import look_levels
 
 GRPO = {1: 0.50, 2: 0.52, 3: 0.51, 4: 0.56}
 NO_KL = {1: 0.52, 2: 0.50, 3: 0.55, 4: 0.60}

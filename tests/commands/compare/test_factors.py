@@ -10,11 +10,11 @@ from helpers.made_up import write_run, write_verdicts
 
 from grpo_pl.commands.compare import compare
 from grpo_pl.commands.compare.cells import cell_levels, cell_name
-from grpo_pl.commands.compare.factorial import FactorEffect, Step
 from grpo_pl.commands.compare.factors import effects_of_factors
 from grpo_pl.commands.compare.report.document import document
 from grpo_pl.commands.compare.report.wording import effect_name, factor_verdict
 from grpo_pl.commands.compare.statistics import Interval, crossed
+from grpo_pl.commands.compare.statistics.factorial import FactorEffect, Step
 
 BASE = "critic=value,kl=k3"
 VALUES = {

@@ -2,8 +2,8 @@
 
 from grpo_pl.commands.compare.comparison import Comparison, Effect
 from grpo_pl.commands.compare.costs import MEMORY, TIME, Cost, cost_of
-from grpo_pl.commands.compare.factorial import FactorEffect
 from grpo_pl.commands.compare.statistics import LEVEL, Interval
+from grpo_pl.commands.compare.statistics.factorial import FactorEffect
 
 NONE = "-"
 

@@ -1,7 +1,8 @@
 """The statistics of a comparison, as pure functions of numbers.
 
 `over_seeds` takes each seed for one number, `crossed` each problem of each seed; `bootstrap` resamples,
-`families` adjusts for many comparisons, `area` sums up a curve.
+`families` adjusts for many comparisons, `area` sums up a curve; `factorial` has the effects of factors,
+`power` what a study will find, `sequential` when it may end.
 """
 
 from grpo_pl.commands.compare.statistics.area import area_under

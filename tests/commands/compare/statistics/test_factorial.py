@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from grpo_pl.commands.compare.factorial import Contrast, Step, contrasts, factor_effects
 from grpo_pl.commands.compare.statistics import holm
+from grpo_pl.commands.compare.statistics.factorial import Contrast, Step, contrasts, factor_effects
 
 TWO = {"critic": ["value", "none"], "reference": ["kl", "none"]}
 THREE = TWO | {"reward": ["rule", "model"]}

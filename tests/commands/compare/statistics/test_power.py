@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 from statsmodels.stats.power import TTestPower
 
-from grpo_pl.commands.compare.power import (
+from grpo_pl.commands.compare.statistics.power import (
     MOST_PAIRS,
     detectable,
     deviation_interval,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from grpo_pl.commands.compare.sequential import look_levels, repeated_interval, spent
+from grpo_pl.commands.compare.statistics.sequential import look_levels, repeated_interval, spent
 
 STUDIES, LOOKS = 2000, (5, 10, 20)
 
