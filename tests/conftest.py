@@ -72,7 +72,7 @@ def fit(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[
     """Runs `grpo_pl fit` on configs/tiny.yaml and returns the run's folder.
 
     Arguments are those of the command line. `root` is the run's folder, a new one where it is not given. One
-    rank runs in this process; of several each is a forked process.
+    rank runs in this process; of several each is a forked process. Curves are drawn only if asked for.
     """
     import torch
     from helpers.commands import command
@@ -82,6 +82,7 @@ def fit(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[
     ) -> Path:
         root = root or tmp_path_factory.mktemp("fit") / "run"
         words = ["--config", TINY, "--pretrained", pretrained, "--trainer.default_root_dir", root]
+        words += ["--curves.draw", "false"]
         if ranks > 1:
             from helpers.rank_runs import run_ranks
 

@@ -24,9 +24,16 @@ Rows = list[dict[str, float]]
 
 
 class Curves(pl.Callback):
-    """Draws `curves.png` into the run's folder when the run ends, also when it was interrupted."""
+    """Draws `curves.png` into the run's folder when the run ends, also when it was interrupted.
+
+    Args:
+        draw: Whether to: half a second, which runs of a minute in a study can do without.
+    """
 
     _started = False
+
+    def __init__(self, draw: bool = True) -> None:
+        self.draw = draw
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -45,7 +52,7 @@ class Curves(pl.Callback):
 
     def _draw(self, trainer: pl.Trainer) -> None:
         metrics = Path(trainer.default_root_dir) / METRICS_FILE
-        if trainer.is_global_zero and metrics.exists():
+        if self.draw and trainer.is_global_zero and metrics.exists():
             with room_for(path := metrics.with_name(CURVES_FILE)):
                 draw_curves(read_metrics(metrics), path)
 

@@ -33,7 +33,7 @@ def interrupt_in_iteration_2(**_):
 @pytest.fixture(scope="module")
 def run(fit):
     """Three iterations, validated every second one."""
-    return fit("--trainer.check_val_every_n_epoch", 2, "--checkpoint.save_top_k", -1)
+    return fit("--trainer.check_val_every_n_epoch", 2, "--checkpoint.save_top_k", -1, "--curves.draw", "true")
 
 
 def rows_of(run):
@@ -304,7 +304,7 @@ def test_an_interrupted_run_keeps_its_rows_and_draws_its_curves(fit, tmp_path):
     )
     calls.clear()
     with pytest.raises((SystemExit, KeyboardInterrupt)):
-        fit("--model.rewards", reward, root=tmp_path / "run")
+        fit("--model.rewards", reward, "--curves.draw", "true", root=tmp_path / "run")
     assert [row["iteration"] for row in rows_of(tmp_path / "run")] == [0, 1]
     assert colours(tmp_path / "run" / "curves.png") > 20
 

@@ -119,7 +119,16 @@ def test_weights_that_are_not_finite_end_the_run_and_leave_the_last_checkpoint(
     fit: Fit, stopped: Stopped, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
-    said = stopped(fit, *callback("helpers.faults.Poison"), "--samples.every", 0, *NO_VALIDATION, root=folder)
+    said = stopped(
+        fit,
+        *callback("helpers.faults.Poison"),
+        "--samples.every",
+        0,
+        "--curves.draw",
+        "true",
+        *NO_VALIDATION,
+        root=folder,
+    )
     assert "in a row: 1 " in said
     assert "It began in iteration 2, step 1 of 2, with the trained weights, since the step before" in said
     assert "first of policy.language_model.model.embed_tokens.weight" in said
