@@ -228,6 +228,13 @@ def _load(
     return model, bool(report["missing_keys"])
 
 
+def dynamic_cache() -> tuple[Any, Any]:
+    """The type of the key-value cache that most models make, and that of its layers."""
+    from transformers.cache_utils import DynamicCache, DynamicLayer
+
+    return DynamicCache, DynamicLayer
+
+
 def untrained_language_model(pretrained: str) -> "PreTrainedModel":
     """A model's architecture with random weights, and its generation settings, mended with a warning."""
     from transformers import AutoModelForCausalLM

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from grpo_pl.models.growing_cache import grow_in_place
 from grpo_pl.models.own_forward import FAILURES, called, ordinary_tokens
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ class CachedReader:
             logits_to_keep=1,
         )
         self._cache = output.past_key_values
+        grow_in_place(self._cache)
         logits: Tensor = output.logits[:, -1]
         return logits
 
