@@ -33,6 +33,8 @@ from grpo_pl.config.parser import Parser
 from grpo_pl.system.refusal import fail
 
 LEVEL, MARGIN = 0.05, 0.03
+FAR = LEVEL / 8
+"""What Bonferroni's adjustment for eight comparisons asks for."""
 DIFFICULTY, SEED = 1.5, 0.1
 """Standard deviations of problems and of seeds that base and variant share, where the noise has 1."""
 RESAMPLES, AT_ONCE = 400, 250
@@ -189,6 +191,25 @@ def measures(seeds: int, studies: int) -> tuple[float, float]:
     return means / studies, improvements / studies
 
 
+# --------------------------------------------------------------------------------------------------- far out
+
+
+def far_out(seeds: int, share_of_problems: float, studies: int = 400_000) -> tuple[float, float]:
+    """Shares of normal studies without an effect that have p < FAR: by Satterthwaite, and by the mixture.
+
+    Of the variance of the mean, a share comes from problems, so many that it is known; the rest is estimated
+    from the seeds.
+    """
+    noise = np.random.default_rng([2, seeds, int(1000 * share_of_problems)])
+    of_seeds = (1 - share_of_problems) * noise.chisquare(seeds - 1, studies) / (seeds - 1)
+    error2 = of_seeds + share_of_problems
+    t = np.abs(noise.standard_normal(studies)) / np.sqrt(error2)
+    alone = 2 * stats.t.sf(t, (seeds - 1) * (error2 / of_seeds) ** 2)
+    weight = of_seeds / error2
+    mixed = 2 * (weight * stats.t.sf(t, seeds - 1) + (1 - weight) * stats.norm.sf(t))
+    return float((alone < FAR).mean()), float((mixed < FAR).mean())
+
+
 # ----------------------------------------------------------------------------------------------------- tables
 
 
@@ -203,6 +224,10 @@ def report(rows: Sequence[Row], over_runs: dict[int, tuple[float, float]]) -> st
     coverage = [[*r.setting.cells, *(f"{x:.3f}" for x in r.coverage.values())] for r in rows]
     alarms = [
         [*r.setting.cells, *(f"{x:.3f}" for x in r.alarms.values()), f"{r.equivalent:.3f}"] for r in rows
+    ]
+    tails = [
+        [str(n), f"{problems:g}", *(f"{x:.4f}" for x in far_out(n, problems))]
+        for n, problems in product(over_runs, (0.02, 0.1, 0.3, 0.6))
     ]
     few = [[str(n), f"{iqm:.3f}", f"{improved:.3f}"] for n, (iqm, improved) in over_runs.items()]
     worst = []
@@ -220,6 +245,9 @@ def report(rows: Sequence[Row], over_runs: dict[int, tuple[float, float]]) -> st
             table((*HEADER, *METHODS), coverage),
             "Share with p < 0.05, and called equivalent within 0.03 (one comparison):\n",
             table((*HEADER, *METHODS, "equivalent"), alarms),
+            f"Share with p < {FAR:g} of normal studies without an effect, by the part of the variance of the "
+            "mean that is the problems':\n",
+            table(("seeds", "share of problems", "Satterthwaite", "crossed"), tails),
             "Coverage of 95 % bootstrap intervals over runs (normal, half a standard deviation apart):\n",
             table(("runs", "interquartile mean", "probability of improvement"), few),
         )

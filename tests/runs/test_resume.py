@@ -71,7 +71,8 @@ def same(a: Path, b: Path) -> None:
     for mine, other in zip(ours["optimizer_states"], theirs["optimizer_states"], strict=True):
         assert all(torch.equal(mine["state"][i]["exp_avg"], s["exp_avg"]) for i, s in other["state"].items())
     assert untimed(a) == untimed(b)
-    assert (a / "samples.jsonl").read_bytes() == (b / "samples.jsonl").read_bytes()
+    for file in ("samples.jsonl", "verdicts.jsonl"):
+        assert (a / file).read_bytes() == (b / file).read_bytes(), file
 
 
 # ------------------------------------------------------------------------------------------ the same command

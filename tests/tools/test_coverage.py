@@ -53,3 +53,12 @@ def test_the_tables_name_every_method(capsys, tmp_path):
 )
 def test_a_study_that_cannot_be_analysed_is_refused(wrong, refused):
     assert "--studies of 1 or more" in refused(coverage.main, wrong)
+
+
+@pytest.mark.parametrize("share_of_problems", [0.02, 0.1, 0.6])
+def test_far_out_the_mixture_raises_no_more_false_alarms_than_nominal(share_of_problems):
+    """Where adjusted tests live; Satterthwaite's degrees of freedom raise four times as many there."""
+    studies = 100_000
+    alone, mixed = coverage.far_out(3, share_of_problems, studies)
+    assert mixed * studies <= stats.binom.ppf(ONE_IN_1000[1], studies, coverage.FAR)
+    assert alone * studies > stats.binom.ppf(ONE_IN_1000[1], studies, coverage.FAR)

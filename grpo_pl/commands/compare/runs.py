@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -21,8 +21,10 @@ from grpo_pl.runs.layout import (
     study_place,
     tokens_generated,
 )
-from grpo_pl.runs.verdicts import ProblemVerdicts, read_verdicts
 from grpo_pl.system.refusal import ConfigError
+
+if TYPE_CHECKING:
+    from grpo_pl.runs.verdicts import ProblemVerdicts
 
 Paths = Iterable[str | Path] | str | Path
 """Run folders, folders that hold `seed-<n>`, or folders of studies."""
@@ -85,8 +87,10 @@ class Run:
         return values[-1] if values else None
 
     @cached_property
-    def verdicts(self) -> dict[int, dict[str, ProblemVerdicts]]:
+    def verdicts(self) -> "dict[int, dict[str, ProblemVerdicts]]":
         """Iteration -> name -> verdicts on each problem; empty for a run older than `verdicts.jsonl`."""
+        from grpo_pl.runs.verdicts import read_verdicts  # numpy, which `compare --help` need not wait for
+
         try:
             return read_verdicts(self.folder / VERDICTS_FILE)
         except (KeyError, TypeError, ValueError):

@@ -141,10 +141,10 @@ def test_with_verdicts_effects_of_factors_are_over_problems_and_seeds(
     config: dict[str, Any], tmp_path: Path
 ) -> None:
     noise, solved = np.random.default_rng(0), {}
-    for i, name in enumerate(VALUES):
+    for name in VALUES:
         changes = {key: value for part in name.split(",") for key, value in CHANGES[part].items()}
         for seed in (1, 2):
-            bits = noise.permutation(np.arange(200) < 100 - 5 * i)[:, None].astype(int)
+            bits = noise.permutation(np.arange(200) < noise.integers(60, 140))[:, None].astype(int)
             solved[name, seed] = bits[:, 0].astype(float)
             folder = tmp_path / name / f"seed-{seed}"
             write_run(folder, config, seed=seed, accuracies=[0.2, float(bits.mean())], changes=changes)
