@@ -6,9 +6,9 @@ python tools/kill_test.py --kills 10 --trainer.devices 2 --trainer.strategy ddp
 
 One run is left alone. Each of the others gets SIGKILL, with its whole process group, at a moment that is
 uniform between the writing of its `config.yaml` and its end (as long as the undisturbed one took), is started
-again, and must end with the same weights and optimizer, metrics (times and memory apart), samples and kept
-rollouts, to the last bit. The seed fixes the moments, as shares of that time. Options that are not listed by
---help go to `fit`. Where all are the same, the last line is `N of N identical` and the exit code 0.
+again, and must end with the same weights and optimizer, metrics (times and memory apart), samples, verdicts
+and kept rollouts, to the last bit. The seed fixes the moments, as shares of that time. Options that are not
+listed by --help go to `fit`. Where all are the same, the last line is `N of N identical` and the exit code 0.
 """
 
 import argparse
@@ -121,7 +121,7 @@ def killed_and_continued(
 def differences(ours: Path, theirs: Path) -> list[str]:
     """The results that differ between two runs."""
     from grpo_pl.runs.checkpoint_io import AtomicCheckpointIO
-    from grpo_pl.runs.layout import METRICS_FILE, ROLLOUTS_FOLDER, SAMPLES_FILE, read_metrics
+    from grpo_pl.runs.layout import METRICS_FILE, ROLLOUTS_FOLDER, SAMPLES_FILE, VERDICTS_FILE, read_metrics
 
     def learned(folder: Path) -> Any:
         checkpoint = AtomicCheckpointIO().load_checkpoint(
@@ -135,13 +135,16 @@ def differences(ours: Path, theirs: Path) -> list[str]:
             {k: repr(v) for k, v in row.items() if not k.startswith(("time/", "memory/"))} for row in rows
         ]
 
+    def written(file: str, folder: Path) -> bytes:
+        return (folder / file).read_bytes() if (folder / file).exists() else b""
+
     def kept(folder: Path) -> dict[str, bytes]:
         return {path.name: path.read_bytes() for path in (folder / ROLLOUTS_FOLDER).glob("*.parquet")}
 
     differing = {
         "weights or optimizer": not same(learned(ours), learned(theirs)),
         METRICS_FILE: measured(ours) != measured(theirs),
-        SAMPLES_FILE: (ours / SAMPLES_FILE).read_bytes() != (theirs / SAMPLES_FILE).read_bytes(),
+        **{f: written(f, ours) != written(f, theirs) for f in (SAMPLES_FILE, VERDICTS_FILE)},
         ROLLOUTS_FOLDER: kept(ours) != kept(theirs),
     }
     return [name for name, differs in differing.items() if differs]
