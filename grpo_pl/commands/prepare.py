@@ -12,7 +12,6 @@ from grpo_pl.commands.options import Options
 from grpo_pl.commands.table import COMMANDS
 from grpo_pl.config.by_name import config_file
 from grpo_pl.config.files import read_config, shortened
-from grpo_pl.runs.preemption import EXIT_CODE
 from grpo_pl.system.refusal import ConfigError, nearest
 
 DESCRIPTION = """Run the commands of a recipe, in their order, whose products do not exist yet. A recipe is a
@@ -98,4 +97,6 @@ def run(words: Sequence[str]) -> int:
     except KeyboardInterrupt:
         process.send_signal(signal.SIGTERM)  # it saves at the end of its iteration
         process.wait()
+        from grpo_pl.runs.preemption import EXIT_CODE  # with it torch
+
         return EXIT_CODE
