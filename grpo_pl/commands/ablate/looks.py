@@ -86,7 +86,7 @@ def section(study: Study, decisions: Sequence[Decision], look: int) -> Section:
         f"comparison (there are {study.comparisons}) is different from 0{margin}. The level 0.05, divided by "
         "the number of comparisons, is spent on the looks as Lan and DeMets do, by the function like O'Brien "
         "and Fleming's boundary; Student's interval at a look's level holds for all looks and comparisons at "
-        "once with 95 %. Intervals and p in other sections take the number of seeds as fixed before: "
-        "conclusions are those of this section."
+        "once with 95 %, for these validation problems. Intervals and p in other sections take the number of "
+        "seeds as fixed before: conclusions are those of this section."
     )
     return Section("Sequential", [text], [table(rows)] if rows else [], notes=[note])

@@ -18,7 +18,7 @@ from grpo_pl.commands.ablate.study import Study
 from grpo_pl.commands.compare.comparison import compare
 from grpo_pl.commands.compare.statistics import Interval
 from grpo_pl.commands.compare.statistics.power import detectable, pairs_needed
-from grpo_pl.commands.compare.statistics.sequential import look_levels
+from grpo_pl.commands.compare.statistics.sequential import look_levels, repeated_interval
 
 GRPO = {1: 0.50, 2: 0.52, 3: 0.51, 4: 0.56}
 NO_KL = {1: 0.52, 2: 0.50, 3: 0.55, 4: 0.60}
@@ -145,7 +145,10 @@ def test_at_a_look_only_what_its_stricter_interval_shows_is_settled(pilot: Path)
     assert decision.interval.high - decision.interval.mean > 3 * stdev(APART) / 2, "wider than at the end"
     assert decision.conclusion == "within +-0.5"
     assert settled(asked, [decision])
-    assert not settled(study("grpo", "no_kl", "critic"), [decision]), "a comparison without seeds is open"
+    three = study("grpo", "no_kl", "critic", seeds=8, looks=(4, 8))
+    assert not settled(three, [decision]), "a comparison without seeds is open"
+    (of_two,) = decide(three, comparison, 4)
+    assert of_two.interval == pytest.approx(repeated_interval(APART, look_levels((4, 8), 0.05 / 2)[0]))
     text = section(asked, [decision], 4)
     assert text.text == ["Ended after 4 of 8 seeds: every comparison is settled."]
     open_ = study(seeds=8, looks=(4, 8))
