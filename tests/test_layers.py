@@ -39,6 +39,7 @@ ONE_IMPORTER = {
     "matplotlib": {
         "callbacks/curves.py",
         "commands/compare/figures.py",
+        "commands/compare/forest.py",
         "commands/compare/panels.py",
     },
     "pandas": {"commands/compare/tidy.py"},

@@ -21,15 +21,16 @@ from grpo_pl.commands.ablate.study import SETTINGS_FOLDER, Study
 from grpo_pl.commands.ablate.tuning import TUNING_FOLDER, choose
 from grpo_pl.commands.compare.comparison import Comparison, compare
 from grpo_pl.commands.compare.report.document import Section
+from grpo_pl.commands.compare.report.question import STUDY_FILE
 from grpo_pl.commands.compare.report.tuning import label, write_tuned
 from grpo_pl.commands.compare.reporting import report
+from grpo_pl.commands.compare.statistics import Interval
 from grpo_pl.commands.submit.command import for_nodes
 from grpo_pl.runs.layout import CONFIG_FILE
 from grpo_pl.runs.lock import Lock
 from grpo_pl.runs.preemption import EXIT_CODE
 from grpo_pl.system.refusal import ConfigError
 
-STUDY_FILE = "study.yaml"
 FAILED = 1
 
 
@@ -160,7 +161,7 @@ class Here(NamedTuple):
 
     def run_study(self, study: Study, part: Study, runs: list[PlannedRun]) -> int:
         """Run a study until its seeds or its questions are at an end, and report; returns the exit code."""
-        problems, begin, first = dict[str, str](), 0, list[Section]()
+        problems, begin, first, looks = dict[str, str](), 0, list[Section](), dict[str, Interval]()
         for look in part.looks or (len(part.seeds),):
             problems |= self.run([run for run in runs if run.seed in part.seeds[begin:look]])
             begin = look
@@ -168,12 +169,21 @@ class Here(NamedTuple):
             if part.looks and len(problems) < len(done):
                 decisions = decide(part, compare_begun(part, done), look)
                 first = [section(part, decisions, look)]
+                looks = {each.name: each.interval for each in decisions}
                 if settled(part, decisions):
                     break
         if len(problems) < len(runs):
             folders = study.begun(self.out)
             base = folders[0].parent.name
-            report(folders, self.out, base=base, metric=study.metric, margin=study.margin, first=first)
+            report(
+                folders,
+                self.out,
+                base=base,
+                metric=study.metric,
+                margin=study.margin,
+                first=first,
+                looks=looks,
+            )
         for name, problem in problems.items():
             print(f"! {name} failed: {problem}")
         if not problems:

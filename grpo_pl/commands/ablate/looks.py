@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from grpo_pl.commands.ablate.study import Study
+from grpo_pl.commands.compare.answers import effect_name
 from grpo_pl.commands.compare.comparison import Comparison
 from grpo_pl.commands.compare.report.document import Section, table
-from grpo_pl.commands.compare.report.wording import effect_name, ends, number
+from grpo_pl.commands.compare.report.wording import ends, number
 from grpo_pl.commands.compare.statistics import LEVEL, Interval
 from grpo_pl.commands.compare.statistics.sequential import look_levels, repeated_interval
 
@@ -42,7 +43,7 @@ def decide(study: Study, comparison: Comparison, look: int) -> list[Decision]:
 def differences(comparison: Comparison) -> dict[str, Sequence[float]]:
     """Comparison -> its difference in each seed; without those that no seed has yet."""
     if comparison.factors:
-        return {effect_name(e): e.by_seed for e in comparison.factors if len(e.steps) == 1}
+        return {effect_name(e.steps): e.by_seed for e in comparison.factors if len(e.steps) == 1}
     base = comparison.results[0].by_seed
     return {
         e.result.group.name: [e.result.by_seed[seed] - base[seed] for seed in e.pairs]

@@ -62,6 +62,9 @@ class Picture:
     x: str
     y: str
     draw: Callable[[Axes, Palette], None]
+    width: float = WIDTH
+    """Inches."""
+    height: float = HEIGHT
 
 
 STYLE: dict[Any, Any] = {
@@ -94,7 +97,7 @@ def svg(picture: Picture, prefix: str) -> Markup:
     Its title is its label for screen readers. `prefix` makes its ids unique in the page.
     """
     with drawing(PAGE):
-        figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
+        figure = Figure(figsize=(picture.width, picture.height), layout="constrained")
         draw(picture, figure.subplots(), PAGE)
         return inline(figure, prefix, Markup(' aria-label="{}"').format(picture.title))
 
@@ -129,7 +132,8 @@ def png(pictures: Sequence[Picture], names: Sequence[str], path: Path) -> None:
     columns = 2 if len(pictures) == 4 else min(len(pictures), COLUMNS)
     rows = -(-len(pictures) // columns)
     with drawing(LIGHT):
-        size = (WIDTH * columns, HEIGHT * rows + 0.3)
+        width, height = max(p.width for p in pictures), max(p.height for p in pictures)
+        size = (width * columns, height * rows + 0.3)
         figure = Figure(figsize=size, layout="constrained", facecolor="white")
         FigureCanvasAgg(figure)
         every = figure.subplots(rows, columns, squeeze=False).flatten()
@@ -138,5 +142,6 @@ def png(pictures: Sequence[Picture], names: Sequence[str], path: Path) -> None:
         for axes in every[len(pictures) :]:
             axes.set_visible(False)
         lines = [Line2D([], [], label=name, **LIGHT.line(i)) for i, name in enumerate(names)]
-        figure.legend(handles=lines, loc="outside lower center", ncols=max(2 * columns, 1), frameon=False)
+        if lines:
+            figure.legend(handles=lines, loc="outside lower center", ncols=2 * columns, frameon=False)
         figure.savefig(path, dpi=110)

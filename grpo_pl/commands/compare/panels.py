@@ -18,6 +18,8 @@ ALONG = (
     (TOKENS, "tokens", "response tokens generated so far"),
     (SECONDS, "seconds", "seconds of training so far, without validation"),
 )
+MOST_LINES = 40
+"""Runs in a picture; the single lines of more would hide the means."""
 PATHS = (
     ("train/kl", "KL to the reference", "nats a token"),
     ("train/entropy", "entropy", "nats a token"),
@@ -69,27 +71,26 @@ def curves_picture(
     """The curves of all groups for a metric; None where no run has measured it."""
     curves = [curve(group, metric, along) for group in comparison.groups]
     measured = [c for c in curves if c is not None]
-    limits = range_of_runs(measured)
+    limits, drawn = range_of_runs(measured), sum(len(c.runs) for c in measured)
     if limits is None:
         return None
 
     def draw(axes: Axes, palette: Palette) -> None:
         for i, each in reversed(list(enumerate(curves))):
             if each is not None:
-                draw_curve(axes, each, i, palette)
+                draw_curve(axes, each, i, palette, each_run=drawn <= MOST_LINES)
         margin = 0.08 * (limits[1] - limits[0]) or 0.05
         axes.set_ylim(limits[0] - margin, limits[1] + margin)
-        if along is None:
-            axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=along is None))
 
     return Picture(title, x, y, draw)
 
 
-def draw_curve(axes: Axes, curve: Curve, i: int, palette: Palette) -> None:
-    """The mean with its band, each seed thin, and unfinished runs dotted."""
+def draw_curve(axes: Axes, curve: Curve, i: int, palette: Palette, *, each_run: bool) -> None:
+    """The mean with its band, each seed thin if wanted, and unfinished runs dotted."""
     style = palette.line(i)
     color = style["color"]
-    for x, y in curve.runs if len(curve.runs) > 1 else ():
+    for x, y in curve.runs if each_run and len(curve.runs) > 1 else ():
         axes.plot(x, y, color=color, linewidth=0.6, alpha=0.45)
     for x, y in curve.unfinished:
         axes.plot(x, y, color=color, linewidth=0.8, alpha=0.8, linestyle=":")

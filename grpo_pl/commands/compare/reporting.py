@@ -1,6 +1,6 @@
 """The report on a comparison: tables on the terminal, one HTML file, and Markdown with pictures."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich import box
@@ -12,6 +12,7 @@ from grpo_pl.commands.compare.comparison import Comparison, compare
 from grpo_pl.commands.compare.report import document as content
 from grpo_pl.commands.compare.report.rendering import html, markdown, write_pictures
 from grpo_pl.commands.compare.report.tuning import tuning
+from grpo_pl.commands.compare.statistics import Interval
 
 HTML_FILE, MARKDOWN_FILE, PICTURES_FOLDER = "report.html", "report.md", "report_pictures"
 
@@ -24,34 +25,46 @@ def report(
     metric: str,
     margin: float | None = None,
     first: Sequence[content.Section] = (),
+    looks: Mapping[str, Interval] | None = None,
 ) -> None:
-    """Compare runs, print the tables and write the report into a folder, after further sections."""
+    """Compare runs, print the tables and write the report, with further sections, into a folder.
+
+    `looks` are the intervals that decide the questions of a sequential study.
+    """
     comparison = compare(runs, base, metric, margin)
+    title = readable(out)
+    document = content.document(comparison, title, first, tuning(out), looks)
     console = Console()
     for section in first:
         show_section(section, console)
-    show(comparison, console)
-    write(comparison, out, first)
+    show(comparison, document, console)
+    write(document, out)
     console.print(f"{out / HTML_FILE}, {out / MARKDOWN_FILE}", highlight=False, markup=False)
 
 
-def write(comparison: Comparison, out: Path, first: Sequence[content.Section] = ()) -> None:
+def readable(out: Path) -> str:
+    """The name of a folder as a title."""
+    return out.resolve().name.replace("_", " ") or "Comparison of runs"
+
+
+def write(report: content.Document, out: Path) -> None:
     """Write `report.html`, and `report.md` with its pictures, into a folder."""
-    title = f"{out.resolve().name}: {len(comparison.groups)} groups compared"
-    report = content.document(comparison, title, first, tuning(out))
     write_pictures(report, out / PICTURES_FOLDER)
     (out / HTML_FILE).write_text(html(report), encoding="utf-8")
     (out / MARKDOWN_FILE).write_text(markdown(report, PICTURES_FOLDER), encoding="utf-8")
 
 
-def show(comparison: Comparison, console: Console) -> None:
-    """Print the tables, findings and remarks."""
+def show(comparison: Comparison, report: content.Document, console: Console) -> None:
+    """Print the tables and remarks, and last, where it is read first, the answers."""
     what_differs, outcome = content.what_differs(comparison), content.outcome(comparison)
     first = [content.factors(comparison)] if comparison.factors else []
     for section in (*first, what_differs, outcome, content.costs(comparison)):
         show_section(section, console, wide=section is outcome)
-    for line in (*content.findings(comparison), *(f"! {remark}" for remark in comparison.remarks)):
-        console.print(line, highlight=False, markup=False)
+    remarks = [f"! {remark}" for remark in report.remarks]
+    answers = [sentence.whole for sentence in report.answers]
+    for line in (*remarks, *report.basis, report.failed, report.headline, *answers):
+        if line:
+            console.print(line, highlight=False, markup=False)
 
 
 def show_section(section: content.Section, console: Console, *, wide: bool = False) -> None:

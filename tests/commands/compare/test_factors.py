@@ -9,10 +9,11 @@ from helpers.commands import Refused, command
 from helpers.made_up import write_run, write_verdicts
 
 from grpo_pl.commands.compare import compare
+from grpo_pl.commands.compare.answers import effect_name
 from grpo_pl.commands.compare.cells import cell_levels, cell_name
 from grpo_pl.commands.compare.factors import effects_of_factors
 from grpo_pl.commands.compare.report.document import document
-from grpo_pl.commands.compare.report.wording import effect_name, factor_verdict
+from grpo_pl.commands.compare.report.wording import factor_verdict
 from grpo_pl.commands.compare.statistics import Interval, crossed
 from grpo_pl.commands.compare.statistics.factorial import FactorEffect, Step
 
@@ -53,16 +54,16 @@ def test_the_name_of_a_cell_holds_its_levels_and_other_names_hold_none() -> None
 
 def test_the_report_on_a_factorial_study_begins_with_its_effects(factorial: Path) -> None:
     report = document(compare(factorial, BASE, margin=0.05))
-    section = report.sections[0]
-    assert section.title == "Effects"
+    section = next(s for s in report.sections if s.tables)
+    assert section.title == "Tests of the effects"
     rows = {row[0]: dict(zip(section.tables[0].header, row, strict=True)) for row in section.tables[0].rows}
-    assert list(rows) == ["critic: none against value", "kl: none against k3", "critic none x kl none"]
-    assert rows["critic: none against value"]["difference"] == "-0.100"
-    assert rows["critic: none against value"]["verdict"] == "lower"
-    assert rows["kl: none against k3"]["verdict"] == "within +-0.05"
-    assert report.findings[0].startswith(
-        "critic: none against value: lower (-0.100, 95 % of all at once -0.1"
-    )
+    assert list(rows) == ["critic: none instead of value", "kl: none instead of k3", "critic none x kl none"]
+    assert rows["critic: none instead of value"]["difference"] == "-0.100"
+    assert rows["critic: none instead of value"]["verdict"] == "lower"
+    assert rows["kl: none instead of k3"]["verdict"] == "within +-0.05"
+    critic, kl, both = report.answers
+    assert (critic.verdict, kl.verdict, both.interaction) == ("worse", "does not matter", True)
+    assert critic.text.startswith("It lowers validation accuracy by 0.100 (95 % interval -0.1")
     assert any("Declared: a difference below 0.05 does not matter" in note for note in section.notes)
 
 
@@ -134,7 +135,7 @@ def test_what_is_settled_of_an_effect(
     steps = (Step("critic", "none", "value"), Step("kl", "none", "k3"))
     effect = FactorEffect(steps, (low, high), interval, interval, p, p)
     assert factor_verdict(effect, margin) == verdict
-    assert effect_name(effect) == "critic none x kl none"
+    assert effect_name(effect.steps) == "critic none x kl none"
 
 
 def test_with_verdicts_effects_of_factors_are_over_problems_and_seeds(

@@ -14,6 +14,7 @@ from grpo_pl.commands.compare.costs import TIME, cost_of, pareto
 from grpo_pl.commands.compare.curves import curve
 from grpo_pl.commands.compare.figures import LIGHT, Picture
 from grpo_pl.commands.compare.groups import Group, group_runs
+from grpo_pl.commands.compare.report.answering import Sentence
 from grpo_pl.commands.compare.report.document import Document, Section, Table, document
 from grpo_pl.commands.compare.report.rendering import html, markdown, plain
 from grpo_pl.commands.compare.report.wording import number, p_value
@@ -88,7 +89,8 @@ def test_a_hostile_name_is_escaped_wherever_it_stands():
     picture = Picture(f'{bad}" onload="', bad, bad, lambda axes, _: axes.set_yticks([0], [bad]))
     table = Table([bad, bad], [[bad, bad]])
     section = Section("Outcome", [bad], [table], [picture], [dialogue], [bad])
-    report = Document(bad, [bad], [bad], [bad], [section])
+    answer = Sentence(bad, bad, "settled", bad, bad)
+    report = Document(bad, [bad], bad, bad, bad, [answer], [bad], [bad], [bad], [], [section])
     text, page = html(report), Balance()
     page.feed(text)
     assert page.open == []
@@ -114,7 +116,7 @@ def test_both_forms_say_all(name, report):
         ),
         *("200 validation problems", "With 3 pairs a rank or sign test cannot fall below p = 0.25"),
         *("What is 40 + 2?", "critic, seed 4, ended after iteration 1 of 2", "it never started"),
-        "critic ends 0.295 below base",
+        "It lowers validation accuracy by 0.295",
         "Seconds are those of sync, generate, score and update",
     ):
         assert part in text or part.replace("'", "&#39;") in text, part
@@ -123,14 +125,21 @@ def test_both_forms_say_all(name, report):
 def test_the_pictures_of_the_markdown_stand_beside_it(report):
     text = (report / "report.md").read_text(encoding="utf-8")
     pictures = re.findall(r"!\[.*?\]\((.*?)\)", text)
-    assert len(pictures) == 4
+    assert len(pictures) == 5
     for picture in pictures:
         assert (report / picture).read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_terminal_shows_the_tables_the_findings_the_remarks_and_where_the_report_is(report):
     text = (report / "terminal.txt").read_text(encoding="utf-8")
-    for part in ("What differs", "Outcome", "p, Holm", "peak memory", "critic ends", "! critic, seed 4"):
+    for part in (
+        "What differs",
+        "Outcome",
+        "p, Holm",
+        "peak memory",
+        "It lowers validation",
+        "! critic, seed 4",
+    ):
         assert part in text
     assert f"{report / 'report.html'}" in text.replace("\n", "")
 

@@ -1,20 +1,20 @@
 """The content of a report, section by section."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from grpo_pl.commands.compare import panels
+from grpo_pl.commands.compare.answers import Answer, answers, effect_name
 from grpo_pl.commands.compare.comparison import Comparison, Effect, interval_of
 from grpo_pl.commands.compare.costs import COSTS, cost_of
 from grpo_pl.commands.compare.figures import Picture
-from grpo_pl.commands.compare.report import methods
+from grpo_pl.commands.compare.forest import forest
+from grpo_pl.commands.compare.report import answering, methods
+from grpo_pl.commands.compare.report.question import question
 from grpo_pl.commands.compare.report.wording import (
-    effect_name,
     ends,
-    factor_finding,
     factor_verdict,
-    finding,
     number,
     of_mean,
     p_value,
@@ -22,6 +22,7 @@ from grpo_pl.commands.compare.report.wording import (
 )
 from grpo_pl.commands.compare.responses import Dialogue, side_by_side
 from grpo_pl.commands.compare.runs import SECONDS, TOKENS
+from grpo_pl.commands.compare.statistics import Interval
 
 
 @dataclass(frozen=True)
@@ -69,9 +70,26 @@ class Document:
     title: str
     groups: list[str]
     """Names in the order of their colours; the base first."""
+    question: str
+    """What the study asks; empty if nothing says it."""
+    headline: str
+    """How many questions are settled, and how."""
+    failed: str
+    """How many runs are missing; empty if none is."""
+    answers: list[answering.Sentence]
+    basis: list[str]
+    """What was measured, and on how many runs."""
+    reading: list[str]
+    """What the words of the answers mean."""
     remarks: list[str]
-    findings: list[str]
+    first: list[Section]
+    """With the answers."""
     sections: list[Section]
+
+    @property
+    def every(self) -> list[Section]:
+        """All sections."""
+        return [*self.first, *self.sections]
 
 
 def document(
@@ -79,36 +97,57 @@ def document(
     title: str = "Comparison of runs",
     first: Sequence[Section] = (),
     last: Sequence[Section] = (),
+    looks: Mapping[str, Interval] | None = None,
 ) -> Document:
-    """The whole report on a comparison, with further sections before its own and before its list of runs."""
+    """The whole report on a comparison: answers, pictures of effects and curves, then all else.
+
+    Args:
+        comparison: Of a study's runs.
+        title: Its name.
+        first: Further sections before the tables.
+        last: Further sections before the list of runs.
+        looks: Of a sequential study: question -> the interval that decides it.
+    """
+    found = answers(comparison, looks)
     sections = [
+        Section("Learning curves", pictures=panels.learning_curves(comparison), notes=methods.CURVES),
         *first,
         *([factors(comparison)] if comparison.factors else []),
-        what_differs(comparison),
         outcome(comparison),
-        Section("Learning curves", pictures=panels.learning_curves(comparison), notes=methods.CURVES),
         costs(comparison),
+        what_differs(comparison),
         Section("Inside training", pictures=panels.paths(comparison)),
         responses(comparison),
         *last,
         runs(comparison),
     ]
-    names = [group.name for group in comparison.groups]
-    return Document(title, names, comparison.remarks, findings(comparison), sections)
+    return Document(
+        title,
+        [group.name for group in comparison.groups],
+        question(comparison),
+        answering.headline(found),
+        answering.failed(comparison),
+        [answering.sentence(each, comparison) for each in found],
+        answering.basis(comparison),
+        answering.how_to_read(comparison, found),
+        comparison.remarks,
+        [effects_pictures(comparison, found)] if found else [],
+        sections,
+    )
 
 
-def findings(comparison: Comparison) -> list[str]:
-    """A sentence on each effect of a factor, or else on each group but the base."""
-    if comparison.factors:
-        return [factor_finding(effect, comparison.margin) for effect in comparison.factors]
-    return [finding(comparison, effect) for effect in comparison.effects]
+def effects_pictures(comparison: Comparison, found: Sequence[Answer]) -> Section:
+    """The forest plot of all answers."""
+    return Section(
+        "Effects", pictures=forest(comparison, found), notes=methods.how_effects_are_drawn(comparison)
+    )
 
 
 def factors(comparison: Comparison) -> Section:
     """Main effects and interactions of a factorial study."""
     rows = [
         {
-            "effect": effect_name(effect),
+            "effect": effect_name(effect.steps),
             "seeds": str(len(effect.by_seed)),
             "difference": number(effect.interval.mean, sign=True),
             "95 %": ends(effect.interval, sign=True),
@@ -119,7 +158,9 @@ def factors(comparison: Comparison) -> Section:
         }
         for effect in comparison.factors
     ]
-    return Section("Effects", tables=[table(rows)], notes=methods.how_factors_are_tested(comparison))
+    return Section(
+        "Tests of the effects", tables=[table(rows)], notes=methods.how_factors_are_tested(comparison)
+    )
 
 
 def what_differs(comparison: Comparison) -> Section:

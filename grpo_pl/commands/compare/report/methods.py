@@ -5,7 +5,8 @@ from grpo_pl.commands.compare.statistics import LEVEL, smallest_rank_p
 
 CURVES = [
     "Line: mean of the finished runs. Band: 95 % interval of that mean over seeds (Student's t), cut off "
-    "where the picture ends. Thin lines: single seeds. Dotted: runs that did not come to their end.",
+    "where the picture ends. Thin lines: single seeds, if there are not too many. Dotted: runs that "
+    "did not come to their end.",
     "Against tokens and seconds, runs are interpolated linearly between their validations. Seconds are "
     "those of sync, generate, score and update (time/iteration_s); validations are not in them. Rewards "
     "are comparable only between groups that are paid for the same.",
@@ -17,6 +18,22 @@ COSTS = [
     "away; validation's are not in them. In brackets: times the base's. Dashed line: what no other group "
     "beats in both.",
 ]
+
+
+def how_effects_are_drawn(comparison: Comparison) -> list[str]:
+    """How to read the forest plot."""
+    base = "of a factor's first level" if comparison.factors else f"of {comparison.base.name}"
+    band = (
+        ""
+        if comparison.margin is None
+        else f" Band: the declared margin, +-{comparison.margin:g}; what lies inside it does not matter."
+    )
+    return [
+        "Mark: the mean over seeds, hollow where the question is not settled. Line: the 95 % interval that "
+        f"holds for all of its kind at once.{band} Time and memory: times that {base}, as the geometric mean "
+        "over runs paired by seed, with Student's interval of the logarithm. Time is of training without "
+        "validation; memory the peak of a run's first process."
+    ]
 
 
 def how_tested(comparison: Comparison) -> list[str]:

@@ -30,9 +30,10 @@ def markdown(report: Document, pictures: str) -> str:
 def write_pictures(report: Document, folder: Path) -> None:
     """Draw each section's pictures into a PNG with its name."""
     folder.mkdir(parents=True, exist_ok=True)
-    for section in report.sections:
+    for section in report.every:
         if section.pictures:
-            png(section.pictures, report.groups, folder / f"{section.name}.png")
+            names = [] if section in report.first else report.groups  # whose rows have names
+            png(section.pictures, names, folder / f"{section.name}.png")
 
 
 def templates() -> Environment:
