@@ -25,14 +25,9 @@ def forest(comparison: Comparison, answers: Sequence[Answer]) -> list[Picture]:
     name = readable(comparison.metric)
     colors = {group.name: i for i, group in enumerate(comparison.groups)}
     alone = [answer for answer in answers if answer.kind != "interaction"]
+    gains = [(answer, answer.gain) for answer in answers]
     panels: list[tuple[str, str, Rows, float, float | None]] = [
-        (
-            f"{name}: change",
-            "difference (0: no change)",
-            [(a, a.gain) for a in answers],
-            0,
-            comparison.margin,
-        ),
+        (f"{name}: change", "difference (0: no change)", gains, 0.0, comparison.margin),
         ("training time: change", "times as long (1: no change)", [(a, a.time) for a in alone], 1.0, None),
         ("peak memory: change", "times as much (1: no change)", [(a, a.memory) for a in alone], 1.0, None),
     ]

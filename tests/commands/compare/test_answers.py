@@ -161,7 +161,7 @@ def test_without_a_margin_the_report_says_how_to_conclude_that_there_is_no_diffe
 def test_the_forest_has_three_panels_and_a_panel_shows_what_it_draws(comparison: Comparison) -> None:
     titles = [picture.title for picture in forest(comparison, answers(comparison))]
     assert titles == ["validation accuracy: change", "training time: change", "peak memory: change"]
-    low, high = limits([Interval(0.1, -0.2, 0.4), Interval(0.1, -math.inf, math.inf), None], 0, 0.3)
+    low, high = limits([Interval(0.1, -0.2, 0.4), Interval(0.1, -math.inf, math.inf), None], 0.0, 0.3)
     assert (low, high) == pytest.approx((-0.3 - 0.06 * 0.7, 0.4 + 0.06 * 0.7))
 
 

@@ -15,6 +15,9 @@ return [...document.querySelectorAll('body *')]
 NARROW_COLUMNS = (
     """return [...document.querySelectorAll('figure svg')].map(e => e.getBoundingClientRect().width)"""
 )
+BOTTOM = """return document.querySelector(arguments[0]).getBoundingClientRect().bottom"""
+PANELS = """return [...document.querySelectorAll('#effects figure')]
+    .map(e => e.getBoundingClientRect()).map(r => [Math.round(r.left), Math.round(r.top)])"""
 COLORS = """const s = getComputedStyle(document.body); return [s.color, s.backgroundColor]"""
 
 
@@ -66,6 +69,24 @@ def check_page(browser, page: str, size: tuple[int, int], scheme: str) -> None:
     widths = browser.execute_script(NARROW_COLUMNS)
     assert min(widths) >= 300  # at which their text is readable
     assert browser.execute_script("return performance.getEntriesByType('resource').length") == 0
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("size", [PHONE, DESKTOP], ids=["phone", "desktop"])
+def test_the_first_screen_has_an_answer_and_what_it_rests_on(size, page, browser):
+    show(browser, page, size)
+    for place in ("h1", "header p", "header .failed", "#answers li:first-child"):
+        assert 0 <= browser.execute_script(BOTTOM, place) <= size[1], place
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize(("size", "side_by_side"), [(PHONE, 1), (DESKTOP, 3)], ids=["phone", "desktop"])
+def test_the_panels_of_effects_stand_side_by_side_on_a_desktop(size, side_by_side, page, browser):
+    show(browser, page, size)
+    places = browser.execute_script(PANELS)
+    assert len(places) == 3
+    assert len({left for left, _ in places}) == side_by_side
+    assert len({top for _, top in places}) == {1: 3, 3: 1}[side_by_side]
 
 
 @pytest.mark.browser

@@ -144,13 +144,15 @@ def measured(comparison: Comparison) -> str:
     """`validation accuracy: the share of 1,000 held-out problems solved, at the last of 16 iterations`."""
     finished = [run for group in comparison.groups for run in group.finished.values()]
     last = {int(run.rows[-1]["iteration"]) for run in finished}
-    when = f"after {last.pop()} iterations of training" if len(last) == 1 else "at the end of training"
-    name, n = readable(comparison.metric), f"{comparison.problems:,} " if comparison.problems else ""
+    when = "at the end of training"
+    if len(last) == 1:
+        when = f"after {(n := last.pop())} iteration{'s' * (n != 1)} of training"
+    name, of = readable(comparison.metric), f"{comparison.problems:,} " if comparison.problems else ""
     sampled = re.search(r"_pass@(\d+)$", comparison.metric)
     if sampled:
-        what = f"the share of {n}held-out problems that at least one of {sampled[1]} responses solves, "
+        what = f"the share of {of}held-out problems that at least one of {sampled[1]} responses solves, "
     elif comparison.problems or comparison.metric == ACCURACY:
-        what = f"the share of {n}held-out problems solved, "
+        what = f"the share of {of}held-out problems solved, "
     else:
         what = ""
     return f"{name}: {what}{when}" if what else f"{name} {when}"
