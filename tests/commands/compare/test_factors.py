@@ -78,7 +78,7 @@ def test_the_command_prints_the_effects_and_writes_them(
     monkeypatch.setenv("COLUMNS", "200")
     command("compare", factorial, "--base", BASE, "--margin", "0.05", "--out", tmp_path)
     printed = capsys.readouterr().out
-    assert printed.index("Effects") < printed.index("What differs")
+    assert printed.index("Tests of the effects") < printed.index("What differs")
     assert "within +-0.05" in printed
     text = (tmp_path / "report.md").read_text()
     assert text.index("## Effects") < text.index("## What differs")
