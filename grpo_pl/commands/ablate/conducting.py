@@ -20,8 +20,8 @@ from grpo_pl.commands.ablate.sharing import jobs_that_fit, shares_of_machine
 from grpo_pl.commands.ablate.study import SETTINGS_FOLDER, Study
 from grpo_pl.commands.ablate.tuning import TUNING_FOLDER, choose
 from grpo_pl.commands.compare.comparison import Comparison, compare
+from grpo_pl.commands.compare.declared import STUDY_FILE
 from grpo_pl.commands.compare.report.document import Section
-from grpo_pl.commands.compare.report.question import STUDY_FILE
 from grpo_pl.commands.compare.report.tuning import label, write_tuned
 from grpo_pl.commands.compare.reporting import report
 from grpo_pl.commands.compare.statistics import Interval

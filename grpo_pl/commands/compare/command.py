@@ -3,7 +3,7 @@
 import math
 from pathlib import Path
 
-from grpo_pl.commands.compare.runs import ACCURACY
+from grpo_pl.commands.compare.declared import declared
 from grpo_pl.commands.options import Options
 from grpo_pl.system.folders import check_folder
 from grpo_pl.system.refusal import ConfigError
@@ -18,9 +18,16 @@ def compare(args: list[str]) -> None:
     add = parser.add_argument
     runs = "a run's folder, or one with <variant>/seed-<n> in it"
     add("runs", type=Path, nargs="+", metavar="RUN", help=runs)
-    add("--base", help="the group to compare with, or the folder of a run of it; default: the first")
-    add("--metric", default=ACCURACY, help="the column of metrics.csv to compare (%(default)s)")
-    add("--margin", type=float, help="the largest difference of the metric that does not matter")
+    add(
+        "--base",
+        help="the group to compare with, or the folder of a run of it; default: a study's, or the first",
+    )
+    add("--metric", help="the column of metrics.csv to compare; default: a study's, or val/accuracy")
+    add(
+        "--margin",
+        type=float,
+        help="the largest difference that does not matter; default: a study's, or none",
+    )
     add("--out", type=Path, help="folder of the report; default: RUN if there is one, else this one")
     options = parser.parse_args(args)
     if options.margin is not None and not 0 < options.margin < math.inf:
@@ -30,4 +37,11 @@ def compare(args: list[str]) -> None:
         check_folder("compare: --out", out)
     from grpo_pl.commands.compare.reporting import report
 
-    report(options.runs, out, base=options.base, metric=options.metric, margin=options.margin)
+    study = declared(options.runs)
+    report(
+        options.runs,
+        out,
+        base=options.base or study.base,
+        metric=options.metric or study.metric,
+        margin=options.margin or study.margin,
+    )

@@ -1,5 +1,6 @@
 """The report on a factorial study: effects of factors first, from the names of its groups."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -160,3 +161,15 @@ def test_with_verdicts_effects_of_factors_are_over_problems_and_seeds(
     for effect, differences in by_hand.items():
         assert effect.interval == pytest.approx(crossed(differences).interval())
         assert effect.p == pytest.approx(float(crossed(differences).p_of()))
+
+
+def test_the_study_declares_base_metric_and_margin(factorial: Path, tmp_path: Path) -> None:
+    study = shutil.copytree(factorial, tmp_path / "study")
+    factors = "{critic: {value: {}, none: {}}, kl: {k3: {}, none: {}}}"
+    (study / "study.yaml").write_text(f"metric: val/accuracy\nmargin: 0.05\nfactors: {factors}\n")
+    command("compare", study, "--out", tmp_path / "declared")
+    command("compare", study, "--base", BASE, "--margin", "0.05", "--out", tmp_path / "said")
+    declared, said = ((tmp_path / name / "report.md").read_text() for name in ("declared", "said"))
+    assert declared.partition("\n")[2] == said.partition("\n")[2]
+    assert "critic: none instead of value" in declared
+    assert "smaller than 0.05" in declared

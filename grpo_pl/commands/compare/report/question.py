@@ -3,9 +3,7 @@
 import re
 
 from grpo_pl.commands.compare.comparison import Comparison
-
-STUDY_FILE = "study.yaml"
-"""The copy of a study's file in its folder."""
+from grpo_pl.commands.compare.declared import STUDY_FILE
 
 
 def question(comparison: Comparison) -> str:
