@@ -68,8 +68,8 @@ def installed(site: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
 def test_it_holds_every_file_of_the_package_and_every_config(wheel: ZipFile) -> None:
     package = [path.relative_to(ROOT) for path in (ROOT / "grpo_pl").rglob("*") if path.is_file()]
     files = {path.as_posix() for path in package if path.suffix not in {".pyc", ".md"}}
-    names = [path.relative_to(ROOT / "configs") for path in (ROOT / "configs").rglob("*.yaml")]
-    configs = {f"grpo_pl/config/shipped/{name.as_posix()}" for name in names}
+    names = [path.relative_to(ROOT / "configs") for path in (ROOT / "configs").rglob("*.*")]
+    configs = {f"grpo_pl/config/shipped/{name.as_posix()}" for name in names if name.suffix != ".md"}
     assert {"grpo_pl/commands/compare/report/page.css", "grpo_pl/commands/submit/one_node.sbatch"} <= files
     assert files | configs == {name for name in wheel.namelist() if name.startswith("grpo_pl/")}
     assert {name.split("/")[0].split("-")[0] for name in wheel.namelist()} == {"grpo_pl"}
