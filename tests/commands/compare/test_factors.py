@@ -73,13 +73,17 @@ def test_without_a_margin_an_effect_that_is_not_shown_is_not_called_small(factor
     assert [factor_verdict(e, None) for e in found.factors] == ["lower", *["no difference shown"] * 2]
 
 
-def test_the_command_prints_the_effects_and_writes_them(
+def test_the_command_prints_the_effects_and_writes_them_as_the_study_declares(
     factorial: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    command("compare", factorial, "--base", BASE, "--margin", "0.05", "--out", tmp_path)
+    study = shutil.copytree(factorial, tmp_path / "study")
+    factors = "{critic: {value: {}, none: {}}, kl: {k3: {}, none: {}}}"
+    (study / "study.yaml").write_text(f"metric: val/accuracy\nmargin: 0.05\nfactors: {factors}\n")
+    command("compare", study, "--out", tmp_path)
     printed = capsys.readouterr().out
     assert printed.index("Tests of the effects") < printed.index("What differs")
+    assert "critic: none instead of value" in printed, "the base is the first level, not the first folder"
     assert "within +-0.05" in printed
     text = (tmp_path / "report.md").read_text()
     assert text.index("## Effects") < text.index("## What differs")
@@ -161,15 +165,3 @@ def test_with_verdicts_effects_of_factors_are_over_problems_and_seeds(
     for effect, differences in by_hand.items():
         assert effect.interval == pytest.approx(crossed(differences).interval())
         assert effect.p == pytest.approx(float(crossed(differences).p_of()))
-
-
-def test_the_study_declares_base_metric_and_margin(factorial: Path, tmp_path: Path) -> None:
-    study = shutil.copytree(factorial, tmp_path / "study")
-    factors = "{critic: {value: {}, none: {}}, kl: {k3: {}, none: {}}}"
-    (study / "study.yaml").write_text(f"metric: val/accuracy\nmargin: 0.05\nfactors: {factors}\n")
-    command("compare", study, "--out", tmp_path / "declared")
-    command("compare", study, "--base", BASE, "--margin", "0.05", "--out", tmp_path / "said")
-    declared, said = ((tmp_path / name / "report.md").read_text() for name in ("declared", "said"))
-    assert declared.partition("\n")[2] == said.partition("\n")[2]
-    assert "critic: none instead of value" in declared
-    assert "smaller than 0.05" in declared
