@@ -8,7 +8,7 @@ from grpo_pl.commands.compare.answers import effect_name
 from grpo_pl.commands.compare.comparison import Comparison
 from grpo_pl.commands.compare.report.document import Section, table
 from grpo_pl.commands.compare.report.wording import ends, number
-from grpo_pl.commands.compare.statistics import LEVEL, Interval
+from grpo_pl.commands.compare.statistics import LEVEL, Interval, conclude_by
 from grpo_pl.commands.compare.statistics.sequential import look_levels, repeated_interval
 
 NOT_SETTLED = "not settled"
@@ -54,11 +54,8 @@ def differences(comparison: Comparison) -> dict[str, Sequence[float]]:
 
 def conclusion(interval: Interval, margin: float | None) -> str:
     """Settled is what is different from 0, or within the margin."""
-    if margin is not None and -margin < interval.low and interval.high < margin:
-        return f"within +-{margin:g}"
-    if interval.low > 0:
-        return "higher"
-    return "lower" if interval.high < 0 else NOT_SETTLED
+    found = conclude_by(interval, margin)
+    return f"within +-{margin:g}" if found == "equivalent" else found
 
 
 def settled(study: Study, decisions: Sequence[Decision]) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 from grpo_pl.commands.compare.comparison import Comparison, Effect, Result
 from grpo_pl.commands.compare.costs import MEMORY, TIME, Cost
 from grpo_pl.commands.compare.factors import effects_of_factors
-from grpo_pl.commands.compare.statistics import LEVEL, Conclusion, Estimate, Interval, of_means
+from grpo_pl.commands.compare.statistics import LEVEL, Conclusion, Estimate, Interval, conclude_by, of_means
 from grpo_pl.commands.compare.statistics.factorial import FactorEffect, Step
 from grpo_pl.commands.compare.statistics.power import POWER
 
@@ -75,12 +75,7 @@ def effect_name(steps: Sequence[Step]) -> str:
 
 def at_look(answer: Answer, interval: Interval, margin: float | None) -> Answer:
     """An answer that goes by the interval of a look."""
-    verdict: Conclusion = "not settled"
-    if margin is not None and -margin < interval.low and interval.high < margin:
-        verdict = "equivalent"
-    elif not interval.low <= 0 <= interval.high:
-        verdict = "higher" if interval.low > 0 else "lower"
-    return replace(answer, gain=interval, verdict=verdict, more_seeds=None)
+    return replace(answer, gain=interval, verdict=conclude_by(interval, margin), more_seeds=None)
 
 
 def of_variants(comparison: Comparison) -> list[Answer]:
@@ -160,7 +155,7 @@ def verdict_of(effect: FactorEffect, margin: float | None) -> Conclusion | None:
     """What is settled of an effect; equivalent, if it is both shown and within the margin."""
     if effect.p_adjusted is None:
         return None
-    if margin is not None and -margin < effect.simultaneous.low and effect.simultaneous.high < margin:
+    if effect.simultaneous.within(margin):
         return "equivalent"
     if effect.p_adjusted > LEVEL:
         return "not settled"

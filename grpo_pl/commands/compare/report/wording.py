@@ -56,6 +56,6 @@ def factor_verdict(effect: FactorEffect, margin: float | None) -> str:
     direction = "higher" if effect.interval.mean > 0 else "lower"
     if margin is None:
         return direction if different else "no difference shown"
-    within = -margin < effect.simultaneous.low and effect.simultaneous.high < margin
+    within = effect.simultaneous.within(margin)
     claims = [direction] * different + [f"within +-{margin:g}"] * within
     return ", ".join(claims) or "not settled"

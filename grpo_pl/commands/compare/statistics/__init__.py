@@ -13,7 +13,7 @@ from grpo_pl.commands.compare.statistics.bootstrap import (
     probability_of_improvement,
 )
 from grpo_pl.commands.compare.statistics.crossed import Components, Estimate, components, crossed, of_means
-from grpo_pl.commands.compare.statistics.families import Conclusion, conclude, holm, step_down
+from grpo_pl.commands.compare.statistics.families import Conclusion, conclude, conclude_by, holm, step_down
 from grpo_pl.commands.compare.statistics.over_seeds import (
     CONFIDENCE,
     LEVEL,
@@ -42,6 +42,7 @@ __all__ = [
     "area_under",
     "components",
     "conclude",
+    "conclude_by",
     "crossed",
     "crossed_bootstrap",
     "hedges_g",

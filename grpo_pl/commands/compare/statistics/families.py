@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from grpo_pl.commands.compare.statistics.over_seeds import LEVEL
+from grpo_pl.commands.compare.statistics.over_seeds import LEVEL, Interval
 
 Conclusion = Literal["higher", "lower", "equivalent", "not settled"]
 """What is settled of a difference."""
@@ -50,3 +50,12 @@ def conclude(difference: float, adjusted: Adjusted) -> Conclusion:
     if adjusted.different > LEVEL:
         return "not settled"
     return "higher" if difference > 0 else "lower"
+
+
+def conclude_by(interval: Interval, margin: float | None) -> Conclusion:
+    """What an interval settles: that the difference is within the margin, or that it is not 0."""
+    if interval.within(margin):
+        return "equivalent"
+    if interval.low <= 0 <= interval.high:
+        return "not settled"
+    return "higher" if interval.low > 0 else "lower"

@@ -26,6 +26,10 @@ class Interval(NamedTuple):
             return self
         return Interval(self.mean, max(self.low, 0.0), min(self.high, 1.0))
 
+    def within(self, margin: float | None) -> bool:
+        """Whether all of it is nearer to 0 than a margin; never, where none is declared."""
+        return margin is not None and -margin < self.low and self.high < margin
+
 
 class PairedTest(NamedTuple):
     """Statistics of the mean of paired differences; None where there are too few pairs."""
