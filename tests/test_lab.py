@@ -14,8 +14,10 @@ OVER = {
     "pretrain": ("sft",),
     "reward_model": ("reward_model",),
     "process_reward_model": ("reward_model", "process_reward_model"),
+    "learned_reward": ("lab/grpo",),
 }
 """A config of the lab -> the configs that it lies over."""
+OF_STUDIES = {"grpo", "learned_reward"}
 
 
 @pytest.mark.parametrize("name", OVER)
@@ -26,7 +28,7 @@ def test_a_config_of_the_lab_parses_over_those_that_its_recipe_names(
     with pytest.raises(SystemExit) as done:
         command("fit", *configs, "--print_config")
     assert done.value.code == 0
-    assert " ".join(configs) in " ".join((LAB / "organism.yaml").read_text().split()) or name == "grpo"
+    assert " ".join(configs) in " ".join((LAB / "organism.yaml").read_text().split()) or name in OF_STUDIES
     assert capsys.readouterr().err == ""
 
 
