@@ -116,3 +116,9 @@ def test_no_file_is_above_350_lines_and_no_function_above_50(path: Path) -> None
         n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)
     ]
     assert [f.name for f in functions if f.end_lineno and f.end_lineno - f.lineno >= 50] == []
+
+
+def test_no_two_files_of_tests_have_one_name() -> None:
+    """pytest imports them by it, and refuses the second."""
+    names = [path.name for path in (ROOT / "tests").rglob("*.py") if path.name != "conftest.py"]
+    assert sorted(names) == sorted(set(names))
