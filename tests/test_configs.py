@@ -68,6 +68,7 @@ def test_an_ablation_is_one_line(overlay: Path) -> None:
     assert set(yaml.safe_load(lines[0])) <= {"model", "data", "head_dtype"}
 
 
+@pytest.mark.usefixtures("forked_engines")
 @pytest.mark.parametrize("overlay", ABLATIONS, ids=lambda p: p.stem)
 def test_an_ablation_runs(overlay: Path, fit: Callable[..., Path]) -> None:
     check_two_iterations(fit, overlay)

@@ -73,6 +73,7 @@ def test_a_failed_run_is_named_the_others_go_on_and_the_same_command_does_the_re
     assert re.findall(rf"{out.name}/\w+/seed-\d", runs) == reported, "all that is in the folder"
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_killed_run_leaves_the_others_which_end_as_the_same_commands_by_hand_do(
     tiny_model: Path, tmp_path: Path
