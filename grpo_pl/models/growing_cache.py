@@ -3,7 +3,7 @@
 from functools import cache
 from typing import Any
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from grpo_pl.models.loading import dynamic_cache
@@ -34,6 +34,11 @@ class Room:
         self._whole[..., before : self._tokens, :] = new
         return self._whole[..., : self._tokens, :]
 
+    def keep(self, sequences: Int[Tensor, "M"]) -> States:
+        """The states of these sequences alone, which it holds from now on."""
+        self._whole = self._whole[sequences]
+        return self._whole[..., : self._tokens, :]
+
 
 def grow_in_place(states: Any) -> None:
     """Have a cache of transformers append to its layers in place: those that keep all tokens as they are."""
@@ -42,6 +47,16 @@ def grow_in_place(states: Any) -> None:
         for i, layer in enumerate(states.layers):
             if type(layer) is layer_type and layer.is_initialized:
                 states.layers[i] = growing_layer()(layer)
+
+
+def keep_sequences(states: Any, sequences: Int[Tensor, "M"]) -> bool:
+    """Have a cache hold these sequences alone, if all of its layers grow in place; says whether they do."""
+    cache_type, _ = dynamic_cache()
+    grows = type(states) is cache_type and all(isinstance(one, growing_layer()) for one in states.layers)
+    if grows:
+        for layer in states.layers:
+            layer.keep(sequences)
+    return grows
 
 
 @cache
@@ -57,5 +72,8 @@ def growing_layer() -> Any:
         def update(self, keys: States, values: States, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
             self.keys, self.values = self._keys.append(keys), self._values.append(values)
             return self.keys, self.values
+
+        def keep(self, sequences: Int[Tensor, "M"]) -> None:
+            self.keys, self.values = self._keys.keep(sequences), self._values.keep(sequences)
 
     return GrowingLayer

@@ -29,13 +29,16 @@ from grpo_pl.system.refusal import about
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+STILL_READ = 0.9
+"""Once at most this share of the sequences that are read goes on, the others are read no more."""
+
 
 @final
 class InProcessEngine(SamplingEngine):
     """Samples with transformers from a copy of the policy: slow, and right everywhere.
 
-    It reads with a key-value cache. Models where that is not right (Mamba has none, and padding on the left
-    changes some) read each sequence whole for each token.
+    It reads with a key-value cache, and no sequence that has ended. Models where that cache is not right
+    (Mamba has none, and padding on the left changes some) read each sequence whole for each token.
 
     Args:
         pretrained: Model folder or hub name; where empty, the one of `--pretrained`.
@@ -111,17 +114,21 @@ class InProcessEngine(SamplingEngine):
             return []
         rows, sampling = [Row(request, self._eos) for request in requests], requests[0].sampling
         reader = self._reader(self._model, [request.token_ids for request in requests])
-        logits = reader.first()
+        logits, read = reader.first(), rows
         while True:
             scores = logits.float().cpu() / (sampling.temperature or 1.0)
             if sampling.truncates:
                 scores = scores.masked_fill(~kept_tokens(scores, sampling.top_p, sampling.top_k), -torch.inf)
             scores = scores.log_softmax(-1)
-            chosen = self._draw(scores, [row.generator for row in rows], sampling.temperature)
-            for row, token, of_row in zip(rows, chosen.tolist(), scores, strict=True):
-                row.take(token, of_row)
-            if all(row.ended for row in rows):
+            chosen = self._draw(scores, [row.generator for row in read], sampling.temperature)
+            logprobs = scores.gather(-1, chosen[:, None])[:, 0]
+            for row, *drawn in zip(read, chosen.tolist(), logprobs.tolist(), scores, strict=True):
+                row.take(*drawn)
+            going = [i for i, row in enumerate(read) if not row.ended]
+            if not going:
                 return [row.response(self._tokenizer) for row in rows]
+            if len(going) <= STILL_READ * len(read) and reader.keep(going):
+                read, chosen = [read[i] for i in going], chosen[going]
             logits = reader.after(chosen)
 
     @staticmethod
@@ -164,13 +171,13 @@ class Row:
         self.supports: list[Tensor] = []
         self.tops: list[tuple[Tensor, Tensor]] = []
 
-    def take(self, token: int, scores: Tensor) -> None:
-        """Append a token that was drawn by these log-probabilities; nothing once the response has ended."""
+    def take(self, token: int, logprob: float, scores: Tensor) -> None:
+        """Append a token with its log-probability, one of these; nothing once the response has ended."""
         if self.ended:
             return
         sampling = self.request.sampling
         self.token_ids.append(token)
-        self.logprobs.append(float(scores[token]))
+        self.logprobs.append(logprob)
         if sampling.truncates:
             self.supports.append(tokens_of(scores > -torch.inf))
         if sampling.top_logprobs:

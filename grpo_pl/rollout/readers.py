@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from grpo_pl.models.growing_cache import grow_in_place
+from grpo_pl.models.growing_cache import grow_in_place, keep_sequences
 from grpo_pl.models.own_forward import FAILURES, called, ordinary_tokens
 
 if TYPE_CHECKING:
@@ -39,6 +39,14 @@ class CachedReader:
         tokens = chosen[:, None]
         self._mask = torch.cat([self._mask, torch.ones_like(tokens)], -1)
         return self._read(tokens)
+
+    def keep(self, sequences: Sequence[int]) -> bool:
+        """Go on with these sequences alone; False if the cache cannot, and nothing has changed."""
+        rows = torch.tensor(sequences)
+        kept = keep_sequences(self._cache, rows.to(self.model.device))
+        if kept:
+            self._mask = self._mask[rows]
+        return kept
 
     def _read(self, tokens: Int[Tensor, "N T"]) -> Float[Tensor, "N V"]:
         device = self.model.device
@@ -73,6 +81,11 @@ class WholeReader:
         for row, token in zip(self.rows, chosen.tolist(), strict=True):
             row.append(token)
         return self.first()
+
+    def keep(self, sequences: Sequence[int]) -> bool:
+        """Go on with these sequences alone."""
+        self.rows = [self.rows[i] for i in sequences]
+        return True
 
 
 ReaderKind: TypeAlias = type[CachedReader] | type[WholeReader]

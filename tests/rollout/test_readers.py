@@ -34,6 +34,31 @@ def test_the_logits_are_those_of_each_sequence_alone(kind: str) -> None:
                 assert torch.allclose(logits[row].log_softmax(-1), alone.log_softmax(-1), atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "mamba"])
+def test_sequences_that_are_kept_are_read_on_as_alone(kind: str) -> None:
+    model = tiny(kind)
+    kept, prompts = [2, 0], [*PROMPTS, [8, 44, 13]]
+    with torch.no_grad():
+        reader = right_reader(model, "x")(model, prompts)
+        reader.first()
+        reader.after(torch.tensor([7, 20, 31]))
+        assert reader.keep(kept)
+        logits = reader.after(torch.tensor([50, 21]))
+        for of_row, row, last in zip(logits, kept, (50, 21), strict=True):
+            sequence = torch.tensor([[*prompts[row], (7, 20, 31)[row], last]])
+            alone = model(input_ids=sequence, use_cache=False).logits[0, -1]
+            assert torch.allclose(of_row.log_softmax(-1), alone.log_softmax(-1), atol=1e-4)
+
+
+def test_a_cache_of_another_kind_keeps_all_sequences() -> None:
+    model = tiny("gemma2")
+    with torch.no_grad():
+        reader = CachedReader(model, PROMPTS)
+        reader.first()
+        assert not reader.keep([1])
+        assert len(reader.after(torch.tensor([7, 20]))) == 2
+
+
 def test_a_model_that_needs_more_than_tokens_is_refused(tmp_path: Path) -> None:
     model = load_language_model(saved(tiny("gemma4_assistant"), tmp_path), "float32")
     with pytest.raises(ConfigError, match=r"^pretrained=x: Gemma4AssistantForCausalLM cannot be called"):
