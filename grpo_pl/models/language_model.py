@@ -92,7 +92,8 @@ class LanguageModel(nn.Module):
         that `teaches` gives its states and its head alone; its log-probabilities are zero.
         """
         trunk = trunk_of(self.language_model)
-        chosen, self.padding = hidden_before_each_token(trunk, token_ids, loss_mask, self.row_tokens)
+        states = hidden_before_each_token(trunk, token_ids, loss_mask, self.row_tokens)
+        chosen, self.padding = states.of_each(states.hidden), states.padding
         if teaches:
             zeros = torch.zeros(loss_mask.shape, device=chosen.device)
             return TokenLogprobs(zeros, None, chosen, head=lasting(self.head, self))
@@ -110,10 +111,11 @@ class LanguageModel(nn.Module):
             scores = candidate_logprobs(*arguments, self.chunk_tokens, entropy, renormalized)
             each, spread, others = (at_each_token(column, loss_mask) for column in scores)
             return TokenLogprobs(each, spread if entropy else None, chosen, others)
-        logprobs, entropies = chunked_logprobs(*given, entropy)
+        of_states = states.hidden, states.tokens, self.head, temperature, self.chunk_tokens
+        logprobs, entropies = chunked_logprobs(*of_states, entropy)
         return TokenLogprobs(
-            at_each_token(logprobs, loss_mask),
-            None if entropies is None else at_each_token(entropies, loss_mask),
+            at_each_token(states.of_each(logprobs), loss_mask),
+            None if entropies is None else at_each_token(states.of_each(entropies), loss_mask),
             chosen,
         )
 

@@ -173,10 +173,10 @@ def _check_states(
 def _keeps_apart(trunk: "PreTrainedModel", probe: Probe, chosen: Tensor, tolerance: float) -> bool:
     try:
         with torch.random.fork_rng(devices=[]):
-            packed = hidden_before_each_token(trunk, *probe, ROW_TOKENS).hidden
+            packed = hidden_before_each_token(trunk, *probe, ROW_TOKENS)
     except FAILURES:  # of masks that it does not take
         return False
-    return _apart(packed, chosen) <= tolerance
+    return _apart(packed.of_each(packed.hidden), chosen) <= tolerance
 
 
 def _states_alone(language_model: "PreTrainedModel", probe: Probe) -> list[Float[Tensor, "L H"]]:

@@ -1,6 +1,7 @@
-"""Lays out sequences in the rows that a model reads: padded, or packed with shared prompts."""
+"""Lays out sequences in the rows that a model reads: padded, or packed, what they begin with but once."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -15,27 +16,33 @@ if TYPE_CHECKING:
 WIDTH_STEP = 32
 """Row lengths are multiples of this: with fewer shapes, kernels and freed memory are reused."""
 
-_SHARED = -1
-"""The owner of padding, and of prompt tokens, which all sequences of the row with this prompt see."""
 
+class Beginnings(NamedTuple):
+    """What sequences have in common: in lexicographic order, those that begin alike stand side by side."""
 
-class Span(NamedTuple):
-    """The prompt and the lengths of a sequence."""
+    order: Sequence[int]
+    """The sequences in that order."""
+    lengths: Sequence[int]
+    """The tokens of each sequence."""
+    common: Sequence[int]
+    """By place in the order: with how many tokens a sequence begins as the one before it does."""
 
-    prompt: int
-    """Equal for sequences with the same prompt."""
-    prompt_tokens: int
-    response_tokens: int
+    @classmethod
+    def of(cls, sequences: Sequence[Sequence[int]]) -> "Beginnings":
+        """Those of sequences of tokens."""
+        order = sorted(range(len(sequences)), key=lambda b: sequences[b])
+        common = [common_tokens(sequences[a], sequences[b]) for a, b in pairwise(order)]
+        return cls(order, [len(tokens) for tokens in sequences], [0, *common])
 
 
 class Slot(NamedTuple):
     """The place of a sequence."""
 
     row: int
-    prompt: int
-    """Where in the row its prompt begins, which others may share."""
-    response: int
-    """Where in the row its response begins."""
+    shared: int
+    """How many of its first tokens stand in the row already: those of the sequence laid there before it."""
+    begin: int
+    """Where in the row its other tokens begin."""
 
 
 class Placement(NamedTuple):
@@ -52,68 +59,82 @@ class Placement(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """R rows of S tokens that hold B sequences."""
+    """R rows of S tokens that hold B sequences: each row a tree, a token behind the one that it follows."""
 
     token_ids: Int[Tensor, "R S"]
     positions: Int[Tensor, "R S"]
-    """The position of each token in its sequence."""
-    visible: Bool[Tensor, "R 1 S S"]
-    """`[r, 0, i, j]`: whether token i sees token j: its prompt and earlier tokens of its sequence. Padding
-    sees itself, so that its softmax exists."""
+    """The position of each token in its sequences."""
+    ends: Int[Tensor, "R S"]
+    """Where in the row the tokens end that follow each token, at once or later."""
     home: Int[Tensor, "B T"]
     """The index of token t of sequence b through all rows; 0 for padding."""
     padding: float
     """The share of the R * S positions that hold no token."""
 
+    @property
+    def visible(self) -> Bool[Tensor, "R 1 S S"]:
+        """`[r, 0, i, j]`: whether token i sees token j: itself and what it follows.
+
+        Padding sees itself, so that its softmax exists.
+        """
+        order = torch.arange(self.ends.shape[1], device=self.ends.device)
+        return ((order[:, None] >= order) & (order[:, None] < self.ends[:, None]))[:, None]
+
 
 class States(NamedTuple):
     """The states that a trunk computes for sequences."""
 
-    hidden: Float[Tensor, "M H"]
-    """The state from which each of the M masked tokens was chosen."""
+    hidden: Float[Tensor, "U H"]
+    """The state from which each masked token was chosen, that of a shared token once."""
+    tokens: Int[Tensor, "U"]
+    """The token that was chosen from each."""
+    which: Int[Tensor, "M"] | None
+    """Which of them is that of each of the M masked tokens; None where all have their own, in their order."""
     padding: float
     """The share of the positions computed that hold no token."""
 
+    def of_each(self, x: Float[Tensor, "U *K"]) -> Float[Tensor, "M *K"]:
+        """Values of the states as values of all masked tokens."""
+        # index_select: unlike indexing, its backward adds up the gradients of a shared value in a fixed order
+        return x if self.which is None else x.index_select(0, self.which)
+
 
 def pack(token_ids: Int[Tensor, "B T"], loss_mask: Bool[Tensor, "B T"], row_tokens: int) -> Layout:
-    """Lay sequences side by side, those with the same prompt in one row behind one copy of it.
+    """Lay sequences side by side; what sequences of a row begin with stands there once, whoever shares it.
 
-    Sequences are padded on the right; a prompt is the tokens before the first response token. Rows have at
-    most `row_tokens`; a longer sequence has a row of its own length.
+    Sequences are padded on the right, and end with their last masked token; one without any is its first
+    token. Rows have at most `row_tokens`; a longer sequence has a row of its own length.
     """
-    ids, device = token_ids.cpu(), token_ids.device
-    ends = [_ends(mask) for mask in loss_mask.tolist()]
-    begins_with = [tuple(row[:start]) for row, (start, _) in zip(ids.tolist(), ends, strict=True)]
-    known = {prompt: i for i, prompt in enumerate(sorted(set(begins_with)))}
-    spans = [Span(known[it], start, end - start) for it, (start, end) in zip(begins_with, ends, strict=True)]
-    placement = narrowest(spans, row_tokens)
+    device = token_ids.device
+    sequences = [row[:end] for row, end in zip(token_ids.tolist(), _ends(loss_mask), strict=True)]
+    beginnings = Beginnings.of(sequences)
+    placement = narrowest(beginnings, row_tokens)
     width = placement.width
     tokens, positions = torch.zeros((2, len(placement.used), width), dtype=torch.long)
-    prompts, owners = torch.full((2, len(placement.used), width), _SHARED)
+    ends = torch.arange(1, width + 1).repeat(len(placement.used), 1)
     home = torch.zeros(token_ids.shape, dtype=torch.long)
-    for b, ((row, prompt, response), (start, end)) in enumerate(zip(placement.places, ends, strict=True)):
-        for begin, first, last, owner in ((prompt, 0, start, _SHARED), (response, start, end, b)):
-            span = slice(begin, begin + last - first)
-            tokens[row, span], positions[row, span] = ids[b, first:last], torch.arange(first, last)
-            prompts[row, span], owners[row, span] = prompt, owner
-            home[b, first:last] = row * width + torch.arange(span.start, span.stop)
-    return Layout(
-        tokens.to(device),
-        positions.to(device),
-        _visible(prompts.to(device), owners.to(device)),
-        home.to(device),
-        1 - sum(placement.used) / tokens.numel(),
-    )
+    paths: list[list[int]] = [[] for _ in placement.used]  # of each row: where the sequence laid last stands
+    for b in beginnings.order:
+        (row, shared, begin), sequence = placement.places[b], torch.tensor(sequences[b])
+        new = slice(begin, begin + len(sequence) - shared)
+        tokens[row, new], positions[row, new] = sequence[shared:], torch.arange(shared, len(sequence))
+        ends[row, paths[row][shared:]] = begin
+        paths[row] = [*paths[row][:shared], *range(new.start, new.stop)]
+        home[b, : len(sequence)] = row * width + torch.tensor(paths[row])
+    for of_row, path, used in zip(ends, paths, placement.used, strict=True):
+        of_row[path] = used
+    padding = 1 - sum(placement.used) / tokens.numel()
+    return Layout(tokens.to(device), positions.to(device), ends.to(device), home.to(device), padding)
 
 
-def narrowest(spans: Sequence[Span], row_tokens: int) -> Placement:
-    """First fit into rows of at most `row_tokens`, as narrow as possible without more rows."""
-    longest = max(span.prompt_tokens + span.response_tokens for span in spans)
-    best = first_fit(spans, max(row_tokens, longest))
+def narrowest(beginnings: Beginnings, row_tokens: int) -> Placement:
+    """Rows of at most `row_tokens`, as narrow as possible without more rows."""
+    longest = max(beginnings.lengths)
+    best = best_fit(beginnings, max(row_tokens, longest))
     low, high = -(-longest // WIDTH_STEP), best.width // WIDTH_STEP
     while low < high:
         middle = (low + high) // 2
-        tried = first_fit(spans, middle * WIDTH_STEP)
+        tried = best_fit(beginnings, middle * WIDTH_STEP)
         if len(tried.used) > len(best.used):
             low = middle + 1
         else:
@@ -121,49 +142,39 @@ def narrowest(spans: Sequence[Span], row_tokens: int) -> Placement:
     return best
 
 
-def first_fit(spans: Sequence[Span], capacity: int) -> Placement:
-    """Lay each sequence into the first row with its prompt and room, else the first with room for both.
+def best_fit(beginnings: Beginnings, capacity: int) -> Placement:
+    """Lay each sequence, in their order, into the row with room that holds most of its beginning.
 
-    Otherwise it opens a row. Responses to a prompt come together, longest first.
+    Of equal rows it takes the first, without any it opens one.
     """
     used: list[int] = []
-    begins: list[dict[int, int]] = []  # of each row: where the prompts in it begin
-    places = [Slot(0, 0, 0)] * len(spans)
-    for b in sorted(range(len(spans)), key=lambda b: (spans[b].prompt, -spans[b].response_tokens, b)):
-        prompt, prompt_tokens, response_tokens = spans[b]
-        room = [capacity - tokens for tokens in used]
-        homes = [r for r in range(len(used)) if prompt in begins[r] and room[r] >= response_tokens]
-        homes += [
-            r
-            for r in range(len(used))
-            if prompt not in begins[r] and room[r] >= prompt_tokens + response_tokens
-        ]
-        if not homes:
+    shared: list[int] = []  # of each row: the tokens that the next sequence would find there
+    places = [Slot(0, 0, 0)] * len(beginnings.order)
+    for b, common in zip(beginnings.order, beginnings.common, strict=True):
+        length = beginnings.lengths[b]
+        shared = [min(tokens, common) for tokens in shared]
+        with_room = [r for r in range(len(used)) if used[r] + length - shared[r] <= capacity]
+        if not with_room:
             used.append(0)
-            begins.append({})
-            homes = [len(used) - 1]
-        row = homes[0]
-        if prompt not in begins[row]:
-            begins[row][prompt] = used[row]
-            used[row] += prompt_tokens
-        places[b] = Slot(row, begins[row][prompt], used[row])
-        used[row] += response_tokens
+            shared.append(0)
+            with_room = [len(used) - 1]
+        row = max(with_room, key=lambda r: shared[r])
+        places[b] = Slot(row, shared[row], used[row])
+        used[row] += length - shared[row]
+        shared[row] = length
     return Placement(places, used)
 
 
-def _ends(mask: Sequence[bool]) -> tuple[int, int]:
-    """Where the response begins and ends; a row without a response is its first token."""
-    chosen = [t for t, it in enumerate(mask) if it]
-    return (chosen[0], chosen[-1] + 1) if chosen else (0, 1)
+def common_tokens(one: Sequence[int], other: Sequence[int]) -> int:
+    """With how many tokens both sequences begin."""
+    differ = (t for t, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
+    return next(differ, min(len(one), len(other)))
 
 
-def _visible(prompts: Int[Tensor, "R S"], owners: Int[Tensor, "R S"]) -> Bool[Tensor, "R 1 S S"]:
-    width = prompts.shape[1]
-    order = torch.arange(width, device=prompts.device)
-    same_prompt = (prompts[:, :, None] == prompts[:, None]) & (prompts[:, :, None] >= 0)
-    before = same_prompt & (order[:, None] >= order)
-    related = (owners[:, None] == _SHARED) | (owners[:, :, None] == owners[:, None])
-    return (before & related | torch.eye(width, dtype=torch.bool, device=prompts.device))[:, None]
+def _ends(loss_mask: Bool[Tensor, "B T"]) -> list[int]:
+    """Where each sequence ends: behind its last masked token, or its first."""
+    order = torch.arange(1, loss_mask.shape[1] + 1, device=loss_mask.device)
+    return (loss_mask * order).amax(-1).clamp(min=1).tolist()  # type: ignore[no-any-return]
 
 
 def hidden_before_each_token(
@@ -178,9 +189,8 @@ def hidden_before_each_token(
     """
     if row_tokens is None:
         hidden = trunk(input_ids=token_ids, use_cache=False).last_hidden_state
-        ends = (loss_mask * torch.arange(1, loss_mask.shape[1] + 1, device=loss_mask.device)).amax(-1)
-        padding = 1 - float(ends.sum()) / loss_mask.numel()
-        return States(hidden[:, :-1][loss_mask[:, 1:]], padding)
+        padding = 1 - sum(_ends(loss_mask)) / loss_mask.numel()
+        return States(hidden[:, :-1][loss_mask[:, 1:]], token_ids[loss_mask], None, padding)
     layout = pack(token_ids, loss_mask, row_tokens)
     mask: Tensor = layout.visible
     if trunk.config._attn_implementation == "eager":  # it adds the mask
@@ -189,9 +199,11 @@ def hidden_before_each_token(
     hidden = trunk(
         input_ids=layout.token_ids, position_ids=layout.positions, attention_mask=mask, use_cache=False
     ).last_hidden_state
-    # index_select: unlike indexing, its backward adds up the gradients of a shared state in a fixed order
-    chosen = hidden.flatten(0, 1).index_select(0, layout.home[:, :-1][loss_mask[:, 1:]])
-    return States(chosen, layout.padding)
+    before, chosen = layout.home[:, :-1][loss_mask[:, 1:]], layout.home[:, 1:][loss_mask[:, 1:]]
+    different, which = chosen.unique(return_inverse=True)
+    before = torch.empty_like(different).scatter_(0, which, before)  # the same for all that share a token
+    tokens = layout.token_ids.flatten()[different]
+    return States(hidden.flatten(0, 1).index_select(0, before), tokens, which, layout.padding)
 
 
 def checked_row_tokens(row_tokens: int | None) -> int | None:

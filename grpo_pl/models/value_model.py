@@ -47,8 +47,8 @@ class ValueModel(nn.Module):
 
         `policy_hidden`, the policy's states of these tokens, is for critics on its trunk.
         """
-        hidden, _ = hidden_before_each_token(self.trunk, token_ids, loss_mask, self.row_tokens)
-        return at_each_token(float32_scores(self.head, hidden), loss_mask)
+        states = hidden_before_each_token(self.trunk, token_ids, loss_mask, self.row_tokens)
+        return at_each_token(states.of_each(float32_scores(self.head, states.hidden)), loss_mask)
 
 
 @final

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from transformers import GPT2Config, GPT2LMHeadModel, Qwen3Config, Qwen3ForCausalLM
 
 from grpo_pl.models import CausalLM, ValueHead
-from grpo_pl.models.packing import WIDTH_STEP, Span, first_fit, narrowest, pack
+from grpo_pl.models.packing import WIDTH_STEP, Beginnings, best_fit, narrowest, pack
 
 TOKENS = torch.tensor([[5, 6, 7, 2], [5, 6, 8, 0]])
 MASK = torch.tensor([[False, False, True, True], [False, False, True, False]])
@@ -39,63 +39,96 @@ def test_without_room_the_prompt_stands_twice() -> None:
 
 
 def test_another_prompt_in_the_row_is_not_seen() -> None:
-    tokens = torch.tensor([[5, 6, 7], [5, 9, 8]])
+    tokens = torch.tensor([[5, 6, 7], [6, 9, 8]])
     layout = pack(tokens, torch.tensor([[False, False, True]] * 2), row_tokens=6)
-    assert layout.token_ids[:, :6].tolist() == [[5, 6, 7, 5, 9, 8]]
+    assert layout.token_ids[:, :6].tolist() == [[5, 6, 7, 6, 9, 8]]
     assert layout.visible[0, 0, 5].nonzero()[:, 0].tolist() == [3, 4, 5]
+
+
+def test_responses_share_what_they_begin_with() -> None:
+    tokens = torch.tensor([[5, 6, 7, 2], [5, 6, 7, 8], [5, 6, 9, 0], [5, 6, 7, 2]])
+    layout = pack(tokens, (tokens > 0) & (torch.arange(4) > 1), row_tokens=8)
+    assert layout.token_ids[0, :6].tolist() == [5, 6, 7, 2, 8, 9]
+    assert layout.home.tolist() == [[0, 1, 2, 3], [0, 1, 2, 4], [0, 1, 5, 0], [0, 1, 2, 3]]
+    assert layout.positions[0, :6].tolist() == [0, 1, 2, 3, 3, 2]
+    assert layout.ends[0, :7].tolist() == [6, 6, 5, 4, 5, 6, 7], "the last one is padding"
+    assert layout.visible[0, 0, 4].nonzero()[:, 0].tolist() == [0, 1, 2, 4]
+    assert layout.visible[0, 0, 5].nonzero()[:, 0].tolist() == [0, 1, 5]
+
+
+def group(number: int, prompt: int, response: int) -> Beginnings:
+    """Responses of this length that share a prompt of that length."""
+    return Beginnings(range(number), [prompt + response] * number, [0] + [prompt] * (number - 1))
 
 
 def test_rows_are_as_narrow_as_their_number_allows() -> None:
     """Five responses of 20 tokens fit with their prompt of 10 into 128, but four a row need no more rows."""
-    spans = [Span(0, 10, 20)] * 12
-    assert first_fit(spans, 128).used == [110, 110, 50]
-    assert narrowest(spans, 128).used == [90, 90, 90]
-    assert (first_fit(spans, 128).width, narrowest(spans, 128).width) == (128, 96)
+    responses = group(12, 10, 20)
+    assert best_fit(responses, 128).used == [110, 110, 50]
+    assert narrowest(responses, 128).used == [90, 90, 90]
+    assert (best_fit(responses, 128).width, narrowest(responses, 128).width) == (128, 96)
 
 
 def test_a_prompt_whose_responses_do_not_fit_stands_in_two_rows() -> None:
-    spans = [Span(0, 10, 20), Span(1, 30, 30), Span(0, 10, 60)]
-    assert first_fit(spans, 70).places == [(1, 0, 10), (2, 0, 30), (0, 0, 10)]
-    assert first_fit(spans, 90).places == [(0, 0, 70), (1, 0, 30), (0, 0, 10)]
+    beginnings = Beginnings.of([[1] * 10 + [5] * 20, [3] * 60, [1] * 10 + [2] * 60])
+    assert (beginnings.order, beginnings.common) == ([2, 0, 1], [0, 10, 0])
+    assert best_fit(beginnings, 70).places == [(1, 0, 0), (2, 0, 0), (0, 0, 0)]
+    assert best_fit(beginnings, 90).places == [(0, 10, 70), (1, 0, 0), (0, 0, 0)]
 
 
-@given(
-    st.lists(
-        st.tuples(st.integers(0, 3), st.integers(1, 90)).map(lambda it: Span(it[0], 17 * it[0], it[1])),
-        min_size=1,
-        max_size=40,
-    ),
-    st.integers(1, 300),
-)
-def test_narrow_rows_are_no_more_and_no_wider(spans: list[Span], row_tokens: int) -> None:
-    longest = max(span.prompt_tokens + span.response_tokens for span in spans)
-    widest, found = first_fit(spans, max(row_tokens, longest)), narrowest(spans, row_tokens)
+def test_of_two_rows_the_one_with_more_of_its_beginning_takes_a_sequence() -> None:
+    beginnings = Beginnings.of([[1, 1, 1, 1], [1, 2, 2, 2], [1, 2, 3]])
+    assert best_fit(beginnings, 6).places == [(0, 0, 0), (1, 0, 0), (1, 2, 4)]
+
+
+SEQUENCES = st.lists(st.lists(st.integers(1, 3), min_size=2, max_size=9), min_size=1, max_size=12)
+
+
+@given(SEQUENCES, st.integers(1, 60))
+def test_narrow_rows_are_no_more_and_no_wider(sequences: list[list[int]], row_tokens: int) -> None:
+    beginnings, longest = Beginnings.of(sequences), max(map(len, sequences))
+    widest, found = best_fit(beginnings, max(row_tokens, longest)), narrowest(beginnings, row_tokens)
     assert len(found.used) <= len(widest.used)
     assert longest <= found.width <= widest.width
-    told = {
-        (place.row, span.prompt): span.prompt_tokens for place, span in zip(found.places, spans, strict=True)
-    }
-    assert sum(found.used) == sum(told.values()) + sum(span.response_tokens for span in spans)
+    rows = [{b for b, place in enumerate(found.places) if place.row == row} for row in range(len(found.used))]
+    different = [
+        len({tuple(sequences[b][: t + 1]) for b in row for t in range(len(sequences[b]))}) for row in rows
+    ]
+    assert found.used == different, "every token stands once behind the tokens that it follows"
 
 
-@given(st.lists(st.tuples(st.integers(1, 3), st.integers(1, 5)), min_size=1, max_size=8), st.integers(1, 30))
-def test_every_token_has_a_home_with_its_own_past(spans: list[tuple[int, int]], row_tokens: int) -> None:
+@given(SEQUENCES, st.integers(1, 60))
+def test_every_token_has_a_home_with_its_own_past(sequences: list[list[int]], row_tokens: int) -> None:
     """Following `visible` back from a token gives exactly the sequence up to it, in order."""
-    width = max(prompt + response for prompt, response in spans)
-    tokens, mask = torch.zeros(len(spans), width, dtype=torch.long), torch.zeros(len(spans), width).bool()
-    for row, (prompt, response) in enumerate(spans):
-        tokens[row, :prompt] = torch.arange(1, prompt + 1)
-        tokens[row, prompt : prompt + response] = 100 * (row + 1) + torch.arange(response)
-        mask[row, prompt : prompt + response] = True
+    width = max(map(len, sequences))
+    tokens = torch.tensor([sequence + [0] * (width - len(sequence)) for sequence in sequences])
+    mask = (tokens > 0) & (torch.arange(width) > 0)
     layout = pack(tokens, mask, row_tokens)
     _, length = layout.token_ids.shape
     assert length < max(row_tokens, width) + WIDTH_STEP
-    for row, (prompt, response) in enumerate(spans):
-        for t in range(prompt + response):
+    for row, sequence in enumerate(sequences):
+        for t in range(len(sequence)):
             r, s = divmod(int(layout.home[row, t]), length)
             seen = layout.visible[r, 0, s]
-            assert layout.token_ids[r][seen].tolist() == tokens[row, : t + 1].tolist()
+            assert layout.token_ids[r][seen].tolist() == sequence[: t + 1]
             assert layout.positions[r][seen].tolist() == list(range(t + 1))
+
+
+def test_what_is_shared_has_the_numbers_and_the_gradient_of_each_alone(tiny_model: Path) -> None:
+    tokens = torch.tensor(
+        [[5, 6, 7, 2, 9], [5, 6, 7, 2, 9], [5, 6, 7, 8, 9], [5, 6, 7, 0, 0], [5, 9, 7, 2, 9]]
+    )
+    mask = torch.tensor([[0, 0, 1, 1, 1]] * 3 + [[0, 0, 1, 0, 0], [0, 1, 0, 1, 1]]).bool()
+    weights = torch.arange(1.0, 26.0).view(5, 5)
+    told = []
+    for row_tokens in (None, 32):
+        policy = CausalLM(str(tiny_model), row_tokens=row_tokens).build()
+        scores = policy(tokens, mask, 0.7, "gradient")
+        assert scores.entropy is not None
+        (weights * (scores.logprobs + 0.3 * scores.entropy)).sum().backward()
+        told.append([scores.logprobs, scores.entropy, *(p.grad for p in policy.parameters())])
+    for padded, packed in zip(*told, strict=True):
+        torch.testing.assert_close(packed, padded, rtol=1e-5, atol=1e-5 * float(padded.detach().abs().max()))
 
 
 def test_padding_is_the_share_of_positions_without_a_token(tiny_model: Path) -> None:
@@ -124,7 +157,7 @@ SAMPLED = torch.tensor(
 
 def test_observations_stand_in_packed_rows_and_are_seen_by_what_comes_later() -> None:
     layout = pack(EPISODES, SAMPLED, row_tokens=32)
-    assert layout.token_ids[0, :15].tolist() == [5, 6, 8, 2, 40, 9, 9, 2, 4, 7, 2, 30, 31, 9, 2]
+    assert layout.token_ids[0, :15].tolist() == [5, 6, 7, 2, 30, 31, 9, 2, 8, 2, 40, 9, 9, 2, 4]
     for row, length in enumerate((8, 9, 7)):
         seen = layout.visible[0, 0, layout.home[row, length - 1]]
         assert layout.token_ids[0][seen].tolist() == EPISODES[row, :length].tolist()

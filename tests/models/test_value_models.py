@@ -106,7 +106,9 @@ def test_values_are_float32_numbers_under_autocast(
         hidden = policy(tokens, mask, 1.0).hidden
         values = critic(tokens, mask, hidden)[mask]
         given = (
-            hidden if kind == "on_trunk" else hidden_before_each_token(critic.trunk, tokens, mask, None)[0]
+            hidden
+            if kind == "on_trunk"
+            else hidden_before_each_token(critic.trunk, tokens, mask, None).hidden
         )
     assert values.dtype == torch.float32
     assert (values != values.bfloat16()).float().mean() > 0.9, "more than bfloat16 can say"

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from grpo_pl.models.architecture import Architecture
 from grpo_pl.models.logprobs import FLOAT_ROWS
-from grpo_pl.models.packing import Span, narrowest
+from grpo_pl.models.packing import Beginnings, narrowest
 
 FLOAT32 = 4
 LOGITS_COPIES = 2
@@ -51,9 +51,10 @@ class Network:
 
 
 def packed_rows(groups: int, group_size: int, prompt: int, response: int, row_tokens: int) -> Rows:
-    """The rows of groups of responses of equal length."""
-    spans = [Span(group, prompt, response) for group in range(groups) for _ in range(group_size)]
-    placement = narrowest(spans, row_tokens)
+    """The rows of groups of responses of equal length that have nothing but their prompt in common."""
+    number = groups * group_size
+    common = [prompt if n % group_size else 0 for n in range(number)]
+    placement = narrowest(Beginnings(range(number), [prompt + response] * number, common), row_tokens)
     return Rows(len(placement.used), placement.width)
 
 
