@@ -133,8 +133,9 @@ class CausalLM(ModelBuilder):
         attention: transformers' attention implementation ("sdpa", "flash_attention_2", ...); where null, its
             choice.
         row_tokens: Pack the sequences of a micro-batch into rows of at most this many tokens, with hardly
-            any padding and each prompt read once for all of its responses (`data.keep_groups` keeps them
-            together); the same numbers up to rounding. Null for one padded row a sequence.
+            any padding, and what they begin with read once for all that share it: prompts, and the
+            beginnings of responses (`data.keep_groups` keeps groups together); the same numbers up to
+            rounding. Null for one padded row a sequence.
         compile: Compile each block of the model with this backend of `torch.compile`: a slow start, then
             faster steps, above all on a GPU; the same numbers up to rounding. Null for none.
         head_dtype: The type in which the LM head multiplies: float32 spares the logits bfloat16's rounding,
