@@ -37,8 +37,9 @@ STILL_READ = 0.9
 class InProcessEngine(SamplingEngine):
     """Samples with transformers from a copy of the policy: slow, and right everywhere.
 
-    It reads with a key-value cache, and no sequence that has ended. Models where that cache is not right
-    (Mamba has none, and padding on the left changes some) read each sequence whole for each token.
+    It reads with a key-value cache, a prompt once for its group and no sequence that has ended. Models where
+    that cache is not right (Mamba has none, and padding on the left changes some) read each sequence whole
+    for each token.
 
     Args:
         pretrained: Model folder or hub name; where empty, the one of `--pretrained`.

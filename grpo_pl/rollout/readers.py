@@ -21,18 +21,27 @@ ROUGHLY = 0.1
 
 
 class CachedReader:
-    """Reads the sequences together, prompts padded on the left, each token once."""
+    """Reads the sequences together, prompts padded on the left, each token once and equal prompts once."""
 
     def __init__(self, model: "PreTrainedModel", prompts: Sequence[list[int]]) -> None:
-        self.model, self.rows = model, [list(prompt) for prompt in prompts]
+        self.model, self.prompts = model, [tuple(prompt) for prompt in prompts]
 
     def first(self) -> Float[Tensor, "N V"]:
         """The logits of the token after each prompt, in the model's type and on its device."""
-        width = max(map(len, self.rows))
-        pads = [width - len(row) for row in self.rows]
+        different = list(dict.fromkeys(self.prompts))
+        logits = self._begin(different)
+        if len(different) == len(self.prompts):
+            return logits
+        which = {prompt: i for i, prompt in enumerate(different)}
+        rows = [which[prompt] for prompt in self.prompts]
+        return logits[rows] if self.keep(rows) else self._begin(self.prompts)
+
+    def _begin(self, prompts: Sequence[tuple[int, ...]]) -> Float[Tensor, "N V"]:
+        width = max(map(len, prompts))
+        pads = [width - len(prompt) for prompt in prompts]
         self._mask = torch.tensor([[0] * pad + [1] * (width - pad) for pad in pads])
         self._cache: Any = None
-        return self._read(torch.tensor([[0] * pad + row for pad, row in zip(pads, self.rows, strict=True)]))
+        return self._read(torch.tensor([[0] * pad + [*p] for pad, p in zip(pads, prompts, strict=True)]))
 
     def after(self, chosen: Int[Tensor, "N"]) -> Float[Tensor, "N V"]:
         """The logits after one token more of each sequence."""
@@ -41,7 +50,7 @@ class CachedReader:
         return self._read(tokens)
 
     def keep(self, sequences: Sequence[int]) -> bool:
-        """Go on with these sequences alone; False if the cache cannot, and nothing has changed."""
+        """Go on with these sequences alone, one of them perhaps many times; False if the cache cannot."""
         rows = torch.tensor(sequences)
         kept = keep_sequences(self._cache, rows.to(self.model.device))
         if kept:

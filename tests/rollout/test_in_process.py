@@ -10,7 +10,7 @@ from grpo_pl.rollout.engine import requests_of
 from grpo_pl.rollout.in_process import InProcessEngine
 
 
-def test_a_sequence_that_has_ended_is_read_no_more(tiny_model: Path) -> None:
+def test_a_prompt_is_read_once_and_a_sequence_that_has_ended_no_more(tiny_model: Path) -> None:
     engine = InProcessEngine(str(tiny_model))
     engine.start(max_sequence_tokens=96, max_sequences=16, device=torch.device("cpu"))
     read: list[int] = []
@@ -22,5 +22,5 @@ def test_a_sequence_that_has_ended_is_read_no_more(tiny_model: Path) -> None:
         lambda _, __, named: read.append(len(named["input_ids"])), with_kwargs=True
     )
     lengths = [len(response.token_ids) for _, response in engine.step()]
-    assert read == [sum(length > t for length in lengths) for t in range(max(lengths))]
+    assert read == [3, *(sum(length > t for length in lengths) for t in range(1, max(lengths)))]
     assert read[0] > read[-1]

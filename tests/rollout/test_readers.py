@@ -50,6 +50,20 @@ def test_sequences_that_are_kept_are_read_on_as_alone(kind: str) -> None:
             assert torch.allclose(of_row.log_softmax(-1), alone.log_softmax(-1), atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["llama", "gemma2"])
+def test_equal_prompts_are_read_as_alone(kind: str) -> None:
+    """Once where the cache can be told apart afterwards, which Gemma 2's cannot."""
+    model, prompts = tiny(kind), [PROMPTS[0], PROMPTS[1], PROMPTS[0]]
+    chosen = [7, 20, 31]
+    with torch.no_grad():
+        reader = CachedReader(model, prompts)
+        first, second = reader.first(), reader.after(torch.tensor(chosen))
+        for i, (prompt, last) in enumerate(zip(prompts, chosen, strict=True)):
+            alone = model(input_ids=torch.tensor([[*prompt, last]]), use_cache=False).logits[0, -2:]
+            read = torch.stack([first[i], second[i]])
+            assert torch.allclose(read.log_softmax(-1), alone.log_softmax(-1), atol=1e-4)
+
+
 def test_a_cache_of_another_kind_keeps_all_sequences() -> None:
     model = tiny("gemma2")
     with torch.no_grad():
