@@ -67,7 +67,7 @@ class Layout(NamedTuple):
     ends: Int[Tensor, "R S"]
     """Where in the row the tokens end that follow each token, at once or later."""
     home: Int[Tensor, "B T"]
-    """The index of token t of sequence b through all rows; 0 for padding."""
+    """The index of token t of sequence b through all rows; 0 for its last token and for padding."""
     padding: float
     """The share of the R * S positions that hold no token."""
 
@@ -102,11 +102,13 @@ class States(NamedTuple):
 def pack(token_ids: Int[Tensor, "B T"], loss_mask: Bool[Tensor, "B T"], row_tokens: int) -> Layout:
     """Lay sequences side by side; what sequences of a row begin with stands there once, whoever shares it.
 
-    Sequences are padded on the right, and end with their last masked token; one without any is its first
-    token. Rows have at most `row_tokens`; a longer sequence has a row of its own length.
+    Sequences are padded on the right, and end before their last masked token, whose state nobody reads; one
+    without any is its first token. Rows have at most `row_tokens`; a longer sequence has a row of its own
+    length.
     """
     device = token_ids.device
-    sequences = [row[:end] for row, end in zip(token_ids.tolist(), _ends(loss_mask), strict=True)]
+    lengths = [max(end - 1, 1) for end in _ends(loss_mask)]
+    sequences = [row[:length] for row, length in zip(token_ids.tolist(), lengths, strict=True)]
     beginnings = Beginnings.of(sequences)
     placement = narrowest(beginnings, row_tokens)
     width = placement.width
@@ -199,11 +201,10 @@ def hidden_before_each_token(
     hidden = trunk(
         input_ids=layout.token_ids, position_ids=layout.positions, attention_mask=mask, use_cache=False
     ).last_hidden_state
-    before, chosen = layout.home[:, :-1][loss_mask[:, 1:]], layout.home[:, 1:][loss_mask[:, 1:]]
-    different, which = chosen.unique(return_inverse=True)
-    before = torch.empty_like(different).scatter_(0, which, before)  # the same for all that share a token
-    tokens = layout.token_ids.flatten()[different]
-    return States(hidden.flatten(0, 1).index_select(0, before), tokens, which, layout.padding)
+    before, tokens = layout.home[:, :-1][loss_mask[:, 1:]], token_ids[loss_mask]
+    different, which = torch.stack([before, tokens]).unique(dim=1, return_inverse=True)
+    states = hidden.flatten(0, 1).index_select(0, different[0])
+    return States(states, different[1], which, layout.padding)
 
 
 def checked_row_tokens(row_tokens: int | None) -> int | None:

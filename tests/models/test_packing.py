@@ -11,8 +11,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, Qwen3Config, Qwen3ForCausa
 from grpo_pl.models import CausalLM, ValueHead
 from grpo_pl.models.packing import WIDTH_STEP, Beginnings, best_fit, narrowest, pack
 
-TOKENS = torch.tensor([[5, 6, 7, 2], [5, 6, 8, 0]])
-MASK = torch.tensor([[False, False, True, True], [False, False, True, False]])
+TOKENS = torch.tensor([[5, 6, 7, 2, 9], [5, 6, 8, 9, 0]])  # the state of the last token is not read
+MASK = torch.tensor([[False, False, True, True, True], [False, False, True, True, False]])
 
 
 def test_two_responses_share_their_prompt() -> None:
@@ -21,7 +21,7 @@ def test_two_responses_share_their_prompt() -> None:
     assert layout.token_ids[:, :5].tolist() == [[5, 6, 7, 2, 8]]
     assert layout.positions[:, :5].tolist() == [[0, 1, 2, 3, 2]]
     assert layout.padding == (WIDTH_STEP - 5) / WIDTH_STEP
-    assert layout.home.tolist() == [[0, 1, 2, 3], [0, 1, 4, 0]]
+    assert layout.home.tolist() == [[0, 1, 2, 3, 0], [0, 1, 4, 0, 0]]
     assert layout.visible[0, 0, :5, :5].int().tolist() == [
         [1, 0, 0, 0, 0],
         [1, 1, 0, 0, 0],
@@ -34,22 +34,22 @@ def test_two_responses_share_their_prompt() -> None:
 def test_without_room_the_prompt_stands_twice() -> None:
     layout = pack(TOKENS, MASK, row_tokens=4)
     assert layout.token_ids[:, :4].tolist() == [[5, 6, 7, 2], [5, 6, 8, 0]]
-    assert layout.home.tolist() == [[0, 1, 2, 3], [WIDTH_STEP, WIDTH_STEP + 1, WIDTH_STEP + 2, 0]]
+    assert layout.home.tolist() == [[0, 1, 2, 3, 0], [WIDTH_STEP, WIDTH_STEP + 1, WIDTH_STEP + 2, 0, 0]]
     assert layout.visible[1, 0, 3].nonzero().tolist() == [[3]], "padding sees itself alone"
 
 
 def test_another_prompt_in_the_row_is_not_seen() -> None:
-    tokens = torch.tensor([[5, 6, 7], [6, 9, 8]])
-    layout = pack(tokens, torch.tensor([[False, False, True]] * 2), row_tokens=6)
+    tokens = torch.tensor([[5, 6, 7, 4], [6, 9, 8, 4]])
+    layout = pack(tokens, torch.tensor([[False, False, True, True]] * 2), row_tokens=6)
     assert layout.token_ids[:, :6].tolist() == [[5, 6, 7, 6, 9, 8]]
     assert layout.visible[0, 0, 5].nonzero()[:, 0].tolist() == [3, 4, 5]
 
 
 def test_responses_share_what_they_begin_with() -> None:
-    tokens = torch.tensor([[5, 6, 7, 2], [5, 6, 7, 8], [5, 6, 9, 0], [5, 6, 7, 2]])
-    layout = pack(tokens, (tokens > 0) & (torch.arange(4) > 1), row_tokens=8)
+    tokens = torch.tensor([[5, 6, 7, 2, 4], [5, 6, 7, 8, 4], [5, 6, 9, 4, 0], [5, 6, 7, 2, 3]])
+    layout = pack(tokens, (tokens > 0) & (torch.arange(5) > 1), row_tokens=8)
     assert layout.token_ids[0, :6].tolist() == [5, 6, 7, 2, 8, 9]
-    assert layout.home.tolist() == [[0, 1, 2, 3], [0, 1, 2, 4], [0, 1, 5, 0], [0, 1, 2, 3]]
+    assert layout.home[:, :4].tolist() == [[0, 1, 2, 3], [0, 1, 2, 4], [0, 1, 5, 0], [0, 1, 2, 3]]
     assert layout.positions[0, :6].tolist() == [0, 1, 2, 3, 3, 2]
     assert layout.ends[0, :7].tolist() == [6, 6, 5, 4, 5, 6, 7], "the last one is padding"
     assert layout.visible[0, 0, 4].nonzero()[:, 0].tolist() == [0, 1, 2, 4]
@@ -107,7 +107,7 @@ def test_every_token_has_a_home_with_its_own_past(sequences: list[list[int]], ro
     _, length = layout.token_ids.shape
     assert length < max(row_tokens, width) + WIDTH_STEP
     for row, sequence in enumerate(sequences):
-        for t in range(len(sequence)):
+        for t in range(len(sequence) - 1):
             r, s = divmod(int(layout.home[row, t]), length)
             seen = layout.visible[r, 0, s]
             assert layout.token_ids[r][seen].tolist() == sequence[: t + 1]
@@ -135,7 +135,7 @@ def test_padding_is_the_share_of_positions_without_a_token(tiny_model: Path) -> 
     padded, packed = CausalLM(str(tiny_model)).build(), CausalLM(str(tiny_model), row_tokens=5).build()
     padded(TOKENS, MASK, 1.0)
     packed(TOKENS, MASK, 1.0)
-    assert padded.padding == pytest.approx(1 / 8)  # the second response is one token shorter
+    assert padded.padding == pytest.approx(1 / 10)  # the second response is one token shorter
     assert packed.padding == pytest.approx(27 / 32)
 
 
@@ -157,8 +157,8 @@ SAMPLED = torch.tensor(
 
 def test_observations_stand_in_packed_rows_and_are_seen_by_what_comes_later() -> None:
     layout = pack(EPISODES, SAMPLED, row_tokens=32)
-    assert layout.token_ids[0, :15].tolist() == [5, 6, 7, 2, 30, 31, 9, 2, 8, 2, 40, 9, 9, 2, 4]
-    for row, length in enumerate((8, 9, 7)):
+    assert layout.token_ids[0, :13].tolist() == [5, 6, 7, 2, 30, 31, 9, 8, 2, 40, 9, 9, 2]
+    for row, length in enumerate((7, 8, 6)):
         seen = layout.visible[0, 0, layout.home[row, length - 1]]
         assert layout.token_ids[0][seen].tolist() == EPISODES[row, :length].tolist()
         assert layout.positions[0][seen].tolist() == list(range(length))

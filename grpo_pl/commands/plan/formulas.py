@@ -54,7 +54,8 @@ def packed_rows(groups: int, group_size: int, prompt: int, response: int, row_to
     """The rows of groups of responses of equal length that have nothing but their prompt in common."""
     number = groups * group_size
     common = [prompt if n % group_size else 0 for n in range(number)]
-    placement = narrowest(Beginnings(range(number), [prompt + response] * number, common), row_tokens)
+    lengths = [prompt + response - 1] * number  # the state of the last token is not read
+    placement = narrowest(Beginnings(range(number), lengths, common), row_tokens)
     return Rows(len(placement.used), placement.width)
 
 

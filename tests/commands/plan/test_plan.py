@@ -145,7 +145,7 @@ ADVICE: dict[str, tuple[dict[str, object], str]] = {
     ),
     "reference": ({"idle_reference": True}, "model.kl=null, .* set model.kl to KLInLoss"),
     "activations": (
-        {"models": with_policy(architecture=replace(TINY, layers=1000))},
+        {"models": with_policy(architecture=replace(TINY, layers=1000)), "response_tokens": 25},
         "activations .* raise trainer.accumulate_grad_batches, or set model.policy.gradient_checkpointing",
     ),
     "logits": (
