@@ -77,32 +77,31 @@ class _ModelReward(RewardFunction):
 
     @torch.no_grad()
     def token_scores(self, samples: Sequence[Sample]) -> list[tuple[EncodedResponse, Float[Tensor, "_"]]]:
-        """Each sample's tokens and the score after each of them."""
+        """Each sample's tokens and the score after each of them; equal ones are read once."""
         assert self.model is not None, "build() comes first"
         device = next(self.model.parameters()).device
         encoded = [self.model.encode(s.prompt.messages or s.prompt.text, s.response) for s in samples]
-        lengths = [len(sequence.token_ids) for sequence in encoded]
+        different = list(dict.fromkeys(tuple(sequence.token_ids) for sequence in encoded))
+        lengths = [len(token_ids) for token_ids in different]
         if max(lengths, default=0) > (context := self.model.encode.context):
             raise ConfigError(
                 f"prompt and response are {max(lengths)} tokens to the reward model, which reads {context}: "
                 "lower data.sampling.max_tokens, or set on_error to abstain"
             )
-        scores: list[Tensor] = [torch.empty(0)] * len(samples)
+        scores: dict[tuple[int, ...], Tensor] = {}
         batches = batches_within(lengths, self.batch_tokens)
         idle = 0
         if isinstance(self.model, FSDPModule | FullyShardedDataParallel):  # each rank runs it equally often
             idle = most_on_any_rank(len(batches), device) - len(batches)
         for rows in batches:
-            token_ids = pad_rows([torch.tensor(encoded[row].token_ids) for row in rows], lengths[rows[0]])
+            token_ids = pad_rows([torch.tensor(different[row]) for row in rows], lengths[rows[0]])
             real = torch.tensor([lengths[row] for row in rows])
-            for row, of_row in zip(
-                rows, self.model(token_ids.to(device), real.to(device)).cpu(), strict=True
-            ):
-                scores[row] = of_row[: lengths[row]]
+            read = self.model(token_ids.to(device), real.to(device)).cpu()
+            scores |= {different[row]: of_row[: lengths[row]] for row, of_row in zip(rows, read, strict=True)}
         blank = torch.zeros((1, 1), dtype=torch.long, device=device)
         for _ in range(idle):
             self.model(blank, torch.ones(1, dtype=torch.long, device=device))
-        return list(zip(encoded, scores, strict=True))
+        return [(sequence, scores[tuple(sequence.token_ids)]) for sequence in encoded]
 
 
 @final

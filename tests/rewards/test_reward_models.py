@@ -52,6 +52,16 @@ def test_outcomes_are_the_logits_of_transformers_however_they_are_batched(
     assert reward.score(samples()) == pytest.approx(expected, abs=1e-4)
 
 
+def test_equal_responses_are_read_once_and_scored_alike(outcome_model: Path) -> None:
+    reward, read = OutcomeRewardModel(str(outcome_model)), []
+    reward.build(whole)
+    assert reward.model is not None
+    reward.model.register_forward_pre_hook(lambda _, given: read.append(len(given[0])))
+    scores = reward.score(samples() + samples()[::-1])
+    assert sum(read) == len(RESPONSES)
+    assert scores[: len(RESPONSES)] == scores[: len(RESPONSES) - 1 : -1]
+
+
 def test_a_reward_model_scores_the_whole_conversation(outcome_model: Path) -> None:
     reward = OutcomeRewardModel(str(outcome_model))
     reward.build(whole)
