@@ -28,7 +28,7 @@ class Beginnings(NamedTuple):
     """By place in the order: with how many tokens a sequence begins as the one before it does."""
 
     @classmethod
-    def of(cls, sequences: Sequence[Sequence[int]]) -> "Beginnings":
+    def of(cls, sequences: Sequence[list[int]]) -> "Beginnings":
         """Those of sequences of tokens."""
         order = sorted(range(len(sequences)), key=lambda b: sequences[b])
         common = [common_tokens(sequences[a], sequences[b]) for a, b in pairwise(order)]
@@ -176,7 +176,7 @@ def common_tokens(one: Sequence[int], other: Sequence[int]) -> int:
 def _ends(loss_mask: Bool[Tensor, "B T"]) -> list[int]:
     """Where each sequence ends: behind its last masked token, or its first."""
     order = torch.arange(1, loss_mask.shape[1] + 1, device=loss_mask.device)
-    return (loss_mask * order).amax(-1).clamp(min=1).tolist()  # type: ignore[no-any-return]
+    return (loss_mask * order).amax(-1).clamp(min=1).tolist()
 
 
 def hidden_before_each_token(
