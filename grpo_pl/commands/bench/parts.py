@@ -7,7 +7,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 
 from grpo_pl.callbacks.metrics_table import newest_row
 from grpo_pl.commands.bench import Numbers
+from grpo_pl.commands.bench.machine import Machine, Network, Read, engine_seconds, update_seconds
 from grpo_pl.commands.bench.peer import peer
 from grpo_pl.config.cli import CLI, configure
 from grpo_pl.config.exits import mistakes_answered
@@ -23,6 +24,7 @@ from grpo_pl.rollout.engine import requests_of
 from grpo_pl.rollout.stored import StoredRollouts
 from grpo_pl.rollout.vllm import VLLMEngine
 from grpo_pl.rollout.vllm_requests import sampling_params
+from grpo_pl.system.precision import PRECISIONS
 from grpo_pl.system.memory import forget_peak, peak_gib, release_free_memory
 from grpo_pl.system.output import tame_logs
 
@@ -58,8 +60,9 @@ class Measure(pl.Callback):
         row = (newest_row(trainer) or {}) | measured
         engine = trainer.datamodule.engine  # type: ignore[attr-defined]
         engine.load_weights(module.policy_weights(), version=module.version)  # type: ignore[operator]
-        row["engine_s"] = engine_seconds(trainer)
+        row["engine_s"] = seconds_of_engine(trainer)
         engine.rest()
+        row |= machine_numbers(trainer, module, self._batches)
         for name, forward in (("padded_s", padded), ("packed_s", packed)):
             module.zero_grad(set_to_none=True)
             release_free_memory()
@@ -75,7 +78,36 @@ class Measure(pl.Callback):
         print(f"measured {len(self.rows)} of {trainer.max_epochs}", flush=True)
 
 
-def engine_seconds(trainer: Any) -> float:
+def machine_numbers(trainer: Any, module: Any, batches: Sequence[Any]) -> Numbers:
+    """What the machine can do at this moment, and its limit for these micro-batches of an iteration."""
+    dtype = next(name for name, precision in PRECISIONS.items() if precision == trainer.precision)
+    machine = Machine.measured(module.device, getattr(torch, dtype))
+    network = Network.of(module.policy.language_model)
+    rows = [
+        [
+            (tokens[:end], mask[:end])
+            for tokens, mask in zip(batch.token_ids.tolist(), batch.loss_mask.tolist(), strict=True)
+            if (end := max((t for t, masked in enumerate(mask, start=1) if masked), default=0))
+        ]
+        for batch in batches
+    ]
+    size = trainer.accumulate_grad_batches
+    steps = [[row for of_batch in rows[i : i + size] for row in of_batch] for i in range(0, len(rows), size)]
+    data = trainer.datamodule
+    prompts = [prompt.token_ids for prompt in data.prompts_of(trainer.current_epoch)]
+    lengths = [sum(mask) for of_batch in rows for _, mask in of_batch]
+    itemsize = data.engine.weights_dtype.itemsize
+    reads = [Read.of(step) for step in steps]
+    return {
+        "machine_gflops": machine.flops / 1e9,
+        "machine_gib_per_s": machine.bandwidth / 2**30,
+        "machine_update_s": update_seconds(network, reads, machine),
+        "machine_engine_s": engine_seconds(network, prompts, lengths, itemsize, machine),
+        "tokens_to_read": sum(read.tokens for read in reads),
+    }
+
+
+def seconds_of_engine(trainer: Any) -> float:
     """Seconds of the engine alone on the requests of this iteration."""
     data = trainer.datamodule
     prompts = data.prompts_of(trainer.current_epoch)
