@@ -22,7 +22,7 @@ def new_file(text: str) -> Path:
 
 OF_COMMANDS = {
     "ablate": ("dry-run", "jobs", "out", "pilot", "seeds", "slurm", "variants"),
-    "bench": ("iterations", "no-scaling", "out", "peer", "peer-iterations", "scaling"),
+    "bench": ("against", "iterations", "no-scaling", "out", "peer", "peer-iterations", "scaling"),
     "check-invariance": ("out",),
     "compare": ("base", "margin", "metric", "out"),
     "doctor": ("engine", "out"),

@@ -1,16 +1,19 @@
-"""`grpo_pl bench`: what an iteration costs, beside what it must cost and what TRL needs for the same work.
+"""`grpo_pl bench`: what an iteration costs, beside what it must, another build, and TRL for the same work.
 
 The work is the config `quickstart` with 8 prompts x 8 responses of at most 64 tokens, one optimizer step, a
 group a micro-batch, a learning rate of 0 (so that every iteration finds the same policy), and a reward that
 differs within every group (so that no sequence is left out). After each iteration the same process measures
-the raw limit of that very iteration: vLLM alone on the same requests, and a forward and backward over the
-same tokens, padded with plain transformers and packed with ours; the faster of the two counts. So whatever
-else the machine does slows both sides. The first iteration is left out, and medians are taken over the
-others. How the cost grows with the group and with the length is measured on 2 prompts that ask for long
-answers.
+two limits of that very iteration. The machine's: the products of the tokens that must be read (what responses
+begin with once, the head where a token is scored), at the rate of bare products, and the engine's likewise,
+or its reading of the weights where that takes longer. Our own: vLLM alone on the same requests, and a forward
+and backward over the same tokens, padded with plain transformers and packed with ours; the faster of the two
+counts. So whatever else the machine does slows all sides. The first iteration is left out, and medians are
+taken over the others. How the cost grows with the group and with the length is measured on 2 prompts that ask
+for long answers.
 
-Trainer, engine and limit compute in the type that this machine multiplies fastest, unless options say
-otherwise. `--peer` runs TRL's GRPOTrainer on the same prompts, with generation by transformers (its only way
+Trainer, engine and limits compute in the type that this machine multiplies fastest, unless options say
+otherwise. `--against COMMIT` runs another build of grpo_pl on the same work; the two take turns, an iteration
+each. `--peer` runs TRL's GRPOTrainer on the same prompts, with generation by transformers (its only way
 on a CPU), in that type and in float32; the faster one counts. TRL is installed once, for this alone, into
 ~/.cache/grpo_pl/bench.
 """
@@ -22,17 +25,17 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.status import Status
 from rich.table import Table
 
 from grpo_pl.commands.bench import Numbers
+from grpo_pl.commands.bench.against import checked_commit, compared, unpack
+from grpo_pl.commands.bench.processes import Bench
 from grpo_pl.commands.options import Options, new_file
 from grpo_pl.config.by_name import config_file
 from grpo_pl.system.refusal import fail
@@ -66,6 +69,11 @@ LONG = "What is {a} {operator} {b}? Explain every step in great detail, as to a 
 SCALING = {"data.group_size": (4, 8, 16, 32), "data.sampling.max_tokens": (32, 64, 128, 256)}
 SCALING_PROMPTS = 2
 """Fewer than in the work itself: 8 groups of 32 would take an hour."""
+SPLIT = {
+    "products": "split: matrix products and attention",
+    "traffic": "split: other operations (memory traffic)",
+    "overhead": "split: between operations (Python, dispatch)",
+}
 Measure = Callable[..., list[Numbers]]
 """Runs a part: a `Bench`."""
 
@@ -78,37 +86,6 @@ def options_of(work: dict[str, Any], for_fit: list[str], dtype: "DType | None" =
     work = work | {"trainer.precision": PRECISIONS[dtype], "data.engine.init_args.dtype": dtype}
     options = [f"--{key}={value}" for key, value in work.items()]
     return ["--config", config_file("configs/quickstart.yaml"), *options, *for_fit]
-
-
-class Bench:
-    """Runs each part in a process of its own and shows its progress."""
-
-    def __init__(self, status: Status) -> None:
-        self.status = status
-
-    def __call__(
-        self, part: str, label: str, options: list[str], iterations: int, path: str = ""
-    ) -> list[Numbers]:
-        """A part's measurements of each iteration; its failure ends the command."""
-        with tempfile.TemporaryDirectory() as folder:
-            result, log = Path(folder) / "result.json", Path(folder) / "log"
-            program = [sys.executable, "-m", "grpo_pl.commands.bench.parts"]
-            command = [*program, part, str(iterations), str(result), *options]
-            environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (path, *sys.path)))}
-            with log.open("w") as file:
-                process = subprocess.Popen(command, stdout=file, stderr=file, env=environment)
-                try:
-                    while process.poll() is None:
-                        lines = [line for line in log.read_text().splitlines() if line.startswith("measured")]
-                        self.status.update(f"{label}: {lines[-1] if lines else 'starting'}")
-                        time.sleep(0.5)
-                finally:
-                    process.kill()
-            if process.returncode:
-                text = log.read_text().strip()
-                sys.stderr.write((text.splitlines()[-1] if process.returncode == 2 else text) + "\n")
-                sys.exit(process.returncode)
-            return json.loads(result.read_text())  # type: ignore[no-any-return]
 
 
 def trl_folder() -> Path:
@@ -132,9 +109,14 @@ def limit(row: Numbers) -> float:
     return row["engine_s"] + min(row["padded_s"], row["packed_s"])
 
 
-def ratio_to_limit(rows: list[Numbers]) -> float:
-    """The median of an iteration's time over its limit."""
-    return statistics.median(row["iteration_s"] / limit(row) for row in rows[1:])
+def machine_limit(row: Numbers) -> float:
+    """Seconds of the machine's limit."""
+    return row["machine_engine_s"] + row["machine_update_s"]
+
+
+def ratio_to(bound: Callable[[Numbers], float], rows: list[Numbers]) -> float:
+    """The median of an iteration's time over a limit of it."""
+    return statistics.median(row["iteration_s"] / bound(row) for row in rows[1:])
 
 
 def summary(rows: list[Numbers]) -> dict[str, Any]:
@@ -142,7 +124,9 @@ def summary(rows: list[Numbers]) -> dict[str, Any]:
     stages = {name: median(rows, f"time/{name}_s") for name in ("sync", "generate", "score", "update")}
     whole = median(rows, "iteration_s")
     return {
-        "ratio_to_limit": ratio_to_limit(rows),
+        "ratio_to_limit": ratio_to(machine_limit, rows),
+        "ratio_to_own_limit": ratio_to(limit, rows),
+        "ratio_to_other_build": None,
         "ratio_to_peer": None,
         "peak_memory_ratio_to_peer": None,
         "sync_share": statistics.median(row["time/sync_s"] / row["iteration_s"] for row in rows[1:]),
@@ -150,8 +134,12 @@ def summary(rows: list[Numbers]) -> dict[str, Any]:
         "scaling": None,
         "limit": {key: median(rows, f"{key}_s") for key in ("engine", "padded", "packed")}
         | {"whole": statistics.median(limit(row) for row in rows[1:])},
+        "machine": {
+            key: median(rows, f"machine_{key}") for key in ("engine_s", "update_s", "gflops", "gib_per_s")
+        },
         "tokens": {
             "response": median(rows, "rollout/tokens"),
+            "to_read": median(rows, "tokens_to_read"),
             "per_s": statistics.median(row["rollout/tokens"] / row["iteration_s"] for row in rows[1:]),
             "padding": median(rows, "train/padding"),
         },
@@ -197,18 +185,31 @@ def scaling(bench: Measure, for_fit: list[str], iterations: int) -> dict[str, li
                     "response_tokens": tokens,
                     "iteration_s": whole,
                     "ms_per_token": 1000 * whole / tokens,
-                    "ratio_to_limit": ratio_to_limit(rows),
+                    "ratio_to_limit": ratio_to(machine_limit, rows),
                     "peak_gib": median(rows, "peak_gib"),
                 }
             )
     return costs
 
 
+def against(bench: Bench, commit: str, work: list[str], iterations: int) -> dict[str, Any]:
+    """The numbers of this build, with its ratios to another one."""
+    with tempfile.TemporaryDirectory() as folder:
+        unpack(commit, Path(folder))
+        labels = "this build", commit[:9]
+        ours, theirs = bench.in_turns("train", labels, ("", folder), work, iterations)
+    return summary(ours) | {"ratio_to_other_build": compared(commit, ours, theirs)}
+
+
 def measure(options: argparse.Namespace, for_fit: list[str]) -> dict[str, Any]:
     """All numbers that the options of `bench` ask for."""
     with Console(stderr=True).status("starting") as status:
         bench, work = Bench(status), options_of(WORK, for_fit)
-        numbers = summary(bench("train", "grpo_pl and its limit", work, options.iterations))
+        if options.against:
+            numbers = against(bench, options.against, work, options.iterations)
+        else:
+            numbers = summary(bench("train", "grpo_pl and its limits", work, options.iterations))
+        numbers["split"] = bench("split", "where the time goes", work, 2)[0]
         memory = numbers["memory_gib"]
         memory["engine_alone"] = bench("engine", "the engine's memory", work, 1)[0]["peak_gib"]
         memory["above_engine"] = memory["peak"] - memory["engine_alone"]
@@ -229,25 +230,36 @@ def show(numbers: dict[str, Any]) -> None:
     for name, value in stages.items():
         table.add_row(name, f"{value:.2f}", f"{value / stages['iteration']:.0%}")
     table.add_section()
-    table.add_row("limit: engine alone", f"{limits['engine']:.2f}", "")
-    table.add_row("limit: forward and backward, padded", f"{limits['padded']:.2f}", "")
-    table.add_row("limit: forward and backward, packed", f"{limits['packed']:.2f}", "")
+    machine, split = numbers["machine"], numbers["split"]
+    table.add_row("machine's limit: engine", f"{machine['engine_s']:.2f}", "")
+    table.add_row("machine's limit: forward and backward", f"{machine['update_s']:.2f}", "")
+    table.add_row("our limit: engine alone", f"{limits['engine']:.2f}", "")
+    table.add_row("our limit: forward and backward, padded", f"{limits['padded']:.2f}", "")
+    table.add_row("our limit: forward and backward, packed", f"{limits['packed']:.2f}", "")
+    for name in ("products", "traffic", "overhead"):
+        table.add_row(SPLIT[name], f"{split[f'{name}_s']:.2f}", f"{split[f'{name}_s'] / split['wall_s']:.0%}")
     if peer:
         table.add_row(f"{TRL}, {peer['precision']}", f"{peer['iteration_s']:.2f}", "")
     console.print(table)
     memory, tokens = numbers["memory_gib"], numbers["tokens"]
     lines = {
-        "ratio to the limit": f"{numbers['ratio_to_limit']:.2f}",
+        "ratio to the machine's limit": f"{numbers['ratio_to_limit']:.2f}",
+        "the machine": f"{machine['gflops']:.0f} GFLOP/s in products, reads {machine['gib_per_s']:.0f} GiB/s",
+        "ratio to our limit": f"{numbers['ratio_to_own_limit']:.2f}",
+        "cores idle": f"{split['idle']:.0%}",
         "weight sync": f"{numbers['sync_share']:.1%} of an iteration",
         "response tokens": f"{tokens['response']:.0f}, {tokens['per_s']:.0f} a second",
         "positions without a token": f"{tokens['padding']:.0%}",
         "peak memory": f"{memory['peak']:.2f} GiB, {memory['above_engine']:.2f} above the engine's own",
     }
+    for name, found in (numbers["ratio_to_other_build"] or {}).items():
+        if name != "commit":
+            lines[f"{name} to the other build's"] = "{mean:.3f} ({low:.3f} to {high:.3f})".format(**found)
     if peer:
         lines["iteration rate to TRL's"] = f"{numbers['ratio_to_peer']:.1f} times"
         lines["peak memory to TRL's"] = f"{numbers['peak_memory_ratio_to_peer']:.2f}"
     for name, text in lines.items():
-        console.print(f"{name:26} {text}")
+        console.print(f"{name:28} {text}")
     for name, rows in (numbers["scaling"] or {}).items():
         table = Table(*rows[0], title=f"growth with {name}")
         for row in rows:
@@ -264,7 +276,9 @@ def bench(args: list[str]) -> None:
     add("--peer-iterations", type=int, default=3, help="the first is left out (%(default)s)")
     add("--scaling", action=argparse.BooleanOptionalAction, default=True, help="measure growth, too")
     add("--out", type=new_file, help="a file for the numbers, as JSON")
+    add("--against", metavar="COMMIT", help="another build of grpo_pl, on the same work by turns")
     options, for_fit = parser.split(args, policy_alone=True)
+    options.against = options.against and checked_commit(options.against)
     if min(options.iterations, options.peer_iterations) < 2:
         fail("bench: --iterations and --peer-iterations: expected 2 or more, for the first is left out")
     numbers = measure(options, for_fit)

@@ -1,4 +1,4 @@
-"""The machine's limit: what an iteration takes if there is nothing but its products and its memory traffic."""
+"""The machine's limit: what an iteration takes if there are but its products and its memory traffic."""
 
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -66,27 +66,23 @@ class Read(NamedTuple):
     """Tokens that a model must read."""
 
     tokens: int
-    """Those that differ, or stand behind others that do: what sequences begin with counts once."""
+    """Those that differ, or stand behind others that do: what sequences begin with counts once, and the last
+    token of each not at all, for nobody asks for its state."""
     pairs: int
     """Pairs of such a token and one that it attends to."""
     scored: int
-    """Those whose log-probability is asked for, each once."""
+    """Tokens whose log-probability is asked for, each once."""
 
     @classmethod
     def of(cls, sequences: Iterable[tuple[Sequence[int], Sequence[bool]]]) -> "Read":
         """The tokens of sequences, each with the mask of its scored ones."""
         ordered = sorted((list(tokens), list(mask)) for tokens, mask in sequences)
         tokens = pairs = scored = 0
-        for before, (now, mask) in pairwise([([], []), *ordered]):
-            common = common_tokens(before[0], now)
-            tokens += len(now) - common
-            pairs += sum(range(common + 1, len(now) + 1))
-            scored += sum(mask[common:])
+        for (before, _), (now, mask) in pairwise([([], []), *ordered]):
+            common = common_tokens(before, now)
+            read = range(common_tokens(before[:-1], now[:-1]) + 1, len(now))
+            tokens, pairs, scored = tokens + len(read), pairs + sum(read), scored + sum(mask[common:])
         return cls(tokens, pairs, scored)
-
-    def __add__(self, other: object) -> "Read":
-        assert isinstance(other, Read)
-        return Read(*(a + b for a, b in zip(self, other, strict=True)))
 
 
 class Network(NamedTuple):
@@ -111,7 +107,7 @@ class Network(NamedTuple):
 
     def flops(self, read: Read) -> float:
         """Those of a forward: two a weight and token, four a pair of tokens and element of the queries."""
-        return 2 * (self.trunk * read.tokens + self.head * read.scored) + 4 * self.attention * read.pairs
+        return 2.0 * (self.trunk * read.tokens + self.head * read.scored) + 4 * self.attention * read.pairs
 
 
 def update_seconds(network: Network, steps: Iterable[Read], machine: Machine) -> float:
@@ -130,8 +126,8 @@ def engine_seconds(
 
     Prompts are read once each. A step of decoding reads all weights, or multiplies for as long.
     """
-    first = Read.of((prompt, [False] * len(prompt)) for prompt in prompts)
-    read = network.flops(first._replace(scored=len(prompts)))
+    asked = [([*prompt, 0], [False] * len(prompt) + [True]) for prompt in prompts]
+    read = network.flops(Read.of(asked))
     decoded = 0.0
     for step in range(1, max(responses)):
         under_way = sum(length > step for length in responses)

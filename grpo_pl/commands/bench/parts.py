@@ -1,6 +1,6 @@
 """The parts of `bench`, each measured in a process of its own.
 
-python -m grpo_pl.commands.bench.parts {train,engine,peer} ITERATIONS RESULT [any option of `grpo_pl fit`]
+python -m grpo_pl.commands.bench.parts {train,split,engine,peer} ITERATIONS RESULT [any option of `fit`]
 """
 
 import json
@@ -13,6 +13,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from grpo_pl.callbacks.metrics_table import newest_row
 from grpo_pl.commands.bench import Numbers
@@ -24,9 +25,12 @@ from grpo_pl.rollout.engine import requests_of
 from grpo_pl.rollout.stored import StoredRollouts
 from grpo_pl.rollout.vllm import VLLMEngine
 from grpo_pl.rollout.vllm_requests import sampling_params
-from grpo_pl.system.precision import PRECISIONS
 from grpo_pl.system.memory import forget_peak, peak_gib, release_free_memory
 from grpo_pl.system.output import tame_logs
+from grpo_pl.system.precision import PRECISIONS
+
+PRODUCTS = "mm", "linear", "attention", "attn"
+"""Words in the names of operations that multiply matrices."""
 
 
 def seconds(work: Callable[[], Any]) -> float:
@@ -155,7 +159,51 @@ def engine(cli: CLI) -> list[Numbers]:
     return [{"peak_gib": peak_gib()}]
 
 
-PARTS = {"train": train, "engine": engine, "peer": peer}
+class Split(pl.Callback):
+    """Where the time of the second iteration goes, by torch's profiler, which takes a little itself."""
+
+    def __init__(self) -> None:
+        self.found: Numbers = {}
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, *_: object) -> None:
+        """Start the profiler in the second iteration."""
+        if trainer.current_epoch == 1:
+            self._profiler = profile(activities=[ProfilerActivity.CPU])
+            self._start, self._cpu = time.perf_counter(), time.process_time()
+            self._profiler.start()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, *_: object) -> None:
+        """Add its operations up."""
+        if trainer.current_epoch != 1:
+            return
+        wall, cpu = time.perf_counter() - self._start, time.process_time() - self._cpu
+        self._profiler.stop()
+        products = others = 0.0
+        for event in self._profiler.key_averages():
+            if "::" in event.key and any(word in event.key for word in PRODUCTS):
+                products += event.self_cpu_time_total / 1e6
+            elif "::" in event.key:
+                others += event.self_cpu_time_total / 1e6
+        idle = 1 - cpu / wall / torch.get_num_threads()
+        rest = wall - products - others
+        self.found = {
+            "wall_s": wall,
+            "products_s": products,
+            "traffic_s": others,
+            "overhead_s": rest,
+            "idle": idle,
+        }
+
+
+def split(cli: CLI) -> list[Numbers]:
+    """Where the time of an iteration goes."""
+    callback = Split()
+    cli.trainer.callbacks.append(callback)  # type: ignore[attr-defined]
+    cli.trainer.fit(cli.model, cli.datamodule)
+    return [callback.found]
+
+
+PARTS = {"train": train, "split": split, "engine": engine, "peer": peer}
 
 
 def main() -> None:

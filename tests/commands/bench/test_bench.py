@@ -15,18 +15,23 @@ BENCH = ROOT / "tools" / "bench.py"
 
 def row(iteration_s: float, **numbers: float) -> dict[str, float]:
     stages = {"time/sync_s": 1.0, "time/generate_s": 2.0, "time/score_s": 0.0, "time/update_s": 4.0}
-    others = {"engine_s": 2.0, "padded_s": 5.0, "packed_s": 3.0, "peak_gib": 6.0}
+    others = {"engine_s": 2.0, "padded_s": 5.0, "packed_s": 3.0, "peak_gib": 6.0, "tokens_to_read": 80.0}
+    machine = {"engine_s": 1.0, "update_s": 1.5, "gflops": 100.0, "gib_per_s": 10.0}
     rollout = {"rollout/tokens": 100.0, "train/padding": 0.25}
+    others |= {f"machine_{name}": value for name, value in machine.items()}
     return {**stages, **others, **rollout, "iteration_s": iteration_s, **numbers}
 
 
 def test_medians_leave_the_first_iteration_out() -> None:
     found = bench.summary([row(1000.0, peak_gib=99.0), row(8.0), row(10.0), row(20.0, packed_s=18.0)])
-    assert found["ratio_to_limit"] == 2.0  # 8 / (2 + 3), 10 / (2 + 3), 20 / (2 + 5): padded was faster there
+    assert found["ratio_to_limit"] == 4.0  # 8 / (1 + 1.5), 10 / 2.5, 20 / 2.5
+    assert (
+        found["ratio_to_own_limit"] == 2.0
+    )  # 8 / (2 + 3), 10 / (2 + 3), 20 / (2 + 5): padded was faster there
     assert found["sync_share"] == 0.1
     assert found["stages"] == {"sync": 1, "generate": 2, "score": 0, "update": 4, "other": 3, "iteration": 10}
     assert found["limit"] == {"engine": 2, "padded": 5, "packed": 3, "whole": 5}
-    assert found["tokens"] == {"response": 100, "per_s": 10, "padding": 0.25}
+    assert found["tokens"] == {"response": 100, "to_read": 80, "per_s": 10, "padding": 0.25}
     assert found["memory_gib"] == {"peak": 6}
 
 
@@ -86,7 +91,13 @@ def test_an_iteration_is_measured_beside_its_limit(
         *("--data.sampling.max_tokens=16", "--trainer.precision=32-true"),
     )
     found = json.loads(out.read_text())
-    assert found["ratio_to_limit"] > 0
+    assert found["ratio_to_limit"] > found["ratio_to_own_limit"] > 0
+    assert 0 < found["tokens"]["to_read"] < found["tokens"]["response"] + 4 * 40
+    split = found["split"]
+    assert sum(split[f"{part}_s"] for part in ("products", "traffic", "overhead")) == pytest.approx(
+        split["wall_s"]
+    )
+    assert min(split.values()) > 0
     assert 0 < found["sync_share"] < 1
     stages = found["stages"]
     assert sum(s for name, s in stages.items() if name != "iteration") == pytest.approx(stages["iteration"])

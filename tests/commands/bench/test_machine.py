@@ -13,11 +13,12 @@ SMALL = Network(trunk=10, head=5, attention=2)
 
 
 def test_what_sequences_begin_with_is_read_once() -> None:
-    one, other = ([1, 2, 3, 4], [False, False, True, True]), ([1, 2, 3, 9], [False, False, True, True])
-    assert Read.of([one]) == (4, 1 + 2 + 3 + 4, 2)
-    assert Read.of([one, other]) == (5, 10 + 4, 3)
+    one, other = ([1, 2, 3, 4], [False, False, True, True]), ([1, 2, 9, 4], [False, False, True, True])
+    assert Read.of([one]) == (3, 1 + 2 + 3, 2), "the last token is scored, not read"
+    assert Read.of([one, other]) == (4, 6 + 3, 4)
     assert Read.of([one, other, one]) == Read.of([one, other])
-    assert Read.of([one, ([7], [False])]) == (5, 11, 2)
+    longer = ([1, 2, 3, 4, 5], [False, False, True, True, True])
+    assert Read.of([one, longer]) == (4, 10, 3)
 
 
 def test_an_update_is_three_times_its_forward() -> None:
