@@ -2,10 +2,12 @@
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
+from torch import nn
 
 from grpo_pl.models.architecture import Architecture
 from grpo_pl.models.packing import common_tokens
@@ -35,17 +37,9 @@ class Machine(NamedTuple):
         """The best of a few products and of a few passes over memory, with all threads: half a second."""
         rates = []
         for m, k, n in SHAPES:
-            states, weights = (
-                torch.ones(m, k, dtype=dtype, device=device),
-                torch.ones(n, k, dtype=dtype, device=device),
-            )
-            rates.append(
-                2
-                * m
-                * k
-                * n
-                / best_seconds(lambda s=states, w=weights: torch.nn.functional.linear(s, w), device)
-            )
+            of = {"dtype": dtype, "device": device}
+            product = partial(nn.functional.linear, torch.ones(m, k, **of), torch.ones(n, k, **of))
+            rates.append(2 * m * k * n / best_seconds(product, device))
         memory = torch.ones(READ_BYTES // 4, device=device)
         return cls(max(rates), READ_BYTES / best_seconds(memory.sum, device))
 

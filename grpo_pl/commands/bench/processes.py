@@ -9,7 +9,6 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
 
 from rich.status import Status
 
@@ -41,7 +40,7 @@ class Part:
         )
         self._process.send_signal(signal.SIGSTOP)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Part":
         return self
 
     def __exit__(
