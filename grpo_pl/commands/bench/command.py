@@ -259,7 +259,7 @@ def show(numbers: dict[str, Any]) -> None:
         lines["iteration rate to TRL's"] = f"{numbers['ratio_to_peer']:.1f} times"
         lines["peak memory to TRL's"] = f"{numbers['peak_memory_ratio_to_peer']:.2f}"
     for name, text in lines.items():
-        console.print(f"{name:28} {text}")
+        console.print(f"{name:30} {text}")
     for name, rows in (numbers["scaling"] or {}).items():
         table = Table(*rows[0], title=f"growth with {name}")
         for row in rows:

@@ -107,7 +107,7 @@ def machine_numbers(trainer: Any, module: Any, batches: Sequence[Any]) -> Number
         "machine_gib_per_s": machine.bandwidth / 2**30,
         "machine_update_s": update_seconds(network, reads, machine),
         "machine_engine_s": engine_seconds(network, prompts, lengths, itemsize, machine),
-        "tokens_to_read": sum(read.tokens for read in reads),
+        "tokens_to_read": float(sum(read.tokens for read in reads)),
     }
 
 
@@ -184,7 +184,7 @@ class Split(pl.Callback):
                 products += event.self_cpu_time_total / 1e6
             elif "::" in event.key:
                 others += event.self_cpu_time_total / 1e6
-        idle = 1 - cpu / wall / torch.get_num_threads()
+        idle = max(1 - cpu / wall / torch.get_num_threads(), 0.0)
         rest = wall - products - others
         self.found = {
             "wall_s": wall,
