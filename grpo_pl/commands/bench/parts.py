@@ -17,7 +17,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from grpo_pl.callbacks.metrics_table import newest_row
 from grpo_pl.commands.bench import Numbers
-from grpo_pl.commands.bench.machine import Machine, Network, Read, engine_seconds, update_seconds
+from grpo_pl.commands.bench.machine_limit import Machine, Network, Read, engine_seconds, update_seconds
 from grpo_pl.commands.bench.peer import peer
 from grpo_pl.config.cli import CLI, configure
 from grpo_pl.config.exits import mistakes_answered

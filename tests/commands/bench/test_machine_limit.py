@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from grpo_pl.commands.bench.machine import Machine, Network, Read, engine_seconds, update_seconds
+from grpo_pl.commands.bench.machine_limit import Machine, Network, Read, engine_seconds, update_seconds
 from grpo_pl.models.loading import load_language_model
 
 MACHINE = Machine(flops=1000.0, bandwidth=100.0)
