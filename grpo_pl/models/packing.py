@@ -107,7 +107,7 @@ def pack(token_ids: Int[Tensor, "B T"], loss_mask: Bool[Tensor, "B T"], row_toke
     length.
     """
     device = token_ids.device
-    lengths = [max(end - 1, 1) for end in _ends(loss_mask)]
+    lengths = [max(end - 1, 1) for end in sequence_ends(loss_mask)]
     sequences = [row[:length] for row, length in zip(token_ids.tolist(), lengths, strict=True)]
     beginnings = Beginnings.of(sequences)
     placement = narrowest(beginnings, row_tokens)
@@ -173,7 +173,7 @@ def common_tokens(one: Sequence[int], other: Sequence[int]) -> int:
     return next(differ, min(len(one), len(other)))
 
 
-def _ends(loss_mask: Bool[Tensor, "B T"]) -> list[int]:
+def sequence_ends(loss_mask: Bool[Tensor, "B T"]) -> list[int]:
     """Where each sequence ends: behind its last masked token, or its first."""
     order = torch.arange(1, loss_mask.shape[1] + 1, device=loss_mask.device)
     return (loss_mask * order).amax(-1).clamp(min=1).tolist()
@@ -191,7 +191,7 @@ def hidden_before_each_token(
     """
     if row_tokens is None:
         hidden = trunk(input_ids=token_ids, use_cache=False).last_hidden_state
-        padding = 1 - sum(_ends(loss_mask)) / loss_mask.numel()
+        padding = 1 - sum(sequence_ends(loss_mask)) / loss_mask.numel()
         return States(hidden[:, :-1][loss_mask[:, 1:]], token_ids[loss_mask], None, padding)
     layout = pack(token_ids, loss_mask, row_tokens)
     mask: Tensor = layout.visible

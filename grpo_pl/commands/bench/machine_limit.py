@@ -3,14 +3,13 @@
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import nn
 
 from grpo_pl.models.architecture import Architecture
-from grpo_pl.models.packing import common_tokens
+from grpo_pl.models.packing import Beginnings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -70,13 +69,11 @@ class Read(NamedTuple):
     @classmethod
     def of(cls, sequences: Iterable[tuple[Sequence[int], Sequence[bool]]]) -> "Read":
         """The tokens of sequences, each with the mask of its scored ones."""
-        ordered = sorted((list(tokens), list(mask)) for tokens, mask in sequences)
-        tokens = pairs = scored = 0
-        for (before, _), (now, mask) in pairwise([([], []), *ordered]):
-            common = common_tokens(before, now)
-            read = range(common_tokens(before[:-1], now[:-1]) + 1, len(now))
-            tokens, pairs, scored = tokens + len(read), pairs + sum(read), scored + sum(mask[common:])
-        return cls(tokens, pairs, scored)
+        tokens, masks = zip(*((list(tokens), mask) for tokens, mask in sequences), strict=True)
+        read, whole = Beginnings.of([row[:-1] for row in tokens]), Beginnings.of(tokens)
+        new = [range(c + 1, read.lengths[b] + 1) for b, c in zip(read.order, read.common, strict=True)]
+        scored = sum(sum(masks[b][c:]) for b, c in zip(whole.order, whole.common, strict=True))
+        return cls(sum(map(len, new)), sum(map(sum, new)), scored)
 
 
 class Network(NamedTuple):

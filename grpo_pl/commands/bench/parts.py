@@ -21,6 +21,7 @@ from grpo_pl.commands.bench.machine_limit import Machine, Network, Read, engine_
 from grpo_pl.commands.bench.peer import peer
 from grpo_pl.config.cli import CLI, configure
 from grpo_pl.config.exits import mistakes_answered
+from grpo_pl.models.packing import sequence_ends
 from grpo_pl.rollout.engine import requests_of
 from grpo_pl.rollout.stored import StoredRollouts
 from grpo_pl.rollout.vllm import VLLMEngine
@@ -88,12 +89,9 @@ def machine_numbers(trainer: Any, module: Any, batches: Sequence[Any]) -> Number
     machine = Machine.measured(module.device, getattr(torch, dtype))
     network = Network.of(module.policy.language_model)
     rows = [
-        [
-            (tokens[:end], mask[:end])
-            for tokens, mask in zip(batch.token_ids.tolist(), batch.loss_mask.tolist(), strict=True)
-            if (end := max((t for t, masked in enumerate(mask, start=1) if masked), default=0))
-        ]
+        [(tokens[:end], mask[:end]) for tokens, mask, end in zip(*columns, strict=True)]
         for batch in batches
+        for columns in [(batch.token_ids.tolist(), batch.loss_mask.tolist(), sequence_ends(batch.loss_mask))]
     ]
     size = trainer.accumulate_grad_batches
     steps = [[row for of_batch in rows[i : i + size] for row in of_batch] for i in range(0, len(rows), size)]

@@ -25,9 +25,8 @@ def row(iteration_s: float, **numbers: float) -> dict[str, float]:
 def test_medians_leave_the_first_iteration_out() -> None:
     found = bench.summary([row(1000.0, peak_gib=99.0), row(8.0), row(10.0), row(20.0, packed_s=18.0)])
     assert found["ratio_to_limit"] == 4.0  # 8 / (1 + 1.5), 10 / 2.5, 20 / 2.5
-    assert (
-        found["ratio_to_own_limit"] == 2.0
-    )  # 8 / (2 + 3), 10 / (2 + 3), 20 / (2 + 5): padded was faster there
+    # 8 / (2 + 3), 10 / (2 + 3), 20 / (2 + 5): padded was faster there
+    assert found["ratio_to_own_limit"] == 2.0
     assert found["sync_share"] == 0.1
     assert found["stages"] == {"sync": 1, "generate": 2, "score": 0, "update": 4, "other": 3, "iteration": 10}
     assert found["limit"] == {"engine": 2, "padded": 5, "packed": 3, "whole": 5}
