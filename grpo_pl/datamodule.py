@@ -70,8 +70,8 @@ class RolloutDataModule(PromptDataModule):
         group_size: Responses to each prompt.
         minibatches: Optimizer steps in one pass over a rollout.
         update_epochs: Passes over a rollout.
-        keep_groups: Keep the responses to a prompt in one micro-batch (for `row_tokens`) instead of
-            shuffling all responses.
+        keep_groups: Keep the responses to a prompt in one micro-batch, where the prompt is read once for
+            all of them, instead of shuffling all responses.
         resample: DynamicSampling to replace groups without a signal; null to keep them.
         curriculum: Which prompts are drawn less often, by their pass rates; null draws all alike.
         pass_rates: Which responses count as right in the pass rates of prompts.

@@ -204,8 +204,8 @@ def test_tensorboard_is_one_line(fit: Fit) -> None:
 
 def test_shared_prompts_give_the_same_run(fit: Fit) -> None:
     together = ("--data.keep_groups", "true", "--trainer.max_epochs", "1", *NO_VALIDATION)
-    plain = fit(*together)
-    shared = fit("--model.policy.row_tokens", "64", "--model.reference.row_tokens", "64", *together)
+    plain = fit("--model.policy.attention", "sdpa", "--model.reference.attention", "sdpa", *together)
+    shared = fit(*together)
     for name in ("train/loss", "train/grad_norm", "train/entropy", "rollout/reward"):
         assert rows(plain)[1][name] == pytest.approx(rows(shared)[1][name], rel=1e-3, abs=1e-5), name
     assert rows(shared)[1]["sync/logprob_mismatch"] < 1e-5

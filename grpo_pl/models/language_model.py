@@ -13,7 +13,7 @@ from grpo_pl.models.heads import Head, HeadDType, HeadKind, LayerHead, compute_h
 from grpo_pl.models.loading import load_language_model, transformer_blocks
 from grpo_pl.models.logprobs import Entropy, chunked_logprobs
 from grpo_pl.models.own_forward import fitting_head, state_size
-from grpo_pl.models.packing import check_can_pack, checked_row_tokens, hidden_before_each_token
+from grpo_pl.models.packing import hidden_before_each_token
 from grpo_pl.models.teacher import Teacher, lasting, taught_logprobs
 from grpo_pl.system.precision import DType
 from grpo_pl.system.refusal import about, check_at_least
@@ -55,13 +55,12 @@ class LanguageModel(nn.Module):
         self,
         language_model: "PreTrainedModel",
         chunk_tokens: int,
-        row_tokens: int | None = None,
         head: HeadKind = LayerHead,
         state_size: int = 0,
     ) -> None:
         super().__init__()
         self.language_model = language_model
-        self.chunk_tokens, self.row_tokens, self._head = chunk_tokens, row_tokens, head
+        self.chunk_tokens, self._head = chunk_tokens, head
         self.state_size = state_size
         """The width of the states; 0 if no head on them is meant."""
         self.padding = 0.0
@@ -92,7 +91,7 @@ class LanguageModel(nn.Module):
         that `teaches` gives its states and its head alone; its log-probabilities are zero.
         """
         trunk = trunk_of(self.language_model)
-        states = hidden_before_each_token(trunk, token_ids, loss_mask, self.row_tokens)
+        states = hidden_before_each_token(trunk, token_ids, loss_mask)
         chosen, self.padding = states.of_each(states.hidden), states.padding
         if teaches:
             zeros = torch.zeros(loss_mask.shape, device=chosen.device)
@@ -130,12 +129,11 @@ class CausalLM(ModelBuilder):
             `trainer.precision: bf16-mixed` computes in bfloat16 all the same.
         gradient_checkpointing: Recompute activations in the backward: less memory, about a third more time.
         chunk_tokens: Rows of logits that exist at once, in the precision of products.
-        attention: transformers' attention implementation ("sdpa", "flash_attention_2", ...); where null, its
+        attention: "tree" reads a micro-batch as one row without padding, and what sequences begin with once
+            for all that share it: prompts, and the beginnings of responses (`data.keep_groups` keeps groups
+            together). "sdpa", "eager" and other implementations of transformers read padded rows, a sequence
+            each: the same numbers up to rounding. Null for a tree if the model can, else transformers'
             choice.
-        row_tokens: Pack the sequences of a micro-batch into rows of at most this many tokens, with hardly
-            any padding, and what they begin with read once for all that share it: prompts, and the
-            beginnings of responses (`data.keep_groups` keeps groups together); the same numbers up to
-            rounding. Null for one padded row a sequence.
         compile: Compile each block of the model with this backend of `torch.compile`: a slow start, then
             faster steps, above all on a GPU; the same numbers up to rounding. Null for none.
         head_dtype: The type in which the LM head multiplies: float32 spares the logits bfloat16's rounding,
@@ -150,7 +148,6 @@ class CausalLM(ModelBuilder):
         gradient_checkpointing: bool = False,
         chunk_tokens: int = 512,
         attention: str | None = None,
-        row_tokens: int | None = None,
         compile: Literal["inductor", "cudagraphs", "aot_eager"] | None = None,
         head_dtype: HeadDType = None,
     ) -> None:
@@ -158,19 +155,18 @@ class CausalLM(ModelBuilder):
         self.pretrained, self.dtype, self.attention = pretrained, dtype, attention
         self.gradient_checkpointing, self.compile = gradient_checkpointing, compile
         self.head_dtype = head_dtype
-        self.chunk_tokens, self.row_tokens = chunk_tokens, checked_row_tokens(row_tokens)
+        self.chunk_tokens = chunk_tokens
 
     @override
     def build(self, policy: nn.Module | None = None) -> LanguageModel:
         with about(self):
             model = load_language_model(self.pretrained, self.dtype, self.attention)
-            check_can_pack(model, self.row_tokens)
             compute_head_in(self.head_dtype, model)
-            head = fitting_head(model.train(), self.pretrained, self.row_tokens)
+            head = fitting_head(model.train(), self.pretrained, self.attention)
             width = state_size(model, self.pretrained)
         if self.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if self.compile is not None:
             for block in transformer_blocks(model):
                 block.compile(backend=self.compile, dynamic=True)
-        return LanguageModel(model, self.chunk_tokens, self.row_tokens, head, width)
+        return LanguageModel(model, self.chunk_tokens, head, width)

@@ -16,6 +16,7 @@ from torch import nn
 from grpo_pl.models.deferred import deferred, read_head
 from grpo_pl.models.folders import resolve_pretrained
 from grpo_pl.models.generation import mend
+from grpo_pl.models.tree_attention import TREE, tree_attention
 from grpo_pl.system.precision import DType
 from grpo_pl.system.refusal import ArgumentError
 
@@ -207,7 +208,7 @@ def _load(
 
     logging.disable_progress_bar()
     arguments: dict[str, Any] = {"dtype": getattr(torch, dtype)}
-    if attention is not None:
+    if attention not in (None, TREE):  # a tree comes once the model has been compared without
         arguments["attn_implementation"] = attention
     path = resolve_pretrained(pretrained)
     with loading(pretrained, "weights"):  # also names an architecture without such a head
@@ -226,6 +227,14 @@ def _load(
     model, report = loaded
     check_complete(pretrained, report, head)
     return model, bool(report["missing_keys"])
+
+
+def set_attention(model: "PreTrainedModel", name: str) -> None:
+    """Give a model another attention: one of transformers', or the project's own."""
+    from transformers.modeling_utils import AttentionInterface
+
+    AttentionInterface.register(TREE, tree_attention)
+    model.set_attn_implementation(name)
 
 
 def dynamic_cache() -> tuple[Any, Any]:

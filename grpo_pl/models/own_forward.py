@@ -5,7 +5,7 @@ shard (FSDP2), is compared from its states to its logits alone, with random weig
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,7 +14,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from grpo_pl.models.heads import HeadKind, LayerHead, OwnHead, possible_widths, trunk_of
-from grpo_pl.models.packing import hidden_before_each_token
+from grpo_pl.models.loading import set_attention
+from grpo_pl.models.packing import hidden_before_each_token, obstacle_to_trees
+from grpo_pl.models.tree_attention import TREE
 from grpo_pl.system.refusal import ArgumentError, ConfigError
 
 if TYPE_CHECKING:
@@ -22,8 +24,6 @@ if TYPE_CHECKING:
 
 LENGTHS = (3, 5), (3, 2), (2, 4)
 """The tokens of each sequence's prompt and response; the first two have the same prompt."""
-ROW_TOKENS = 64
-"""Room for all of them in one row."""
 LARGE = 100.0
 """Logits with which a cap shows."""
 FAILURES = ValueError, TypeError, LookupError, AttributeError, RuntimeError, AssertionError, ImportError
@@ -77,14 +77,16 @@ def ordinary_tokens(language_model: "PreTrainedModel", count: int) -> Int[Tensor
 
 
 @torch.no_grad()
-def fitting_head(language_model: "PreTrainedModel", pretrained: str, row_tokens: int | None) -> HeadKind:
+def fitting_head(language_model: "PreTrainedModel", pretrained: str, attention: str | None) -> HeadKind:
     """The way from states to logits that is the model's own: its layer if that is all, else its forward.
 
     Refuses a model whose logits are reached neither way, and what `check_states` refuses.
     """
     if torch.get_default_device().type == "meta":  # nobody will ask for numbers
+        _use_trees(language_model, attention)
         return LayerHead
     if language_model.device.type == "meta":
+        _use_trees(language_model, attention)
         with called(language_model, pretrained):
             return _head_without_weights(language_model, state_size(language_model, pretrained))
     probe = Probe.of(language_model)
@@ -97,7 +99,7 @@ def fitting_head(language_model: "PreTrainedModel", pretrained: str, row_tokens:
             f"pretrained={pretrained}: the logits of {type(language_model).__name__} do not follow from its "
             f"states, so its log-probabilities would be wrong: {INSTEAD}"
         )
-    _check_states(language_model, pretrained, row_tokens, probe, alone)
+    _check_states(language_model, pretrained, attention, probe, alone)
     return found
 
 
@@ -121,26 +123,28 @@ def state_size(language_model: "PreTrainedModel", pretrained: str) -> int:
 
 
 @torch.no_grad()
-def check_states(language_model: "PreTrainedModel", pretrained: str, row_tokens: int | None) -> None:
+def check_states(language_model: "PreTrainedModel", pretrained: str, attention: str | None) -> None:
     """Refuse a model whose states of a sequence depend on chance, on later tokens or on other sequences.
 
     Args:
         language_model: A model with a trunk; one without weights is not compared.
         pretrained: Where it comes from.
-        row_tokens: The size of packed rows; None if rows are padded.
+        attention: The option. Null or "tree" gives the model the attention of a tree, where its states stay
+            what they are; "tree" refuses the others.
     """
     if language_model.device.type == "meta":
+        _use_trees(language_model, attention)
         return
     probe = Probe.of(language_model)
     with called(language_model, pretrained), _evaluated(language_model):
         alone = _states_alone(language_model, probe)
-    _check_states(language_model, pretrained, row_tokens, probe, alone)
+    _check_states(language_model, pretrained, attention, probe, alone)
 
 
 def _check_states(
     language_model: "PreTrainedModel",
     pretrained: str,
-    row_tokens: int | None,
+    attention: str | None,
     probe: Probe,
     alone: list[Tensor],
 ) -> None:
@@ -157,26 +161,41 @@ def _check_states(
         raise ArgumentError(f"pretrained={pretrained}: in {name} a token sees those after it: {fix}")
     chosen = torch.cat([states[prompt - 1 : -1] for states, (prompt, _) in zip(alone, LENGTHS, strict=True)])
     with called(language_model, pretrained):
-        padded = hidden_before_each_token(trunk, *probe, None).hidden
+        padded = hidden_before_each_token(trunk, *probe).hidden
     if not _apart(padded, chosen) <= tolerance:
         raise ArgumentError(
             f"pretrained={pretrained}: {name} computes other states in a padded batch than of each sequence "
             f"alone, so its log-probabilities would be wrong: {INSTEAD}"
         )
-    if row_tokens is not None and not _keeps_apart(trunk, probe, chosen, tolerance):
+    _use_trees(language_model, attention, lambda: _keeps_apart(trunk, probe, chosen, tolerance))
+
+
+def _use_trees(
+    language_model: "PreTrainedModel", attention: str | None, same: Callable[[], bool] = lambda: True
+) -> None:
+    """Give a model the attention of a tree if the option allows it and its states are then the `same`."""
+    if attention not in (None, TREE):
+        return
+    if (obstacle := obstacle_to_trees(language_model)) is None:
+        before = language_model.config._attn_implementation
+        set_attention(language_model, TREE)
+        if same():
+            return
+        set_attention(language_model, before)
+        obstacle = "it does not keep the sequences of a row apart"
+    if attention == TREE:
         raise ArgumentError(
-            f"row_tokens={row_tokens}: {name} does not keep the sequences of a packed row apart: set "
-            "row_tokens to null"
+            f"attention={TREE}: {type(language_model).__name__}: {obstacle}: set attention to null"
         )
 
 
 def _keeps_apart(trunk: "PreTrainedModel", probe: Probe, chosen: Tensor, tolerance: float) -> bool:
     try:
         with torch.random.fork_rng(devices=[]):
-            packed = hidden_before_each_token(trunk, *probe, ROW_TOKENS)
-    except FAILURES:  # of masks that it does not take
+            row = hidden_before_each_token(trunk, *probe)
+    except FAILURES:  # of arguments that it does not take
         return False
-    return _apart(packed.of_each(packed.hidden), chosen) <= tolerance
+    return _apart(row.of_each(row.hidden), chosen) <= tolerance
 
 
 def _states_alone(language_model: "PreTrainedModel", probe: Probe) -> list[Float[Tensor, "L H"]]:

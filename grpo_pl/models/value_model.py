@@ -12,7 +12,7 @@ from grpo_pl.models.heads import float32_scores, trunk_of
 from grpo_pl.models.language_model import LanguageModel, at_each_token
 from grpo_pl.models.loading import VALUE_BIAS, load_config, load_language_model, load_reward_model
 from grpo_pl.models.own_forward import check_states, state_size
-from grpo_pl.models.packing import check_can_pack, checked_row_tokens, hidden_before_each_token
+from grpo_pl.models.packing import hidden_before_each_token
 from grpo_pl.system.precision import DType
 from grpo_pl.system.refusal import about
 
@@ -31,9 +31,9 @@ def zero_head(hidden_size: int) -> nn.Linear:
 class ValueModel(nn.Module):
     """A trunk of its own with a scalar head."""
 
-    def __init__(self, trunk: "PreTrainedModel", hidden_size: int, row_tokens: int | None = None) -> None:
+    def __init__(self, trunk: "PreTrainedModel", hidden_size: int) -> None:
         super().__init__()
-        self.trunk, self.row_tokens = trunk, row_tokens
+        self.trunk = trunk
         self.head = zero_head(hidden_size)
 
     @override
@@ -47,7 +47,7 @@ class ValueModel(nn.Module):
 
         `policy_hidden`, the policy's states of these tokens, is for critics on its trunk.
         """
-        states = hidden_before_each_token(self.trunk, token_ids, loss_mask, self.row_tokens)
+        states = hidden_before_each_token(self.trunk, token_ids, loss_mask)
         return at_each_token(states.of_each(float32_scores(self.head, states.hidden)), loss_mask)
 
 
@@ -65,10 +65,7 @@ class ValueHead(ModelBuilder):
         pretrained: Model folder or hub name; where empty, the one of `--pretrained`.
         dtype: Type of the weights.
         gradient_checkpointing: Recompute activations in the backward: less memory, about a third more time.
-        attention: transformers' attention implementation ("sdpa", "flash_attention_2", ...); where null, its
-            choice.
-        row_tokens: Pack sequences into rows of at most this many tokens, as `CausalLM` does; where null, one
-            row a sequence.
+        attention: As in `CausalLM`.
     """
 
     def __init__(
@@ -77,21 +74,19 @@ class ValueHead(ModelBuilder):
         dtype: DType = "float32",
         gradient_checkpointing: bool = False,
         attention: str | None = None,
-        row_tokens: int | None = None,
     ) -> None:
         self.pretrained, self.dtype, self.gradient_checkpointing = pretrained, dtype, gradient_checkpointing
-        self.attention, self.row_tokens = attention, checked_row_tokens(row_tokens)
+        self.attention = attention
 
     @override
     def build(self, policy: nn.Module | None = None) -> ValueModel:
         with about(self):
             model, score = self._load()
-            check_can_pack(model, self.row_tokens)
-            check_states(model.train(), self.pretrained, self.row_tokens)
+            check_states(model.train(), self.pretrained, self.attention)
             width = state_size(model, self.pretrained) if score is None else score.in_features
         if self.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        value_model = ValueModel(trunk_of(model), width, self.row_tokens)
+        value_model = ValueModel(trunk_of(model), width)
         if score is not None:
             value_model.head.weight.data.copy_(score.weight)
             nn.init.constant_(value_model.head.bias, getattr(model.config, VALUE_BIAS, 0.0))

@@ -292,7 +292,7 @@ def test_print_config_shows_the_whole_config(capsys):
 
 def test_a_component_of_another_class_starts_from_its_own_defaults(capsys):
     """Not from the bounds and coefficients of the one before, which mean something else there."""
-    before = ("--model.loss.clip_low", 0.1, "--model.kl.coefficient", 0.3, "--model.policy.row_tokens", 64)
+    before = ("--model.loss.clip_low", 0.1, "--model.kl.coefficient", 0.3, "--model.policy.chunk_tokens", 64)
     config = printed_config(capsys, *before)["model"]
     assert config["loss"]["init_args"]["clip_low"] == 0.1
     config = printed_config(capsys, *before, "--model.loss", "GSPO", "--model.kl", "KLInReward")["model"]
@@ -303,9 +303,9 @@ def test_a_component_of_another_class_starts_from_its_own_defaults(capsys):
 
 
 def test_what_means_the_same_to_another_class_is_kept(capsys):
-    config = printed_config(capsys, "--model.policy.row_tokens", 64, "--model.policy", "LoRA")["model"]
+    config = printed_config(capsys, "--model.policy.chunk_tokens", 64, "--model.policy", "LoRA")["model"]
     assert config["policy"]["class_path"].endswith("LoRA")
-    assert config["policy"]["init_args"]["row_tokens"] == 64
+    assert config["policy"]["init_args"]["chunk_tokens"] == 64
 
 
 def test_later_configs_and_options_win(capsys, tmp_path):

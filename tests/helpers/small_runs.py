@@ -10,7 +10,7 @@ from grpo_pl.system.memory import GIB
 
 TINY = Architecture(layers=2, hidden=64, intermediate=128, heads=2, kv_heads=1, head_dim=32, vocabulary=320)
 TINY_PARAMETERS = 320 * 64 + 2 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128 + 2 * 64) + 64
-FLOAT32 = Network(TINY, 94_208, 4, 4, eager=True, chunk_tokens=16)
+FLOAT32 = Network(TINY, 94_208, 4, 4, "eager", chunk_tokens=16)
 MIXED = replace(FLOAT32, compute_bytes=2)
 
 
@@ -20,11 +20,11 @@ def model(**changes: object) -> Model:
 
 
 def small_run(**changes: object) -> Requirements:
-    """A run that nothing is wrong with: 8 prompts of 8 responses, packed, in 2 minibatches of 2."""
+    """A run that nothing is wrong with: 8 prompts of 8 responses, as trees, in 2 minibatches of 2."""
     settings = {
         "on_cpu": True,
         "free_bytes": 8 * GIB,
-        "models": (model(network=replace(MIXED, row_tokens=256)),),
+        "models": (model(network=replace(MIXED, attention="tree")),),
         "engine": EngineMemory(
             weights=2000, cache=GIB, cache_needed=GIB // 2, sampling=100, max_sequences=64
         ),
@@ -43,9 +43,6 @@ def small_run(**changes: object) -> Requirements:
         "with_entropy": False,
         "measures_terms": False,
         "loss_name": "ClippedSurrogate",
-        "learning_rate": 1e-5,
-        "adapters": False,
         "idle_reference": False,
-        "attention": "eager",
     }
     return Requirements(**(settings | changes))  # type: ignore[arg-type]

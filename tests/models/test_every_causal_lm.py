@@ -47,11 +47,11 @@ ENCODERS = {"bert-generation", "reformer", *OWN_HEADS} - {
     "xlstm",
 }
 """The types that are causal only where their configuration says `is_decoder`."""
-PACKED = {
+TREES = {
     *("cohere", "deepseek_v3", "gemma", "glm4_moe", "gpt2", "gpt_neox", "granite", "hyperclovax", "llama"),
     *("mixtral", "olmo2", "opt", "phi3", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "smollm3", "starcoder2"),
 }
-"""Some of the types whose sequences can stand in one row: a check that refuses all would pass otherwise."""
+"""Some of the types whose sequences can stand in one tree: a check that refuses all would pass otherwise."""
 SEQUENCES = (
     ([5, 9, 33, 60], [7, 50, 8, 41, 90, 22, 6, 3]),
     ([5, 9, 33, 60], [80, 11, 94]),
@@ -97,14 +97,6 @@ def same_gradients(policy: LanguageModel, folder: str) -> bool:
     )
 
 
-def built(builder: CausalLM) -> LanguageModel | str:
-    """The model, or the sentence with which it is refused."""
-    try:
-        return builder.build()
-    except ConfigError as refusal:
-        return str(refusal)
-
-
 @pytest.mark.parametrize("kind", sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.keys() - NOT_MADE))
 def test_a_type_says_and_learns_what_its_own_forward_says_or_is_refused(kind: str, tmp_path: Path) -> None:
     own = tiny(kind, **({"is_decoder": True} if kind in ENCODERS else {}))
@@ -121,12 +113,14 @@ def test_a_type_says_and_learns_what_its_own_forward_says_or_is_refused(kind: st
     assert isinstance(policy.head, OwnHead if kind in OWN_HEADS else LayerHead)
     assert torch.allclose(policy(tokens, mask, 1.0).logprobs[mask], expected, **tolerance)
     assert same_gradients(policy, folder)
-    packed = built(CausalLM(folder, row_tokens=64))
-    if isinstance(packed, str):
-        assert kind not in PACKED
-        assert packed.startswith("row_tokens=64")
+    attention = policy.language_model.config._attn_implementation
+    assert attention == "tree" or kind not in TREES
+    if attention == "tree":
+        padded_rows = CausalLM(folder, attention="sdpa").build()
+        assert torch.allclose(padded_rows(tokens, mask, 1.0).logprobs[mask], expected, **tolerance)
     else:
-        assert torch.allclose(packed(tokens, mask, 1.0).logprobs[mask], expected, **tolerance)
+        with pytest.raises(ConfigError, match=f"^attention=tree: {type(own).__name__}: it"):
+            CausalLM(folder, attention="tree").build()
 
 
 @pytest.mark.parametrize("kind", sorted(ENCODERS - {"reformer"}))
@@ -226,8 +220,8 @@ def test_the_comparison_leaves_random_numbers_and_gradients_alone(tmp_path: Path
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_a_critic_whose_packed_sequences_mix_is_refused(tmp_path: Path) -> None:
+def test_a_critic_whose_sequences_mix_in_a_tree_reads_padded_rows(tmp_path: Path) -> None:
     folder = saved(tiny("rwkv"), tmp_path)
     ValueHead(folder).build()
-    with pytest.raises(ConfigError, match="row_tokens=64: RwkvForCausalLM does not keep"):
-        ValueHead(folder, row_tokens=64).build()
+    with pytest.raises(ConfigError, match="attention=tree: RwkvForCausalLM: its attention cannot"):
+        ValueHead(folder, attention="tree").build()

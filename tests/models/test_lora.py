@@ -97,9 +97,9 @@ def test_adapters_of_half_precision_weights_are_float32(tiny_model: Path) -> Non
     assert logprobs(policy).isfinite().all()
 
 
-def test_packing_and_checkpointing_change_neither_logprobs_nor_gradients(tiny_model: Path) -> None:
+def test_trees_and_checkpointing_change_neither_logprobs_nor_gradients(tiny_model: Path) -> None:
     results = []
-    for arguments in ({}, {"row_tokens": 64, "attention": "sdpa"}, {"gradient_checkpointing": True}):
+    for arguments in ({"attention": "sdpa"}, {"attention": "tree"}, {"gradient_checkpointing": True}):
         policy = with_random_adapters(LoRA(str(tiny_model), r=2, **arguments).build())
         said = policy(*batch(), 1.0).logprobs
         (said * torch.linspace(-1, 1, said.numel()).view_as(said)).sum().backward()
@@ -200,8 +200,8 @@ def test_a_layer_that_two_blocks_hold_is_shared_too(tiny_untied_model: Path) -> 
 
 
 def test_a_policy_with_adapters_takes_what_one_without_takes(fit: Fit, refused: Refused) -> None:
-    said = refused(fit, *ADAPTED, "--model.policy.row_token", "64")
-    assert "Did you mean model.policy.row_tokens?" in said
+    said = refused(fit, *ADAPTED, "--model.policy.chunk_token", "64")
+    assert "Did you mean model.policy.chunk_tokens?" in said
 
 
 # ------------------------------------------------------------------------------------------------ the engines

@@ -62,18 +62,15 @@ def test_the_gradient_is_that_of_the_full_logits(tiny_model: Path) -> None:
         assert torch.allclose(a.grad, b.grad, atol=1e-4 * float(b.grad.abs().max())), name
 
 
-@pytest.mark.parametrize("row_tokens", [1, 14, 1000])
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_packing_changes_neither_logprobs_nor_gradients(
-    tiny_model: Path, attention: str, row_tokens: int
-) -> None:
+def test_a_tree_changes_neither_logprobs_nor_gradients(tiny_model: Path, attention: str) -> None:
     tokens, mask = batch()
     tokens, mask = tokens[[0, 1, 0, 1, 1, 2]].clone(), mask[[0, 1, 0, 1, 1, 2]]
     tokens[2, 3:10] = torch.arange(20, 27)  # another response to the first prompt
     tokens[3, :4] = tokens[1, :4]
     results = []
-    for packed in (None, row_tokens):
-        model = CausalLM(str(tiny_model), attention=attention, row_tokens=packed).build()
+    for one in (attention, "tree"):
+        model = CausalLM(str(tiny_model), attention=one).build()
         logprobs = model(tokens, mask, 0.9).logprobs
         (logprobs * torch.linspace(-1, 1, logprobs.numel()).view_as(logprobs)).sum().backward()
         results.append((logprobs, [p.grad for p in model.parameters()]))

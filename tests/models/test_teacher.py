@@ -149,11 +149,11 @@ def dense(model: nn.Module) -> Tensor:
     return torch.where(mask[..., None], distribution, 0.0)
 
 
-@pytest.mark.parametrize("row_tokens", [None, 32], ids=["padded", "packed"])
+@pytest.mark.parametrize("attention", ["sdpa", "tree"])
 def test_a_policy_is_as_far_from_a_larger_teacher_as_their_logits_say(
-    tiny_model: Path, larger: Path, row_tokens: int | None
+    tiny_model: Path, larger: Path, attention: str
 ) -> None:
-    options = {"row_tokens": row_tokens, "chunk_tokens": 4}
+    options = {"attention": attention, "chunk_tokens": 4}
     policy = CausalLM(str(tiny_model), **options).build()
     teacher = CausalLM(str(larger), **options).build().requires_grad_(False).eval()
     ours, weight = divergence(policy, teacher), policy.language_model.get_input_embeddings().weight

@@ -105,11 +105,7 @@ def test_values_are_float32_numbers_under_autocast(
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
         hidden = policy(tokens, mask, 1.0).hidden
         values = critic(tokens, mask, hidden)[mask]
-        given = (
-            hidden
-            if kind == "on_trunk"
-            else hidden_before_each_token(critic.trunk, tokens, mask, None).hidden
-        )
+        given = hidden if kind == "on_trunk" else hidden_before_each_token(critic.trunk, tokens, mask).hidden
     assert values.dtype == torch.float32
     assert (values != values.bfloat16()).float().mean() > 0.9, "more than bfloat16 can say"
     exact = given.double() @ critic.head.weight.double()[0] + critic.head.bias.double()
@@ -119,7 +115,7 @@ def test_values_are_float32_numbers_under_autocast(
 
 def test_a_critic_from_a_reward_model_starts_with_its_scores_of_the_text_so_far(reward_model: Path) -> None:
     scorer = AutoModelForSequenceClassification.from_pretrained(reward_model)
-    critic = ValueHead(str(reward_model), attention="eager", row_tokens=32).build()
+    critic = ValueHead(str(reward_model), attention="tree").build()
     assert isinstance(critic, ValueModel)
     assert torch.equal(critic.head.weight, scorer.score.weight)
     assert (critic.head.bias == 0).all()

@@ -225,7 +225,7 @@ def test_memory_is_shards_weights_and_cache() -> None:
 def test_what_does_not_go_is_said() -> None:
     assert of_7b(work=Work()).best(COLOCATED, 1024) == "512 prompts for 1024 ranks"
     assert Simulation(Machine(), Work(), MODELS["70B"]).best(COLOCATED, 8) == "memory: update"
-    tight = Simulation(Machine(), Work(max_tokens=32768, row_tokens=1024), MODELS["70B"])
+    tight = Simulation(Machine(), Work(max_tokens=32768, micro_batch_tokens=1024), MODELS["70B"])
     assert tight.refusal(Plan(DEDICATED, 512, 1, 1, 512, 512)) == "memory: update"
     assert of_7b(Machine(memory_bytes=20e9)).refusal(replace(ONE_GPU, trainers=4, shards=4)) is not None
     assert (

@@ -42,11 +42,11 @@ def test_without_any_reward_a_student_comes_near_its_teacher(fit: Fit, teacher: 
     assert max(column(folder, "alarm/no_signal")) == 0
 
 
-def test_a_packed_student_of_a_packed_teacher_learns_what_a_padded_one_does(fit: Fit, teacher: Path) -> None:
+def test_a_student_and_a_teacher_that_read_trees_learn_what_padded_ones_do(fit: Fit, teacher: Path) -> None:
     given = (*WHOLE, "--model.reference.pretrained", teacher, *NO_VALIDATION)
-    rows = ("--model.policy.row_tokens", "64", "--model.reference.row_tokens", "64")
-    packed, padded = (distance(fit(*given, *how)) for how in (rows, ()))
-    assert packed == pytest.approx(padded, rel=1e-4)
+    rows = ("--model.policy.attention", "sdpa", "--model.reference.attention", "sdpa")
+    padded, trees = (distance(fit(*given, *how)) for how in (rows, ()))
+    assert trees == pytest.approx(padded, rel=1e-4)
 
 
 @pytest.mark.parametrize("how", [pytest.param("ddp", marks=pytest.mark.slow), "fsdp2"])

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from grpo_pl.commands.plan.formulas import FLOAT32, Network, Rows, activation_bytes, head_bytes
+from grpo_pl.models.tree_attention import TREE
 from simulation.inputs import WEIGHT, Machine, Model, Work
 
 STATE, SAVED = 4 * FLOAT32, 3 * FLOAT32
@@ -80,19 +81,21 @@ class Simulation:
 
     def trainer_bytes(self, plan: Plan) -> float:
         """Bytes on a GPU in the update: its shard, two layers with gradients, a micro-batch's activations."""
-        longest = max(self.work.row_tokens, self.work.longest)
+        longest = max(self.work.micro_batch_tokens, self.work.longest)
         computing = Network(
             architecture=self.model.architecture,
             linear_parameters=self.model.computed,
             weight_bytes=WEIGHT,
             compute_bytes=WEIGHT,
-            eager=False,
+            attention=TREE,
+            on_cpu=False,
             checkpointing=self.work.recompute,
-            row_tokens=longest,
             chunk_tokens=1024,
         )
         gathered = 2 * (WEIGHT + FLOAT32) * self.model.layer
-        needed = activation_bytes(computing, Rows(1, longest)) + head_bytes(computing, with_entropy=False)
+        needed = activation_bytes(computing, Rows(1, longest, longest, longest)) + head_bytes(
+            computing, with_entropy=False
+        )
         return self.shard_bytes(plan) + gathered + needed
 
     def shard_bytes(self, plan: Plan) -> float:
@@ -179,7 +182,7 @@ class Simulation:
             gradient_bytes = FLOAT32 * self.model.parameters
             moving += m.gather(plan.shards, layers, gradient_bytes)
             moving += m.replicas_sum(plan.trainers // plan.shards, layers, gradient_bytes / plan.shards)
-        micro_batches = math.ceil(skew * tokens / max(work.row_tokens, work.longest))
+        micro_batches = math.ceil(skew * tokens / max(work.micro_batch_tokens, work.longest))
         return steps * max(computing, micro_batches * moving)
 
     def update_s(self, plan: Plan) -> float:

@@ -28,8 +28,8 @@ BROKEN = 0.5
 """The share of linear scaling below which more GPUs do not pay."""
 PROMPT_TOKENS, LONG_PROMPT_TOKENS = 47, 56
 """Tokens of the prompts of grpo_pl bench, and of those that ask for long answers."""
-ROW_TOKENS = 256
-"""`model.policy.row_tokens` of configs/quickstart.yaml."""
+MICRO_BATCH_TOKENS = 1024
+"""More than a group of grpo_pl bench has: its prompt is read once."""
 Costs = dict[str, dict[int, Cost | str]]
 """Layout -> number of GPUs -> cost, or why there is none."""
 
@@ -137,7 +137,7 @@ def bench_work(prompts: int, *, group_size: int, max_tokens: int, prompt_tokens:
         prompt_tokens=prompt_tokens,
         max_tokens=max_tokens,
         mean_share=min(tokens / (prompts * group_size * max_tokens), 1.0),
-        row_tokens=ROW_TOKENS,
+        micro_batch_tokens=MICRO_BATCH_TOKENS,
         recompute=False,
     )
 

@@ -12,7 +12,6 @@ from statistics import NormalDist
 import torch
 from torch import Tensor
 
-from grpo_pl.commands.plan.formulas import packed_rows
 from grpo_pl.models.architecture import Architecture
 
 WEIGHT = 2
@@ -134,7 +133,7 @@ class Work:
     """Correlation of the lengths of two responses to one prompt. Assumed."""
     max_sequences: int = 256
     """Sequences that an engine decodes at once: VLLMEngine's default."""
-    row_tokens: int = 16384
+    micro_batch_tokens: int = 16384
     """Tokens of a micro-batch, and at least the longest sequence. Assumed."""
     recompute: bool = True
     """model.policy.gradient_checkpointing: 8 instead of 6 FLOPs for each weight and token."""
@@ -156,10 +155,10 @@ class Work:
 
     @property
     def read_tokens(self) -> float:
-        """Tokens that a pass over the rollout reads: a group's prompt once in each of its rows."""
-        mean, capacity = self.lengths.mean, max(self.row_tokens, self.longest)
-        rows = rows_of_group(self.group_size, self.prompt_tokens, round(mean), capacity)
-        return self.responses * mean + self.prompts * rows * self.prompt_tokens
+        """Tokens that a pass over the rollout reads: a group's prompt once in each of its micro-batches."""
+        capacity = max(self.micro_batch_tokens, self.longest) - self.prompt_tokens
+        pieces = math.ceil(self.group_size * self.lengths.mean / capacity)
+        return self.responses * self.lengths.mean + self.prompts * pieces * self.prompt_tokens
 
     def skew(self, responses: float, ranks: int) -> float:
         """The most tokens of a rank over the mean, each with so many responses, whole groups together.
@@ -171,12 +170,6 @@ class Work:
         deviation = lengths.deviation * math.sqrt((1 + (together - 1) * self.correlation) / max(responses, 1))
         most = 1 + deviation / lengths.mean * NormalDist().inv_cdf((ranks - 0.375) / (ranks + 0.25))
         return min(most, self.max_tokens / lengths.mean)
-
-
-@lru_cache
-def rows_of_group(group_size: int, prompt: int, response: int, row_tokens: int) -> int:
-    """The number of rows that hold the responses to a prompt, each with a copy of it."""
-    return packed_rows(1, group_size, prompt, response, row_tokens).number
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,8 @@ from collections.abc import Iterator
 from grpo_pl.commands.plan.estimate import peak, smallest_that_fits, update_bytes
 from grpo_pl.commands.plan.formulas import Network
 from grpo_pl.commands.plan.requirements import Requirements
+from grpo_pl.models.tree_attention import TREE
 from grpo_pl.system.memory import GIB
-
-SHORT = 512
-"""Tokens of a sequence up to which eager attention was the faster one on a CPU."""
-LOSES_UPDATES_BELOW = 1e-4
-"""In bfloat16 a weight of 0.02 moves by 1e-4 or not at all, and a step of Adam is about the learning rate."""
 
 
 def warnings(run: Requirements) -> list[str]:
@@ -52,26 +48,16 @@ def does_not_fit(run: Requirements) -> str | None:
 
 
 def about_the_policy(run: Requirements, policy: Network) -> Iterator[str]:
-    """Lost updates, computed padding, slow attention, and prompts read more than once."""
-    if not run.adapters and policy.weight_bytes <= 2 and run.learning_rate < LOSES_UPDATES_BELOW:
+    """Computed padding, and prompts read more than once."""
+    if policy.attention != TREE:
         yield (
-            f"model.policy.dtype has 16 bits, which round updates of model.optimizer.lr="
-            f"{run.learning_rate:g} away: set it to float32; trainer.precision says what it computes in"
+            f"model.policy.attention={policy.attention} computes the padding, and each prompt once for every "
+            "response: set it to null, which is a tree where the model can"
         )
-    if run.on_cpu and policy.row_tokens is None:  # padding costs a CPU most
-        yield (
-            "model.policy.row_tokens=null computes the padding, and each prompt once for every response: "
-            f"set it to {max(256, -(-run.sequence_tokens // 32) * 32)} and data.keep_groups to true"
-        )
-    if run.on_cpu and run.attention != "eager" and run.sequence_tokens <= SHORT:
-        yield (
-            f"model.policy.attention={run.attention}: on a CPU eager is about 1.5 times as fast for "
-            f"sequences of {run.sequence_tokens} tokens: set it to eager"
-        )
-    if policy.row_tokens is not None and not run.keep_groups and run.group_size > 1:
-        yield (  # packed rows share a prompt only among the responses of one micro-batch
-            "data.keep_groups=false scatters the responses to a prompt, which model.policy.row_tokens could "
-            "otherwise read once for all of them: set it to true"
+    elif not run.keep_groups and run.group_size > 1:
+        yield (  # a row shares a prompt only among the responses of one micro-batch
+            "data.keep_groups=false scatters the responses to a prompt, which could otherwise be read once "
+            "for all of them: set it to true"
         )
 
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from grpo_pl.models.architecture import Architecture
 from grpo_pl.models.logprobs import FLOAT_ROWS
-from grpo_pl.models.packing import Beginnings, narrowest
+from grpo_pl.models.tree_attention import FEW_KEYS, TREE, Branch
 
 FLOAT32 = 4
 LOGITS_COPIES = 2
@@ -23,6 +23,17 @@ class Rows(NamedTuple):
 
     number: int
     tokens: int
+    queries: int = 0
+    """In a row that is a tree: the queries of all branches, padded."""
+    keys: int = 0
+    """Their keys, likewise."""
+    keys_each: int = 0
+    """The keys of one branch."""
+
+    @property
+    def positions(self) -> int:
+        """The tokens of all rows."""
+        return self.number * self.tokens
 
 
 @dataclass(frozen=True)
@@ -36,13 +47,13 @@ class Network:
     """Bytes of an element of its weights, and so of the states between its layers."""
     compute_bytes: int
     """Bytes of an element in its matrix products."""
-    eager: bool
-    """Whether attention holds its scores; else a kernel such as sdpa forgets them."""
+    attention: str
+    """The attention's name: "eager" holds its scores, kernels such as sdpa forget them."""
     checkpointing: bool = False
-    row_tokens: int | None = None
     chunk_tokens: int = 0
     """Rows of logits at once; 0 for a model without LM head."""
     head_in_float32: bool = False
+    on_cpu: bool = True
 
     @property
     def logit_bytes(self) -> int:
@@ -50,13 +61,12 @@ class Network:
         return FLOAT32 if self.head_in_float32 else self.compute_bytes
 
 
-def packed_rows(groups: int, group_size: int, prompt: int, response: int, row_tokens: int) -> Rows:
-    """The rows of groups of responses of equal length that have nothing but their prompt in common."""
-    number = groups * group_size
-    common = [prompt if n % group_size else 0 for n in range(number)]
-    lengths = [prompt + response - 1] * number  # the state of the last token is not read
-    placement = narrowest(Beginnings(range(number), lengths, common), row_tokens)
-    return Rows(len(placement.used), placement.width)
+def tree_of(groups: int, group_size: int, prompt: int, response: int) -> Rows:
+    """The row of groups of responses of equal length that have nothing but their prompt in common."""
+    whole = range(prompt + response - 1)  # the state of the last token is not read
+    first, others = Branch(whole, len(whole)).shape, Branch(whole, response - 1).shape
+    queries, keys = (groups * (a + (group_size - 1) * b) for a, b in zip(first, others, strict=True))
+    return Rows(1, groups * (prompt + group_size * (response - 1)), queries, keys, first[1])
 
 
 def layer_bytes(network: Network, rows: Rows) -> int:
@@ -68,20 +78,22 @@ def layer_bytes(network: Network, rows: Rows) -> int:
     by gate and up, 2 c H; the gated layer keeps gate, its activation, up and their product, 4 c I; the
     output projection keeps its input, c q. Eager attention keeps q and the repeated k and v, 3 c q, and
     the scores of all heads against a row of S tokens, in float32 and, where that differs, in c bytes. A
-    kernel keeps q and k and v, repeated only under a mask, 4 bytes a head, and the mask in c bytes.
+    kernel keeps q and k and v, and 4 bytes a head; in a tree those of the padded branches, and what it gives
+    for them, on a CPU in float32 where keys are few.
     """
     a, w, c = network.architecture, network.weight_bytes, network.compute_bytes
-    q, kv, masked = a.heads * a.head_dim, a.kv_heads * a.head_dim, network.row_tokens is not None
+    q, kv = a.heads * a.head_dim, a.kv_heads * a.head_dim
     norms = 2 * (FLOAT32 * a.hidden + FLOAT32 + w * a.hidden)
     inputs = (2 if c == w else 5) * c * a.hidden + c * q
     inner = 4 * c * a.intermediate
-    if network.eager:
+    kept = rows.positions * (norms + inputs + inner)
+    if network.attention == TREE:
+        c = FLOAT32 if network.on_cpu and rows.keys_each < FEW_KEYS else c
+        return kept + rows.queries * (2 * c * q + FLOAT32 * a.heads) + rows.keys * 2 * c * kv
+    if network.attention == "eager":
         scores = a.heads * rows.tokens * (FLOAT32 + (c if c != FLOAT32 else 0))
-        attention = 3 * c * q + scores
-    else:
-        mask = c * rows.tokens if masked else 0
-        attention = c * q + 2 * c * (q if masked else kv) + FLOAT32 * a.heads + mask
-    return rows.number * rows.tokens * (norms + inputs + inner + attention)
+        return kept + rows.positions * (3 * c * q + scores)
+    return kept + rows.positions * (c * q + 2 * c * kv + FLOAT32 * a.heads)
 
 
 def cast_bytes(network: Network) -> int:
@@ -114,7 +126,7 @@ def activation_bytes(network: Network, rows: Rows) -> int:
     """
     layer, a = layer_bytes(network, rows), network.architecture
     if network.checkpointing:
-        return a.layers * rows.number * rows.tokens * a.hidden * network.weight_bytes + 2 * layer
+        return a.layers * rows.positions * a.hidden * network.weight_bytes + 2 * layer
     return (a.layers + 1) * layer
 
 

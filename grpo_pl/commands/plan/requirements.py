@@ -17,16 +17,17 @@ from grpo_pl.commands.plan.formulas import (
     FLOAT32,
     Network,
     Rows,
-    packed_rows,
+    tree_of,
 )
 from grpo_pl.datamodule import RolloutDataModule, connect
 from grpo_pl.functional import forward_kl, reverse_kl
 from grpo_pl.losses import PolicyLoss
-from grpo_pl.models import LanguageModel, LoRA, RewardModel, ValueModel
+from grpo_pl.models import LanguageModel, RewardModel, ValueModel
 from grpo_pl.models.architecture import Architecture
 from grpo_pl.models.full_weights import tensor_bytes
 from grpo_pl.models.heads import Float32Linear
 from grpo_pl.models.loading import load_config, without_weights
+from grpo_pl.models.tree_attention import TREE
 from grpo_pl.module import PolicyOptimization
 from grpo_pl.rollout.engine import Demand, EngineMemory
 from grpo_pl.rollout.support import support_bytes
@@ -91,11 +92,7 @@ class Requirements:
     """Whether `gradient_terms` keeps gradients aside."""
     loss_name: str | None
     """None for a loss that never clips."""
-    learning_rate: float
-    adapters: bool
     idle_reference: bool
-    attention: str = ""
-    """The policy's."""
     teacher_copies: int = 0
     """Float32 copies of a chunk of logits that a KL over the whole vocabulary holds; 0 without one. With one
     the reference reads each micro-batch of the update, and no rollout before."""
@@ -126,11 +123,10 @@ class Requirements:
     def rows(self, network: Network, micro_batches: int) -> Rows:
         """The rows that a model reads at once if all prompts and responses are as long as they may be."""
         sequences = self.sequences(micro_batches)
-        if network.row_tokens is None:
+        if network.attention != TREE:
             return Rows(sequences, self.sequence_tokens)
         size = self.group_size if self.keep_groups else 1
-        lengths = (self.prompt_tokens, self.response_tokens)
-        return packed_rows(sequences // size, size, *lengths, network.row_tokens)
+        return tree_of(sequences // size, size, self.prompt_tokens, self.response_tokens)
 
 
 def read_requirements(
@@ -146,7 +142,7 @@ def read_requirements(
     mine = data.prompts_per_iteration // data_ranks(trainer).size
     val_prompts = data.val_prompts_per_batch if data.val is not None else 0
     engine, val_cache_bytes = read_engines(data, mine, val_prompts, longest, device)
-    state_bytes, learning_rate = optimizer_costs(module.optimizer)
+    state_bytes = optimizer_bytes(module.optimizer)
     models = tuple(read_models(trainer, module.held_models(), state_bytes))
     policy = module.held_models()["policy"]
     assert isinstance(policy, LanguageModel), "build() refuses others"
@@ -172,11 +168,8 @@ def read_requirements(
         with_entropy=module.objective.needs_entropy,
         measures_terms=any(isinstance(c, GradientTerms) and c.every for c in trainer.callbacks),  # type: ignore[attr-defined]
         loss_name=None if loss.acts_at_once else type(loss).__name__,
-        learning_rate=learning_rate,
-        adapters=isinstance(module.builders["policy"], LoRA),
         idle_reference=module.idle_reference,
         teacher_copies=copies_of_teacher(module),
-        attention=policy.language_model.config._attn_implementation,
         bucket_bytes=bucket_bytes(trainer, models),
         support_bytes=of_support(data, mine * data.group_size, longest),
     )
@@ -225,8 +218,8 @@ def read_engines(
     return engine, validating.cache_needed if val_prompts else 0
 
 
-def optimizer_costs(factory: OptimizerFactory) -> tuple[float, float]:
-    """Bytes of state for each trained element, and the learning rate: read from one step on two parameters.
+def optimizer_bytes(factory: OptimizerFactory) -> float:
+    """Bytes of state for each trained element, read from one step on two parameters.
 
     State of a fixed size, such as a count of steps, is the same for both and drops out.
     """
@@ -240,12 +233,13 @@ def optimizer_costs(factory: OptimizerFactory) -> tuple[float, float]:
         for p in (one, more)
     ]
     grown = tensor_bytes(states[1]) - tensor_bytes(states[0])
-    return grown / (more.numel() - one.numel()), float(optimizer.param_groups[0]["lr"])
+    return grown / (more.numel() - one.numel())
 
 
 def read_models(trainer: pl.Trainer, held: dict[str, nn.Module], state_bytes: float) -> Iterable[Model]:
-    """The models in memory; what is trained is sharded."""
+    """The models in memory; what is trained is sharded, and has float32 masters where it has 16 bits."""
     amp_bytes, shards = 2 if "mixed" in trainer.precision else None, num_shards(trainer)
+    on_cpu = trainer.strategy.root_device.type == "cpu"
     counted: set[int] = set()
     for name, model in held.items():
         new = {id(p): p for p in model.parameters() if id(p) not in counted}
@@ -253,26 +247,25 @@ def read_models(trainer: pl.Trainer, held: dict[str, nn.Module], state_bytes: fl
         trained = [p for p in new.values() if p.requires_grad]
         share = shards if trained else 1
         elements = sum(p.numel() for p in trained)
-        gradients = tensor_bytes(trained)
-        scale = gradients / max(elements, 1) / FLOAT32  # the state has the dtype of its parameter
+        masters = FLOAT32 * sum(p.numel() for p in trained if p.dtype != torch.float32)
         yield Model(
             name=name,
             parameters=sum(p.numel() for p in new.values()),
             parameter_bytes=tensor_bytes(new.values()) // share,
-            gradient_bytes=gradients // share,
-            optimizer_bytes=int(elements * state_bytes * scale) // share,
-            network=read_network(model, None if name.startswith("rewards.") else amp_bytes),
+            gradient_bytes=tensor_bytes(trained) // share,
+            optimizer_bytes=int(elements * state_bytes + masters) // share,
+            network=read_network(model, None if name.startswith("rewards.") else amp_bytes, on_cpu),
         )
 
 
-def read_network(model: nn.Module, amp_bytes: int | None) -> Network | None:
+def read_network(model: nn.Module, amp_bytes: int | None, on_cpu: bool) -> Network | None:
     """How a model computes; reward models do so outside the trainer's precision."""
     inside: PreTrainedModel
-    row_tokens, chunk_tokens = None, 0
+    chunk_tokens = 0
     if isinstance(model, LanguageModel):
-        inside, row_tokens, chunk_tokens = model.language_model, model.row_tokens, model.chunk_tokens
+        inside, chunk_tokens = model.language_model, model.chunk_tokens
     elif isinstance(model, ValueModel):
-        inside, row_tokens = model.trunk, model.row_tokens
+        inside = model.trunk
     elif isinstance(model, RewardModel):
         inside = model.model
     else:
@@ -284,11 +277,11 @@ def read_network(model: nn.Module, amp_bytes: int | None) -> Network | None:
         linear_parameters=sum(m.weight.numel() for m in inside.modules() if isinstance(m, nn.Linear)),
         weight_bytes=weight_bytes,
         compute_bytes=amp_bytes or weight_bytes,
-        eager=inside.config._attn_implementation == "eager",
+        attention=inside.config._attn_implementation,
         checkpointing=trunk.is_gradient_checkpointing,
-        row_tokens=row_tokens,
         chunk_tokens=chunk_tokens,
         head_in_float32=isinstance(inside.get_output_embeddings(), Float32Linear),
+        on_cpu=on_cpu,
     )
 
 

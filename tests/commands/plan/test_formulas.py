@@ -17,13 +17,13 @@ from grpo_pl.commands.plan.formulas import (
     cast_bytes,
     head_bytes,
     layer_bytes,
-    packed_rows,
+    tree_of,
 )
-from grpo_pl.commands.plan.requirements import optimizer_costs
+from grpo_pl.commands.plan.requirements import optimizer_bytes
 from grpo_pl.models import CausalLM
 from grpo_pl.models.architecture import Architecture
-from grpo_pl.models.loading import load_language_model, without_weights
-from grpo_pl.models.packing import pack
+from grpo_pl.models.loading import load_language_model, set_attention, without_weights
+from grpo_pl.models.packing import hidden_before_each_token, pack
 from grpo_pl.rollout.engine import Demand
 from grpo_pl.rollout.in_process import InProcessEngine
 from grpo_pl.rollout.vllm import VLLMEngine
@@ -43,10 +43,10 @@ def test_the_bytes_of_a_tiny_layer_computed_by_hand() -> None:
     copies = 5 * 64 * 2 + 64 * 2
     assert layer_bytes(MIXED, rows) == tokens * (1032 + copies + 1024 + 3 * 64 * 2 + 2 * 32 * (4 + 2))
     kernel = 64 * 2 + 2 * 32 * 2 + 2 * 4
-    assert layer_bytes(replace(MIXED, eager=False), rows) == tokens * (1032 + copies + 1024 + kernel)
+    assert layer_bytes(replace(MIXED, attention="sdpa"), rows) == tokens * (1032 + copies + 1024 + kernel)
 
 
-def kept_by_autograd(network: Network, rows: Rows, layers: int) -> int:
+def kept_by_autograd(network: Network, rows: Rows, prompt: int, layers: int) -> int:
     """Bytes that the real layers keep for a backward, their weights and the copies of those apart."""
     from transformers import AutoModelForCausalLM, LlamaConfig
 
@@ -61,8 +61,8 @@ def kept_by_autograd(network: Network, rows: Rows, layers: int) -> int:
         num_hidden_layers=layers,
     )
     dtype = torch.float32 if network.weight_bytes == 4 else torch.bfloat16
-    attention = "eager" if network.eager else "sdpa"
-    built = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention).train()
+    built = AutoModelForCausalLM.from_config(config, dtype=dtype).train()
+    set_attention(built, network.attention)
     weights = {p.untyped_storage().data_ptr() for p in built.parameters()}
     kept: dict[int, Tensor] = {}
 
@@ -71,34 +71,29 @@ def kept_by_autograd(network: Network, rows: Rows, layers: int) -> int:
             kept[pointer] = tensor
         return tensor
 
-    mask: Tensor | None = None
-    if network.row_tokens is not None:
-        mask = torch.ones(rows.number, 1, rows.tokens, rows.tokens, dtype=torch.bool).tril()
-        mask = torch.zeros(mask.shape).masked_fill(~mask, -1e30) if network.eager else mask
-    tokens = torch.zeros(rows, dtype=torch.long)
     mixed = network.compute_bytes != network.weight_bytes
     with torch.autocast("cpu", torch.bfloat16, enabled=mixed), saved_tensors_hooks(keep, lambda t: t):
-        built.base_model(tokens, attention_mask=mask, use_cache=False)
+        if network.attention == "tree":
+            hidden_before_each_token(built.base_model, *responses(3, 4, prompt, 9))
+        else:
+            built.base_model(torch.zeros(rows.number, rows.tokens, dtype=torch.long), use_cache=False)
     copies = sum(m.weight.numel() for m in built.base_model.modules() if isinstance(m, torch.nn.Linear))
     return sum(t.untyped_storage().nbytes() for t in kept.values()) - (2 * copies if mixed else 0)
 
 
-@pytest.mark.parametrize("row_tokens", [None, 32])
-@pytest.mark.parametrize("eager", [True, False])
+@pytest.mark.parametrize(("attention", "prompt"), [("eager", 0), ("sdpa", 0), ("tree", 20), ("tree", 600)])
 @pytest.mark.parametrize("sizes", [(4, 4), (4, 2), (2, 2)])
-def test_a_layer_keeps_what_autograd_keeps(
-    sizes: tuple[int, int], eager: bool, row_tokens: int | None
-) -> None:
+def test_a_layer_keeps_what_autograd_keeps(sizes: tuple[int, int], attention: str, prompt: int) -> None:
+    """Of 600 tokens a prompt has more keys than are scored in float32."""
     network = Network(
         replace(TINY, heads=4, kv_heads=2, head_dim=16),
         linear_parameters=0,
         weight_bytes=sizes[0],
         compute_bytes=sizes[1],
-        eager=eager,
-        row_tokens=row_tokens,
+        attention=attention,
     )
-    rows = Rows(3, 32)
-    two, four = (kept_by_autograd(network, rows, layers) for layers in (2, 4))
+    rows = tree_of(3, 4, prompt, 9) if attention == "tree" else Rows(3, 32)
+    two, four = (kept_by_autograd(network, rows, prompt, layers) for layers in (2, 4))
     assert layer_bytes(network, rows) == (four - two) // 2
 
 
@@ -121,26 +116,22 @@ def test_autocast_copies_the_weights_of_another_type_alone() -> None:
     assert cast_bytes(FLOAT32) == 0
 
 
-@pytest.mark.parametrize(
-    ("groups", "size", "prompt", "response", "row_tokens"),
-    [
-        (2, 8, 47, 24, 256),
-        (3, 8, 96, 24, 256),
-        (5, 1, 30, 20, 256),
-        (2, 4, 100, 100, 64),
-        (7, 3, 20, 15, 128),
-    ],
-)
-def test_the_rows_are_those_of_pack(
-    groups: int, size: int, prompt: int, response: int, row_tokens: int
-) -> None:
+def responses(groups: int, size: int, prompt: int, response: int) -> tuple[Tensor, Tensor]:
+    """Groups of responses that have nothing but their prompt in common."""
     prompts = torch.arange(groups)[:, None].expand(-1, prompt).repeat_interleave(size, 0)
     answers = torch.arange(groups * size)[:, None].expand(-1, response)
     token_ids = torch.cat([prompts, answers], 1)
-    mask = torch.zeros(token_ids.shape, dtype=torch.bool)
-    mask[:, prompt:] = True
-    made = pack(token_ids, mask, row_tokens).token_ids.shape
-    assert packed_rows(groups, size, prompt, response, row_tokens) == made
+    return token_ids, (torch.arange(prompt + response) >= prompt).expand(len(token_ids), -1)
+
+
+@pytest.mark.parametrize(
+    ("groups", "size", "prompt", "response"),
+    [(2, 8, 47, 24), (3, 8, 96, 24), (5, 1, 30, 20), (2, 4, 100, 100), (7, 3, 20, 15)],
+)
+def test_the_tree_is_that_of_pack(groups: int, size: int, prompt: int, response: int) -> None:
+    layout = pack(*responses(groups, size, prompt, response))
+    queries, keys = (sum(batch[i].numel() for batch in layout.tree.batches) for i in (0, 1))
+    assert tree_of(groups, size, prompt, response)[:4] == (1, len(layout.token_ids), queries, keys)
 
 
 # ----------------------------------------------------------------------------------------------- optimizers
@@ -158,9 +149,9 @@ def momentum(parameters: object) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr=0.5, momentum=0.9)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("factory", "costs"), [(adamw, (8, 3e-4)), (sgd, (0, 0.5)), (momentum, (4, 0.5))])
-def test_an_optimizer_says_its_state_by_one_step(factory: Callable, costs: tuple[float, float]) -> None:
-    assert optimizer_costs(factory) == costs
+@pytest.mark.parametrize(("factory", "state"), [(adamw, 8), (sgd, 0), (momentum, 4)])
+def test_an_optimizer_says_its_state_by_one_step(factory: Callable, state: float) -> None:
+    assert optimizer_bytes(factory) == state
 
 
 # --------------------------------------------------------------------------------------------------- models

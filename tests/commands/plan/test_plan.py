@@ -109,22 +109,17 @@ def test_nothing_is_said_of_a_run_that_is_right() -> None:
 
 
 def with_policy(**changes: object) -> tuple[Model, ...]:
-    network = replace(MIXED, row_tokens=256)
+    network = replace(MIXED, attention="tree")
     return (model(network=replace(network, **changes)),)  # type: ignore[arg-type]
 
 
 WIDE = replace(TINY, layers=400, vocabulary=320)
 ADVICE: dict[str, tuple[dict[str, object], str]] = {
     "memory": ({"free_bytes": GIB}, "no trainer.accumulate_grad_batches fits"),
-    "dtype": (
-        {"models": with_policy(weight_bytes=2)},
-        "model.policy.dtype .*lr=1e-05 away: set it to float32",
-    ),
     "padding": (
-        {"models": with_policy(row_tokens=None)},
-        "model.policy.row_tokens=null .* set it to 256 and data.keep_groups",
+        {"models": with_policy(attention="sdpa")},
+        "model.policy.attention=sdpa computes the padding, .* set it to null",
     ),
-    "attention": ({"attention": "sdpa"}, "model.policy.attention=sdpa: .* set it to eager"),
     "groups": ({"keep_groups": False}, "data.keep_groups=false .* set it to true"),
     "an engine too wide": (
         {"engine": EngineMemory(max_sequences=65)},
@@ -145,7 +140,7 @@ ADVICE: dict[str, tuple[dict[str, object], str]] = {
     ),
     "reference": ({"idle_reference": True}, "model.kl=null, .* set model.kl to KLInLoss"),
     "activations": (
-        {"models": with_policy(architecture=replace(TINY, layers=1000)), "response_tokens": 25},
+        {"models": with_policy(architecture=replace(TINY, layers=1500)), "response_tokens": 25},
         "activations .* raise trainer.accumulate_grad_batches, or set model.policy.gradient_checkpointing",
     ),
     "logits": (
