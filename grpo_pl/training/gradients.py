@@ -27,7 +27,7 @@ def total_norm(kinds: Iterable[list[nn.Parameter]], flat_shards: bool) -> Tensor
 
     `flat_shards` says whether they are parts of FSDP1's flat parameters, which do not show it.
     """
-    norms = [torch.nn.utils.get_total_norm([p.grad for p in kind]) for kind in kinds]  # type: ignore[misc]
+    norms = [norm_of([p.grad for p in kind if p.grad is not None]) for kind in kinds]
     whole = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
     total = torch.linalg.vector_norm(torch.stack(whole)) if whole else torch.zeros(())
     if flat_shards:
@@ -35,6 +35,13 @@ def total_norm(kinds: Iterable[list[nn.Parameter]], flat_shards: bool) -> Tensor
         torch.distributed.all_reduce(square)
         total = square.sqrt()
     return total
+
+
+def norm_of(gradients: Iterable[Tensor]) -> Tensor:
+    """The L2 norm of tensors of one mesh together, in float32 whatever their types."""
+    each = [torch.linalg.vector_norm(gradient, dtype=torch.float32) for gradient in gradients]
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(each))
+    return norm
 
 
 def clip(kinds: Iterable[list[nn.Parameter]], bound: float, norm: Tensor | None) -> None:

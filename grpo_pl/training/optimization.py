@@ -17,6 +17,7 @@ from grpo_pl.models import ModelBuilder
 from grpo_pl.runs.same_model import check_fits, check_settings
 from grpo_pl.system.refusal import about
 from grpo_pl.training.gradients import by_mesh, clip, taken, total_norm
+from grpo_pl.training.master_weights import with_masters
 from grpo_pl.training.ranks import num_shards
 from grpo_pl.training.skipped_steps import SkippedStep, Source, explain
 
@@ -79,7 +80,7 @@ class OptimizedModule(pl.LightningModule):
             for name, parameters in self.parameter_groups().items()
             if parameters
         ]
-        optimizer = self.optimizer(groups)  # type: ignore[arg-type]
+        optimizer = with_masters(self.optimizer, groups)  # type: ignore[arg-type]
         if self.lr_scheduler is None:
             return optimizer
         return {
