@@ -125,8 +125,8 @@ class CausalLM(ModelBuilder):
 
     Args:
         pretrained: Model folder or hub name; where empty, the one of `--pretrained`.
-        dtype: Type of the weights. Keep float32 for a policy: bfloat16 loses small updates;
-            `trainer.precision: bf16-mixed` computes in bfloat16 all the same.
+        dtype: Type of the weights. Of a policy in bfloat16 the optimizer keeps float32 masters, and gradients
+            have 16 bits; with float32 and `trainer.precision: bf16-mixed` products are in bfloat16 too.
         gradient_checkpointing: Recompute activations in the backward: less memory, about a third more time.
         chunk_tokens: Rows of logits that exist at once, in the precision of products.
         attention: "tree" reads a micro-batch as one row without padding, and what sequences begin with once

@@ -389,6 +389,7 @@ TWO_RANKS = ("--trainer.devices", "2", "--trainer.max_epochs", "4")
     [
         pytest.param(("--forked",), id="default"),
         pytest.param(("--forked", *FOUR, "--checkpoint.every_n_epochs", "2"), id="all that moves"),
+        pytest.param(("--forked", "--model.policy.dtype", "bfloat16"), id="masters"),
         pytest.param(
             (*TWO_RANKS, "--trainer.strategy", "ddp"),
             id="two ranks",
@@ -396,6 +397,10 @@ TWO_RANKS = ("--trainer.devices", "2", "--trainer.max_epochs", "4")
         pytest.param(
             (*TWO_RANKS, "--trainer.strategy", "fsdp2"),
             id="shards",
+        ),
+        pytest.param(
+            (*TWO_RANKS, "--trainer.strategy", "fsdp2", "--model.policy.dtype", "bfloat16"),
+            id="masters of shards",
         ),
     ],
 )
