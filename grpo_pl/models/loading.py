@@ -28,8 +28,6 @@ VALUE_BIAS = "value_bias"
 """The entry of a critic's config.json with the bias of its head, which classifiers have not."""
 RewardKind = Literal["outcome", "process"]
 """Whether a reward model scores whole responses or the steps of them."""
-
-
 _shapes_alone = ContextVar("shapes_alone", default=False)
 
 
@@ -114,8 +112,7 @@ def load_config(pretrained: str) -> "PretrainedConfig":
 
 def context_length(pretrained: str) -> int:
     """The model's context: prompt and response together, in tokens."""
-    text_config = load_config(pretrained).get_text_config()
-    return int(getattr(text_config, "max_position_embeddings", None) or 1 << 30)
+    return int(getattr(load_config(pretrained).get_text_config(), "max_position_embeddings", None) or 1 << 30)
 
 
 def vocabulary_size(pretrained: str) -> int:

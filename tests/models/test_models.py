@@ -227,7 +227,10 @@ def test_compiled_blocks_say_the_same(tiny_model: Path) -> None:
         results.append([logprobs, *(p.grad for p in model.parameters())])
         compiled = [block._compiled_call_impl is not None for block in transformer_blocks(model)]
         assert compiled == [backend is not None] * 2
-    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*results, strict=True))
+    (logprobs, *gradients), (same, *others) = results
+    assert torch.allclose(logprobs, same, atol=1e-5)
+    for a, b in zip(gradients, others, strict=True):
+        assert torch.allclose(a, b, atol=1e-5 * float(a.abs().max()))
 
 
 def test_a_value_head_starts_at_zero_and_sees_only_what_comes_before(tiny_model: Path) -> None:

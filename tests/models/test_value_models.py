@@ -105,7 +105,8 @@ def test_values_are_float32_numbers_under_autocast(
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
         hidden = policy(tokens, mask, 1.0).hidden
         values = critic(tokens, mask, hidden)[mask]
-        given = hidden if kind == "on_trunk" else hidden_before_each_token(critic.trunk, tokens, mask).hidden
+        states = None if kind == "on_trunk" else hidden_before_each_token(critic.trunk, tokens, mask)
+        given = hidden if states is None else states.of_each(states.hidden)
     assert values.dtype == torch.float32
     assert (values != values.bfloat16()).float().mean() > 0.9, "more than bfloat16 can say"
     exact = given.double() @ critic.head.weight.double()[0] + critic.head.bias.double()
