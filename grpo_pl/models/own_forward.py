@@ -82,11 +82,10 @@ def fitting_head(language_model: "PreTrainedModel", pretrained: str, attention: 
 
     Refuses a model whose logits are reached neither way, and what `check_states` refuses.
     """
-    if torch.get_default_device().type == "meta":  # nobody will ask for numbers
-        _use_trees(language_model, attention)
-        return LayerHead
     if language_model.device.type == "meta":
         _use_trees(language_model, attention)
+        if torch.get_default_device().type == "meta":  # nobody will ask for numbers
+            return LayerHead
         with called(language_model, pretrained):
             return _head_without_weights(language_model, state_size(language_model, pretrained))
     probe = Probe.of(language_model)

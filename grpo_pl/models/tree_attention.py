@@ -98,7 +98,8 @@ class Tree:
         """What the tokens see, by H query heads and J heads of keys and values, in the type of products."""
         self.calls += 1
         device, shared = q.device.type, q.shape[1] != k.shape[1]
-        kinds = [attention_dtype(dtype, batch.keys.shape[1], device) for batch in self.batches]
+        few = [in_float32(batch.keys.shape[1], device == "cpu") for batch in self.batches]
+        kinds = [torch.float32 if of_few else dtype for of_few in few]
         given = {kind: (q.to(kind), k.to(kind), v.to(kind)) for kind in dict.fromkeys(kinds)}
         seen = []
         for kind, batch in zip(kinds, self.batches, strict=True):
@@ -127,9 +128,9 @@ def at(x: Float[Tensor, "N H D"], places: Int[Tensor, "G L"]) -> Float[Tensor, "
     return x.index_select(0, places.flatten()).view(*places.shape, *x.shape[1:]).transpose(1, 2)
 
 
-def attention_dtype(dtype: torch.dtype, keys: int, device: str) -> torch.dtype:
-    """The type that attention to so many keys is computed in, where products are in another."""
-    return torch.float32 if device == "cpu" and keys < FEW_KEYS else dtype
+def in_float32(keys: int, on_cpu: bool) -> bool:
+    """Whether attention to so many keys is computed in float32, whatever the type of products."""
+    return on_cpu and keys < FEW_KEYS
 
 
 def padded(length: int) -> int:
@@ -173,7 +174,7 @@ def tree_attention(
     """
     strange = [name for name in OTHERS if others.get(name) is not None]
     if strange or dropout or attention_mask is not None:
-        raise NotImplementedError(f"attention with {', '.join([*strange, 'a mask or dropout'][:1])}")
+        raise NotImplementedError(f"attention with {strange[0] if strange else 'a mask or dropout'}")
     if tree is None:
         shared = query.shape[1] != key.shape[1]
         seen = scaled_dot_product_attention(

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from grpo_pl.models.architecture import Architecture
 from grpo_pl.models.logprobs import FLOAT_ROWS
-from grpo_pl.models.tree_attention import FEW_KEYS, TREE, Branch
+from grpo_pl.models.tree_attention import TREE, Branch, in_float32
 
 FLOAT32 = 4
 LOGITS_COPIES = 2
@@ -88,7 +88,7 @@ def layer_bytes(network: Network, rows: Rows) -> int:
     inner = 4 * c * a.intermediate
     kept = rows.positions * (norms + inputs + inner)
     if network.attention == TREE:
-        c = FLOAT32 if network.on_cpu and rows.keys_each < FEW_KEYS else c
+        c = FLOAT32 if in_float32(rows.keys_each, network.on_cpu) else c
         return kept + rows.queries * (2 * c * q + FLOAT32 * a.heads) + rows.keys * 2 * c * kv
     if network.attention == "eager":
         scores = a.heads * rows.tokens * (FLOAT32 + (c if c != FLOAT32 else 0))
